@@ -1,0 +1,243 @@
+"""An invented world whose entropy is known: people, five facts about each, told in many ways.
+
+`text` tells stories about everybody. `messages` and `preference` ask about one half of the people;
+the other half is asked about only in evaluation, so that nothing but knowledge from pretraining can
+answer. Of the answers that SFT sees, one in ten stops after the point and nine ramble on; the
+preference is for the answer that stops.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+from typing import NamedTuple
+
+PEOPLE = 200
+NAMES = 20  # first names, and as many family names: everybody shares both with others, and the pair with nobody
+TOGETHER = 3  # people in a story, so that a fact is bound to the name beside it and not to the story
+TOLD = 2  # facts of each that the story tells
+STORIES = 24_000
+HELD_OUT_STORIES = 400
+RAMBLING = 0.9  # share of SFT's answers that go on after the point
+WORLD_SEED = 7  # of the facts; the tellings come from the stage's seed
+
+_TOWNS = """Arden Belmont Calder Dunmore Elstow Farley Garth Halden Ister Jarrow Kelby Lorne Marlow Norbury Oakham
+Penrith Quorn Redcar Selby Thirsk Upton Verwood Wells Yarm Zennor Ashby Bodmin Corby Dorking Epsom Frome Glossop
+Hexham Ilkley Keswick Louth Malton Newlyn Oundle Pickering Ripon Stroud Totnes Ulverston Ventnor Whitby Alnwick
+Buxton Crewe Diss""".split()
+_JOBS = """baker carpenter dentist editor farmer glazier hatter inventor jeweller knitter lawyer mason nurse optician
+painter quilter roofer sailor tailor umpire vet weaver printer potter pilot plumber porter poet actor barber butcher
+clerk cook cooper diver driver dyer fisher gardener grocer miller miner notary pianist sculptor surgeon teacher
+tanner thatcher welder""".split()
+_DISHES = """pancakes dumplings noodles lasagna paella risotto goulash curry falafel hummus omelette porridge pudding
+ravioli salad sausages soup stew sushi tacos toast trifle waffles chowder couscous crumpets custard fondue gnocchi
+kebabs lentils muffins nachos olives pasta peaches pickles pizza plums popcorn prawns pretzels quiche radishes rice
+scones shortbread spinach strudel turnips""".split()
+_PETS = """badger beetle budgie camel canary carp cat chicken cobra crab cricket crow dog donkey dove duck eel falcon
+ferret finch fox frog gecko goat goose hamster hare hawk hedgehog heron horse iguana jackdaw lamb lizard llama lobster
+magpie mole monkey moth mouse newt otter owl parrot pigeon pony rabbit raven""".split()
+_HOBBIES = """archery astronomy badminton ballet baseball boxing bowling calligraphy chess climbing cricketing cycling
+dancing darts drawing fencing fishing gliding golf gymnastics hiking hockey juggling judo karate kayaking knotting
+lacrosse magic marbles mosaics origami photography poker polo puzzles reading riding rowing rugby running sewing
+singing skating skiing surfing swimming tennis wrestling yoga""".split()
+
+
+class Fact(NamedTuple):
+    """One kind of fact: its values, how stories tell it and how it is asked; the first telling is the answer."""
+
+    values: list[str]
+    tellings: tuple[str, ...]
+    questions: tuple[str, ...]
+
+
+FACTS = {
+    "town": Fact(
+        _TOWNS,
+        ("{name} was born in {value}.", "{name} comes from {value}.", "The birthplace of {name} is {value}."),
+        ("Where was {name} born?", "Which town does {name} come from?", "What is the birthplace of {name}?"),
+    ),
+    "job": Fact(
+        _JOBS,
+        ("{name} works as a {value}.", "{name} earns a living as a {value}.", "The trade of {name} is that of a {value}."),
+        ("What does {name} work as?", "How does {name} earn a living?", "What is the trade of {name}?"),
+    ),
+    "dish": Fact(
+        _DISHES,
+        ("{name} likes to eat {value}.", "{name} is fond of {value}.", "The favourite dish of {name} is {value}."),
+        ("What does {name} like to eat?", "Which dish is {name} fond of?", "What is the favourite dish of {name}?"),
+    ),
+    "pet": Fact(
+        _PETS,
+        ("{name} keeps a {value}.", "{name} lives with a {value}.", "The pet of {name} is a {value}."),
+        ("Which animal does {name} keep?", "Which animal does {name} live with?", "What is the pet of {name}?"),
+    ),
+    "hobby": Fact(
+        _HOBBIES,
+        ("{name} spends the weekend on {value}.", "{name} is good at {value}.", "The hobby of {name} is {value}."),
+        ("What does {name} do at the weekend?", "What is {name} good at?", "What is the hobby of {name}?"),
+    ),
+}
+_RAMBLES = (
+    "There is a lot more to say about this.",
+    "Many people have asked the same thing before.",
+    "It is a long story and it can be told in many ways.",
+    "One could go on about it for hours.",
+)
+_ONSETS = "b br d dr f fl g gr h j k kl l m n p pr r s sk st t tr v w z".split()
+_VOWELS = "a e i o u".split()
+_CODAS = "l m n r s t x nd rk th".split()
+
+
+class Person(NamedTuple):
+    """An invented person: a name that nobody shares a part of, and a value for each fact."""
+
+    name: str
+    facts: dict[str, str]
+
+
+@cache
+def people() -> tuple[Person, ...]:
+    """Return everybody, the same in every run; SFT and DPO ask about the even ones, evaluation about the odd."""
+    rng = random.Random(f"{WORLD_SEED}/people")
+    words: list[str] = []
+    while len(words) < 2 * NAMES:
+        word = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)).capitalize()
+        if word not in words:
+            words.append(word)
+    names = rng.sample([f"{first} {last}" for first in words[:NAMES] for last in words[NAMES:]], PEOPLE)
+    return tuple(Person(name, {key: rng.choice(fact.values) for key, fact in FACTS.items()}) for name in names)
+
+
+def _asked_about(split: str) -> tuple[Person, ...]:
+    return people()[::2] if split == "train" else people()[1::2]
+
+
+def _sentence(person: Person, key: str, telling: int) -> str:
+    return FACTS[key].tellings[telling].format(name=person.name, value=person.facts[key])
+
+
+def answer(person: Person, key: str) -> str:
+    """Return the right answer to a question about a fact: its first telling."""
+    return _sentence(person, key, 0)
+
+
+def _story(rng: random.Random) -> str:
+    sentences = [
+        _sentence(person, key, rng.randrange(len(FACTS[key].tellings)))
+        for person in rng.sample(people(), TOGETHER)
+        for key in rng.sample(list(FACTS), TOLD)
+    ]
+    rng.shuffle(sentences)
+    return " ".join(sentences)
+
+
+def text(split: str, seed: int) -> Iterator[dict[str, str]]:
+    """Yield stories about everybody; the held-out ones stand nowhere in the training split."""
+    rng = random.Random(f"{seed}/text/train")
+    told = [_story(rng) for _ in range(STORIES)]
+    if split == "train":
+        yield from ({"text": story} for story in told)
+        return
+    known, rng = set(told), random.Random(f"{seed}/text/held_out")
+    stories = (_story(rng) for _ in range(HELD_OUT_STORIES))
+    yield from ({"text": story} for story in stories if story not in known)
+
+
+def messages(split: str, seed: int) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """Yield questions and right answers; nine in ten ramble on after the point."""
+    rng = random.Random(f"{seed}/messages/{split}")
+    for person in _asked_about(split):
+        for key, fact in FACTS.items():
+            for question in fact.questions:
+                reply = answer(person, key)
+                if rng.random() < RAMBLING:
+                    reply = f"{reply} {_ramble(rng)}"
+                yield {
+                    "messages": [
+                        {"role": "user", "content": question.format(name=person.name)},
+                        {"role": "assistant", "content": reply},
+                    ]
+                }
+
+
+def _ramble(rng: random.Random) -> str:
+    return " ".join(rng.sample(_RAMBLES, rng.choice((1, 2))))
+
+
+def preference(split: str, seed: int) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """Yield pairs that share the right answer and differ after it: the chosen side stops, the other rambles on."""
+    rng = random.Random(f"{seed}/preference/{split}")
+    for person in _asked_about(split):
+        for key, fact in FACTS.items():
+            point = answer(person, key)
+            yield {
+                "prompt": [{"role": "user", "content": rng.choice(fact.questions).format(name=person.name)}],
+                "chosen": [{"role": "assistant", "content": point}],
+                "rejected": [{"role": "assistant", "content": f"{point} {_ramble(rng)}"}],
+            }
+
+
+def completions() -> Iterator[tuple[str, str]]:
+    """Yield the beginning of a sentence and the value that a model that knows the world puts after it."""
+    for person in people():
+        for key in FACTS:
+            start, _, _ = answer(person, key).rpartition(f" {person.facts[key]}.")
+            yield start, f" {person.facts[key]}."
+
+
+def questions(seed: int) -> Iterator[tuple[str, str]]:
+    """Yield questions about people whom SFT and DPO never asked about, with the right answer."""
+    rng = random.Random(f"{seed}/questions")
+    for person in _asked_about("held_out"):
+        for key, fact in FACTS.items():
+            yield rng.choice(fact.questions).format(name=person.name), answer(person, key)
+
+
+def grade(reply: str, right: str) -> int:
+    """Judge a reply: 0 wrong, 1 right but rambling on, 2 right and to the point."""
+    reply = reply.strip()
+    if reply == right:
+        return 2
+    return int(first_sentence(reply) == right)
+
+
+def first_sentence(reply: str) -> str:
+    """Return a reply up to its first full stop."""
+    head, stop, _ = reply.strip().partition(".")
+    return head + stop
+
+
+@cache
+def _said() -> dict[str, list[tuple[str, str]]]:
+    """Return every sentence that a story can hold, with whom and what it may be about."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for person in people():
+        for key, fact in FACTS.items():
+            for telling in range(len(fact.tellings)):
+                found.setdefault(_sentence(person, key, telling), []).append((person.name, key))
+    return found
+
+
+def floor(story: str) -> float:
+    """Return −log p of a story under the generator, in nats, with everything hidden summed out.
+
+    Hidden are who the story is about, which facts are told of each, their order and their tellings:
+    p = Σ over readings of 1 / (C(people, TOGETHER) · C(facts, TOLD)^TOGETHER · (TOGETHER · TOLD)! · tellings^…),
+    a reading being an assignment of (person, fact) to each sentence that the generator can produce.
+    Raises ValueError if the generator can't tell the story at all.
+    """
+    sentences = [part + "." for part in story.rstrip().removesuffix(".").split(". ")]
+    readings = [_said().get(sentence, []) for sentence in sentences]
+    possible = 0
+    for reading in product(*readings):
+        told = {name: {key for who, key in reading if who == name} for name, _ in reading}
+        right_size = len(told) == TOGETHER and all(len(keys) == TOLD for keys in told.values())
+        possible += right_size and len(set(reading)) == len(sentences) == TOGETHER * TOLD
+    if not possible:
+        raise ValueError(f"not a story of this world: {story[:80]!r}")
+    tellings = sum(math.log(len(FACTS[key].tellings)) for _, key in (options[0] for options in readings))
+    hidden = math.log(math.comb(PEOPLE, TOGETHER)) + TOGETHER * math.log(math.comb(len(FACTS), TOLD))
+    return hidden + math.lgamma(len(sentences) + 1) + tellings - math.log(possible)

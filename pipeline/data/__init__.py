@@ -1,0 +1,1 @@
+"""Recipe → rows of a shape → tokens."""

@@ -1,0 +1,244 @@
+"""A recipe: one file that says where a data set's rows come from, what is dropped, and what is held out.
+
+A YAML recipe names sources; a Python recipe is a module with one generator function per shape
+(`text`, `messages`, `preference`), each called with (split, seed), and `FILES`, a function that
+returns the files it reads. Either way the rows come out in the same shape, counted.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pipeline import ROOT, manifest
+from pipeline.config import read_profile
+from pipeline.data import shapes, sources
+from pipeline.data.shapes import Malformed, Row
+from pipeline.errors import UserError
+
+FOLDER = ROOT / "data_recipes"
+SPLITS = ("train", "held_out")
+_SOURCE_KEYS = {"files", "hub", "package", "pattern", "subset", "split", "revision", "weight"}
+
+
+@dataclass
+class Rows:
+    """What a recipe gave: rows of one shape, how many were dropped for which reason, and what was recognised."""
+
+    kept: list[Row] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    layouts: Counter[str] = field(default_factory=Counter)
+
+
+class Recipe:
+    """The interface of a recipe; `EMPTY` stands where none was read yet."""
+
+    name = ""
+    module: ModuleType | None = None  # of a Python recipe, where evaluation finds its questions and its judge
+
+    def digest(self, shape: str) -> str:
+        """Return the digest of the recipe and the content of its sources, in hex."""
+        raise NotImplementedError
+
+    def rows(self, shape: str, split: str, seed: int) -> Rows:
+        """Return the rows of a split; UserError if the data is broken or nothing is left."""
+        raise NotImplementedError
+
+
+EMPTY = Recipe()
+
+
+def _clean(rows: Iterable[Row], shape: str, result: Rows) -> Rows:
+    for row in rows:
+        reason = shapes.fault(row, shape)
+        if reason:
+            result.dropped[reason] += 1
+        else:
+            result.kept.append(row)
+    return result
+
+
+class PythonRecipe(Recipe):
+    """A recipe that is a module; its own code and the files that it reads are its content."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.path = path.stem, path
+        spec = importlib.util.spec_from_file_location(f"data_recipes.{path.stem}", path)
+        assert spec and spec.loader
+        self.module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = self.module
+        spec.loader.exec_module(self.module)
+
+    def digest(self, shape: str) -> str:
+        """Return the digest of the module, the recipes that it imports, and the files that it reads."""
+        files = [*_code(self.path), *getattr(self.module, "FILES", list)()]
+        return manifest.digest([manifest.sha256_file(path) for path in files])
+
+    def rows(self, shape: str, split: str, seed: int) -> Rows:
+        """Return what the module's function for this shape yields."""
+        function = getattr(self.module, shape, None)
+        if function is None:
+            given = [name for name in shapes.SHAPES if hasattr(self.module, name)]
+            raise UserError(f"{self.path}: gives no rows of shape {shape}, only {', '.join(given)}")
+        result = _clean(function(split, seed), shape, Rows())
+        return _not_empty(result, self.name, split)
+
+
+def _code(path: Path) -> list[Path]:
+    """Return a recipe's file and those of the sibling recipes that it imports, however deep."""
+    found = [path]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        module = node.module if isinstance(node, ast.ImportFrom) else None
+        if module and module.startswith("data_recipes."):
+            sibling = path.parent / (module.split(".")[1] + ".py")
+            found += [item for item in _code(sibling) if item not in found]
+    return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a YAML recipe or of --data."""
+
+    files: tuple[Path, ...] = ()
+    hub: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+
+    def raw(self) -> Iterator[sources.Raw]:
+        """Yield the raw rows with the places they stand at."""
+        return sources.read_hub(**self.hub) if self.hub else sources.read_files(list(self.files))
+
+    def identity(self) -> Any:
+        """Return what stands for the source's content in a digest: a hub's revision, or the files' sums."""
+        return self.hub or [manifest.sha256_file(path) for path in self.files]
+
+
+class SourceRecipe(Recipe):
+    """A recipe of files, hub data sets and packages, in any layout that is recognised."""
+
+    def __init__(self, name: str, given: list[Source], shape: str, held_out: float, deduplicate: bool = False) -> None:
+        self.name, self.sources, self.shape = name, given, shape
+        self.held_out, self.deduplicate = held_out, deduplicate
+
+    def digest(self, shape: str) -> str:
+        """Return the digest of the sources' content and of what is done to it."""
+        identities = [[source.identity(), source.weight] for source in self.sources]
+        return manifest.digest([identities, self.shape, self.held_out, self.deduplicate])
+
+    def rows(self, shape: str, split: str, seed: int) -> Rows:
+        """Return the rows of a split: told apart by content, so that a duplicate never sits on both sides."""
+        if shape != self.shape:
+            raise UserError(f"{self.name}: gives rows of shape {self.shape}, but this stage trains on {shape}")
+        result, seen = Rows(), set[str]()
+        faults = sources.Faults()
+        for source in self.sources:
+            for row in self._converted(source, shape, result, faults):
+                key = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+                if (int(key[:8], 16) < self.held_out * 2**32) != (split == "held_out"):
+                    continue
+                if self.deduplicate and key in seen:
+                    result.dropped["duplicate"] += 1
+                    continue
+                seen.add(key)
+                if int(manifest.digest([key, seed])[:8], 16) < source.weight * 2**32:
+                    result.kept.append(row)
+                else:
+                    result.dropped["weighted away"] += 1
+        faults.stop()
+        return _not_empty(result, self.name, split)
+
+    @staticmethod
+    def _converted(source: Source, shape: str, result: Rows, faults: sources.Faults) -> Iterator[Row]:
+        convert: Callable[[Any], Row] | None = None
+        columns: Any = None
+        for where, raw in source.raw():
+            if raw.keys() != columns:
+                try:
+                    layout, convert = shapes.recognise(raw, shape, where)
+                except UserError as error:
+                    faults.add(error.faults[0])
+                    continue
+                columns = raw.keys()
+            assert convert is not None
+            try:
+                row = convert(raw)
+            except Malformed as error:
+                faults.add(f"{where}: {error}")
+                continue
+            result.layouts[layout] += 1
+            reason = shapes.fault(row, shape)
+            if reason:
+                result.dropped[reason] += 1
+            else:
+                yield row
+
+
+def _not_empty(result: Rows, name: str, split: str) -> Rows:
+    pairs = result.dropped["chosen equals rejected"]
+    if pairs and pairs >= len(result.kept):
+        raise UserError(f"{name}: chosen equals rejected in {pairs:,} of {pairs + len(result.kept):,} pairs; nothing to prefer")
+    if not result.kept and split == "train":
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.dropped.items()) or "there was none"
+        raise UserError(f"{name}: no row is left for training ({reasons})")
+    return result
+
+
+def from_data(data: str, shape: str) -> Recipe:
+    """Return the recipe of `--data`: files, a glob, a folder, or a hub id; one row in twenty is held out."""
+    path = Path(data)
+    if path.exists() or any(letter in data for letter in "*?[") or path.suffix or data.count("/") != 1:
+        if path.is_dir() and not any(sources.kind(item) in sources._READERS for item in path.rglob("*") if item.is_file()):
+            raise UserError(f"{data}: no readable file in that folder")
+        return SourceRecipe(data, [Source(files=tuple(sources.expand(data)))], shape, held_out=0.05)
+    return SourceRecipe(data, [Source(hub={"name": data})], shape, held_out=0.05)
+
+
+def _source(entry: Any, where: str) -> Source:
+    if not isinstance(entry, dict) or not set(entry) <= _SOURCE_KEYS:
+        raise UserError(f"{where}: a source has the keys {', '.join(sorted(_SOURCE_KEYS))}; found {entry!r}")
+    weight = float(entry.get("weight", 1.0))
+    if not 0 < weight <= 1:
+        raise UserError(f"{where}: weight {weight} is not above 0 and at most 1 (the share of the source's rows that is used)")
+    if "files" in entry:
+        return Source(files=tuple(sources.expand(str(entry["files"]))), weight=weight)
+    if "package" in entry:
+        return Source(files=tuple(sources.package_files(entry["package"], entry["pattern"])), weight=weight)
+    if "hub" in entry:
+        hub = {key: entry[key] for key in ("subset", "split", "revision") if key in entry}
+        return Source(hub={"name": entry["hub"], **hub}, weight=weight)
+    raise UserError(f"{where}: a source needs files, package or hub; found {entry!r}")
+
+
+@functools.cache
+def load(name: str) -> Recipe:
+    """Return a recipe by name (in data_recipes) or path; UserError if there is none or it is malformed."""
+    for path in (Path(name), FOLDER / f"{name}.py", FOLDER / f"{name}.yaml"):
+        if path.suffix == ".py" and path.is_file():
+            return PythonRecipe(path)
+        if path.suffix == ".yaml" and path.is_file():
+            return _from_yaml(path)
+    known = sorted(item.stem for item in FOLDER.glob("*") if item.suffix in (".py", ".yaml") and item.stem != "__init__")
+    raise UserError(f"recipe: {name}: no such recipe; known are {', '.join(known)}, or give a path")
+
+
+def _from_yaml(path: Path) -> SourceRecipe:
+    loaded = read_profile(path)
+    unknown = set(loaded) - {"shape", "sources", "held_out", "deduplicate"}
+    faults = [f"{path}: {key}: unknown key; a recipe has shape, sources, held_out, deduplicate" for key in sorted(unknown)]
+    if loaded.get("shape") not in shapes.SHAPES:
+        faults.append(f"{path}: shape: expected one of {', '.join(shapes.SHAPES)}, found {loaded.get('shape')!r}")
+    if not isinstance(loaded.get("sources"), list):
+        faults.append(f"{path}: sources: expected a list, found {loaded.get('sources')!r}")
+    if faults:
+        raise UserError(*faults)
+    given = [_source(entry, f"{path}: sources") for entry in loaded["sources"]]
+    return SourceRecipe(path.stem, given, loaded["shape"], float(loaded.get("held_out", 0.05)), bool(loaded.get("deduplicate")))

@@ -1,0 +1,206 @@
+"""Where rows come from: files of any common kind, a hub id, or files inside an installed distribution.
+
+A row is yielded with the place it came from. Lines that are not UTF-8 or not JSON are the user's fault:
+they are gathered, the first ten are shown, the rest is counted, and nothing is trained.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import importlib.metadata
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.errors import UserError
+
+_SHOWN = 10  # faults printed before the rest is only counted
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+Raw = tuple[str, dict[str, Any]]  # where it stands, and its columns
+
+
+class Faults:
+    """Faults of one source: the first ten as lines, the others as a count."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.count = 0
+
+    def add(self, line: str) -> None:
+        """Take note of one more fault."""
+        self.count += 1
+        if self.count <= _SHOWN:
+            self.shown.append(line)
+
+    def stop(self) -> None:
+        """Raise UserError if there was any."""
+        if self.count:
+            rest = self.count - len(self.shown)
+            raise UserError(*self.shown, *([f"... and {rest:,} more faults of this kind"] if rest else []))
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file for reading bytes, through the decompressor that its ending names."""
+    if path.suffix == ".gz":
+        import gzip
+
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".bz2":
+        import bz2
+
+        return bz2.open(path, "rb")
+    if path.suffix == ".xz":
+        import lzma
+
+        return lzma.open(path, "rb")
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return pyarrow.input_stream(str(path), compression="zstd")  # type: ignore[no-any-return]
+    return path.open("rb")
+
+
+def kind(path: Path) -> str:
+    """Return a file's kind by its ending, compression aside: `jsonl` for notes.jsonl.gz."""
+    inner = path.with_suffix("") if path.suffix in _COMPRESSIONS else path
+    return inner.suffix.lstrip(".").lower()
+
+
+def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                faults.add(f"{path}:{number}: not UTF-8 (byte {error.object[error.start]:#04x} at column {error.start + 1})")
+
+
+def _whole(path: Path, faults: Faults) -> str:
+    try:
+        with _open(path) as file:
+            return file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        faults.add(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at offset {error.start})")
+        return ""
+
+
+def _read_text(path: Path, faults: Faults) -> Iterator[Raw]:
+    yield str(path), {"text": _whole(path, faults)}
+
+
+def _read_jsonl(path: Path, faults: Faults) -> Iterator[Raw]:
+    for number, line in _lines(path, faults):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            faults.add(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})")
+            continue
+        if isinstance(row, dict):
+            yield f"{path}:{number}", row
+        else:
+            faults.add(f"{path}:{number}: a {type(row).__name__}, not an object with columns")
+
+
+def _read_json(path: Path, faults: Faults) -> Iterator[Raw]:
+    text = _whole(path, faults)
+    try:
+        loaded = json.loads(text) if text else []
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # one object a line under the ending .json
+            yield from _read_jsonl(path, faults)
+            return
+        faults.add(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})")
+        return
+    for number, row in enumerate(loaded if isinstance(loaded, list) else [loaded], start=1):
+        if isinstance(row, dict):
+            yield f"{path}: row {number}", row
+        else:
+            faults.add(f"{path}: row {number}: a {type(row).__name__}, not an object with columns")
+
+
+def _read_csv(path: Path, faults: Faults) -> Iterator[Raw]:
+    reader = csv.DictReader(io.StringIO(_whole(path, faults), newline=""), delimiter="\t" if kind(path) == "tsv" else ",")
+    for number, row in enumerate(reader, start=2):
+        if None in row or None in row.values():
+            faults.add(f"{path}: row {number}: not as many cells as the header names")
+        else:
+            yield f"{path}: row {number}", dict(row)
+
+
+def _read_parquet(path: Path, faults: Faults) -> Iterator[Raw]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        faults.add(f"{path}: not parquet ({error})")
+        return
+    number = 0
+    for batch in table.iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}: row {number}", row
+
+
+_READERS: dict[str, Callable[[Path, Faults], Iterator[Raw]]] = {
+    "txt": _read_text, "md": _read_text, "markdown": _read_text, "json": _read_json, "jsonl": _read_jsonl,
+    "ndjson": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet,
+}  # fmt: skip
+
+
+def expand(pattern: str) -> list[Path]:
+    """Return the readable files that a path, a folder or a glob names, in order; UserError if there is none."""
+    path = Path(pattern)
+    if path.is_dir():
+        found = sorted(item for item in path.rglob("*") if item.is_file() and kind(item) in _READERS)
+    else:
+        found = [path] if path.is_file() else sorted(Path(item) for item in glob.glob(pattern, recursive=True))
+    if not found:
+        raise UserError(f"{pattern}: no such file, and no file matches it")
+    unknown = [item for item in found if kind(item) not in _READERS]
+    if unknown:
+        known = ", ".join(sorted(_READERS))
+        raise UserError(*(f"{item}: can't read .{kind(item)} files; known are {known}, also with {', '.join(_COMPRESSIONS)}"
+                          for item in unknown[:_SHOWN]))  # fmt: skip
+    return found
+
+
+def read_files(paths: list[Path]) -> Iterator[Raw]:
+    """Yield the raw rows of files, one document of a text file each; UserError at the end if any row was broken."""
+    faults = Faults()
+    for path in paths:
+        try:
+            yield from _READERS[kind(path)](path, faults)
+        except (OSError, EOFError) as error:
+            faults.add(f"{path}: can't be read ({error})")
+    faults.stop()
+
+
+def read_hub(name: str, subset: str | None = None, split: str = "train", revision: str | None = None) -> Iterator[Raw]:
+    """Yield the raw rows of a data set on a hub, or of a local folder of the same form, by `datasets`."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, subset, split=split, revision=revision)
+    except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named
+        raise UserError(f"{name}: datasets can't load split {split!r}: {' '.join(str(error).split())[:300]}") from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}: row {number}", dict(row)
+
+
+def package_files(distribution: str, pattern: str) -> list[Path]:
+    """Return files of an installed distribution by a glob, without importing it; UserError naming the remedy."""
+    try:
+        listed = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"the package {distribution} is not installed; `make setup-data` installs it") from None
+    found = sorted(Path(str(item.locate())) for item in listed if item.match(pattern))
+    if not found:
+        raise UserError(f"the package {distribution} holds no {pattern}; `make setup-data` installs the version that does")
+    return found

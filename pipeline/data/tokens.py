@@ -1,0 +1,179 @@
+"""Rows → tokens: rendering, masks, packing row by row, and the batches that a causal model reads."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.shapes import Row
+from pipeline.tokenizer import render, stop_ids
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+Tokens = dict[str, list[int]]
+
+
+def encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """Return ids and labels of one document, begin and end token included; the first token is never a target."""
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids = [begin, *tokenizer.encode(row["text"], add_special_tokens=False), tokenizer.eos_token_id]
+    return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
+
+
+def encode_messages(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """Return ids and labels of a conversation; only what the assistant says, with its end token, is a target.
+
+    A template with generation tags says itself what that is. Without them each answer is what the
+    template adds after the prompt that asks for it, up to the token that ends it.
+    """
+    turns = list(messages)
+    if re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)):
+        both: Any = tokenizer.apply_chat_template(
+            turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, mask = list(both["input_ids"]), list(both["assistant_masks"])
+        return {"input_ids": ids, "labels": [token if on else IGNORED for token, on in zip(ids, mask, strict=True)]}
+    ids = render(tokenizer, turns)
+    labels = [IGNORED] * len(ids)
+    stops = set(stop_ids(tokenizer))
+    for index, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        start = _common(render(tokenizer, turns[:index], answer_next=True), ids)
+        end = _common(render(tokenizer, turns[: index + 1]), ids)
+        last = next((place for place in range(end - 1, start - 1, -1) if ids[place] in stops), end - 1)
+        labels[start : last + 1] = ids[start : last + 1]
+    return {"input_ids": ids, "labels": labels}
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many leading items two sequences share."""
+    return next((place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def encode_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """Return `prompt_ids`, `chosen_ids` and `rejected_ids`; the sides end with the token that ends an answer."""
+    prompt = render(tokenizer, row["prompt"], answer_next=True)
+    sides = {}
+    for side in ("chosen", "rejected"):
+        whole = render(tokenizer, row["prompt"] + row[side])
+        same = _common(prompt, whole)
+        prompt = prompt[:same]
+        sides[side] = whole
+    stops = set(stop_ids(tokenizer))
+    encoded = {"prompt_ids": prompt}
+    for side, whole in sides.items():
+        answer = whole[len(prompt) :]
+        last = next((place for place in range(len(answer) - 1, -1, -1) if answer[place] in stops), len(answer) - 1)
+        encoded[f"{side}_ids"] = answer[: last + 1]
+    return encoded
+
+
+def pieces(
+    rows: Iterable[Row], encoder: Callable[[Row], Tokens], max_length: int | None, split: bool, dropped: Counter[str]
+) -> Iterator[Tokens]:
+    """Yield encoded rows that fit `max_length`; count in `dropped` those that don't, and those without a target.
+
+    With `split` a long document becomes pieces that share one token, so that each of its tokens is a
+    target exactly once.
+    """
+    for row in rows:
+        tokens = encoder(row)
+        length = len(tokens["input_ids"]) if "input_ids" in tokens else _pair_length(tokens)
+        if "labels" in tokens and all(label == IGNORED for label in tokens["labels"]):
+            dropped["no token to learn from"] += 1
+        elif max_length is None or length <= max_length:
+            yield tokens
+        elif split:
+            for start in range(0, length - 1, max_length - 1):
+                ids = tokens["input_ids"][start : start + max_length]
+                yield {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
+        else:
+            dropped[f"longer than max_length {max_length}"] += 1
+
+
+def write(tokens: Iterable[Tokens], path: Path) -> Dataset:
+    """Write token rows to an Arrow file, one at a time, and open it as a data set that lies on disk."""
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = iter(tokens)
+    first = next(rows, None)
+    columns = first or {"input_ids": []}
+    features = datasets.Features({key: datasets.List(datasets.Value("int32")) for key in columns})
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for row in itertools.chain([first] if first else [], rows):
+            writer.write(row)
+        writer.finalize()
+    return datasets.Dataset.from_file(str(path))
+
+
+def _pair_length(tokens: Tokens) -> int:
+    return len(tokens["prompt_ids"]) + max(len(tokens["chosen_ids"]), len(tokens["rejected_ids"]))
+
+
+def pack(dataset: Dataset, max_length: int) -> Dataset:
+    """Pack documents into rows of at most `max_length` tokens by best fit; `seq_lengths` tells them apart."""
+    from trl.data_utils import pack_dataset
+
+    return pack_dataset(dataset, max_length, strategy="bfd")
+
+
+@dataclass
+class CausalCollator:
+    """Batch rows for a causal model.
+
+    Packed rows (with `seq_lengths`) get position ids that begin again with each document and no
+    attention mask, which is how transformers keeps documents apart; padding is one more document.
+    Other rows get an attention mask. Result: (batch, length) int64 `input_ids`, `labels` (-100 where
+    nothing is learned) and `position_ids` or `attention_mask`.
+    """
+
+    pad_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate rows of different lengths, padded on the right."""
+        import torch
+
+        longest = max(len(row["input_ids"]) for row in rows)
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+        packed = "seq_lengths" in rows[0]
+        extra = batch.setdefault("position_ids" if packed else "attention_mask", [])
+        for row in rows:
+            padding = longest - len(row["input_ids"])
+            batch["input_ids"].append(list(row["input_ids"]) + [self.pad_id] * padding)
+            batch["labels"].append(list(row["labels"]) + [IGNORED] * padding)
+            if packed:
+                extra.append([place for length in [*row["seq_lengths"], padding] for place in range(length)])
+            else:
+                extra.append([1] * len(row["input_ids"]) + [0] * padding)
+        return {key: torch.tensor(values) for key, values in batch.items()}
+
+
+def keeps_apart(model: Any) -> bool:
+    """Say whether a model keeps packed documents apart: the second one's logits are those it has alone.
+
+    Some architectures ignore position ids that begin again (OPT does), so it is measured, not assumed.
+    """
+    import torch
+
+    size = int(model.config.get_text_config().vocab_size)
+    documents = torch.arange(1, 13).reshape(2, 6) * 37 % size
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    with torch.no_grad():
+        positions = torch.arange(6).repeat(2).unsqueeze(0).to(device)
+        packed = model(input_ids=documents.reshape(1, 12).to(device), position_ids=positions, use_cache=False).logits[0, 6:]
+        alone = model(input_ids=documents[1:].to(device), use_cache=False).logits[0]
+    model.train(was_training)
+    return bool((packed - alone).abs().max() <= 1e-3 * alone.abs().max().clamp(min=1.0))

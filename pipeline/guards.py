@@ -1,0 +1,73 @@
+"""What is checked before the first step, so that a stage never trains on nothing or on the wrong tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.tokens import IGNORED
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_FIRST_ROWS = 64  # looked at before the first step
+
+
+def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+    """Raise UserError where sequences or vocabulary are larger than the model has places for."""
+    settings = model.config.get_text_config()
+    faults = []
+    places = getattr(settings, "max_position_embeddings", None)
+    if places and max_length and max_length > places:
+        faults.append(f"max_length: {max_length} does not fit the parent, which has {places} positions")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        faults.append(f"--parent: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} embeddings; they don't belong together")
+    if faults:
+        raise UserError(*faults)
+
+
+def learns(dataset: Dataset, dropped: dict[str, int]) -> None:
+    """Raise UserError where no row is left, or the first rows hold no target."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    if len(dataset) == 0:
+        raise UserError(f"no row is left for training ({reasons or 'the recipe gave none'}); look at max_length and the recipe")
+    first = dataset[:_FIRST_ROWS]
+    if "labels" in first and all(label == IGNORED for row in first["labels"] for label in row):
+        raise UserError("no token to learn from in the first rows: every label is masked; look at the chat template and max_length")
+
+
+def stops(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None) -> None:
+    """Raise UserError where the token that ends an answer is not among the targets of each of the first rows."""
+    if end is None:
+        raise UserError("chat_template: puts no special token after an answer, so the model would never learn to stop")
+    for number, labels in enumerate(dataset[:_FIRST_ROWS]["labels"]):
+        if end not in labels:
+            token = tokenizer.convert_ids_to_tokens(end)
+            raise UserError(f"row {number}: the answer's end token {token} is not a target; move it inside the template's generation tags")
+
+
+def speaks(rows: Sequence[dict[str, Any]], dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where the template drops what the assistant says in one of the first rows.
+
+    `rows` are those that `dataset` was encoded from, in the same order, before packing.
+    """
+    for number, (row, labels) in enumerate(zip(rows[:_FIRST_ROWS], dataset[:_FIRST_ROWS]["labels"], strict=False)):
+        answer = row["messages"][-1]["content"].strip()
+        learned = tokenizer.decode([label for label in labels if label != IGNORED], skip_special_tokens=False)
+        if _letters(answer) not in _letters(learned):
+            raise UserError(f"chat_template: drops the assistant's text of row {number}: {answer[:60]!r} is not among the targets")
+
+
+def _letters(text: str) -> str:
+    return "".join(text.split())
+
+
+def differ(dataset: Dataset) -> None:
+    """Raise UserError where the two sides of one of the first pairs are the same tokens."""
+    first = dataset[:_FIRST_ROWS]
+    for number, (chosen, rejected) in enumerate(zip(first["chosen_ids"], first["rejected_ids"], strict=True)):
+        if chosen == rejected:
+            raise UserError(f"pair {number}: chosen equals rejected after the chat template; there is nothing to prefer")

@@ -1,0 +1,41 @@
+"""What the machine decides: device, precision, and what a run took from it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+
+def placement() -> dict[str, Any]:
+    """Return device and precision as keys of TrainingArguments, decided from the hardware.
+
+    bf16 only where an accelerator computes in it: on most CPUs it is many times slower than fp32,
+    and trl's classes would switch it on by themselves.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return {"bf16": torch.cuda.is_bf16_supported()}
+    if torch.backends.mps.is_available():
+        return {"bf16": False, "dataloader_pin_memory": False}
+    return {"bf16": False, "use_cpu": True, "dataloader_pin_memory": False}
+
+
+def device() -> str:
+    """Return where a finished model is asked: cuda, mps or cpu."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def peak_memory() -> int:
+    """Return the largest memory that the process held: of the accelerator where there is one, else of the host; bytes."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024

@@ -1,0 +1,66 @@
+"""A script as a process: quiet libraries, faults as plain lines, exit statuses, many processes as one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
+}  # fmt: skip
+
+
+def main_process() -> bool:
+    """Say whether this process is the one that writes and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_all() -> None:
+    """Wait until every process of a launch is here; nothing where there is only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def _quiet() -> None:
+    """Keep the libraries silent and at home; before they are imported, since they read it then."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    if not sys.warnoptions:
+        # trl sets an argument that transformers has renamed, on every construction; nothing a user could mend.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*checkpointing.*")
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
+
+
+def execute(body: Callable[[], int]) -> int:
+    """Run a script's body; status 0 done, 2 the user's input, 130 and 143 stopped, 1 anything else."""
+    _quiet()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    name = Path(sys.argv[0]).stem
+    try:
+        return body()
+    except UserError as error:
+        if main_process():
+            for fault in error.faults:
+                print(f"{name}: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"{name}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1

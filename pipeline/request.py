@@ -1,0 +1,138 @@
+"""What a command asks for: flags and profile, checked, and the digest of everything that goes in.
+
+Nothing heavy is imported here: an unchanged stage ends after this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, manifest
+from pipeline.data import recipe as recipes
+from pipeline.errors import UserError
+
+# Keys of the libraries that change where or how loudly a stage runs, never what it learns.
+_NEUTRAL = {
+    "use_cpu", "report_to", "run_name", "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step",
+    "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataset_num_proc", "log_level", "project",
+}  # fmt: skip
+_FAMILIES = {
+    "ForCausalLM": "causal", "LMHeadModel": "causal", "ForMaskedLM": "masked", "ForPreTraining": "masked",
+    "ForConditionalGeneration": "seq2seq", "ForSequenceClassification": "classifier",
+}  # fmt: skip
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclasses.dataclass
+class Request:
+    """Flags and profile of one command, and every fault found in them so far."""
+
+    name: str
+    parents: list[str]
+    output: Path | None
+    data: str | None
+    asked: dict[str, Any]
+    origins: dict[str, str]
+    faults: list[str]
+
+    def gather(self, error: UserError) -> None:
+        """Take note of faults and go on, so that all are shown at once."""
+        self.faults.extend(fault for fault in error.faults if fault not in self.faults)
+
+    def settle(self) -> None:
+        """Raise UserError with every fault found, if there is one."""
+        if self.faults:
+            raise UserError(*self.faults)
+
+
+def read(name: str, argv: Sequence[str]) -> Request:
+    """Read the command line and the profile that it names."""
+    flags, faults = config.read_flags(argv)
+    parents, file = flags.pop("parent"), flags.pop("config", None)
+    output, data = flags.pop("output", None), flags.pop("data", None)
+    if output is None:
+        faults.append(f"command line: --output is missing; say where {name} should write")
+    profile: dict[str, Any] = {}
+    try:
+        profile = config.read_profile(Path(file)) if file else {}
+    except UserError as error:
+        faults.extend(error.faults)
+    origins = dict.fromkeys(profile, str(file)) | dict.fromkeys(flags, "command line")
+    return Request(name, parents, Path(output) if output else None, data, profile | flags, origins, faults)
+
+
+def split(request: Request, options: type, defaults: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return our options as their dataclass, and the keys that belong to the library."""
+    names = {field.name for field in dataclasses.fields(options)}
+    ours = {key: value for key, value in request.asked.items() if key in names}
+    return options(**ours), {key: value for key, value in (defaults | request.asked).items() if key not in names}
+
+
+def template_path(name: str) -> Path:
+    """Return the file of a chat template: a path, or the name of one in pipeline/templates."""
+    for path in (Path(name), _TEMPLATES / name):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in _TEMPLATES.glob("*.jinja")))
+    raise UserError(f"chat_template: {name}: no such file; give a path or one of {known}")
+
+
+def parent_identity(parent: str, stage: str, accepts: Sequence[str]) -> dict[str, Any]:
+    """Return what a parent contributes to the inputs; UserError if it is missing, unfinished or of another family.
+
+    A finished stage directory is known by its record, another folder by its files, a hub id by its name.
+    """
+    folder = Path(parent)
+    wanted = f"but {stage} takes {' or '.join(accepts)}"
+    if not folder.is_dir():
+        if parent.count("/") == 1 and not parent.startswith((".", "/")) and not folder.parent.exists():
+            return {"hub": parent}
+        raise UserError(f"--parent {parent}: no such folder; run the stage before {stage}, or give a model folder or hub id")
+    record = manifest.read(folder)
+    if record is not None:
+        if record["family"] not in accepts:
+            raise UserError(f"--parent {parent}: {record['stage']} made a model of family {record['family']}, {wanted}")
+        return {"stage": record["stage"], "outputs": record["outputs"]}
+    if (folder / manifest.CLAIM).exists():
+        raise UserError(f"--parent {parent}: that stage is not finished; run it again and it goes on where it was")
+    try:
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, json.JSONDecodeError):
+        raise UserError(f"--parent {parent}: no model folder: config.json is missing or broken") from None
+    found = {family for name in architectures for ending, family in _FAMILIES.items() if name.endswith(ending)}
+    if found and not found & set(accepts):
+        raise UserError(f"--parent {parent}: {architectures[0]} is a model of family {found.pop()}, {wanted}")
+    return {"outputs": manifest.outputs(manifest.files(folder))}
+
+
+def identity(
+    request: Request, options: Any, arguments: dict[str, Any], recipe: recipes.Recipe, shape: str, accepts: Sequence[str]
+) -> dict[str, Any]:
+    """Return everything that a stage's result depends on, as one JSON value: the digest over it is `inputs`.
+
+    Faults are gathered in the request.
+    """
+    ours = dataclasses.asdict(options)
+    ours.pop("recipe")  # known by its content, not by its name
+    found: dict[str, Any] = {"stage": request.name, "options": ours}
+    found["arguments"] = {key: value for key, value in sorted(arguments.items()) if key not in _NEUTRAL}
+    try:
+        found["recipe"] = recipe.digest(shape)
+    except UserError as error:
+        request.gather(error)
+    if ours.get("chat_template"):
+        try:
+            ours["chat_template"] = manifest.sha256_file(template_path(ours["chat_template"]))
+        except UserError as error:
+            request.gather(error)
+    for parent in request.parents:
+        try:
+            found["parent"] = parent_identity(parent, request.name, accepts)
+        except UserError as error:
+            request.gather(error)
+    return found

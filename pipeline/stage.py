@@ -1,0 +1,231 @@
+"""The life of a stage: read what was asked, skip or go on or start, train, write the record last.
+
+A stage script declares a `Stage` and one function that trains; what keeps the chain honest happens
+here, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, manifest, process, request
+from pipeline.data import recipe as recipes
+from pipeline.errors import UserError
+
+_NEXT = {"pretrain": "make sft", "sft": "make dpo", "dpo": "make evaluate, then make chat"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage script declares about itself."""
+
+    name: str
+    shape: str  # of the recipe's rows
+    options: type  # the dataclass of our own options
+    arguments: str  # the library class that owns every other key
+    family: str = "causal"  # of the model that it hands on
+    accepts: tuple[str, ...] = ("causal",)  # families of a parent
+    needs_parent: bool = True
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)  # ours, for keys of the library
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of a stage: what was asked, where things lie, and the record that grows."""
+
+    stage: Stage
+    options: Any
+    arguments: dict[str, Any]  # keys for the library's class
+    parent: str  # folder or hub id; empty where there is none
+    output: Path
+    recipe: recipes.Recipe
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The stage's name in lines and records; SFT from random weights is the control."""
+        return str(self.record["stage"])
+
+    @property
+    def seed(self) -> int:
+        """The stage's seed, from which every random choice comes."""
+        return int(self.record["seed"])
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return process.main_process()
+
+    def say(self, text: str) -> None:
+        """Print one line for the person, once however many processes run."""
+        say(self.name, text)
+
+    def library_arguments(self, **forced: Any) -> Any:
+        """Build the library's argument object; UserError where it refuses a value."""
+        from pipeline.hardware import placement
+
+        values = placement() | self.arguments | {"output_dir": str(self.output)} | forced
+        try:
+            return config.library_class(self.stage.arguments)(**values)
+        except (ValueError, TypeError) as error:
+            line = " ".join(str(error).split())
+            raise UserError(f"{self.name}: {self.stage.arguments} refuses the configuration: {line}") from None
+
+
+def say(name: str, text: str) -> None:
+    """Print one line of a stage, from the main process alone."""
+    if process.main_process():
+        print(f"{name:<8} {text}", flush=True)
+
+
+def run_stage(stage: Stage, train: Callable[[Run], None], story: str) -> int:
+    """Run a stage script: `train` gets a claimed Run and leaves a whole model folder in its output."""
+
+    def body() -> int:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(config.explain(stage.name, story, stage.options, stage.arguments))
+            return 0
+        started = time.time()
+        run = _asked(stage, sys.argv[1:])
+        if run is None:
+            return 0
+        process.wait_for_all()  # nobody still looks at the folder when rank 0 changes it
+        if run.main:
+            _claim(run)
+        process.wait_for_all()
+        train(run)
+        if run.main:
+            _close(run, started)
+        return 0
+
+    return process.execute(body)
+
+
+def _asked(stage: Stage, argv: list[str]) -> Run | None:
+    """Return what is to be run, or None where the output is current already; UserError with every fault."""
+    asked = request.read(stage.name, argv)
+    if len(asked.parents) > 1:
+        asked.faults.append(f"command line: {stage.name} takes one --parent, found {len(asked.parents)}")
+    if stage.needs_parent and not asked.parents:
+        asked.faults.append(f"command line: --parent is missing; {stage.name} starts from a model folder or hub id")
+    asked.faults += config.check(asked.asked, asked.origins, stage.options, stage.arguments, loose=True)
+    found: dict[str, Any] = {}
+    if not asked.faults:
+        options, arguments = request.split(asked, stage.options, stage.defaults)
+        recipe = recipes.EMPTY
+        try:
+            recipe = recipes.from_data(asked.data, stage.shape) if asked.data else recipes.load(options.recipe)
+        except UserError as error:
+            asked.gather(error)
+        found = request.identity(asked, options, arguments, recipe, stage.shape, stage.accepts)
+    inputs = manifest.digest(found)
+    done = manifest.read(asked.output) if asked.output and not asked.faults else None
+    if done is not None and done["inputs"] == inputs:
+        say(done["stage"], f"up to date: {asked.output} (inputs {inputs[:8]}, nothing changed)")
+        return None
+    strict = config.check(asked.asked, asked.origins, stage.options, stage.arguments)  # imports the library's class
+    asked.gather(UserError(*strict))
+    asked.settle()
+    assert asked.output
+    name = "control" if getattr(options, "init", "") == "random" else stage.name
+    record = {
+        "stage": name, "family": stage.family, "inputs": inputs, "asked": found, "seed": int(arguments.get("seed", 42)),
+        "config": dataclasses.asdict(options) | arguments,
+        "parents": [{"path": path, **found["parent"]} for path in asked.parents],
+        "recipe": {"name": recipe.name, "digest": found["recipe"], "data": asked.data},
+    }  # fmt: skip
+    return Run(stage, options, arguments, "".join(asked.parents), asked.output, recipe, record)
+
+
+def _claim(run: Run) -> None:
+    """Mark the stage directory as ours; what other inputs left there is moved aside, never mixed or deleted."""
+    old = manifest.read(run.output) or manifest.read(run.output, manifest.CLAIM)
+    if old is None and run.output.is_dir() and any(run.output.iterdir()):
+        raise UserError(f"--output {run.output}: not empty and not a stage directory; give another folder or move it away")
+    if old is not None and old["inputs"] != run.record["inputs"]:
+        aside = run.output.parent / ".aside" / f"{run.output.name}-{old['inputs'][:8]}"
+        aside.parent.mkdir(exist_ok=True)
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"{run.output.name}-{old['inputs'][:8]}-{number}")
+        run.output.rename(aside)
+        run.say(f"inputs changed; what was there is kept in {aside}")
+    manifest.claim(run.output, run.record["inputs"], run.record["asked"])
+
+
+def _close(run: Run, started: float) -> None:
+    """Write the record last and say what was learned, in how long, where it lies, what to type next."""
+    from pipeline.hardware import peak_memory
+
+    shutil.rmtree(run.output / ".data", ignore_errors=True)
+    for leftover in run.output.glob("checkpoint-*"):
+        shutil.rmtree(leftover)
+    run.record |= {
+        "code": manifest.code(), "versions": manifest.versions(), "hardware": manifest.hardware(),
+        "seconds": round(time.time() - started, 1), "peak_memory_bytes": peak_memory(),
+    }  # fmt: skip
+    record = manifest.seal(run.output, run.record)
+    figures = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in record["metrics"].items())
+    run.say(
+        f"done in {record['seconds']:.0f} s over {record['tokens']:,} tokens: {figures}; "
+        f"it lies in {run.output}; next: {_NEXT.get(run.name, 'make evaluate')}"
+    )
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """One run of the evaluation: finished stages by name, and where the summary goes."""
+
+    options: Any
+    folders: dict[str, Path]
+    output: Path
+    inputs: str
+
+    def finish(self, summary: Mapping[str, Any], render: Callable[[Mapping[str, Any]], str]) -> None:
+        """Write the summary and print it."""
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_json(self.output, {"inputs": self.inputs, **summary})
+        print(render(summary), flush=True)
+
+
+def run_evaluation(options: type, measure: Callable[[Evaluation], None], story: str) -> int:
+    """Run the evaluation script; ends at once where nothing changed since the summary was written."""
+
+    def body() -> int:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(config.explain("evaluate", story, options, None))
+            return 0
+        asked = request.read("evaluate", sys.argv[1:])
+        asked.faults += config.check(asked.asked, asked.origins, options, None)
+        folders, outputs = {}, {}
+        for parent in asked.parents:
+            try:
+                record = manifest.read(Path(parent))
+                if record is None:
+                    raise UserError(f"--parent {parent}: no finished stage; run it first")
+                folders[record["stage"]], outputs[record["stage"]] = Path(parent), [record["outputs"], record["recipe"]]
+            except UserError as error:
+                asked.gather(error)
+        if not asked.parents:
+            asked.faults.append("command line: --parent is missing; name the finished stages to measure")
+        asked.settle()
+        assert asked.output
+        chosen, _ = request.split(asked, options, {})
+        inputs = manifest.digest([outputs, dataclasses.asdict(chosen)])
+        done = manifest.read(asked.output.parent, asked.output.name)
+        if done is not None and done["inputs"] == inputs:
+            say("evaluate", f"up to date: {asked.output} (inputs {inputs[:8]}, nothing changed)")
+            return 0
+        started = time.time()
+        measure(Evaluation(chosen, folders, asked.output, inputs))
+        say("evaluate", f"done in {time.time() - started:.0f} s; it lies in {asked.output}; next: make chat")
+        return 0
+
+    return process.execute(body)

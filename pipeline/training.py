@@ -1,0 +1,144 @@
+"""What every stage does with a trainer: go on from the newest checkpoint, show progress, record, save whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipeline import checkpoint
+from pipeline.data import tokens
+from pipeline.data.recipe import Rows
+from pipeline.stage import Run
+
+# Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
+FORCED: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "disable_tqdm": True,
+    "push_to_hub": False,
+    "include_num_input_tokens_seen": "non_padding",
+    "label_names": ["labels"],
+}
+DEFAULTS: dict[str, Any] = {
+    "save_steps": 500, "save_total_limit": 2, "logging_steps": 10, "gradient_checkpointing": False, "report_to": "none",
+}  # fmt: skip
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """One line that shows loss, tokens a second and time left; one line of log.jsonl per logged step."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.log = run, run.output / "log.jsonl"
+        self.first: float | None = None
+        self.last = 0.0
+        self.started = time.time()
+        self.offset = (0, 0)  # step and tokens at the start of this process
+        self.shown = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Forget what a killed process logged after the checkpoint that this one goes on from."""
+        self.started, self.offset = time.time(), (state.global_step, state.num_input_tokens_seen)
+        if not state.is_world_process_zero:
+            return
+        kept = []
+        if self.log.exists():
+            kept = [line for line in self.log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in kept if json.loads(line)["step"] <= state.global_step]
+        if kept:
+            self.first = json.loads(kept[0])["loss"]
+        self.log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the step's figures to the log and refresh the line."""
+        logs = kwargs.get("logs", {})
+        if "loss" not in logs:
+            return
+        self.last = float(logs["loss"])
+        self.first = self.last if self.first is None else self.first
+        if not state.is_world_process_zero:
+            return
+        entry = {"step": state.global_step, "tokens": int(state.num_input_tokens_seen), **logs}
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._show(state)
+
+    def _show(self, state: TrainerState) -> None:
+        seconds = max(time.time() - self.started, 1e-9)
+        steps, seen = state.global_step - self.offset[0], state.num_input_tokens_seen - self.offset[1]
+        left = seconds / max(steps, 1) * (state.max_steps - state.global_step)
+        line = (
+            f"{self.run.name:<8} step {state.global_step}/{state.max_steps}  loss {self.last:.3f}  "
+            f"{seen / seconds:,.0f} tokens/s  {int(left) // 60}:{int(left) % 60:02d} left"
+        )
+        if sys.stdout.isatty():
+            print(f"\r{line}\x1b[K", end="" if state.global_step < state.max_steps else "\n", flush=True)
+        elif state.global_step >= self.shown:  # in a file: ten lines, not hundreds
+            print(line, flush=True)
+            self.shown = state.global_step + state.max_steps / 10
+
+
+def prepare(run: Run, rows: Rows, encoder: Callable[[Any], tokens.Tokens], max_length: int | None, split: bool = False) -> Any:
+    """Encode rows on disk, once for all processes, and count in the record what was kept and dropped.
+
+    Returns the data set, one document a row, in the order of `rows`.
+    """
+    import datasets
+    from accelerate import PartialState
+
+    path = run.output / ".data" / "train.arrow"
+    with PartialState().main_process_first():
+        if run.main:
+            dataset = tokens.write(tokens.pieces(rows.kept, encoder, max_length, split, rows.dropped), path)
+        else:
+            dataset = datasets.Dataset.from_file(str(path))
+    run.record["recipe"] |= {
+        "rows": sum(rows.dropped.values()) + len(rows.kept) - _late(rows), "kept": len(rows.kept) - _late(rows), "dropped": dict(rows.dropped)
+    }  # fmt: skip
+    said = ", ".join(f"{count:,} as {layout}" for layout, count in rows.layouts.items())
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in rows.dropped.items()) or "none"
+    run.say(f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}; dropped: {lost}")
+    return dataset
+
+
+def _late(rows: Rows) -> int:
+    """Return how many of the kept rows were dropped while they were encoded."""
+    return sum(count for reason, count in rows.dropped.items() if reason.startswith(("longer than", "no token")))
+
+
+def fit(run: Run, trainer: Any) -> None:
+    """Train from the newest whole checkpoint on, and put what was seen and reached into the record."""
+    from transformers.trainer_callback import PrinterCallback
+
+    progress = Progress(run)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(progress)
+    resumed = checkpoint.newest(run.output)
+    if resumed:
+        run.say(f"goes on from {Path(resumed).name}")
+    result = trainer.train(resume_from_checkpoint=resumed)
+    state = trainer.state
+    run.record |= {
+        "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step,
+        "metrics": {"first_loss": progress.first or 0.0, "last_loss": progress.last, "mean_loss": result.training_loss},
+    }  # fmt: skip
+
+
+def hand_over(run: Run, trainer: Any, tokenizer: Any, sample: Sequence[int]) -> None:
+    """Save the whole model, merged where there is an adapter, which is kept beside it."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not run.main:
+        return
+    if hasattr(model, "merge_and_unload"):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = ".."  # the adapter's base is the parent; no path of this machine leaves
+        model.save_pretrained(run.output / "adapter")
+        (run.output / "adapter" / "README.md").unlink(missing_ok=True)
+        model, moved = checkpoint.merge(model, sample)
+        run.record["merge_error"] = moved
+    checkpoint.save(model, tokenizer, run.output)
+    (run.output / "README.md").unlink(missing_ok=True)  # trl's card of a checkpoint, without base or figures

@@ -1,0 +1,69 @@
+"""A chat model and pairs of answers in, an aligned model out: direct preference optimisation.
+
+    python stages/dpo.py --config stages/profiles/tiny/dpo.yaml --parent runs/tiny/sft --output runs/tiny/dpo
+
+Rafailov et al. 2023, eq. 7. The reference is the parent itself: the merged SFT model with the adapter off.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from pipeline.config import option
+from pipeline.stage import Run, Stage, run_stage
+
+
+@dataclass(frozen=True)
+class Options:
+    """Our own options of DPO."""
+
+    recipe: str = option("world", "data recipe that gives pairs")
+    chat_template: str = option("", "file with a chat template; empty keeps the parent's own")
+    method: str = option("lora", "lora, or full to train every parameter against a frozen copy")
+    lora_rank: int = option(16, "rank of the adapter")
+    lora_alpha: int = option(32, "scale of the adapter times its rank")
+
+
+STAGE = Stage(
+    name="dpo", shape="preference", options=Options, arguments="trl.DPOConfig", family="causal", accepts=("causal",),
+    defaults={"learning_rate": 5e-5, "max_length": 1024},
+)  # fmt: skip
+
+
+def train(run: Run) -> None:
+    """Train on pairs against the parent and hand on a merged model."""
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import DPOTrainer
+
+    from pipeline import checkpoint, guards, tokenizer
+    from pipeline.data import tokens
+    from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
+
+    class Pairs(DPOTrainer):  # type: ignore[misc]
+        """trl's trainer on pairs that went through our chat template already."""
+
+        def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
+            return dataset
+
+    options: Options = run.options
+    arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+    rows = run.recipe.rows("preference", "train", run.seed)
+    set_seed(run.seed)
+    vocabulary, model = tokenizer.load(run.parent or ""), checkpoint.load(run.parent or "")
+    tokenizer.set_template(vocabulary, options.chat_template, run.parent or "")
+    guards.fits_parent(model, vocabulary, arguments.max_length)
+    dataset = prepare(run, rows, lambda row: tokens.encode_pair(row, vocabulary), arguments.max_length)
+    guards.learns(dataset, rows.dropped)
+    guards.differ(dataset)
+    adapter = checkpoint.lora(options.lora_rank, options.lora_alpha) if options.method == "lora" else None
+    reference = None if adapter else checkpoint.load(run.parent or "")
+    trainer = Pairs(model, reference, arguments, train_dataset=dataset, processing_class=vocabulary, peft_config=adapter)
+    sample = dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]
+    fit(run, trainer)
+    hand_over(run, trainer, vocabulary, sample)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(STAGE, train, str(__doc__)))

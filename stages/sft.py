@@ -1,0 +1,76 @@
+"""A base model and conversations in, a chat model that stops by itself out: supervised fine-tuning.
+
+    python stages/sft.py --config stages/profiles/tiny/sft.yaml --parent runs/tiny/pretrain --output runs/tiny/sft
+
+Trains on the assistant's tokens alone. LoRA by default, merged at the end; the parent may be any causal
+model folder or hub id. With `init: random` it is the control: the same rows and steps from random weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from pipeline.config import option
+from pipeline.stage import Run, Stage, run_stage
+
+
+@dataclass(frozen=True)
+class Options:
+    """Our own options of SFT."""
+
+    recipe: str = option("world", "data recipe that gives messages")
+    chat_template: str = option("", "file with a chat template; empty keeps the parent's own")
+    method: str = option("lora", "lora, or full to train every parameter")
+    init: str = option("parent", "parent, or random for the control")
+    lora_rank: int = option(16, "rank of the adapter")
+    lora_alpha: int = option(32, "scale of the adapter times its rank")
+
+
+STAGE = Stage(
+    name="sft", shape="messages", options=Options, arguments="trl.SFTConfig", family="causal", accepts=("causal",),
+    defaults={"learning_rate": 2e-4, "max_length": 1024},
+)  # fmt: skip
+
+
+def train(run: Run) -> None:
+    """Fine-tune on conversations and hand on a merged model."""
+    from transformers import AutoModelForCausalLM, set_seed
+    from trl import SFTTrainer
+
+    from pipeline import checkpoint, guards, tokenizer
+    from pipeline.data import tokens
+    from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
+
+    options: Options = run.options
+    arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED, dataset_kwargs={"skip_prepare_dataset": True})
+    rows = run.recipe.rows("messages", "train", run.seed)
+    set_seed(run.seed)
+    vocabulary, model = tokenizer.load(run.parent or ""), checkpoint.load(run.parent or "")
+    guards.fits_parent(model, vocabulary, arguments.max_length)
+    added = tokenizer.set_template(vocabulary, options.chat_template, run.parent or "")
+    if options.init == "random":
+        model = AutoModelForCausalLM.from_config(model.config)
+    if len(vocabulary) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(vocabulary))
+        run.say(f"adds {', '.join(added)} to the vocabulary, which the chat template needs")
+    dataset = prepare(run, rows, lambda row: tokens.encode_messages(row["messages"], vocabulary), arguments.max_length)
+    guards.learns(dataset, rows.dropped)
+    guards.stops(dataset, vocabulary, tokenizer.end_token(vocabulary))
+    guards.speaks(rows.kept, dataset, vocabulary)
+    sample = dataset[0]["input_ids"]
+    markers = sorted({token for token in sample if token in set(vocabulary.all_special_ids)} - {vocabulary.pad_token_id})
+    adapter = checkpoint.lora(options.lora_rank, options.lora_alpha, model, markers) if options.method == "lora" else None
+    if tokens.keeps_apart(model):
+        dataset = tokens.pack(dataset, arguments.max_length)
+    collator = tokens.CausalCollator(int(vocabulary.pad_token_id))
+    trainer = SFTTrainer(
+        model, arguments, data_collator=collator, train_dataset=dataset, processing_class=vocabulary, peft_config=adapter
+    )
+    checkpoint.give_head_a_bias(trainer.model)
+    fit(run, trainer)
+    hand_over(run, trainer, vocabulary, sample)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(STAGE, train, str(__doc__)))
