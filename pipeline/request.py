@@ -118,13 +118,14 @@ def identity(
     Faults are gathered in the request.
     """
     ours = dataclasses.asdict(options)
-    ours.pop("recipe")  # known by its content, not by its name
+    ours.pop("recipe", None)  # known by its content, not by its name
     found: dict[str, Any] = {"stage": request.name, "options": ours}
     found["arguments"] = {key: value for key, value in sorted(arguments.items()) if key not in _NEUTRAL}
-    try:
-        found["recipe"] = recipe.digest(shape)
-    except UserError as error:
-        request.gather(error)
+    if recipe is not recipes.EMPTY:
+        try:
+            found["recipe"] = recipe.digest(shape)
+        except UserError as error:
+            request.gather(error)
     if ours.get("chat_template"):
         try:
             ours["chat_template"] = manifest.sha256_file(template_path(ours["chat_template"]))

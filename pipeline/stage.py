@@ -28,11 +28,12 @@ class Stage:
     name: str
     shape: str  # of the recipe's rows
     options: type  # the dataclass of our own options
-    arguments: str  # the library class that owns every other key
+    arguments: str | None  # the library class that owns every other key
     family: str = "causal"  # of the model that it hands on
     accepts: tuple[str, ...] = ("causal",)  # families of a parent
     needs_parent: bool = True
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)  # ours, for keys of the library
+    sources: Callable[[Any], list[Path]] | None = None  # files that count as input beside the recipe's
 
 
 @dataclasses.dataclass
@@ -70,6 +71,7 @@ class Run:
         """Build the library's argument object; UserError where it refuses a value."""
         from pipeline.hardware import placement
 
+        assert self.stage.arguments
         values = placement() | self.arguments | {"output_dir": str(self.output)} | forced
         try:
             return config.library_class(self.stage.arguments)(**values)
@@ -118,12 +120,13 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
     found: dict[str, Any] = {}
     if not asked.faults:
         options, arguments = request.split(asked, stage.options, stage.defaults)
-        recipe = recipes.EMPTY
-        try:
-            recipe = recipes.from_data(asked.data, stage.shape) if asked.data else recipes.load(options.recipe)
-        except UserError as error:
-            asked.gather(error)
+        recipe = _recipe(asked, stage, options)
         found = request.identity(asked, options, arguments, recipe, stage.shape, stage.accepts)
+        if stage.sources:
+            try:
+                found["sources"] = [manifest.sha256_file(path) for path in stage.sources(options)]
+            except UserError as error:
+                asked.gather(error)
     inputs = manifest.digest(found)
     done = manifest.read(asked.output) if asked.output and not asked.faults else None
     if done is not None and done["inputs"] == inputs:
@@ -138,9 +141,19 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
         "stage": name, "family": stage.family, "inputs": inputs, "asked": found, "seed": int(arguments.get("seed", 42)),
         "config": dataclasses.asdict(options) | arguments,
         "parents": [{"path": path, **found["parent"]} for path in asked.parents],
-        "recipe": {"name": recipe.name, "digest": found["recipe"], "data": asked.data},
+        "recipe": {"name": recipe.name, "digest": found.get("recipe"), "data": asked.data},
     }  # fmt: skip
     return Run(stage, options, arguments, "".join(asked.parents), asked.output, recipe, record)
+
+
+def _recipe(asked: request.Request, stage: Stage, options: Any) -> recipes.Recipe:
+    if not stage.shape:
+        return recipes.EMPTY
+    try:
+        return recipes.from_data(asked.data, stage.shape) if asked.data else recipes.load(options.recipe)
+    except UserError as error:
+        asked.gather(error)
+        return recipes.EMPTY
 
 
 def _claim(run: Run) -> None:
@@ -172,11 +185,11 @@ def _close(run: Run, started: float) -> None:
         "seconds": round(time.time() - started, 1), "peak_memory_bytes": peak_memory(),
     }  # fmt: skip
     record = manifest.seal(run.output, run.record)
-    figures = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in record["metrics"].items())
-    run.say(
-        f"done in {record['seconds']:.0f} s over {record['tokens']:,} tokens: {figures}; "
-        f"it lies in {run.output}; next: {_NEXT.get(run.name, 'make evaluate')}"
-    )
+    learned = ""
+    if "metrics" in record:
+        first, last = record["metrics"]["first_loss"], record["metrics"]["last_loss"]
+        learned = f" over {record['tokens']:,} tokens, training loss {first:.3f} -> {last:.3f}"
+    run.say(f"done in {record['seconds']:.0f} s{learned}; it lies in {run.output}; next: {_NEXT.get(run.name, 'make evaluate')}")
 
 
 @dataclasses.dataclass

