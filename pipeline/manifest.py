@@ -105,7 +105,12 @@ def hardware() -> dict[str, Any]:
     accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         accelerators.append("mps")
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "accelerators": accelerators, "threads": torch.get_num_threads()}
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "accelerators": accelerators,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def claim(folder: Path, inputs: str, asked: Mapping[str, Any]) -> None:

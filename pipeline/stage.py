@@ -98,10 +98,14 @@ def run_stage(stage: Stage, train: Callable[[Run], None], story: str) -> int:
         if run is None:
             return 0
         process.wait_for_all()  # nobody still looks at the folder when rank 0 changes it
-        if run.main:
-            _claim(run)
+        aside = _claim(run) if run.main else None
         process.wait_for_all()
-        train(run)
+        try:
+            train(run)
+        except UserError:
+            if run.main:
+                _unclaim(run, aside)
+            raise
         if run.main:
             _close(run, started)
         return 0
@@ -156,8 +160,12 @@ def _recipe(asked: request.Request, stage: Stage, options: Any) -> recipes.Recip
         return recipes.EMPTY
 
 
-def _claim(run: Run) -> None:
-    """Mark the stage directory as ours; what other inputs left there is moved aside, never mixed or deleted."""
+def _claim(run: Run) -> Path | None:
+    """Mark the stage directory as ours; what other inputs left there is moved aside, never mixed or deleted.
+
+    Returns where it was moved.
+    """
+    aside = None
     old = manifest.read(run.output) or manifest.read(run.output, manifest.CLAIM)
     if old is None and run.output.is_dir() and any(run.output.iterdir()):
         raise UserError(f"--output {run.output}: not empty and not a stage directory; give another folder or move it away")
@@ -171,6 +179,17 @@ def _claim(run: Run) -> None:
         run.output.rename(aside)
         run.say(f"inputs changed; what was there is kept in {aside}")
     manifest.claim(run.output, run.record["inputs"], run.record["asked"])
+    return aside
+
+
+def _unclaim(run: Run, aside: Path | None) -> None:
+    """Put things back as they were before a stage that stopped before its first checkpoint."""
+    if any(run.output.glob("checkpoint-*")):
+        return
+    shutil.rmtree(run.output)
+    if aside:
+        aside.rename(run.output)
+        run.say(f"put back what was moved aside: {run.output}")
 
 
 def _close(run: Run, started: float) -> None:
@@ -189,7 +208,9 @@ def _close(run: Run, started: float) -> None:
     if "metrics" in record:
         first, last = record["metrics"]["first_loss"], record["metrics"]["last_loss"]
         learned = f" over {record['tokens']:,} tokens, training loss {first:.3f} -> {last:.3f}"
-    run.say(f"done in {record['seconds']:.0f} s{learned}; it lies in {run.output}; next: {_NEXT.get(run.name, 'make evaluate')}")
+    run.say(
+        f"done in {record['seconds']:.0f} s{learned}; it lies in {run.output}; next: {_NEXT.get(run.name, 'make evaluate')}"
+    )
 
 
 @dataclasses.dataclass

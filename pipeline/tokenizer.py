@@ -27,7 +27,9 @@ def train(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedT
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     reserved = [END_OF_TEXT, PAD, *CHAT_TOKENS]
     if vocab_size < len(alphabet) + len(reserved):
-        raise UserError(f"vocab_size: {vocab_size} does not even hold the {len(alphabet)} bytes and {len(reserved)} special tokens")
+        raise UserError(
+            f"vocab_size: {vocab_size} does not even hold the {len(alphabet)} bytes and {len(reserved)} special tokens"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +53,7 @@ def load(folder: str) -> PreTrainedTokenizerBase:
         raise UserError(f"--parent {folder}: no tokenizer can be loaded ({' '.join(str(error).split())[:200]})") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str, parent: str) -> list[str]:

@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
+class Progress(TrainerCallback):
     """One line that shows loss, tokens a second and time left; one line of log.jsonl per logged step."""
 
     def __init__(self, run: Run) -> None:

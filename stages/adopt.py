@@ -51,8 +51,8 @@ def adopt(run: Run) -> None:
 
         file = sources(run.options)[0]
         run.say(f"converting {file.name} of the package {run.options.package} to fp32 safetensors")
-        vocabulary = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(
+        vocabulary: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
         model.config.quantization_config = None

@@ -1,4 +1,6 @@
-"""Talk to a finished stage in the terminal: python stages/chat.py --runs runs/tiny --stage dpo
+"""Talk to a finished stage in the terminal.
+
+    python stages/chat.py --runs runs/tiny --stage dpo
 
 Answers stream. /reset forgets the conversation, /stage NAME changes the model, an empty line or Ctrl-D ends.
 """
@@ -19,7 +21,9 @@ def _load(runs: Path, stage: str) -> tuple[Any, Any]:
 
     if manifest.read(runs / stage) is None:
         finished = sorted(path.parent.name for path in runs.glob("*/manifest.json"))
-        raise UserError(f"{runs / stage}: not finished; {'finished are ' + ', '.join(finished) if finished else 'run make first'}")
+        raise UserError(
+            f"{runs / stage}: not finished; {'finished are ' + ', '.join(finished) if finished else 'run make first'}"
+        )
     vocabulary = tokenizer.load(str(runs / stage))
     if not vocabulary.chat_template and manifest.read(runs / "sft"):
         vocabulary.chat_template = tokenizer.load(str(runs / "sft")).chat_template
@@ -33,7 +37,11 @@ def _load(runs: Path, stage: str) -> tuple[Any, Any]:
 def main() -> int:
     """Read lines, stream answers."""
     flags, faults = config.read_flags(sys.argv[1:])
-    faults += [f"command line: --{key}: unknown flag; known are --runs, --stage" for key in flags if key not in ("parent", "runs", "stage")]
+    faults += [
+        f"command line: --{key}: unknown flag; known are --runs, --stage"
+        for key in flags
+        if key not in ("parent", "runs", "stage")
+    ]
     if faults:
         raise UserError(*faults)
     runs, stage = Path(str(flags.get("runs", "runs/tiny"))), str(flags.get("stage", "dpo"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.config import option
 from pipeline.stage import Run, Stage, run_stage
@@ -20,7 +21,7 @@ class Options:
 
     recipe: str = option("world", "data recipe that gives pairs")
     chat_template: str = option("", "file with a chat template; empty keeps the parent's own")
-    method: str = option("lora", "lora, or full to train every parameter against a frozen copy")
+    method: Literal["lora", "full"] = option("lora", "lora, or full to train every parameter against a frozen copy")
     lora_rank: int = option(16, "rank of the adapter")
     lora_alpha: int = option(32, "scale of the adapter times its rank")
 
@@ -41,7 +42,7 @@ def train(run: Run) -> None:
     from pipeline.data import tokens
     from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
 
-    class Pairs(DPOTrainer):  # type: ignore[misc]
+    class Pairs(DPOTrainer):
         """trl's trainer on pairs that went through our chat template already."""
 
         def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:

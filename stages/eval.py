@@ -41,7 +41,12 @@ def measure(run: Evaluation) -> None:
     if "sft" in stages:
         rows = m.held_out(stages["sft"], options.rows)
         m.reply_loss([stage for stage in chats if stage.name != "dpo"], rows, findings)
-        m.side_by_side(chats, [row["messages"][:-1] for row in rows[:: len(rows) // options.samples][: options.samples]], findings, options.max_new_tokens)
+        m.side_by_side(
+            chats,
+            [row["messages"][:-1] for row in rows[:: len(rows) // options.samples][: options.samples]],
+            findings,
+            options.max_new_tokens,
+        )
     if "dpo" in stages:
         pairs = m.held_out(stages["dpo"], options.pairs)
         m.pair_accuracy([stage for stage in chats if stage.name in ("sft", "dpo")], pairs, findings)

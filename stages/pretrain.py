@@ -62,7 +62,9 @@ def train(run: Run) -> None:
     sample = dataset[0]["input_ids"]
     if tokens.keeps_apart(model):
         dataset = tokens.pack(dataset, options.max_length)
-    run.say(f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}, {len(dataset):,} rows of up to {options.max_length} tokens")
+    run.say(
+        f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}, {len(dataset):,} rows of up to {options.max_length} tokens"
+    )
     trainer = Trainer(model, arguments, objective.collator(vocabulary), dataset, processing_class=vocabulary)
     fit(run, trainer)
     hand_over(run, trainer, vocabulary, sample)

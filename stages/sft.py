@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.config import option
 from pipeline.stage import Run, Stage, run_stage
@@ -21,8 +22,8 @@ class Options:
 
     recipe: str = option("world", "data recipe that gives messages")
     chat_template: str = option("", "file with a chat template; empty keeps the parent's own")
-    method: str = option("lora", "lora, or full to train every parameter")
-    init: str = option("parent", "parent, or random for the control")
+    method: Literal["lora", "full"] = option("lora", "lora, or full to train every parameter")
+    init: Literal["parent", "random"] = option("parent", "parent, or random for the control")
     lora_rank: int = option(16, "rank of the adapter")
     lora_alpha: int = option(32, "scale of the adapter times its rank")
 

@@ -74,7 +74,8 @@ class PythonRecipe(Recipe):
     def __init__(self, path: Path) -> None:
         self.name, self.path = path.stem, path
         spec = importlib.util.spec_from_file_location(f"data_recipes.{path.stem}", path)
-        assert spec and spec.loader
+        assert spec is not None
+        assert spec.loader is not None
         self.module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = self.module
         spec.loader.exec_module(self.module)

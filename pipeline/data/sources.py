@@ -59,7 +59,7 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".zst":
         import pyarrow
 
-        return pyarrow.input_stream(str(path), compression="zstd")  # type: ignore[no-any-return]
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return path.open("rb")
 
 

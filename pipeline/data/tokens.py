@@ -37,9 +37,7 @@ def encode_messages(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTok
     """
     turns = list(messages)
     if re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)):
-        both: Any = tokenizer.apply_chat_template(
-            turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
+        both: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = list(both["input_ids"]), list(both["assistant_masks"])
         return {"input_ids": ids, "labels": [token if on else IGNORED for token, on in zip(ids, mask, strict=True)]}
     ids = render(tokenizer, turns)

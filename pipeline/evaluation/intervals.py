@@ -42,7 +42,11 @@ def ratio(scores: Sequence[float], weights: Sequence[float] | None = None, resam
 
 
 def difference(
-    scores: Sequence[float], others: Sequence[float], weights: Sequence[float] | None = None, resamples: int = 1000, seed: int = 0
+    scores: Sequence[float],
+    others: Sequence[float],
+    weights: Sequence[float] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
     """Return ratio(scores) − ratio(others) over the same items, drawn in pairs.
 

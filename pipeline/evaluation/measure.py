@@ -74,7 +74,7 @@ class Judged:
         return tokenizer
 
     def recipe(self) -> recipes.Recipe:
-        """The recipe that the stage was trained on."""
+        """Return the recipe that the stage was trained on."""
         shape = SHAPES[self.name]
         data = self.record["recipe"].get("data")
         return recipes.from_data(data, shape) if data else recipes.load(self.record["recipe"]["name"])
@@ -116,7 +116,9 @@ def text_loss(stage: Judged, rows: list[Row], findings: Findings) -> None:
         findings.add("pretrain", "loss_over_floor", nats, floors)
 
 
-def _losses(findings: Findings, stage: str, nats: list[float], tokens: Sequence[int], sizes: Sequence[int], prefix: str = "") -> None:
+def _losses(
+    findings: Findings, stage: str, nats: list[float], tokens: Sequence[int], sizes: Sequence[int], prefix: str = ""
+) -> None:
     metric = TokenLoss()
     loss = metric.compute(predictions=nats, references=tokens)
     bits = metric.compute(predictions=nats, references=sizes, unit="byte")
@@ -177,7 +179,10 @@ def world_answers(stages: Sequence[Judged], module: Any, findings: Findings, max
     by_name = {stage.name: stage for stage in stages}
     if {"sft", "dpo"} <= by_name.keys():
         grades = {
-            name: [module.grade(reply, answer) for reply, answer in zip(by_name[name].replies(turns, max_new_tokens, number), right, strict=True)]
+            name: [
+                module.grade(reply, answer)
+                for reply, answer in zip(by_name[name].replies(turns, max_new_tokens, number), right, strict=True)
+            ]
             for number, name in enumerate(("sft", "dpo"), start=seed)
         }
         findings.add("dpo", "win_rate", WinRate().compute(predictions=grades["dpo"], references=grades["sft"])["scores"])
@@ -188,10 +193,14 @@ def completions(stage: Judged, module: Any, findings: Findings) -> None:
     facts = list(module.completions())
     prompts = [encode_text({"text": start}, stage.tokenizer)["input_ids"][:-1] for start, _ in facts]
     said = models.replies(stage.model, stage.tokenizer, prompts, max_new_tokens=8)
-    findings.add("pretrain", "completion", [float(text.startswith(value.strip())) for text, (_, value) in zip(said, facts, strict=True)])
+    findings.add(
+        "pretrain", "completion", [float(text.startswith(value.strip())) for text, (_, value) in zip(said, facts, strict=True)]
+    )
 
 
-def side_by_side(stages: Sequence[Judged], turns: Sequence[list[dict[str, str]]], findings: Findings, max_new_tokens: int) -> None:
+def side_by_side(
+    stages: Sequence[Judged], turns: Sequence[list[dict[str, str]]], findings: Findings, max_new_tokens: int
+) -> None:
     """Have every stage answer the same few prompts, greedily."""
     answers = {stage.name: stage.replies(turns, max_new_tokens) for stage in stages}
     findings.samples = [

@@ -40,7 +40,11 @@ def targets(rows: Sequence[Tokens]) -> list[int]:
 
 
 def replies(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    seed: int | None = None,
 ) -> list[str]:
     """Return a reply to each prompt (ids): greedy, or with a seed sampled at temperature 1.
 
@@ -50,20 +54,27 @@ def replies(
 
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found = [""] * len(prompts)
-    sampling: dict[str, Any] = {"do_sample": seed is not None, "max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
+    sampling: dict[str, Any] = {
+        "do_sample": seed is not None,
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     if seed is not None:
         sampling |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     size = max(1, _TOKENS_A_BATCH // (max((len(prompt) for prompt in prompts), default=1) + max_new_tokens))
+    generate: Any = model.generate
     for start in range(0, len(order), size):
         places = order[start : start + size]
         longest = max(len(prompts[place]) for place in places)
         padding = [longest - len(prompts[place]) for place in places]
-        ids = torch.tensor([[tokenizer.pad_token_id] * pad + list(prompts[place]) for pad, place in zip(padding, places, strict=True)])
+        ids = torch.tensor(
+            [[tokenizer.pad_token_id] * pad + list(prompts[place]) for pad, place in zip(padding, places, strict=True)]
+        )
         mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
         if seed is not None:
             torch.manual_seed(seed * 1_000_003 + start)
         with torch.no_grad():
-            produced = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **sampling)
+            produced = generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **sampling)
         for place, text in zip(places, tokenizer.batch_decode(produced[:, longest:], skip_special_tokens=True), strict=True):
             found[place] = text.strip()
     return found

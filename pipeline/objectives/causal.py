@@ -30,7 +30,9 @@ def build_model(tokenizer: PreTrainedTokenizerBase, architecture: str, **sizes: 
         )  # fmt: skip
         return AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
     except ValueError as error:
-        raise UserError(f"architecture: {architecture}: transformers builds no causal model of it ({str(error).splitlines()[0][:120]})") from None
+        raise UserError(
+            f"architecture: {architecture}: transformers builds no causal model of it ({str(error).splitlines()[0][:120]})"
+        ) from None
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> CausalCollator:

@@ -1,0 +1,90 @@
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import ROOT
+from pipeline.process import _quiet
+
+_quiet()
+SMALL = {
+    "pretrain": ["--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--vocab_size", "400",
+                 "--max_length", "64", "--max_steps", "6", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2",
+                 "--lr_scheduler_type", "constant"],
+    "sft": ["--chat_template", "chatml.jinja", "--max_length", "64", "--max_steps", "4", "--per_device_train_batch_size", "2"],
+    "dpo": ["--max_length", "64", "--max_steps", "4", "--per_device_train_batch_size", "2"],
+}  # fmt: skip
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"stages_{name}", ROOT / "stages" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run a stage script in this process; return (status, what it printed, what it complained about)."""
+
+    def call(name, *flags):
+        module = script(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
+        capfd.readouterr()
+        if name == "eval":
+            from pipeline.stage import run_evaluation
+
+            status = run_evaluation(module.Options, module.measure, module.__doc__)
+        else:
+            from pipeline.stage import run_stage
+
+            status = run_stage(module.STAGE, getattr(module, "train", None) or module.adopt, module.__doc__)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Small files of every shape."""
+    folder = tmp_path_factory.mktemp("data")
+    animals = ["cat", "dog", "hen", "owl", "fox", "bee", "ant", "cow", "elk", "eel"]
+    texts = [f"The {a} saw the {b}. The {b} ran from the {a} and was glad of it." for a in animals for b in animals if a != b]
+    chats = [
+        {"messages": [{"role": "user", "content": f"Who saw the {b}?"}, {"role": "assistant", "content": f"The {a} did."}]}
+        for a in animals for b in animals if a != b
+    ]  # fmt: skip
+    pairs = [
+        {"prompt": f"Who saw the {b}?", "chosen": f"The {a} did.", "rejected": f"The {a} did. And so on."}
+        for a in animals for b in animals if a != b
+    ]  # fmt: skip
+    for name, rows in {"text": [{"text": text} for text in texts], "chats": chats, "pairs": pairs}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory, data):
+    """A finished chain of all stages on small data, made once; tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("chain")
+    previous = sys.argv
+    for name, shape, parent in (("pretrain", "text", None), ("sft", "chats", "pretrain"), ("dpo", "pairs", "sft")):
+        from pipeline.stage import run_stage
+
+        module = script(name)
+        where = ["--parent", str(folder / parent)] if parent else []
+        sys.argv = [f"{name}.py", *where, "--output", str(folder / name), "--data", str(data / f"{shape}.jsonl"), *SMALL[name]]
+        assert run_stage(module.STAGE, module.train, module.__doc__) == 0
+    sys.argv = previous
+    return folder
+
+
+@pytest.fixture
+def copy(chain, tmp_path):
+    """The finished chain in a folder of the test's own."""
+    return Path(shutil.copytree(chain, tmp_path / "chain"))

@@ -1,0 +1,95 @@
+"""Hold a profile's evaluation against the figures that the project promises.
+
+    python tests/figures.py tiny [runs]
+
+Prints each figure beside its bound; status 1 if one falls short.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Figure = tuple[str, Callable[[dict[str, Any]], float], Callable[[float], bool], str]
+
+
+def at(stage: str, metric: str, part: str = "value") -> Callable[[dict[str, Any]], float]:
+    """Return a reader of one figure."""
+    return lambda found: float(found["stages"][stage][metric][part])
+
+
+def change(stage: str, against: str, metric: str, part: str = "value") -> Callable[[dict[str, Any]], float]:
+    """Return a reader of a paired difference."""
+    return lambda found: float(
+        next(
+            item[part]
+            for item in found["comparisons"]
+            if (item["stage"], item["against"], item["metric"]) == (stage, against, metric)
+        )
+    )
+
+
+REAL: list[Figure] = [
+    (
+        "SFT lowers the replies' loss: upper end of the paired interval",
+        change("sft", "pretrain", "loss", "high"),
+        lambda x: x < 0,
+        "< 0",
+    ),
+    (
+        "SFT lowers the replies' bits per byte: upper end",
+        change("sft", "pretrain", "bits_per_byte", "high"),
+        lambda x: x < 0,
+        "< 0",
+    ),
+    (
+        "DPO tells the real reply better than SFT: lower end of the paired interval",
+        change("dpo", "sft", "accuracy", "low"),
+        lambda x: x > 0,
+        "> 0",
+    ),
+    ("DPO's accuracy, lower end, over chance", at("dpo", "accuracy", "low"), lambda x: x > 0.5, "> 0.5"),
+    (
+        "chosen replies' loss, nats a token, DPO - SFT: upper end",
+        change("dpo", "sft", "loss", "high"),
+        lambda x: x < 0.1,
+        "< 0.1",
+    ),
+]
+FIGURES: dict[str, list[Figure]] = {
+    "tiny": [
+        ("held-out loss over the entropy floor", at("pretrain", "loss_over_floor"), lambda x: x <= 1.15, "<= 1.15"),
+        ("facts completed by the base model", at("pretrain", "completion"), lambda x: x >= 0.97, ">= 0.97"),
+        ("exact answers about unseen people, base", at("pretrain", "exact_match"), lambda x: x <= 0.02, "<= 0.02"),
+        ("exact answers about unseen people, control", at("control", "exact_match"), lambda x: x <= 0.05, "<= 0.05"),
+        ("exact answers about unseen people, SFT", at("sft", "exact_match"), lambda x: x >= 0.90, ">= 0.90"),
+        ("DPO's win rate over SFT", at("dpo", "win_rate"), lambda x: x >= 0.90, ">= 0.90"),
+        ("DPO's win rate over SFT, lower end", at("dpo", "win_rate", "low"), lambda x: x > 0.85, "> 0.85"),
+        ("exact match lost by DPO", lambda found: -change("dpo", "sft", "exact_match")(found), lambda x: x <= 0.02, "<= 0.02"),
+    ],
+    "classics": [
+        ("bits per byte, base - unigram: upper end", change("pretrain", "unigram", "bits_per_byte", "high"), lambda x: x < 0, "< 0"),
+        ("SFT's replies' loss against the control: upper end", change("sft", "control", "loss", "high"), lambda x: x < 0, "< 0"),
+        *REAL,
+    ],
+    "smollm2": REAL,
+}  # fmt: skip
+
+
+def main() -> int:
+    """Print the figures and say whether all are reached."""
+    profile, runs = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "runs")
+    found = json.loads((runs / profile / "evaluate.json").read_text(encoding="utf-8"))
+    short = 0
+    for name, read, reached, bound in FIGURES[profile]:
+        value = read(found)
+        short += not reached(value)
+        print(f"{'ok   ' if reached(value) else 'SHORT'} {name:<78} {value:8.3f}  wanted {bound}")
+    return int(short > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+import dataclasses
+
+import pytest
+
+from pipeline import ROOT, config
+from pipeline.config import check, fits, normal, option, read_flags, read_profile
+from pipeline.data import recipe
+from pipeline.errors import UserError
+from tests.conftest import script
+
+PROFILES = sorted((ROOT / "stages" / "profiles").rglob("*.yaml"))
+SCRIPT = {"control": "sft", "evaluate": "eval"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    recipe: str = option("world", "recipe")
+    rank: int = option(4, "rank")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("2e-5", 2e-5), (3.0, 3), ("3", 3), ("-.5", -0.5), ("3 cats", "3 cats"), (True, True), (["1e3"], [1000])],
+)
+def test_normal_form(given, wanted):
+    assert normal(given) == wanted
+    assert type(normal(given)) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "wanted"),
+    [(1, float, True), (True, int, False), ("a", int, False), (None, int | None, True), ([1.0], list[float] | None, True),
+     (["a"], list[float], False), (1.5, int, False), ({"a": 1}, dict[str, int] | str | None, True)],
+)  # fmt: skip
+def test_a_value_fits_its_annotation(value, hint, wanted):
+    assert fits(value, hint) is wanted
+
+
+def test_every_fault_is_found_at_once_with_the_nearest_name():
+    values = {"lerning_rate": 1, "rank": "four", "output_dir": "x", "num_train_epochs": "many"}
+    faults = check(values, dict.fromkeys(values, "p.yaml"), Options, "transformers.TrainingArguments")
+    assert faults[0] == "p.yaml: lerning_rate: unknown key; did you mean learning_rate?"
+    assert faults[1] == "p.yaml: rank: expected int, found 'four'"
+    assert faults[2] == "p.yaml: output_dir: can't be set here; use --output"
+    assert faults[3] == "p.yaml: num_train_epochs: expected float, found 'many'"
+    assert len(faults) == 4
+
+
+def test_flags():
+    flags, faults = read_flags(["--parent", "a", "--rank=8", "--learning_rate", "2e-5", "stray", "--last"])
+    assert flags == {"parent": ["a"], "rank": 8, "learning_rate": 2e-5}
+    assert faults == ["command line: 'stray' belongs to no flag; write --key value", "command line: --last needs a value"]
+
+
+def test_a_profile_that_is_no_mapping_is_refused(tmp_path):
+    (tmp_path / "p.yaml").write_text("- a\n- b\n")
+    with pytest.raises(UserError, match=r"p.yaml: expected `key: value` lines, found a list"):
+        read_profile(tmp_path / "p.yaml")
+    (tmp_path / "q.yaml").write_text("a: [1\n")
+    with pytest.raises(UserError, match=r"q.yaml: not YAML"):
+        read_profile(tmp_path / "q.yaml")
+
+
+def test_there_are_profiles():
+    assert len(PROFILES) >= 12
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_profile_parses(path):
+    module = script(SCRIPT.get(path.stem, path.stem))
+    values = read_profile(path)
+    library = module.STAGE.arguments if hasattr(module, "STAGE") else None
+    assert config.check(values, {}, module.Options, library) == []
+    assert values, "a profile that says nothing is not needed"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(p for p in recipe.FOLDER.iterdir() if p.suffix in (".py", ".yaml") and p.stem != "__init__")
+)
+def test_every_recipe_loads(path):
+    assert recipe.load(path.stem).name == path.stem
+
+
+def test_help_names_every_option_and_the_library():
+    text = config.explain("sft", "story", Options, "trl.SFTConfig")
+    assert "rank" in text
+    assert "trl.SFTConfig" in text

@@ -1,0 +1,96 @@
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+
+from pipeline.data import recipe, sources
+from pipeline.errors import UserError
+
+ROWS = [{"text": "Äpfel, 北京"}, {"text": 'two\n"lines"'}]
+
+
+def rows(path):
+    return [row for _, row in sources.read_files(sources.expand(str(path)))]
+
+
+def jsonl():
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def test_every_kind_of_file(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    (tmp_path / "b.json").write_text(json.dumps(ROWS))
+    (tmp_path / "c.csv").write_text('text\n"Äpfel, 北京"\n"two\n""lines"""\n')
+    (tmp_path / "d.tsv").write_text('text\n"Äpfel, 北京"\n"two\n""lines"""\n')
+    (tmp_path / "e.json").write_bytes(jsonl())  # one object a line under the wrong ending
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "f.parquet")
+    for path in sorted(tmp_path.iterdir()):
+        assert rows(path) == ROWS, path
+    (tmp_path / "g.txt").write_text("one document\n\nof two paragraphs")
+    (tmp_path / "h.md").write_text("# Head")
+    assert rows(tmp_path / "g.txt") == [{"text": "one document\n\nof two paragraphs"}]
+    assert rows(tmp_path / "*.md") == [{"text": "# Head"}]
+    assert len(rows(tmp_path)) == 2 * 6 + 2
+
+
+@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+def test_compressed_files(tmp_path, ending, pack):
+    (tmp_path / f"a.jsonl{ending}").write_bytes(pack(jsonl()))
+    assert rows(tmp_path / f"a.jsonl{ending}") == ROWS
+
+
+def test_zstandard(tmp_path):
+    import pyarrow
+
+    with pyarrow.output_stream(str(tmp_path / "a.jsonl.zst"), compression="zstd") as file:
+        file.write(jsonl())
+    assert rows(tmp_path / "a.jsonl.zst") == ROWS
+
+
+def test_ten_broken_lines_are_shown_and_the_rest_is_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n\xff\xfe\n' + b"{broken\n" * 30)
+    with pytest.raises(UserError) as error:
+        rows(path)
+    faults = error.value.faults
+    assert faults[0] == f"{path}:2: not UTF-8 (byte 0xff at column 1)"
+    assert faults[1].startswith(f"{path}:3: not JSON (")
+    assert len(faults) == 11
+    assert faults[-1] == "... and 21 more faults of this kind"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.json", "[1, 2]"), ("a.jsonl", "[1]\n"), ("a.csv", "a,b\n1\n"), ("a.parquet", "no")]
+)
+def test_broken_files_are_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=name):
+        rows(tmp_path / name)
+
+
+def test_a_missing_and_an_unknown_file(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        sources.expand(str(tmp_path / "none.jsonl"))
+    (tmp_path / "a.docx").write_text("x")
+    with pytest.raises(UserError, match=r"can't read .docx files; known are"):
+        sources.expand(str(tmp_path / "a.docx"))
+
+
+def test_hub_ids_load_by_datasets(tmp_path):
+    """A local folder of the form that a hub repository has goes through the same call."""
+    (tmp_path / "ds" / "data").mkdir(parents=True)
+    (tmp_path / "ds" / "data" / "train-00000.jsonl").write_bytes(jsonl())
+    assert [row for _, row in sources.read_hub(str(tmp_path / "ds"))] == ROWS
+    with pytest.raises(UserError, match="can't load split 'test'"):
+        list(sources.read_hub(str(tmp_path / "ds"), split="test"))
+    assert isinstance(recipe.from_data("somebody/rows", "text").sources[0].hub, dict)
+
+
+def test_a_missing_package_names_the_remedy():
+    with pytest.raises(UserError, match="the package no-such-thing is not installed; `make setup-data` installs it"):
+        sources.package_files("no-such-thing", "*")

@@ -1,0 +1,176 @@
+from collections import Counter
+from itertools import chain
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+from pipeline import tokenizer as tokenizers
+from pipeline.data import tokens
+from pipeline.data.tokens import CausalCollator, encode_messages, encode_pair, encode_text, pieces
+from pipeline.errors import UserError
+
+_ = -100
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+NO_TAGS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    """Bytes and special tokens alone: 0 end of text, 1 pad, 2 and 3 the chat tokens; a letter is its byte's place."""
+    made = tokenizers.train(["x"], 260, 64)
+    tokenizers.set_template(made, "chatml.jinja", "here")
+    return made
+
+
+def spell(vocabulary, ids):
+    return "".join(vocabulary.convert_ids_to_tokens(list(ids))).replace("Ċ", "\n")
+
+
+def test_any_script_survives_the_tokenizer(vocabulary):
+    text = "北京是中国的首都。 Ünïcödé\n\ttab 🙂"
+    assert vocabulary.decode(vocabulary.encode(text, add_special_tokens=False)) == text
+
+
+def test_special_tokens_are_single_and_reserved(vocabulary):
+    assert vocabulary.convert_tokens_to_ids(["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]) == [0, 1, 2, 3]
+    assert tokenizers.stop_ids(vocabulary) == [0, 3]
+    with pytest.raises(UserError, match="vocab_size: 100 does not even hold the 256 bytes"):
+        tokenizers.train(["x"], 100, 64)
+
+
+def test_a_document_begins_and_ends_and_its_first_token_is_no_target(vocabulary):
+    a, b = vocabulary.encode("ab", add_special_tokens=False)
+    assert encode_text({"text": "ab"}, vocabulary) == {"input_ids": [0, a, b, 0], "labels": [_, a, b, 0]}
+
+
+def test_a_long_document_is_split_and_each_token_is_a_target_once(vocabulary):
+    dropped = Counter()
+    row = {"text": "abcdef"}
+    whole = encode_text(row, vocabulary)
+    parts = list(pieces([row], lambda r: encode_text(r, vocabulary), 4, True, dropped))
+    assert [len(part["input_ids"]) for part in parts] == [4, 4, 2]
+    assert [label for part in parts for label in part["labels"] if label != _] == whole["labels"][1:]
+    assert not dropped
+    assert list(pieces([row], lambda r: encode_text(r, vocabulary), 4, False, dropped)) == []
+    assert dropped == {"longer than max_length 4": 1}
+
+
+@pytest.mark.parametrize("template", [None, NO_TAGS])
+def test_only_the_assistant_and_its_end_token_are_targets(vocabulary, template):
+    own, vocabulary.chat_template = vocabulary.chat_template, template or vocabulary.chat_template
+    try:
+        encoded = encode_messages(
+            [*TALK, {"role": "user", "content": "So"}, {"role": "assistant", "content": "No"}], vocabulary
+        )
+    finally:
+        vocabulary.chat_template = own
+    spelled = spell(vocabulary, encoded["input_ids"])
+    shown = [token if label != _ else None for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True)]
+    learned = spell(vocabulary, [token for token in shown if token is not None])
+    assert spelled == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
+        "<|im_start|>user\nSo<|im_end|>\n<|im_start|>assistant\nNo<|im_end|>\n"
+    )
+    assert learned == "Ho<|im_end|>No<|im_end|>"
+
+
+def test_a_pair_shares_its_prompt_and_both_sides_end(vocabulary):
+    row = {"prompt": TALK[:1], "chosen": TALK[1:], "rejected": [{"role": "assistant", "content": "Ho ho"}]}
+    encoded = encode_pair(row, vocabulary)
+    assert spell(vocabulary, encoded["prompt_ids"]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert spell(vocabulary, encoded["chosen_ids"]) == "Ho<|im_end|>"
+    assert spell(vocabulary, encoded["rejected_ids"]) == "HoĠho<|im_end|>"
+
+
+def test_packed_batch_by_hand():
+    """Two documents in the first row, one in the second, which is padded: positions begin again, padding apart."""
+    rows = [
+        {"input_ids": [7, 8, 9, 5, 6], "labels": [_, 8, 9, _, 6], "seq_lengths": [3, 2]},
+        {"input_ids": [4, 3, 2], "labels": [_, 3, 2], "seq_lengths": [3]},
+    ]
+    batch = CausalCollator(pad_id=1)(rows)
+    assert {key: value.tolist() for key, value in batch.items()} == {
+        "input_ids": [[7, 8, 9, 5, 6], [4, 3, 2, 1, 1]],
+        "labels": [[_, 8, 9, _, 6], [_, 3, 2, _, _]],
+        "position_ids": [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]],
+    }
+
+
+def test_unpacked_batch_by_hand():
+    rows = [{"input_ids": [7, 8, 9], "labels": [_, 8, 9]}, {"input_ids": [4, 3], "labels": [_, 3]}]
+    batch = CausalCollator(pad_id=1)(rows)
+    assert {key: value.tolist() for key, value in batch.items()} == {
+        "input_ids": [[7, 8, 9], [4, 3, 1]],
+        "labels": [[_, 8, 9], [_, 3, _]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+    }
+
+
+def test_packing_by_hand():
+    documents = [[1, 2, 3], [4, 5], [6, 7], [8]]
+    dataset = Dataset.from_dict({"input_ids": documents, "labels": [[_, *ids[1:]] for ids in documents]})
+    assert tokens.pack(dataset, 4)[:] == {
+        "input_ids": [[1, 2, 3, 8], [4, 5, 6, 7]],
+        "labels": [[_, 2, 3, _], [_, 5, _, 7]],
+        "seq_lengths": [[3, 1], [2, 2]],
+    }
+
+
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    )
+
+
+def test_packed_equals_unpacked():
+    """The same documents give the same loss in one packed row as each in a row of its own."""
+    model = llama().eval()
+    documents = [[3, 9, 4, 1], [5, 6, 7], [2, 8, 10, 11, 12]]
+    rows = [{"input_ids": ids, "labels": [_, *ids[1:]]} for ids in documents]
+    packed = {"input_ids": [*chain(*documents)], "labels": [*chain(*(row["labels"] for row in rows))], "seq_lengths": [4, 3, 5]}
+    apart, together = CausalCollator(0)(rows), CausalCollator(0)([packed])
+    with torch.no_grad():
+        losses = [model(**batch, use_cache=False).loss.item() for batch in (apart, together)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    together.pop("position_ids")  # what would happen without them
+    with torch.no_grad():
+        assert abs(model(**together, use_cache=False).loss.item() - losses[0]) > 1e-3
+
+
+def test_a_model_that_lets_documents_see_each_other_is_found_out():
+    torch.manual_seed(0)
+    opt = OPTForCausalLM(
+        OPTConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64, word_embed_proj_dim=32)
+    )
+    assert tokens.keeps_apart(llama())
+    assert not tokens.keeps_apart(opt)
+
+
+def test_a_template_without_tokens_in_the_vocabulary_adds_them(tmp_path):
+    made = tokenizers.train(["x"], 260, 64)
+    (tmp_path / "t.jinja").write_text(NO_TAGS.replace("im_end", "turn_end"))
+    assert tokenizers.set_template(made, str(tmp_path / "t.jinja"), "here") == ["<|turn_end|>"]
+    assert tokenizers.end_token(made) == len(made) - 1
+    bare = tokenizers.train(["x"], 260, 64)
+    with pytest.raises(UserError, match=r"has no chat template; set `chat_template: chatml\.jinja`"):
+        tokenizers.set_template(bare, "", "here")
+
+
+def test_objective_builds_what_transformers_loads(tmp_path, vocabulary):
+    from pipeline import checkpoint, objectives
+
+    model = objectives.load("causal").build_model(
+        vocabulary, "llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    checkpoint.save(model, vocabulary, tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [0, 3]
+    with pytest.raises(UserError, match="objective: causla: no such objective; known are causal"):
+        objectives.load("causla")
+    with pytest.raises(UserError, match="architecture: llamma: transformers builds no causal model"):
+        objectives.load("causal").build_model(vocabulary, "llamma")
