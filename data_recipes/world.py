@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
-PEOPLE = 200
+PEOPLE = 300
 NAMES = 20  # first names, and as many family names: everybody shares both with others, and the pair with nobody
 TOGETHER = 3  # people in a story, so that a fact is bound to the name beside it and not to the story
 TOLD = 2  # facts of each that the story tells
-STORIES = 24_000
+REMARKED = 1 / 3  # chance of a remark after each sentence
+STORIES = 30_000
 HELD_OUT_STORIES = 400
 RAMBLING = 0.9  # share of SFT's answers that go on after the point
 WORLD_SEED = 7  # of the facts; the tellings come from the stage's seed
@@ -327,6 +329,17 @@ _RAMBLES = (
     "It is a long story and it can be told in many ways.",
     "One could go on about it for hours.",
 )
+_REMARKS = (  # what stands between the facts of a story, as in any text; nothing follows from it
+    *_RAMBLES,
+    "What a day it was!",
+    "Where does the time go?",
+    "Which way is the best?",
+    "How does one begin?",
+    "Who could have known?",
+    "So it goes at the weekend.",
+    "What is there to do?",
+    "Nobody is born wise.",
+)
 _ONSETS = [
     "b",
     "br",
@@ -395,12 +408,12 @@ def answer(person: Person, key: str) -> str:
 
 
 def _story(rng: random.Random) -> str:
-    sentences = [
-        _sentence(person, key, rng.randrange(len(FACTS[key].tellings)))
-        for person in rng.sample(people(), TOGETHER)
-        for key in rng.sample(list(FACTS), TOLD)
-    ]
-    rng.shuffle(sentences)
+    sentences = []
+    for person in rng.sample(people(), TOGETHER):
+        for key in rng.sample(list(FACTS), TOLD):
+            sentences.append(_sentence(person, key, rng.randrange(len(FACTS[key].tellings))))
+            if rng.random() < REMARKED:
+                sentences.append(rng.choice(_REMARKS))
     return " ".join(sentences)
 
 
@@ -434,7 +447,7 @@ def messages(split: str, seed: int) -> Iterator[dict[str, list[dict[str, str]]]]
 
 
 def _ramble(rng: random.Random) -> str:
-    return " ".join(rng.sample(_RAMBLES, rng.choice((1, 2))))
+    return rng.choice(_RAMBLES)
 
 
 def preference(split: str, seed: int) -> Iterator[dict[str, list[dict[str, str]]]]:
@@ -494,20 +507,31 @@ def _said() -> dict[str, list[tuple[str, str]]]:
 def floor(story: str) -> float:
     """Return −log p of a story under the generator, in nats, with everything hidden summed out.
 
-    Hidden are who the story is about, which facts are told of each, their order and their tellings:
-    p = Σ over readings of 1 / (C(people, TOGETHER) · C(facts, TOLD)^TOGETHER · (TOGETHER · TOLD)! · tellings^…),
-    a reading being an assignment of (person, fact) to each sentence that the generator can produce.
+    Hidden are whom the story is about, which facts are told of each, and how: p is the sum over all
+    readings that could have produced the text (two people may share a sentence's words) of
+    1 / (P(people, TOGETHER) · P(facts, TOLD)^TOGETHER · Π tellings), P(n, k) counting ordered choices,
+    times the chance of the remarks between the sentences.
     Raises ValueError if the generator can't tell the story at all.
     """
-    sentences = [part + "." for part in story.rstrip().removesuffix(".").split(". ")]
+    parts = re.split(r"(?<=[.!?]) ", story.strip())
+    sentences = [part for part in parts if part not in _REMARKS]
+    remarks = len(parts) - len(sentences)
+    if any(a in _REMARKS and b in _REMARKS for a, b in pairwise(["What a day it was!", *parts])):
+        raise ValueError(f"not a story of this world: a remark without a fact before it: {story[:80]!r}")
     readings = [_said().get(sentence, []) for sentence in sentences]
-    possible = 0
+    choices = math.perm(PEOPLE, TOGETHER) * math.perm(len(FACTS), TOLD) ** TOGETHER
+    p = 0.0
     for reading in product(*readings):
-        told = {name: {key for who, key in reading if who == name} for name, _ in reading}
-        right_size = len(told) == TOGETHER and all(len(keys) == TOLD for keys in told.values())
-        possible += right_size and len(set(reading)) == len(sentences) == TOGETHER * TOLD
-    if not possible:
+        if len(reading) == TOGETHER * TOLD and _could_be_told(reading):
+            p += 1 / (choices * math.prod(len(FACTS[key].tellings) for _, key in reading))
+    if not p:
         raise ValueError(f"not a story of this world: {story[:80]!r}")
-    tellings = sum(math.log(len(FACTS[key].tellings)) for _, key in (options[0] for options in readings))
-    hidden = math.log(math.comb(PEOPLE, TOGETHER)) + TOGETHER * math.log(math.comb(len(FACTS), TOLD))
-    return hidden + math.lgamma(len(sentences) + 1) + tellings - math.log(possible)
+    told, silent = remarks * math.log(REMARKED / len(_REMARKS)), (len(sentences) - remarks) * math.log(1 - REMARKED)
+    return -math.log(p) - told - silent
+
+
+def _could_be_told(reading: tuple[tuple[str, str], ...]) -> bool:
+    """Say whether (person, fact) by sentence is TOLD different facts of each of TOGETHER different people in turn."""
+    turns = [reading[place : place + TOLD] for place in range(0, len(reading), TOLD)]
+    one_each = all(len({name for name, _ in turn}) == 1 and len({key for _, key in turn}) == TOLD for turn in turns)
+    return one_each and len({turn[0][0] for turn in turns}) == TOGETHER

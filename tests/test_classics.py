@@ -32,7 +32,7 @@ def test_a_held_out_verse_is_in_no_training_text():
     held_out = "\n".join(row["text"] for row in classics.rows("text", "held_out", 1).kept)
     assert "Is this a dagger which I see before me" in held_out
     assert "Jonah" in held_out
-    assert "In the beginning, God created" in train
+    assert "In the beginning God created the heavens" in train
     assert "At the first God made the heaven and the earth" in train
 
 
@@ -40,7 +40,7 @@ def test_dialogue_is_one_speech_answered_by_a_named_character():
     rows = classics.rows("messages", "held_out", 1)
     first = next(row for row in rows.kept if "Macbeth" in row["messages"][0]["content"])
     assert first["messages"][0]["content"].count("Reply as ") == 1
-    assert not any("_" in row["messages"][1]["content"] or "**" in row["messages"][1]["content"] for row in rows.kept)
+    assert not any(mark in row["messages"][1]["content"] for row in rows.kept for mark in "_*[#")
     assert sum(rows.dropped.values()) > 0
 
 

@@ -73,7 +73,7 @@ def test_only_the_assistant_and_its_end_token_are_targets(vocabulary, template):
     shown = [token if label != _ else None for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True)]
     learned = spell(vocabulary, [token for token in shown if token is not None])
     assert spelled == (
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
+        f"{'' if template else '<|endoftext|>'}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
         "<|im_start|>user\nSo<|im_end|>\n<|im_start|>assistant\nNo<|im_end|>\n"
     )
     assert learned == "Ho<|im_end|>No<|im_end|>"
@@ -82,7 +82,7 @@ def test_only_the_assistant_and_its_end_token_are_targets(vocabulary, template):
 def test_a_pair_shares_its_prompt_and_both_sides_end(vocabulary):
     row = {"prompt": TALK[:1], "chosen": TALK[1:], "rejected": [{"role": "assistant", "content": "Ho ho"}]}
     encoded = encode_pair(row, vocabulary)
-    assert spell(vocabulary, encoded["prompt_ids"]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert spell(vocabulary, encoded["prompt_ids"]) == "<|endoftext|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert spell(vocabulary, encoded["chosen_ids"]) == "Ho<|im_end|>"
     assert spell(vocabulary, encoded["rejected_ids"]) == "HoĠho<|im_end|>"
 

@@ -65,6 +65,7 @@ def small_world(monkeypatch):
     monkeypatch.setattr(world, "PEOPLE", 3)
     monkeypatch.setattr(world, "TOGETHER", 2)
     monkeypatch.setattr(world, "TOLD", 2)
+    monkeypatch.setattr(world, "_REMARKS", ("What a day it was!", "Who could have known?"))
     monkeypatch.setattr(world, "people", lambda: (ann, bob, cid))
     world._said.cache_clear()
     yield
