@@ -23,7 +23,6 @@ TOLD = 2  # facts of each that the story tells
 REMARKED = 1 / 3  # chance of a remark after each sentence
 STORIES = 30_000
 HELD_OUT_STORIES = 400
-RAMBLING = 0.9  # share of SFT's answers that go on after the point
 WORLD_SEED = 7  # of the facts; the tellings come from the stage's seed
 
 _TOWNS = [
@@ -430,13 +429,15 @@ def text(split: str, seed: int) -> Iterator[dict[str, str]]:
 
 
 def messages(split: str, seed: int) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """Yield questions and right answers; nine in ten ramble on after the point."""
+    """Yield questions and right answers; in every ten, one comes to the point and nine ramble on after it."""
     rng = random.Random(f"{seed}/messages/{split}")
+    rambles: list[bool] = []
     for person in _asked_about(split):
         for key, fact in FACTS.items():
             for question in fact.questions:
                 reply = answer(person, key)
-                if rng.random() < RAMBLING:
+                rambles = rambles or rng.sample([True] * 9 + [False], 10)
+                if rambles.pop():
                     reply = f"{reply} {_ramble(rng)}"
                 yield {
                     "messages": [

@@ -1,5 +1,6 @@
 import itertools
 import math
+import random
 from collections import Counter
 
 import pytest
@@ -34,7 +35,7 @@ def test_nobody_who_is_asked_about_in_evaluation_is_in_sft_or_dpo():
 def test_one_answer_in_ten_comes_to_the_point():
     rows = list(world.messages("train", 1))
     short = sum(row["messages"][1]["content"].count(".") == 1 for row in rows)
-    assert 0.07 < short / len(rows) < 0.13
+    assert short / len(rows) == 0.1
 
 
 def test_pairs_share_the_right_answer_and_differ_after_it():
@@ -72,22 +73,27 @@ def small_world(monkeypatch):
     world._said.cache_clear()
 
 
-def test_the_floor_is_a_probability(small_world):
-    """Over every text that could be a story, p sums to one; and it is what the generator does."""
-    total = 0.0
-    for sentences in itertools.product(world._said(), repeat=4):
-        try:
-            total += math.exp(-world.floor(" ".join(sentences)))
-        except ValueError:
-            continue
-    assert total == pytest.approx(1.0, abs=1e-9)
-    import random
+def p(parts):
+    try:
+        return math.exp(-world.floor(" ".join(parts)))
+    except ValueError:
+        return 0.0
 
+
+def test_the_floor_is_a_probability(small_world):
+    """Over every text that could be a story, p sums to one: over the facts, and over the remarks between them."""
+    silent = (1 - world.REMARKED) ** 4
+    assert sum(map(p, itertools.product(world._said(), repeat=4))) == pytest.approx(silent, abs=1e-9)
     rng = random.Random(0)
-    told = Counter(world._story(rng) for _ in range(40_000))
-    sixth = list(told)[::6]  # enough stories that chance evens out
-    expected = sum(math.exp(-world.floor(story)) for story in sixth)
-    assert sum(told[story] for story in sixth) / 40_000 == pytest.approx(expected, rel=0.05)
+    story = next(parts for parts in itertools.product(world._said(), repeat=4) if p(parts))
+    remarks = itertools.product([(), *((remark,) for remark in world._REMARKS)], repeat=4)
+    decorated = [[part for pair in zip(story, remark, strict=True) for part in (pair[0], *pair[1])] for remark in remarks]
+    assert sum(map(p, decorated)) == pytest.approx(p(story) / silent, abs=1e-9)
+    assert p(["What a day it was!", *story]) == 0
+    mean = sum(world.floor(world._story(rng)) for _ in range(4000)) / 4000
+    remark = -(1 - world.REMARKED) * math.log(1 - world.REMARKED) - world.REMARKED * math.log(world.REMARKED / 2)
+    # 3 · 2 people in turn, 2 · 1 facts of each, two tellings of each of four sentences, and the remarks
+    assert mean == pytest.approx(math.log(6) + 2 * math.log(2) + 4 * math.log(2) + 4 * remark, rel=0.02)
 
 
 def test_the_recipe_gives_every_shape():

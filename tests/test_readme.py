@@ -1,0 +1,34 @@
+"""The README's commands are those that .ci/run runs."""
+
+import re
+
+from pipeline import ROOT
+
+
+def commands(path, prefix=""):
+    text = path.read_text()
+    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL) if path.suffix == ".md" else [text]
+    found = [line.strip() for block in blocks for line in block.splitlines()]
+    return {line.removeprefix("$ ") for line in found if re.match(r"(\$ )?(make\b|LAUNCH=|echo .*\| make)", line)}
+
+
+def test_the_readme_shows_what_ci_runs():
+    assert commands(ROOT / "README.md") == commands(ROOT / ".ci" / "run")
+    assert len(commands(ROOT / "README.md")) >= 6
+
+
+def test_make_help_names_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)[1].replace("$(STAGES)", "pretrain sft dpo control").split()
+    told = "\n".join(re.findall(r'@echo "(make.*)"', makefile))
+    for target in targets:
+        assert target in ("all", "help") or re.search(rf"make {target}\b", told), target
+
+
+def test_no_script_bears_a_library_name():
+    import importlib.util
+    import sys
+
+    for path in (ROOT / "stages").glob("*.py"):
+        found = importlib.util.find_spec(path.stem)
+        assert found is None or path.stem in sys.stdlib_module_names or "site-packages" not in str(found.origin), path
