@@ -110,13 +110,8 @@ def parent_identity(parent: str, stage: str, accepts: Sequence[str]) -> dict[str
     return {"outputs": manifest.outputs(manifest.files(folder))}
 
 
-def identity(
-    request: Request, options: Any, arguments: dict[str, Any], recipe: recipes.Recipe, shape: str, accepts: Sequence[str]
-) -> dict[str, Any]:
-    """Return everything that a stage's result depends on, as one JSON value: the digest over it is `inputs`.
-
-    Faults are gathered in the request.
-    """
+def identity(request: Request, options: Any, arguments: dict[str, Any], recipe: recipes.Recipe, shape: str) -> dict[str, Any]:
+    """Return all that a stage's result depends on but its parent, as one JSON value; faults are gathered."""
     ours = dataclasses.asdict(options)
     ours.pop("recipe", None)  # known by its content, not by its name
     found: dict[str, Any] = {"stage": request.name, "options": ours}
@@ -131,9 +126,15 @@ def identity(
             ours["chat_template"] = manifest.sha256_file(template_path(ours["chat_template"]))
         except UserError as error:
             request.gather(error)
-    for parent in request.parents:
+    return found
+
+
+def parent(request: Request, accepts: Sequence[str]) -> dict[str, Any]:
+    """Return what the parent contributes to the inputs, under the key `parent`; faults are gathered."""
+    found = {}
+    for path in request.parents:
         try:
-            found["parent"] = parent_identity(parent, request.name, accepts)
+            found["parent"] = parent_identity(path, request.name, accepts)
         except UserError as error:
             request.gather(error)
     return found

@@ -77,7 +77,7 @@ class Run:
             return config.library_class(self.stage.arguments)(**values)
         except (ValueError, TypeError) as error:
             line = " ".join(str(error).split())
-            raise UserError(f"{self.name}: {self.stage.arguments} refuses the configuration: {line}") from None
+            raise UserError(f"{self.stage.arguments} refuses the configuration: {line}") from None
 
 
 def say(name: str, text: str) -> None:
@@ -121,11 +121,13 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
     if stage.needs_parent and not asked.parents:
         asked.faults.append(f"command line: --parent is missing; {stage.name} starts from a model folder or hub id")
     asked.faults += config.check(asked.asked, asked.origins, stage.options, stage.arguments, loose=True)
+    well_formed = not asked.faults
+    parent = request.parent(asked, stage.accepts)
     found: dict[str, Any] = {}
-    if not asked.faults:
+    if well_formed:
         options, arguments = request.split(asked, stage.options, stage.defaults)
         recipe = _recipe(asked, stage, options)
-        found = request.identity(asked, options, arguments, recipe, stage.shape, stage.accepts)
+        found = request.identity(asked, options, arguments, recipe, stage.shape) | parent
         if stage.sources:
             try:
                 found["sources"] = [manifest.sha256_file(path) for path in stage.sources(options)]

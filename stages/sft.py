@@ -60,7 +60,8 @@ def train(run: Run) -> None:
     guards.stops(dataset, vocabulary, tokenizer.end_token(vocabulary))
     guards.speaks(rows.kept, dataset, vocabulary)
     sample = dataset[0]["input_ids"]
-    markers = sorted({token for token in sample if token in set(vocabulary.all_special_ids)} - {vocabulary.pad_token_id})
+    known = {vocabulary.bos_token_id, vocabulary.eos_token_id, vocabulary.pad_token_id}
+    markers = sorted(set(sample) & set(vocabulary.all_special_ids) - known)  # chat tokens that pretraining did not see
     adapter = checkpoint.lora(options.lora_rank, options.lora_alpha, model, markers) if options.method == "lora" else None
     if tokens.keeps_apart(model):
         dataset = tokens.pack(dataset, arguments.max_length)

@@ -22,11 +22,7 @@ def test_the_chain_hands_on_whole_models(chain):
         record = manifest.read(chain / name)
         assert record["stage"] == name
         assert record["files"] == manifest.files(chain / name)
-        assert (
-            record["recipe"]["rows"]
-            == record["recipe"]["kept"]
-            == 90 - record["recipe"].get("held_out", 90 - record["recipe"]["kept"])
-        )
+        assert 80 < record["recipe"]["rows"] == record["recipe"]["kept"] < 90  # the others are held out
         assert record["tokens"] > 0
         assert record["peak_memory_bytes"] > 0
         assert not list((chain / name).glob("checkpoint-*"))
@@ -34,9 +30,7 @@ def test_the_chain_hands_on_whole_models(chain):
         model = AutoModelForCausalLM.from_pretrained(chain / name)
         assert str(model.dtype) == "torch.float32"
         assert AutoTokenizer.from_pretrained(chain / name).eos_token_id in model.generation_config.eos_token_id
-        assert [
-            json.loads(line)["step"] for line in (chain / name / "log.jsonl").read_text().splitlines()
-        ] or name != "pretrain"
+        assert json.loads((chain / name / "log.jsonl").read_text().splitlines()[0])["step"] == 1
     for name, parent in (("sft", "pretrain"), ("dpo", "sft")):
         assert manifest.read(chain / name)["parents"][0]["outputs"] == manifest.read(chain / parent)["outputs"]
     assert AutoTokenizer.from_pretrained(chain / "dpo").chat_template
@@ -156,11 +150,11 @@ def test_all_faults_at_once_and_nothing_is_harmed(run, tmp_path, chain):
         ("pretrain", ["--data", "none.jsonl"], "none.jsonl: no such file"),
         ("pretrain", ["--config", "none.yaml"], "none.yaml: no such profile file"),
         ("pretrain", ["--objective", "clm"], "objective: clm: no such objective"),
-        ("pretrain", ["--lr_scheduler_type", "steep"], "refuses the configuration: 'steep' is not a valid SchedulerType"),
+        ("pretrain", ["--lr_scheduler_type", "steep"], "refuses the configuration: steep is not a valid SchedulerType"),
         ("sft", ["--chat_template", "none.jinja"], "chat_template: none.jinja: no such file"),
         ("sft", ["--max_length", "4"], "no row is left for training"),
-        ("sft", ["--method", "lara"], "method: lara: expected lora or full"),
-        ("sft", ["--init", "zero"], "init: zero: expected parent or random"),
+        ("sft", ["--method", "lara"], "method: expected lora or full, found 'lara'"),
+        ("sft", ["--init", "zero"], "init: expected parent or random, found 'zero'"),
     ],
 )
 def test_bad_input_is_one_plain_line(run, chain, data, tmp_path, name, change, complaint):
