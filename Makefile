@@ -95,5 +95,5 @@ help:
 	@echo "RUNS=$(RUNS)      where stages are written: RUNS/PROFILE/STAGE"
 	@echo "DATA=            your own file, glob, folder or hub id, for the one stage that is the goal"
 	@echo "ARGS=            more flags for the one stage that is the goal, e.g. ARGS='--learning_rate 1e-4'"
-	@echo "LAUNCH=$(LAUNCH)    how stages are started, e.g. LAUNCH='accelerate launch --cpu --num_processes 2'"
+	@echo "LAUNCH=$(LAUNCH)    how stages are started, e.g. LAUNCH='torchrun --nproc_per_node 2' or 'accelerate launch'"
 	@echo "PIP_ARGS=        more flags for pip, e.g. an index with another build of torch"

@@ -33,6 +33,20 @@ def wait_for_all() -> None:
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
+def lonely() -> str:
+    """Return a warning where `accelerate launch --cpu --num_processes N` started one process, as it silently does; or ""."""
+    if os.environ.get("ACCELERATE_USE_CPU") != "True" or "WORLD_SIZE" in os.environ:
+        return ""
+    import psutil
+
+    parent = psutil.Process(os.getppid())
+    words = " ".join(parent.cmdline()).replace("=", " ").replace("num-processes", "num_processes").split()
+    wanted = words[words.index("--num_processes") + 1] if "--num_processes" in words[:-1] else "1"
+    if wanted == "1":
+        return ""
+    return f"accelerate launch --cpu starts 1 process, not {wanted}; for {wanted} use LAUNCH='torchrun --nproc_per_node {wanted}'"
+
+
 def _quiet() -> None:
     """Keep the libraries silent and at home; before they are imported, since they read it then."""
     for key, value in _ENVIRONMENT.items():

@@ -97,6 +97,8 @@ def run_stage(stage: Stage, train: Callable[[Run], None], story: str) -> int:
         run = _asked(stage, sys.argv[1:])
         if run is None:
             return 0
+        if warning := process.lonely():
+            run.say(warning)
         process.wait_for_all()  # nobody still looks at the folder when rank 0 changes it
         aside = _claim(run) if run.main else None
         process.wait_for_all()

@@ -1,4 +1,4 @@
-"""The same scripts under `accelerate launch` with two processes."""
+"""The same scripts under a launcher, with two processes."""
 
 import os
 import subprocess
@@ -11,45 +11,30 @@ from safetensors.torch import load_file
 from pipeline import ROOT, manifest
 from tests.conftest import SMALL
 
-LAUNCH = [str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "2"]
+BIN = Path(sys.executable).parent
+ACCELERATE = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "2"]
+TORCHRUN = [str(BIN / "torchrun"), "--nproc_per_node", "2"]
 
 
-def launch(name, *flags, how=tuple(LAUNCH)):
-    # one port for each call, so that tests may run side by side
+def launch(how, name, *flags):
+    # a port of its own, so that tests may run side by side
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
-    done = subprocess.run(
-        [*how, str(ROOT / "stages" / f"{name}.py"), *map(str, flags)], capture_output=True, text=True, env=environment
-    )
+    command = [*how, str(ROOT / "stages" / f"{name}.py"), *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_two_processes_walk_the_chain(chain, data, tmp_path):
+@pytest.mark.parametrize(("name", "shape", "parent"), [("pretrain", "text", None), ("sft", "chats", "pretrain"), ("dpo", "pairs", "sft")])
+def test_two_processes_do_what_one_does(chain, data, tmp_path, name, shape, parent):
     """One step of plain gradient descent: two processes with one row each move the weights as one with two does."""
-    for name, shape, parent in (("pretrain", "text", None), ("sft", "chats", "pretrain"), ("dpo", "pairs", "sft")):
-        where = ["--parent", chain / parent] if parent else []
-        flags = [
-            *where,
-            *SMALL[name],
-            "--data",
-            data / f"{shape}.jsonl",
-            "--optim",
-            "sgd",
-            "--learning_rate",
-            "1",
-            "--max_steps",
-            "1",
-        ]
-        flags += ["--logging_steps", "1"]
-        out = launch(name, *flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two" / name)
-        assert out.count("done in") == 1
-        again = launch(
-            name, *flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two" / name, how=[sys.executable]
-        )
-        assert "up to date" in again
-        launch(name, *flags, "--per_device_train_batch_size", "2", "--output", tmp_path / "one" / name, how=[sys.executable])
-        two, one = (load_file(tmp_path / count / name / "model.safetensors") for count in ("two", "one"))
-        assert max((two[key] - one[key]).abs().max().item() for key in one) < 1e-5
-        assert manifest.read(tmp_path / "two" / name)["tokens"] == pytest.approx(
-            manifest.read(tmp_path / "one" / name)["tokens"], abs=64
-        )
+    where = ["--parent", chain / parent] if parent else []
+    flags = [*where, *SMALL[name], "--data", data / f"{shape}.jsonl", "--optim", "sgd", "--learning_rate", "1", "--max_steps", "1"]
+    out = launch(TORCHRUN, name, *flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two" / name)
+    assert out.count("done in") == 1
+    one = ["--per_device_train_batch_size", "2", "--output", tmp_path / "one" / name]
+    out = launch(ACCELERATE, name, *flags, *one)  # which is one process, whatever it was told
+    assert "accelerate launch --cpu starts 1 process, not 2; for 2 use LAUNCH='torchrun --nproc_per_node 2'" in out
+    two, one = (load_file(tmp_path / count / name / "model.safetensors") for count in ("two", "one"))
+    assert max((two[key] - one[key]).abs().max().item() for key in one) < 1e-5
+    assert manifest.read(tmp_path / "two" / name)["tokens"] == manifest.read(tmp_path / "one" / name)["tokens"]
