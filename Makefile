@@ -31,8 +31,9 @@ PARENT_control  := pretrain
 CONFIG   = $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$@)),adopt,$@).yaml
 PRESENT  := $(foreach stage,$(STAGES),$(if $(wildcard $(PROFILES)/$(stage).yaml $(if $(filter pretrain,$(stage)),$(PROFILES)/adopt.yaml)),$(stage)))
 GOAL     := $(firstword $(MAKECMDGOALS))
-# ARGS and DATA go to the one stage that is the goal.
-EXTRA    = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
+# ARGS and DATA go to the one stage that is the goal; a stage upstream of it keeps those that it was made with.
+MINE     = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
+EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(GOAL)),,--upstream yes))
 
 .DEFAULT_GOAL := all
 .PHONY: all setup setup-data $(STAGES) evaluate chat test lint prove clean help
@@ -60,10 +61,10 @@ endef
 $(foreach stage,$(STAGES),$(eval $(call edge,$(stage))))
 
 evaluate: $(READY) $(PRESENT)
-	@python stages/eval.py --config $(PROFILES)/evaluate.yaml $(foreach stage,$(PRESENT),--parent $(OUT)/$(stage)) --output $(OUT)/evaluate.json $(EXTRA)
+	@python stages/eval.py --config $(PROFILES)/evaluate.yaml $(foreach stage,$(PRESENT),--parent $(OUT)/$(stage)) --output $(OUT)/evaluate.json $(MINE)
 
 chat: $(READY)
-	@python stages/chat.py --runs $(OUT) --stage $(STAGE) $(EXTRA)
+	@python stages/chat.py --runs $(OUT) --stage $(STAGE) $(MINE)
 
 test: $(READY)
 	@python -m pytest -m "not slow"

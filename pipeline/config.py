@@ -97,7 +97,7 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             text = words.pop(0)
         if key == "parent":
             flags["parent"].append(text)
-        elif key in ("config", "output", "data"):
+        elif key in ("config", "output", "data", "upstream"):
             flags[key] = text
         else:
             try:

@@ -44,7 +44,9 @@ def lonely() -> str:
     wanted = words[words.index("--num_processes") + 1] if "--num_processes" in words[:-1] else "1"
     if wanted == "1":
         return ""
-    return f"accelerate launch --cpu starts 1 process, not {wanted}; for {wanted} use LAUNCH='torchrun --nproc_per_node {wanted}'"
+    return (
+        f"accelerate launch --cpu starts 1 process, not {wanted}; for {wanted} use LAUNCH='torchrun --nproc_per_node {wanted}'"
+    )
 
 
 def _quiet() -> None:

@@ -44,6 +44,24 @@ class Request:
         """Take note of faults and go on, so that all are shown at once."""
         self.faults.extend(fault for fault in error.faults if fault not in self.faults)
 
+    def overrides(self) -> dict[str, Any]:
+        """Return what was asked for on the command line alone: flags, data, a parent that is no sibling."""
+        flags = {key: self.asked[key] for key, origin in self.origins.items() if origin == "command line"}
+        assert self.output
+        siblings = self.output.resolve().parent
+        foreign = [path for path in self.parents if Path(path).resolve().parent != siblings]
+        return {"flags": flags, "data": self.data, "parents": foreign}
+
+    def keep_overrides(self) -> None:
+        """Ask again for what a finished stage was made with, as when make only checks it on the way to another."""
+        done = manifest.read(self.output) if self.output and self.output.is_dir() else None
+        kept = (done or {}).get("overrides")
+        if kept:
+            self.asked |= kept["flags"]
+            self.origins |= dict.fromkeys(kept["flags"], "command line")
+            self.data = self.data or kept["data"]
+            self.parents = kept["parents"] or self.parents
+
     def settle(self) -> None:
         """Raise UserError with every fault found, if there is one."""
         if self.faults:
@@ -55,6 +73,7 @@ def read(name: str, argv: Sequence[str]) -> Request:
     flags, faults = config.read_flags(argv)
     parents, file = flags.pop("parent"), flags.pop("config", None)
     output, data = flags.pop("output", None), flags.pop("data", None)
+    upstream = flags.pop("upstream", None) is not None
     if output is None:
         faults.append(f"command line: --output is missing; say where {name} should write")
     profile: dict[str, Any] = {}
@@ -63,7 +82,10 @@ def read(name: str, argv: Sequence[str]) -> Request:
     except UserError as error:
         faults.extend(error.faults)
     origins = dict.fromkeys(profile, str(file)) | dict.fromkeys(flags, "command line")
-    return Request(name, parents, Path(output) if output else None, data, profile | flags, origins, faults)
+    found = Request(name, parents, Path(output) if output else None, data, profile | flags, origins, faults)
+    if upstream:
+        found.keep_overrides()
+    return found
 
 
 def split(request: Request, options: type, defaults: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

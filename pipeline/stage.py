@@ -147,7 +147,7 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
     name = "control" if getattr(options, "init", "") == "random" else stage.name
     record = {
         "stage": name, "family": stage.family, "inputs": inputs, "asked": found, "seed": int(arguments.get("seed", 42)),
-        "config": dataclasses.asdict(options) | arguments,
+        "config": dataclasses.asdict(options) | arguments, "overrides": asked.overrides(),
         "parents": [{"path": path, **found["parent"]} for path in asked.parents],
         "recipe": {"name": recipe.name, "digest": found.get("recipe"), "data": asked.data},
     }  # fmt: skip

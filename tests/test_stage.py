@@ -63,6 +63,16 @@ def test_another_input_repeats_the_stage_and_keeps_the_old_one(run, copy, data):
     assert "inputs changed" in out
 
 
+def test_a_stage_made_on_your_own_data_is_kept_when_it_is_upstream(run, copy, data):
+    """`make sft DATA=mine`, then `make dpo`: make checks sft without DATA, and it stays the one that was asked for."""
+    flags = flags_of("sft", copy, data)
+    at = flags.index("--data")
+    bare = flags[:at] + flags[at + 2 : flags.index("--chat_template")]
+    status, out, _ = run("sft", *bare, "--upstream", "yes")
+    assert status == 0
+    assert "up to date" in out
+
+
 def test_editing_the_template_repeats_sft_and_not_pretraining(run, copy, data, tmp_path):
     template = tmp_path / "mine.jinja"
     text = (ROOT / "pipeline" / "templates" / "chatml.jinja").read_text()
