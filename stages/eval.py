@@ -33,28 +33,23 @@ def measure(run: Evaluation) -> None:
 
     options: Options = run.options
     findings = m.Findings()
-    template = next((m.Judged(folder).tokenizer.chat_template for name, folder in run.folders.items() if name == "sft"), None)
+    template = m.Judged(run.folders["sft"]).tokenizer.chat_template if "sft" in run.folders else None
     stages = {name: m.Judged(folder, template) for name, folder in run.folders.items()}
+    base, sft, dpo = (stages.get(name) for name in ("pretrain", "sft", "dpo"))
     chats = [stage for stage in stages.values() if stage.tokenizer.chat_template]
-    if "pretrain" in stages and stages["pretrain"].record["recipe"]["name"]:
-        m.text_loss(stages["pretrain"], m.held_out(stages["pretrain"], options.rows), findings)
-    if "sft" in stages:
-        rows = m.held_out(stages["sft"], options.rows)
+    if base and base.record["recipe"]["name"] and (texts := m.held_out(base, options.rows, findings)):
+        m.text_loss(base, texts, findings)
+    if sft and (rows := m.fitting(chats, m.held_out(sft, options.rows, findings), findings)):
         m.reply_loss([stage for stage in chats if stage.name != "dpo"], rows, findings)
-        m.side_by_side(
-            chats,
-            [row["messages"][:-1] for row in rows[:: len(rows) // options.samples][: options.samples]],
-            findings,
-            options.max_new_tokens,
-        )
-    if "dpo" in stages:
-        pairs = m.held_out(stages["dpo"], options.pairs)
-        m.pair_accuracy([stage for stage in chats if stage.name in ("sft", "dpo")], pairs, findings)
-    module = next((stage.recipe().module for name, stage in stages.items() if name == "sft"), None)
-    if hasattr(module, "questions"):
-        m.world_answers(chats, module, findings, options.max_new_tokens, options.seed)
-    if "pretrain" in stages and hasattr(module, "completions"):
-        m.completions(stages["pretrain"], module, findings)
+        asked = [row["messages"][:-1] for row in rows[:: -(-len(rows) // options.samples)]]
+        m.side_by_side(chats, asked, findings, options.max_new_tokens)
+    if dpo and (pairs := m.fitting(chats, m.held_out(dpo, options.pairs, findings), findings)):
+        m.pair_accuracy([stage for stage in (sft, dpo) if stage], pairs, findings)
+    world = sft.recipe().module if sft else None
+    if hasattr(world, "questions"):
+        m.world_answers(chats, world, findings, options.max_new_tokens, options.seed)
+    if base and hasattr(world, "completions"):
+        m.completions(base, world, findings)
     run.finish(m.summarise(findings, options.resamples), table.render)
 
 

@@ -41,6 +41,7 @@ class Findings:
 
     items: dict[str, dict[str, Items]] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, stage: str, metric: str, scores: Sequence[float], weights: Sequence[float] | None = None) -> None:
         """Take note of one figure."""
@@ -89,12 +90,29 @@ class Judged:
         return models.replies(self.model, self.tokenizer, prompts, max_new_tokens, seed)
 
 
-def held_out(stage: Judged, limit: int) -> list[Row]:
-    """Return at most `limit` held-out rows of the stage's shape, spread over all of them."""
+def held_out(stage: Judged, limit: int, findings: Findings) -> list[Row]:
+    """Return at most `limit` held-out rows of the stage's shape, spread over all of them; say so if there is none."""
     seed = int(stage.record["seed"])
     rows = stage.recipe().rows(SHAPES[stage.name], "held_out", seed).kept
+    if not rows:
+        findings.left_out[f"figures of {stage.name}: its data is too small to hold any row out"] += 1
     step = max(1, math.ceil(len(rows) / limit))
     return rows[::step]
+
+
+def fitting(stages: Sequence[Judged], rows: list[Row], findings: Findings) -> list[Row]:
+    """Return the rows that every stage has positions for; count the others."""
+
+    def longest(stage: Judged, row: Row) -> int:
+        if "messages" in row:
+            return len(render(stage.tokenizer, row["messages"]))
+        return max(len(render(stage.tokenizer, row["prompt"] + row[side])) for side in ("chosen", "rejected"))
+
+    places = {stage.name: getattr(stage.model.config, "max_position_embeddings", math.inf) for stage in stages}
+    kept = [row for row in rows if all(longest(stage, row) <= places[stage.name] for stage in stages)]
+    if len(kept) < len(rows):
+        findings.left_out["held-out rows longer than a model has positions"] += len(rows) - len(kept)
+    return kept
 
 
 def text_loss(stage: Judged, rows: list[Row], findings: Findings) -> None:
@@ -236,4 +254,4 @@ def summarise(findings: Findings, resamples: int) -> dict[str, Any]:
             found = intervals.difference(mine.scores, other.scores, mine.weights, resamples)
             better = found.high < 0 if less else found.low > 0
             comparisons.append({"stage": stage, "against": rival, "metric": metric, **asdict(found), "better": better})
-    return {"stages": stages, "comparisons": comparisons, "samples": findings.samples}
+    return {"stages": stages, "comparisons": comparisons, "samples": findings.samples, "left_out": dict(findings.left_out)}

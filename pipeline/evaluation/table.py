@@ -35,6 +35,7 @@ def render(summary: Mapping[str, Any]) -> str:
         verdict = "better, clear of zero" if item["better"] else "not clearly better"
         lines.append(f"  {COLUMNS[item['stage']]} - {COLUMNS[item['against']]:<9}{item['metric']:<16}"
                      f"{item['value']:+.3f} [{item['low']:+.3f}, {item['high']:+.3f}]  {verdict}")  # fmt: skip
+    lines += [f"left out: {count:,} {reason}" for reason, count in summary.get("left_out", {}).items()]
     for sample in summary["samples"]:
         lines += ["", f"> {' '.join(sample['prompt'].split())[:200]}"]
         lines += [f"  {COLUMNS[name]:<8} {' '.join(reply.split())[:160]}" for name, reply in sample["answers"].items()]
