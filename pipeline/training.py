@@ -136,7 +136,7 @@ def hand_over(run: Run, trainer: Any, tokenizer: Any, sample: Sequence[int]) -> 
     if hasattr(model, "merge_and_unload"):
         for config in model.peft_config.values():
             config.base_model_name_or_path = ".."  # the adapter's base is the parent; no path of this machine leaves
-        model.save_pretrained(run.output / "adapter")
+        model.save_pretrained(run.output / "adapter", save_embedding_layers=False)
         (run.output / "adapter" / "README.md").unlink(missing_ok=True)
         model, moved = checkpoint.merge(model, sample)
         run.record["merge_error"] = moved

@@ -58,6 +58,7 @@ def train(run: Run) -> None:
     dataset = prepare(run, rows, lambda row: tokens.encode_pair(row, vocabulary), arguments.max_length)
     guards.learns(dataset, rows.dropped)
     guards.differ(dataset)
+    dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
     adapter = checkpoint.lora(options.lora_rank, options.lora_alpha) if options.method == "lora" else None
     reference = None if adapter else checkpoint.load(run.parent or "")
     trainer = Pairs(model, reference, arguments, train_dataset=dataset, processing_class=vocabulary, peft_config=adapter)

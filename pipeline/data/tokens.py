@@ -86,7 +86,7 @@ def pieces(
     """
     for row in rows:
         tokens = encoder(row)
-        length = len(tokens["input_ids"]) if "input_ids" in tokens else _pair_length(tokens)
+        length = len(tokens["input_ids"]) if "input_ids" in tokens else pair_length(tokens)
         if "labels" in tokens and all(label == IGNORED for label in tokens["labels"]):
             dropped["no token to learn from"] += 1
         elif max_length is None or length <= max_length:
@@ -116,7 +116,8 @@ def write(tokens: Iterable[Tokens], path: Path) -> Dataset:
     return datasets.Dataset.from_file(str(path))
 
 
-def _pair_length(tokens: Tokens) -> int:
+def pair_length(tokens: Tokens) -> int:
+    """Return the tokens of a pair's prompt and its longer side."""
     return len(tokens["prompt_ids"]) + max(len(tokens["chosen_ids"]), len(tokens["rejected_ids"]))
 
 
