@@ -30,7 +30,10 @@ PARENT_control  := pretrain
 
 CONFIG   = $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$@)),adopt,$@).yaml
 PRESENT  := $(foreach stage,$(STAGES),$(if $(wildcard $(PROFILES)/$(stage).yaml $(if $(filter pretrain,$(stage)),$(PROFILES)/adopt.yaml)),$(stage)))
-GOAL     := $(firstword $(MAKECMDGOALS))
+GOAL     := $(firstword $(filter $(STAGES) evaluate chat,$(MAKECMDGOALS)))
+ifneq ($(strip $(ARGS)$(DATA)),)
+$(if $(GOAL),,$(error ARGS and DATA go to one stage: say which, as in make sft DATA=my.jsonl))
+endif
 # ARGS and DATA go to the one stage that is the goal; a stage upstream of it keeps those that it was made with.
 MINE     = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
 EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(GOAL)),,--upstream yes))

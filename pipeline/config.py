@@ -8,9 +8,11 @@ is about to run, because importing it costs seconds.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import enum
 import importlib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -40,18 +42,21 @@ RESERVED = {
 }
 
 
-def option(default: Any, text: str) -> Any:
-    """Declare one of our options with its default and the line that --help shows."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def option(default: Any, text: str, at_least: int | None = None) -> Any:
+    """Declare one of our options with its default, the line that --help shows, and its smallest value."""
+    return dataclasses.field(default=default, metadata={"help": text, "at_least": at_least})
 
 
 def normal(value: Any) -> Any:
     """Return a value in the form that enters digests: `2e-5`, which YAML reads as text, and 3.0 become numbers."""
     if isinstance(value, str):
         try:
-            value = float(value) if value[:1] in "+-.0123456789" else value
+            number = float(value) if value[:1] in "+-.0123456789" else math.nan
         except ValueError:
             return value
+        return normal(number) if math.isfinite(number) else value
+    if isinstance(value, datetime.date):  # YAML makes dates of what looks like one
+        return str(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, Mapping):
@@ -101,7 +106,7 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             flags[key] = text
         else:
             try:
-                flags[key] = normal(yaml.safe_load(text))
+                flags[key] = normal(yaml.safe_load(text)) if text else ""
             except yaml.YAMLError:
                 faults.append(f"command line: --{key} {text!r} can't be read as a value")
     return flags, faults
@@ -154,6 +159,7 @@ def check(
     """
     hints = typing.get_type_hints(options)
     known = {field.name: hints[field.name] for field in dataclasses.fields(options)}
+    least = {field.name: field.metadata["at_least"] for field in dataclasses.fields(options)} | {"max_length": 2}
     ours = set(known)
     if library and not loose:
         cls = library_class(library)
@@ -172,6 +178,8 @@ def check(
             faults.append(f"{where}: {key}: unknown key{remedy}")
         elif not fits(value, known[key]):
             faults.append(f"{where}: {key}: expected {_named(known[key])}, found {value!r}")
+        elif least.get(key) is not None and value is not None and value < least[key]:
+            faults.append(f"{where}: {key}: expected at least {least[key]}, found {value}")
     return faults
 
 

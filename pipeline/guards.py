@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.tokens import IGNORED
+from pipeline.data.shapes import Row
+from pipeline.data.tokens import IGNORED, encode_messages
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,13 +56,11 @@ def stops(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None)
             )
 
 
-def speaks(rows: Sequence[dict[str, Any]], dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError where the template drops what the assistant says in one of the first rows.
-
-    `rows` are those that `dataset` was encoded from, in the same order, before packing.
-    """
-    for number, (row, labels) in enumerate(zip(rows[:_FIRST_ROWS], dataset[:_FIRST_ROWS]["labels"], strict=False)):
+def speaks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where the template drops what the assistant says in one of the first rows."""
+    for number, row in enumerate(rows[:_FIRST_ROWS]):
         answer = row["messages"][-1]["content"].strip()
+        labels = encode_messages(row["messages"], tokenizer)["labels"]
         learned = str(tokenizer.decode([label for label in labels if label != IGNORED], skip_special_tokens=False))
         if _letters(answer) not in _letters(learned):
             raise UserError(

@@ -65,7 +65,8 @@ def files(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in _NOT_OUTPUT and not name.startswith(("checkpoint-", ".")):
+        ours = name not in _NOT_OUTPUT and not name.startswith(("checkpoint-", "runs/", ".")) and not name.endswith(".partial")
+        if path.is_file() and ours:
             found[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
     return found
 
@@ -113,10 +114,26 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def claim(folder: Path, inputs: str, asked: Mapping[str, Any]) -> None:
-    """Mark a stage directory as under way for these inputs."""
+def claim(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Mark a stage directory as under way for what was asked, by this process."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CLAIM, {"inputs": inputs, "asked": asked, "pid": os.getpid(), "host": socket.gethostname()})
+    write_json(folder / CLAIM, {**asked, "pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname()})
+
+
+def alive(claimed: Mapping[str, Any]) -> bool:
+    """Say whether the process of a claim is another one on this machine that still runs."""
+    if claimed["host"] != socket.gethostname() or claimed["pid"] == os.getpid():
+        return False
+    return claimed["started"] is not None and _started(claimed["pid"]) == claimed["started"]
+
+
+def _started(pid: int) -> float | None:
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
 
 
 def seal(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:

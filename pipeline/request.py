@@ -39,6 +39,7 @@ class Request:
     asked: dict[str, Any]
     origins: dict[str, str]
     faults: list[str]
+    kept: str = ""  # overrides of the run before that are asked for again
 
     def gather(self, error: UserError) -> None:
         """Take note of faults and go on, so that all are shown at once."""
@@ -54,13 +55,19 @@ class Request:
 
     def keep_overrides(self) -> None:
         """Ask again for what a finished stage was made with, as when make only checks it on the way to another."""
-        done = manifest.read(self.output) if self.output and self.output.is_dir() else None
-        kept = (done or {}).get("overrides")
+        if not self.output or not self.output.is_dir():
+            return
+        record = manifest.read(self.output) or manifest.read(self.output, manifest.CLAIM) or {}
+        kept = record.get("overrides")
         if kept:
             self.asked |= kept["flags"]
             self.origins |= dict.fromkeys(kept["flags"], "command line")
             self.data = self.data or kept["data"]
             self.parents = kept["parents"] or self.parents
+            said = [f"--{key} {value}" for key, value in kept["flags"].items()] + [
+                f"--parent {path}" for path in kept["parents"]
+            ]
+            self.kept = ", ".join(said + ([f"--data {kept['data']}"] if kept["data"] else []))
 
     def settle(self) -> None:
         """Raise UserError with every fault found, if there is one."""

@@ -104,7 +104,7 @@ def run_stage(stage: Stage, train: Callable[[Run], None], story: str) -> int:
         process.wait_for_all()
         try:
             train(run)
-        except UserError:
+        except Exception:
             if run.main:
                 _unclaim(run, aside)
             raise
@@ -118,6 +118,10 @@ def run_stage(stage: Stage, train: Callable[[Run], None], story: str) -> int:
 def _asked(stage: Stage, argv: list[str]) -> Run | None:
     """Return what is to be run, or None where the output is current already; UserError with every fault."""
     asked = request.read(stage.name, argv)
+    if asked.kept:
+        say(stage.name, f"keeps {asked.kept}, as it was asked for; `make {stage.name}` returns to the profile")
+    if asked.data and not stage.shape:
+        asked.faults.append(f"command line: --data can't be used here; {Path(sys.argv[0]).stem} reads no rows")
     if len(asked.parents) > 1:
         asked.faults.append(f"command line: {stage.name} takes one --parent, found {len(asked.parents)}")
     if stage.needs_parent and not asked.parents:
@@ -170,7 +174,12 @@ def _claim(run: Run) -> Path | None:
     Returns where it was moved.
     """
     aside = None
-    old = manifest.read(run.output) or manifest.read(run.output, manifest.CLAIM)
+    claimed = manifest.read(run.output, manifest.CLAIM)
+    if claimed and manifest.alive(claimed):
+        raise UserError(
+            f"--output {run.output}: process {claimed['pid']} on this machine is at work there; wait for it or stop it"
+        )
+    old = manifest.read(run.output) or claimed
     if old is None and run.output.is_dir() and any(run.output.iterdir()):
         raise UserError(f"--output {run.output}: not empty and not a stage directory; give another folder or move it away")
     if old is not None and old["inputs"] != run.record["inputs"]:
@@ -182,7 +191,7 @@ def _claim(run: Run) -> Path | None:
             aside = aside.with_name(f"{run.output.name}-{old['inputs'][:8]}-{number}")
         run.output.rename(aside)
         run.say(f"inputs changed; what was there is kept in {aside}")
-    manifest.claim(run.output, run.record["inputs"], run.record["asked"])
+    manifest.claim(run.output, {key: run.record[key] for key in ("stage", "inputs", "asked", "overrides")})
     return aside
 
 
@@ -200,14 +209,14 @@ def _close(run: Run, started: float) -> None:
     """Write the record last and say what was learned, in how long, where it lies, what to type next."""
     from pipeline.hardware import peak_memory
 
-    shutil.rmtree(run.output / ".data", ignore_errors=True)
-    for leftover in run.output.glob("checkpoint-*"):
-        shutil.rmtree(leftover)
     run.record |= {
         "code": manifest.code(), "versions": manifest.versions(), "hardware": manifest.hardware(),
         "seconds": round(time.time() - started, 1), "peak_memory_bytes": peak_memory(),
     }  # fmt: skip
     record = manifest.seal(run.output, run.record)
+    shutil.rmtree(run.output / ".data", ignore_errors=True)
+    for leftover in run.output.glob("checkpoint-*"):  # only now: whatever stopped us before could still go on
+        shutil.rmtree(leftover)
     learned = ""
     if "metrics" in record:
         first, last = record["metrics"]["first_loss"], record["metrics"]["last_loss"]
@@ -242,15 +251,25 @@ def run_evaluation(options: type, measure: Callable[[Evaluation], None], story: 
             return 0
         asked = request.read("evaluate", sys.argv[1:])
         asked.faults += config.check(asked.asked, asked.origins, options, None)
-        folders, outputs = {}, {}
+        folders: dict[str, Path] = {}
+        outputs: dict[str, Any] = {}
+        made_from: list[tuple[str, str, Any]] = []
         for parent in asked.parents:
             try:
                 record = manifest.read(Path(parent))
                 if record is None:
                     raise UserError(f"--parent {parent}: no finished stage; run it first")
+                if record["stage"] in folders:
+                    raise UserError(f"--parent {parent}: there is a {record['stage']} already: {folders[record['stage']]}")
                 folders[record["stage"]], outputs[record["stage"]] = Path(parent), [record["outputs"], record["recipe"]]
+                made_from += [(parent, record["stage"], made) for made in record["parents"]]
             except UserError as error:
                 asked.gather(error)
+        for parent, stage, made in made_from:
+            if made.get("stage") in outputs and made["outputs"] != outputs[made["stage"]][0]:
+                asked.faults.append(
+                    f"--parent {parent}: was made from another {made['stage']} than {folders[made['stage']]}; make {stage} again"
+                )
         if not asked.parents:
             asked.faults.append("command line: --parent is missing; name the finished stages to measure")
         asked.settle()

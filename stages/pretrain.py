@@ -21,11 +21,11 @@ class Options:
     recipe: str = option("world", "data recipe that gives text")
     objective: str = option("causal", "self-supervised objective, a file in pipeline/objectives")
     architecture: str = option("llama", "model type that transformers knows")
-    hidden_size: int = option(128, "width of the model")
-    num_hidden_layers: int = option(4, "depth of the model")
-    num_attention_heads: int = option(4, "attention heads a layer")
-    vocab_size: int = option(1024, "tokens of the byte-level BPE that is trained on the text")
-    max_length: int = option(256, "tokens in a row; longer documents are split, none is lost")
+    hidden_size: int = option(128, "width of the model", at_least=1)
+    num_hidden_layers: int = option(4, "depth of the model", at_least=1)
+    num_attention_heads: int = option(4, "attention heads a layer", at_least=1)
+    vocab_size: int = option(1024, "tokens of the byte-level BPE that is trained on the text", at_least=1)
+    max_length: int = option(256, "tokens in a row; longer documents are split, none is lost", at_least=2)
 
 
 STAGE = Stage(
@@ -40,7 +40,7 @@ def train(run: Run) -> None:
 
     from pipeline import checkpoint, guards, objectives, tokenizer
     from pipeline.data import tokens
-    from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
+    from pipeline.training import DEFAULTS, FORCED, decay, fit, hand_over, prepare
 
     options: Options = run.options
     objective = objectives.load(options.objective)
@@ -49,6 +49,7 @@ def train(run: Run) -> None:
     set_seed(run.seed)
     if run.parent:
         vocabulary, model = tokenizer.load(run.parent), checkpoint.load(run.parent)
+        run.say(f"tokenizer and sizes from {run.parent}")
     else:
         vocabulary = tokenizer.train((row["text"] for row in rows.kept), options.vocab_size, options.max_length)
         model = objective.build_model(
@@ -65,6 +66,7 @@ def train(run: Run) -> None:
     run.say(
         f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}, {len(dataset):,} rows of up to {options.max_length} tokens"
     )
+    decay(arguments, len(dataset))
     trainer = Trainer(model, arguments, objective.collator(vocabulary), dataset, processing_class=vocabulary)
     fit(run, trainer)
     hand_over(run, trainer, vocabulary, sample)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config import option
+from pipeline.errors import UserError
 from pipeline.stage import Run, Stage, run_stage
 
 
@@ -24,8 +25,8 @@ class Options:
     chat_template: str = option("", "file with a chat template; empty keeps the parent's own")
     method: Literal["lora", "full"] = option("lora", "lora, or full to train every parameter")
     init: Literal["parent", "random"] = option("parent", "parent, or random for the control")
-    lora_rank: int = option(16, "rank of the adapter")
-    lora_alpha: int = option(32, "scale of the adapter times its rank")
+    lora_rank: int = option(16, "rank of the adapter", at_least=1)
+    lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1)
 
 
 STAGE = Stage(
@@ -45,6 +46,8 @@ def train(run: Run) -> None:
 
     options: Options = run.options
     arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED, dataset_kwargs={"skip_prepare_dataset": True})
+    if not arguments.max_length:
+        raise UserError("max_length: SFT packs rows of a fixed length; give a number")
     rows = run.recipe.rows("messages", "train", run.seed)
     set_seed(run.seed)
     vocabulary, model = tokenizer.load(run.parent or ""), checkpoint.load(run.parent or "")
@@ -58,7 +61,7 @@ def train(run: Run) -> None:
     dataset = prepare(run, rows, lambda row: tokens.encode_messages(row["messages"], vocabulary), arguments.max_length)
     guards.learns(dataset, rows.dropped)
     guards.stops(dataset, vocabulary, tokenizer.end_token(vocabulary))
-    guards.speaks(rows.kept, dataset, vocabulary)
+    guards.speaks(rows.kept, vocabulary)
     sample = dataset[0]["input_ids"]
     known = {vocabulary.bos_token_id, vocabulary.eos_token_id, vocabulary.pad_token_id}
     markers = sorted(set(sample) & set(vocabulary.all_special_ids) - known)  # chat tokens that pretraining did not see

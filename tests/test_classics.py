@@ -51,7 +51,7 @@ def test_the_rejected_reply_is_of_similar_length_and_from_elsewhere():
         for row in rows:
             chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
             assert chosen != rejected
-            assert abs(len(chosen) - len(rejected)) <= 0.2 * len(chosen)
+            assert abs(len(chosen) - len(rejected)) <= 0.05 * len(chosen)
     train = {row["chosen"][0]["content"] for row in classics.rows("preference", "train", 1).kept}
     held_out = classics.rows("preference", "held_out", 1).kept
     both = [row for row in held_out if row["rejected"][0]["content"] in train]

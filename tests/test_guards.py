@@ -38,10 +38,11 @@ def test_an_end_token_that_is_not_learned_stops(vocabulary):
 
 
 def test_a_template_that_drops_the_assistant_stops(vocabulary):
-    dataset = encoded(vocabulary, "{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}<|im_end|>")
+    encoded(vocabulary, "{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}<|im_end|>")
     with pytest.raises(UserError, match="drops the assistant's text of row 0: 'Ho'"):
-        guards.speaks([TALK], dataset, vocabulary)
-    guards.speaks([TALK], encoded(vocabulary, "{{ m['content'] }}<|im_end|>"), vocabulary)
+        guards.speaks([TALK], vocabulary)
+    encoded(vocabulary, "{{ m['content'] }}<|im_end|>")
+    guards.speaks([TALK], vocabulary)
 
 
 def test_pairs_that_are_equal_after_the_template_stop():

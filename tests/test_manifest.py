@@ -17,7 +17,7 @@ def test_the_record_is_written_last_and_covers_every_file(tmp_path):
         (tmp_path / name).write_text(name)
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "x").write_text("x")
-    manifest.claim(tmp_path, "abc", {})
+    manifest.claim(tmp_path, {"inputs": "abc"})
     assert manifest.read(tmp_path) is None
     record = manifest.seal(tmp_path, {"inputs": "abc", "stage": "sft"})
     assert list(record["files"]) == ["adapter/a.json", "model.safetensors"]

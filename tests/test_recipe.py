@@ -20,6 +20,26 @@ def test_duplicates_never_sit_on_both_sides(tmp_path):
     assert not {row["text"] for row in train} & {row["text"] for row in held_out}
 
 
+def test_a_single_book_is_for_training(tmp_path):
+    for number in range(40):
+        given = recipe.from_data(write(tmp_path / "a.jsonl", [{"text": f"book {number}"}]), "text")
+        assert len(given.rows("text", "train", 1).kept) == 1
+        assert not given.rows("text", "held_out", 1).kept
+
+
+def test_a_few_equal_pairs_are_dropped_and_do_not_stop_the_evaluation(tmp_path):
+    pairs = [{"prompt": "q", "chosen": f"a{number}", "rejected": "b"} for number in range(100)]
+    given = recipe.from_data(
+        write(tmp_path / "a.jsonl", pairs + [{"prompt": "q", "chosen": "a", "rejected": "a"}] * 8), "preference"
+    )
+    for split in recipe.SPLITS:
+        found = given.rows("preference", split, 1)
+        assert found.kept
+        assert found.dropped == {"chosen equals rejected": 8}
+    train = given.rows("preference", "train", 1)
+    assert len(train.kept) + train.held_out == 100
+
+
 def test_what_is_dropped_is_counted_by_reason(tmp_path):
     rows = [{"text": "a"}, {"text": ""}, {"text": "  "}, {"text": "b"}]
     found = recipe.from_data(write(tmp_path / "a.jsonl", rows), "text").rows("text", "train", 1)
@@ -86,6 +106,8 @@ def test_the_code_of_a_python_recipe_counts(tmp_path):
     assert (found.kept, found.dropped) == ([{"text": "a"}], {"too odd": 1})
     with pytest.raises(UserError, match="gives no rows of shape messages, only text"):
         given.rows("messages", "train", 1)
+    path.write_text("from data_recipes import classics, world\n" + path.read_text())
+    assert [item.stem for item in recipe._code(path)] == ["mine", "classics", "world"]
     before = given.digest("text")
     path.write_text(path.read_text().replace("'a'", "'b'"))
     assert recipe.PythonRecipe(path).digest("text") != before

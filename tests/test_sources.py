@@ -73,6 +73,22 @@ def test_broken_files_are_named(tmp_path, name, text):
         rows(tmp_path / name)
 
 
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud800"}\n{"text": "\\ud83d\\ude00"}\n')
+    with pytest.raises(UserError) as error:
+        rows(tmp_path / "a.jsonl")
+    assert len(error.value.faults) == 1
+    assert "a.jsonl:1: half of a surrogate pair" in error.value.faults[0]
+
+
+def test_broken_compression_is_one_line(tmp_path):
+    (tmp_path / "a.jsonl.xz").write_bytes(b"not xz")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl() * 100)[:60])
+    for ending in ("xz", "gz"):
+        with pytest.raises(UserError, match=f"a.jsonl.{ending}: can't be read"):
+            rows(tmp_path / f"a.jsonl.{ending}")
+
+
 def test_a_missing_and_an_unknown_file(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         sources.expand(str(tmp_path / "none.jsonl"))
@@ -88,7 +104,11 @@ def test_hub_ids_load_by_datasets(tmp_path):
     assert [row for _, row in sources.read_hub(str(tmp_path / "ds"))] == ROWS
     with pytest.raises(UserError, match="can't load split 'test'"):
         list(sources.read_hub(str(tmp_path / "ds"), split="test"))
-    assert isinstance(recipe.from_data("somebody/rows", "text").sources[0].hub, dict)
+    for name in ("somebody/rows", "teknium/OpenHermes-2.5"):
+        assert recipe.from_data(name, "text").sources[0].hub == {"name": name}
+    known = recipe.Source(hub={"name": str(tmp_path / "ds")}).identity()
+    (tmp_path / "ds" / "data" / "train-00000.jsonl").write_bytes(jsonl() * 2)
+    assert recipe.Source(hub={"name": str(tmp_path / "ds")}).identity() != known
 
 
 def test_a_missing_package_names_the_remedy():

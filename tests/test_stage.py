@@ -163,6 +163,11 @@ def test_all_faults_at_once_and_nothing_is_harmed(run, tmp_path, chain):
         ("pretrain", ["--lr_scheduler_type", "steep"], "refuses the configuration: steep is not a valid SchedulerType"),
         ("sft", ["--chat_template", "none.jinja"], "chat_template: none.jinja: no such file"),
         ("sft", ["--max_length", "4"], "no row is left for training"),
+        ("sft", ["--max_length", "1"], "max_length: expected at least 2, found 1"),
+        ("sft", ["--max_length", "null"], "max_length: SFT packs rows of a fixed length; give a number"),
+        ("sft", ["--lora_rank", "0"], "lora_rank: expected at least 1, found 0"),
+        ("sft", ["--seed", "2024-01-01"], "seed: expected int, found '2024-01-01'"),
+        ("pretrain", ["--num_attention_heads", "3"], "transformers builds no causal model of it"),
         ("sft", ["--method", "lara"], "method: expected lora or full, found 'lara'"),
         ("sft", ["--init", "zero"], "init: expected parent or random, found 'zero'"),
     ],
@@ -194,6 +199,55 @@ def test_a_folder_that_is_not_ours_is_left_alone(run, chain, data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_typo_that_only_the_library_notices_puts_the_finished_stage_back(run, copy, data):
+    before = manifest.read(copy / "sft")
+    status, out, _ = run("sft", *flags_of("sft", copy, data), "--lr_scheduler_type", "steep")
+    assert status == 2
+    assert "put back what was moved aside" in out
+    assert manifest.read(copy / "sft") == before
+
+
+def test_two_at_once_are_refused(run, copy, data, monkeypatch):
+    (copy / "sft" / manifest.NAME).unlink()
+    manifest.claim(copy / "sft", {"inputs": "x"})
+    claimed = manifest.read(copy / "sft", manifest.CLAIM)
+    assert not manifest.alive(claimed)  # this very process
+    import subprocess
+    import sys
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        manifest.write_json(
+            copy / "sft" / manifest.CLAIM, claimed | {"pid": other.pid, "started": manifest._started(other.pid)}
+        )
+        status, _, err = run("sft", *flags_of("sft", copy, data))
+        other.communicate(b"\n")
+    assert status == 2
+    assert f"process {other.pid} on this machine is at work there" in err
+    (copy / "sft" / "model.safetensors").unlink()
+    assert run("sft", *flags_of("sft", copy, data))[0] == 0  # a dead process holds nothing
+
+
+def test_a_half_finished_stage_on_your_own_data_is_kept_when_it_is_upstream(run, copy, data):
+    flags = flags_of("sft", copy, data)
+    record = manifest.read(copy / "sft")
+    (copy / "sft" / manifest.NAME).unlink()
+    manifest.claim(copy / "sft", {key: record[key] for key in ("stage", "inputs", "asked", "overrides")})
+    at = flags.index("--data")
+    bare = flags[:at] + flags[at + 2 : flags.index("--chat_template")]
+    status, out, _ = run("sft", *bare, "--upstream", "yes")
+    assert status == 0
+    assert "keeps --chat_template chatml.jinja" in out
+    assert manifest.read(copy / "sft")["outputs"] == record["outputs"]
+
+
+def test_the_default_schedule_fits_any_data(run, data, tmp_path):
+    flags = [flag for flag in SMALL["pretrain"] if flag not in ("--lr_scheduler_type", "constant")]
+    status, _, err = run("pretrain", "--output", tmp_path / "out", "--data", data / "text.jsonl", *flags)
+    assert status == 0, err
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert rates[0] > 0
+
+
 def test_a_torn_record_is_named(run, copy, data):
     (copy / "sft" / manifest.NAME).write_text('{"stage": "sf')
     status, _, err = run("sft", *flags_of("sft", copy, data))
@@ -203,7 +257,7 @@ def test_a_torn_record_is_named(run, copy, data):
 
 def test_an_unfinished_parent_is_refused(run, copy, data, tmp_path):
     (copy / "pretrain" / manifest.NAME).unlink()
-    manifest.claim(copy / "pretrain", "x", {})
+    manifest.claim(copy / "pretrain", {"inputs": "x"})
     status, _, err = run("sft", *flags_of("sft", copy, data, tmp_path / "out"))
     assert status == 2
     assert "that stage is not finished" in err
@@ -213,7 +267,7 @@ def test_rows_that_do_not_fit_are_counted_in_the_record(run, chain, tmp_path, da
     rows = (data / "chats.jsonl").read_text()
     long = json.dumps({"messages": [{"role": "user", "content": "why " * 200}, {"role": "assistant", "content": "so"}]}) + "\n"
     empty = json.dumps({"messages": [{"role": "user", "content": "why"}, {"role": "assistant", "content": " "}]}) + "\n"
-    (tmp_path / "mixed.jsonl").write_text(rows + long + empty)
+    (tmp_path / "mixed.jsonl").write_text(long + empty + rows)
     flags = flags_of("sft", chain, data, tmp_path / "out")
     flags[flags.index("--data") + 1] = tmp_path / "mixed.jsonl"
     status, out, _ = run("sft", *flags)
@@ -262,3 +316,13 @@ def test_evaluation_of_a_chain(run, chain, tmp_path):
     assert status == 2
     assert "sample: unknown key; did you mean samples?" in err
     assert "none: no finished stage" in err
+    status, _, err = run("eval", *flags, "--parent", chain / "sft")
+    assert status == 2
+    assert "there is a sft already" in err
+
+
+def test_a_mixture_is_not_evaluated(run, copy, data, tmp_path):
+    assert run("pretrain", *flags_of("pretrain", copy, data), "--seed", "7")[0] == 0
+    status, _, err = run("eval", "--parent", copy / "pretrain", "--parent", copy / "sft", "--output", tmp_path / "e.json")
+    assert status == 2
+    assert "was made from another pretrain" in err

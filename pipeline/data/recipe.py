@@ -38,6 +38,7 @@ class Rows:
     kept: list[Row] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     layouts: Counter[str] = field(default_factory=Counter)
+    held_out: int = 0  # rows of the other split that the same pass went by
 
 
 class Recipe:
@@ -95,14 +96,20 @@ class PythonRecipe(Recipe):
         return _not_empty(result, self.name, split)
 
 
-def _code(path: Path) -> list[Path]:
-    """Return a recipe's file and those of the sibling recipes that it imports, however deep."""
+def _code(path: Path, known: tuple[Path, ...] = ()) -> list[Path]:
+    """Return a recipe's file and those of the shipped recipes that it imports, however deep."""
     found = [path]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        module = node.module if isinstance(node, ast.ImportFrom) else None
-        if module and module.startswith("data_recipes."):
-            sibling = path.parent / (module.split(".")[1] + ".py")
-            found += [item for item in _code(sibling) if item not in found]
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            package, _, module = name.partition(".")
+            file = FOLDER / f"{module.partition('.')[0]}.py"
+            if package == FOLDER.name and module and file.is_file() and file not in (*known, *found):
+                found += [item for item in _code(file, (*known, *found)) if item not in found]
     return found
 
 
@@ -120,6 +127,9 @@ class Source:
 
     def identity(self) -> Any:
         """Return what stands for the source's content in a digest: a hub's revision, or the files' sums."""
+        folder = Path(self.hub.get("name", ""))
+        if self.hub and folder.is_dir():
+            return [self.hub, manifest.outputs(manifest.files(folder))]
         return self.hub or [manifest.sha256_file(path) for path in self.files]
 
 
@@ -139,22 +149,23 @@ class SourceRecipe(Recipe):
         """Return the rows of a split: told apart by content, so that a duplicate never sits on both sides."""
         if shape != self.shape:
             raise UserError(f"{self.name}: gives rows of shape {self.shape}, but this stage trains on {shape}")
-        result, seen = Rows(), set[str]()
+        result, seen, other = Rows(), set[str](), list[Row]()
         faults = sources.Faults()
         for source in self.sources:
             for row in self._converted(source, shape, result, faults):
                 key = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
-                if (int(key[:8], 16) < self.held_out * 2**32) != (split == "held_out"):
-                    continue
+                held_out = int(key[:8], 16) < self.held_out * 2**32
                 if self.deduplicate and key in seen:
                     result.dropped["duplicate"] += 1
-                    continue
-                seen.add(key)
-                if int(manifest.digest([key, seed])[:8], 16) < source.weight * 2**32:
-                    result.kept.append(row)
-                else:
+                elif int(manifest.digest([key, seed])[:8], 16) >= source.weight * 2**32:
                     result.dropped["weighted away"] += 1
+                else:
+                    (result.kept if held_out == (split == "held_out") else other).append(row)
+                seen.add(key)
         faults.stop()
+        if not (result.kept if split == "train" else other):  # a single book is for training, not for holding out
+            result.kept, other = ([*other], []) if split == "train" else ([], [])
+        result.held_out = len(other) if split == "train" else len(result.kept)
         return _not_empty(result, self.name, split)
 
     @staticmethod
@@ -185,7 +196,7 @@ class SourceRecipe(Recipe):
 
 def _not_empty(result: Rows, name: str, split: str) -> Rows:
     pairs = result.dropped["chosen equals rejected"]
-    if pairs and pairs >= len(result.kept):
+    if split == "train" and pairs and pairs >= len(result.kept):
         raise UserError(f"{name}: chosen equals rejected in {pairs:,} of {pairs + len(result.kept):,} pairs; nothing to prefer")
     if not result.kept and split == "train":
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.dropped.items()) or "there was none"
@@ -196,7 +207,8 @@ def _not_empty(result: Rows, name: str, split: str) -> Rows:
 def from_data(data: str, shape: str) -> Recipe:
     """Return the recipe of `--data`: files, a glob, a folder, or a hub id; one row in twenty is held out."""
     path = Path(data)
-    if path.exists() or any(letter in data for letter in "*?[") or path.suffix or data.count("/") != 1:
+    known = sources.kind(path) in sources._READERS
+    if path.exists() or known or any(letter in data for letter in "*?[") or data.count("/") != 1:
         if path.is_dir() and not any(sources.kind(item) in sources._READERS for item in path.rglob("*") if item.is_file()):
             raise UserError(f"{data}: no readable file in that folder")
         return SourceRecipe(data, [Source(files=tuple(sources.expand(data)))], shape, held_out=0.05)
@@ -206,11 +218,13 @@ def from_data(data: str, shape: str) -> Recipe:
 def _source(entry: Any, where: str) -> Source:
     if not isinstance(entry, dict) or not set(entry) <= _SOURCE_KEYS:
         raise UserError(f"{where}: a source has the keys {', '.join(sorted(_SOURCE_KEYS))}; found {entry!r}")
-    weight = float(entry.get("weight", 1.0))
-    if not 0 < weight <= 1:
+    weight = entry.get("weight", 1.0)
+    if not isinstance(weight, (int, float)) or not 0 < weight <= 1:
         raise UserError(f"{where}: weight {weight} is not above 0 and at most 1 (the share of the source's rows that is used)")
     if "files" in entry:
         return Source(files=tuple(sources.expand(str(entry["files"]))), weight=weight)
+    if "package" in entry and "pattern" not in entry:
+        raise UserError(f"{where}: a package needs a pattern that says which of its files to read; found {entry!r}")
     if "package" in entry:
         return Source(files=tuple(sources.package_files(entry["package"], entry["pattern"])), weight=weight)
     if "hub" in entry:
@@ -239,7 +253,10 @@ def _from_yaml(path: Path) -> SourceRecipe:
         faults.append(f"{path}: shape: expected one of {', '.join(shapes.SHAPES)}, found {loaded.get('shape')!r}")
     if not isinstance(loaded.get("sources"), list):
         faults.append(f"{path}: sources: expected a list, found {loaded.get('sources')!r}")
+    held_out = loaded.get("held_out", 0.05)
+    if not isinstance(held_out, (int, float)) or not 0 <= held_out < 1:
+        faults.append(f"{path}: held_out: expected a share of at least 0 and below 1, found {held_out!r}")
     if faults:
         raise UserError(*faults)
     given = [_source(entry, f"{path}: sources") for entry in loaded["sources"]]
-    return SourceRecipe(path.stem, given, loaded["shape"], float(loaded.get("held_out", 0.05)), bool(loaded.get("deduplicate")))
+    return SourceRecipe(path.stem, given, loaded["shape"], held_out, bool(loaded.get("deduplicate")))

@@ -11,6 +11,9 @@ import glob
 import importlib.metadata
 import io
 import json
+import lzma
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -53,8 +56,6 @@ def _open(path: Path) -> IO[bytes]:
 
         return bz2.open(path, "rb")
     if path.suffix == ".xz":
-        import lzma
-
         return lzma.open(path, "rb")
     if path.suffix == ".zst":
         import pyarrow
@@ -100,10 +101,20 @@ def _read_jsonl(path: Path, faults: Faults) -> Iterator[Raw]:
         except json.JSONDecodeError as error:
             faults.add(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})")
             continue
-        if isinstance(row, dict):
+        if "\\ud" in line.lower() and not _encodable(row):
+            faults.add(f"{path}:{number}: half of a surrogate pair (\\ud...), which is no text")
+        elif isinstance(row, dict):
             yield f"{path}:{number}", row
         else:
             faults.add(f"{path}:{number}: a {type(row).__name__}, not an object with columns")
+
+
+def _encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_json(path: Path, faults: Faults) -> Iterator[Raw]:
@@ -124,6 +135,7 @@ def _read_json(path: Path, faults: Faults) -> Iterator[Raw]:
 
 
 def _read_csv(path: Path, faults: Faults) -> Iterator[Raw]:
+    csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader(io.StringIO(_whole(path, faults), newline=""), delimiter="\t" if kind(path) == "tsv" else ",")
     for number, row in enumerate(reader, start=2):
         if None in row or None in row.values():
@@ -177,7 +189,7 @@ def read_files(paths: list[Path]) -> Iterator[Raw]:
     for path in paths:
         try:
             yield from _READERS[kind(path)](path, faults)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error) as error:
             faults.add(f"{path}: can't be read ({error})")
     faults.stop()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.shapes import Row
-from pipeline.tokenizer import render, stop_ids
+from pipeline.tokenizer import render, stop_ids, templated
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ def encode_messages(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTok
     """
     turns = list(messages)
     if re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)):
-        both: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        both = templated(tokenizer, turns, return_assistant_tokens_mask=True)
         ids, mask = list(both["input_ids"]), list(both["assistant_masks"])
         return {"input_ids": ids, "labels": [token if on else IGNORED for token, on in zip(ids, mask, strict=True)]}
     ids = render(tokenizer, turns)

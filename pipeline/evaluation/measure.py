@@ -78,7 +78,7 @@ class Judged:
         """Return the recipe that the stage was trained on."""
         shape = SHAPES[self.name]
         data = self.record["recipe"].get("data")
-        return recipes.from_data(data, shape) if data else recipes.load(self.record["recipe"]["name"])
+        return recipes.from_data(data, shape) if data else recipes.load(self.record["config"]["recipe"])
 
     def nats(self, rows: Sequence[Tokens]) -> list[float]:
         """Return −Σ log p of the rows' targets."""

@@ -20,6 +20,7 @@ FAMILY = "causal"
 
 def build_model(tokenizer: PreTrainedTokenizerBase, architecture: str, **sizes: int) -> PreTrainedModel:
     """Return a causal model with random weights and tied embeddings; UserError if the architecture has no such model."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -29,9 +30,9 @@ def build_model(tokenizer: PreTrainedTokenizerBase, architecture: str, **sizes: 
             **sizes,
         )  # fmt: skip
         return AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
-    except ValueError as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(
-            f"architecture: {architecture}: transformers builds no causal model of it ({str(error).splitlines()[0][:120]})"
+            f"architecture: {architecture}: transformers builds no causal model of it ({' '.join(str(error).split())[:160]})"
         ) from None
 
 
