@@ -44,7 +44,7 @@ def measure(run: Evaluation) -> None:
         asked = [row["messages"][:-1] for row in rows[:: -(-len(rows) // options.samples)]]
         m.side_by_side(chats, asked, findings, options.max_new_tokens)
     if dpo and (pairs := m.fitting(chats, m.held_out(dpo, options.pairs, findings), findings)):
-        m.pair_accuracy([stage for stage in (sft, dpo) if stage], pairs, findings)
+        m.pair_accuracy([stage for stage in (sft, dpo) if stage], base, pairs, findings)
     world = sft.recipe().module if sft else None
     if hasattr(world, "questions"):
         m.world_answers(chats, world, findings, options.max_new_tokens, options.seed)

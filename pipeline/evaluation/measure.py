@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import manifest
 from pipeline.checkpoint import generation
@@ -166,24 +166,43 @@ def reply_loss(stages: Sequence[Judged], rows: list[Row], findings: Findings) ->
         _losses(findings, stage.name, stage.nats(encoded), models.targets(encoded), sizes, prefix)
 
 
-def pair_accuracy(stages: Sequence[Judged], rows: list[Row], findings: Findings) -> None:
-    """Measure how often a model finds the chosen side likelier than the rejected one, and the chosen side's loss."""
+def pair_accuracy(stages: Sequence[Judged], base: Judged | None, rows: list[Row], findings: Findings) -> None:
+    """Measure how often a model tells the chosen side from the rejected one, and the chosen side's loss.
+
+    `likelier`: the chosen side's log-probability is the higher one. `accuracy`: it is after the base's is
+    taken off, log p(answer) - log p_base(answer), which is DPO's implicit reward (Rafailov et al. 2023,
+    section 4) with the base as reference for every stage: how rare an answer's words are cancels.
+    """
+    reference = _sides(base, rows) if base else None
     for stage in stages:
-        pairs = [encode_pair(row, stage.tokenizer) for row in rows]
-        sides = {}
-        for side in ("chosen", "rejected"):
-            encoded = [
-                {
-                    "input_ids": pair["prompt_ids"] + pair[f"{side}_ids"],
-                    "labels": [IGNORED] * len(pair["prompt_ids"]) + pair[f"{side}_ids"],
-                }
-                for pair in pairs
-            ]
-            sides[side] = (stage.nats(encoded), models.targets(encoded))
-        chosen, rejected = sides["chosen"], sides["rejected"]
-        findings.add(stage.name, "accuracy", [float(a < b) for a, b in zip(chosen[0], rejected[0], strict=True)])
+        chosen, rejected = _sides(stage, rows)
+        findings.add(stage.name, "likelier", [float(a.nats < b.nats) for a, b in zip(chosen, rejected, strict=True)])
+        if reference:
+            gains = zip(chosen, rejected, *reference, strict=True)
+            findings.add(stage.name, "accuracy", [float(c.nats - cb.nats < r.nats - rb.nats) for c, r, cb, rb in gains])
         sizes = [sum(len(turn["content"].encode()) for turn in row["chosen"]) for row in rows]
-        _losses(findings, stage.name, chosen[0], chosen[1], sizes, "" if stage.name == "dpo" else "chosen_")
+        nats, tokens = [side.nats for side in chosen], [side.tokens for side in chosen]
+        _losses(findings, stage.name, nats, tokens, sizes, "" if stage.name == "dpo" else "chosen_")
+
+
+class _Side(NamedTuple):
+    """One side of a pair under one model."""
+
+    nats: float
+    tokens: int
+
+
+def _sides(stage: Judged, rows: list[Row]) -> tuple[list[_Side], list[_Side]]:
+    """Return chosen and rejected sides under a model."""
+    pairs = [encode_pair(row, stage.tokenizer) for row in rows]
+    found = []
+    for side in ("chosen_ids", "rejected_ids"):
+        encoded: list[Tokens] = [
+            {"input_ids": pair["prompt_ids"] + pair[side], "labels": [IGNORED] * len(pair["prompt_ids"]) + pair[side]}
+            for pair in pairs
+        ]
+        found.append([_Side(*both) for both in zip(stage.nats(encoded), models.targets(encoded), strict=True)])
+    return found[0], found[1]
 
 
 def world_answers(stages: Sequence[Judged], module: Any, findings: Findings, max_new_tokens: int, seed: int) -> None:
@@ -236,6 +255,7 @@ _PAIRS = (
     ("sft", "exact_match", "pretrain", "exact_match", False),
     ("sft", "exact_match", "control", "exact_match", False),
     ("dpo", "accuracy", "sft", "accuracy", False),
+    ("dpo", "likelier", "sft", "likelier", False),
     ("dpo", "loss", "sft", "chosen_loss", True),
     ("dpo", "exact_match", "sft", "exact_match", False),
 )

@@ -8,9 +8,9 @@ from typing import Any
 COLUMNS = {"pretrain": "base", "sft": "SFT", "dpo": "DPO", "control": "control", "unigram": "unigram"}
 _ROWS = (
     "loss", "bits_per_byte", "floor", "loss_over_floor", "completion", "reply_loss", "reply_bits_per_byte",
-    "chosen_loss", "chosen_bits_per_byte", "accuracy", "exact_match", "win_rate",
+    "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
 )  # fmt: skip
-_SHARES = {"completion", "exact_match", "win_rate", "accuracy"}
+_SHARES = {"completion", "exact_match", "win_rate", "likelier", "accuracy"}
 
 
 def figure(metric: str, estimate: Mapping[str, float]) -> str:
