@@ -26,7 +26,7 @@ FORCED: dict[str, Any] = {
     "label_names": ["labels"],
 }
 DEFAULTS: dict[str, Any] = {
-    "save_steps": 500, "save_total_limit": 2, "logging_steps": 10, "logging_first_step": True, "gradient_checkpointing": False, "report_to": "none",
+    "save_steps": 500, "save_total_limit": 2, "logging_steps": 10, "logging_first_step": True, "gradient_checkpointing": False, "report_to": "none", "ddp_find_unused_parameters": False,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pipeline import ROOT, objectives, tokenizer
 from pipeline.config import read_profile
 from pipeline.data import recipe, tokens
 from pipeline.stage import Run
-from pipeline.training import DEFAULTS, FORCED, fit
+from pipeline.training import DEFAULTS, FORCED, decay, fit
 from tests.conftest import script
 
 STEPS, WARM, PAIRS = 50, 5, 5
@@ -70,6 +70,7 @@ def test_the_stage_keeps_up_with_a_bare_loop(tmp_path, capsys):
                 {"stage": "pretrain", "seed": 1},
             )
             arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+            decay(arguments, STEPS * size)
             if kind == "bare":
                 seconds[kind] = bare(model, batches, arguments)
                 continue
