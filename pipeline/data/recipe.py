@@ -207,9 +207,9 @@ def _not_empty(result: Rows, name: str, split: str) -> Rows:
 def from_data(data: str, shape: str) -> Recipe:
     """Return the recipe of `--data`: files, a glob, a folder, or a hub id; one row in twenty is held out."""
     path = Path(data)
-    known = sources.kind(path) in sources._READERS
+    known = sources.kind(path) in sources.READERS
     if path.exists() or known or any(letter in data for letter in "*?[") or data.count("/") != 1:
-        if path.is_dir() and not any(sources.kind(item) in sources._READERS for item in path.rglob("*") if item.is_file()):
+        if path.is_dir() and not any(sources.kind(item) in sources.READERS for item in path.rglob("*") if item.is_file()):
             raise UserError(f"{data}: no readable file in that folder")
         return SourceRecipe(data, [Source(files=tuple(sources.expand(data)))], shape, held_out=0.05)
     return SourceRecipe(data, [Source(hub={"name": data})], shape, held_out=0.05)

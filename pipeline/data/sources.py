@@ -160,7 +160,7 @@ def _read_parquet(path: Path, faults: Faults) -> Iterator[Raw]:
             yield f"{path}: row {number}", row
 
 
-_READERS: dict[str, Callable[[Path, Faults], Iterator[Raw]]] = {
+READERS: dict[str, Callable[[Path, Faults], Iterator[Raw]]] = {
     "txt": _read_text, "md": _read_text, "markdown": _read_text, "json": _read_json, "jsonl": _read_jsonl,
     "ndjson": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet,
 }  # fmt: skip
@@ -170,14 +170,14 @@ def expand(pattern: str) -> list[Path]:
     """Return the readable files that a path, a folder or a glob names, in order; UserError if there is none."""
     path = Path(pattern)
     if path.is_dir():
-        found = sorted(item for item in path.rglob("*") if item.is_file() and kind(item) in _READERS)
+        found = sorted(item for item in path.rglob("*") if item.is_file() and kind(item) in READERS)
     else:
         found = [path] if path.is_file() else sorted(Path(item) for item in glob.glob(pattern, recursive=True))
     if not found:
         raise UserError(f"{pattern}: no such file, and no file matches it")
-    unknown = [item for item in found if kind(item) not in _READERS]
+    unknown = [item for item in found if kind(item) not in READERS]
     if unknown:
-        known = ", ".join(sorted(_READERS))
+        known = ", ".join(sorted(READERS))
         raise UserError(*(f"{item}: can't read .{kind(item)} files; known are {known}, also with {', '.join(_COMPRESSIONS)}"
                           for item in unknown[:_SHOWN]))  # fmt: skip
     return found
@@ -188,7 +188,7 @@ def read_files(paths: list[Path]) -> Iterator[Raw]:
     faults = Faults()
     for path in paths:
         try:
-            yield from _READERS[kind(path)](path, faults)
+            yield from READERS[kind(path)](path, faults)
         except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error) as error:
             faults.add(f"{path}: can't be read ({error})")
     faults.stop()
