@@ -27,6 +27,9 @@ from pipeline.errors import UserError
 RESERVED = {
     "output_dir": "use --output",
     "resume_from_checkpoint": "a half-finished stage goes on by itself",
+    "ignore_data_skip": "a stage that goes on skips what it has read",
+    "save_only_model": "a checkpoint without its optimizer resumes to other weights",
+    "enable_jit_checkpoint": "a stage saves by itself when it is asked to stop, at the end of a step",
     "push_to_hub": "a stage never pushes while it trains",
     "hub_token": "the token comes from the environment or the hub login",
     "dataset_text_field": "the recipe names the shape of its rows",
@@ -102,7 +105,7 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             text = words.pop(0)
         if key == "parent":
             flags["parent"].append(text)
-        elif key in ("config", "output", "data", "upstream"):
+        elif key in ("config", "output", "data", "upstream", "strict", "why"):
             flags[key] = text
         else:
             try:

@@ -1,4 +1,4 @@
-"""The one exception for what a person can mend."""
+"""What ends a stage with a plain line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -9,3 +9,11 @@ class UserError(Exception):
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end, status 128 + its number; no library may swallow it as it may an Exception."""
+
+    def __init__(self, signum: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = 128 + signum, text

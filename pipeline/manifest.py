@@ -7,26 +7,20 @@ import importlib.metadata
 import json
 import os
 import platform
-import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import ROOT
+from pipeline import ROOT, hashes
 from pipeline.errors import UserError
 
 NAME = "manifest.json"
 CLAIM = "claim.json"
 VERSION = 1
+_LOADED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py")
 _NOT_OUTPUT = (NAME, CLAIM, "log.jsonl")  # what a stage directory holds beside the model itself
 _REPORTED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
-
-
-def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Any) -> str:
@@ -60,15 +54,33 @@ def read(folder: Path, name: str = NAME) -> dict[str, Any] | None:
     return record
 
 
-def files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return name → sha256 and size of every file that a stage hands on."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        ours = name not in _NOT_OUTPUT and not name.startswith(("checkpoint-", "runs/", ".")) and not name.endswith(".partial")
-        if path.is_file() and ours:
-            found[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
-    return found
+def files(folder: Path, sha256: Callable[[Path], str] = hashes.sha256) -> dict[str, dict[str, Any]]:
+    """Return name → sha256 and size of every file that a stage hands on; hashes of unchanged files are remembered ones."""
+    return {
+        name: {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size} for name in sorted(_handed_on(folder))
+    }
+
+
+def _handed_on(folder: Path) -> set[str]:
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    others = ("checkpoint-", "runs/", ".")
+    return {name for name in names if name not in _NOT_OUTPUT and not name.startswith(others) and not name.endswith(".partial")}
+
+
+def altered(folder: Path, record: Mapping[str, Any], sha256: Callable[[Path], str] = hashes.sha256) -> list[str]:
+    """Return in words how a finished stage's files differ from its record: `model.safetensors was edited`.
+
+    A file that nobody recorded counts where a library would load it.
+    """
+    faults = []
+    there = _handed_on(folder)
+    for name, entry in record["files"].items():
+        if name not in there:
+            faults.append(f"{name} is missing")
+        elif (folder / name).stat().st_size != entry["size"] or sha256(folder / name) != entry["sha256"]:
+            faults.append(f"{name} is not the file that was made")
+    strangers = sorted(name for name in there - set(record["files"]) if name.endswith(_LOADED))
+    return faults + [f"{name} was added" for name in strangers]
 
 
 def outputs(listing: Mapping[str, Mapping[str, Any]]) -> str:
@@ -76,7 +88,7 @@ def outputs(listing: Mapping[str, Mapping[str, Any]]) -> str:
     return digest({name: entry["sha256"] for name, entry in listing.items()})
 
 
-def code() -> dict[str, Any]:
+def commit() -> dict[str, Any]:
     """Return the commit that the project stands at, and whether the tree differs from it."""
 
     def git(*words: str) -> str | None:
@@ -86,6 +98,13 @@ def code() -> dict[str, Any]:
             return None
 
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+
+
+def sources(script: str) -> dict[str, str]:
+    """Return name → sha256 of our own code that a stage runs: all of pipeline/, and `script` in stages/."""
+    found = [path for path in (ROOT / "pipeline").rglob("*") if path.suffix in (".py", ".jinja")]
+    own = ROOT / "stages" / script
+    return {path.relative_to(ROOT).as_posix(): hashes.sha256(path) for path in sorted([*found, *([own] if script else [])])}
 
 
 def versions() -> dict[str, str]:
@@ -115,31 +134,26 @@ def hardware() -> dict[str, Any]:
 
 
 def claim(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Mark a stage directory as under way for what was asked, by this process."""
+    """Mark a stage directory as under way for what was asked."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CLAIM, {**asked, "pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname()})
+    write_json(folder / CLAIM, asked)
 
 
-def alive(claimed: Mapping[str, Any]) -> bool:
-    """Say whether the process of a claim is another one on this machine that still runs."""
-    if claimed["host"] != socket.gethostname() or claimed["pid"] == os.getpid():
-        return False
-    return claimed["started"] is not None and _started(claimed["pid"]) == claimed["started"]
+def _on_disk(path: Path) -> str:
+    """Return the sha256 of a file whose bytes have reached the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return hashes.read(path)
 
 
-def _started(pid: int) -> float | None:
-    import psutil
-
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
+def listing(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return `files` of a folder, each read anew and safe from a power cut."""
+    return files(folder, _on_disk)
 
 
 def seal(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the record with the files' digests, write it last, and take the claim away."""
-    listing = files(folder)
-    whole = {"version": VERSION, **record, "files": listing, "outputs": outputs(listing)}
+    """Complete the record with the files' digests and write it, which makes the stage a finished one."""
+    found = listing(folder)
+    whole = {"version": VERSION, **record, "files": found, "outputs": outputs(found)}
     write_json(folder / NAME, whole)
-    (folder / CLAIM).unlink(missing_ok=True)
     return whole

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline import signals
+from pipeline.errors import Stopped, UserError
 
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
@@ -24,9 +25,14 @@ def main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def count() -> int:
+    """Return how many processes the launch has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def wait_for_all() -> None:
     """Wait until every process of a launch is here; nothing where there is only one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count() > 1:
         import torch
         from accelerate import PartialState
 
@@ -59,24 +65,55 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
 
 
+_KEPT = "; what was finished and the last whole checkpoint are as they were: the same command goes on"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# How the libraries say that a disk is full or can't be written; torch and safetensors raise no OSError for it.
+_DISK = (
+    "No space left",
+    "File too large",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "file write failed",
+    "PytorchStreamWriter",
+)
+
+
 def execute(body: Callable[[], int]) -> int:
     """Run a script's body; status 0 done, 2 the user's input, 130 and 143 stopped, 1 anything else."""
     _quiet()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     name = Path(sys.argv[0]).stem
     try:
-        return body()
+        with signals.handled(f"{name}: stopped; the same command goes on"):
+            status = body()
+            _part()
+            return status
     except UserError as error:
         if main_process():
             for fault in error.faults:
                 print(f"{name}: {fault}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except Stopped as stop:
+        if main_process():
+            print(f"\n{stop.text}", file=sys.stderr)
+        return stop.status
     except OSError as error:
-        print(f"{name}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        kept = _KEPT if error.errno in _DISK_ERRORS else ""
+        print(f"{name}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}{kept}", file=sys.stderr)
         return 1
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if any(word in said for word in _DISK):
+            print(f"{name}: the disk is full or can't be written ({said[:160]}){_KEPT}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return 1
+
+
+def _part() -> None:
+    """Leave a launch together: a process that ends while another still talks to it dies in its threads."""
+    if count() > 1:
+        import torch.distributed
+
+        wait_for_all()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, manifest
+from pipeline import config, hashes, manifest
 from pipeline.data import recipe as recipes
 from pipeline.errors import UserError
 
@@ -39,6 +39,8 @@ class Request:
     asked: dict[str, Any]
     origins: dict[str, str]
     faults: list[str]
+    strict: bool = False  # a change of code or library counts
+    why: bool = False  # only say what changed
     kept: str = ""  # overrides of the run before that are asked for again
 
     def gather(self, error: UserError) -> None:
@@ -80,7 +82,7 @@ def read(name: str, argv: Sequence[str]) -> Request:
     flags, faults = config.read_flags(argv)
     parents, file = flags.pop("parent"), flags.pop("config", None)
     output, data = flags.pop("output", None), flags.pop("data", None)
-    upstream = flags.pop("upstream", None) is not None
+    upstream, strict, why = (flags.pop(flag, "") == "yes" for flag in ("upstream", "strict", "why"))
     if output is None:
         faults.append(f"command line: --output is missing; say where {name} should write")
     profile: dict[str, Any] = {}
@@ -89,7 +91,7 @@ def read(name: str, argv: Sequence[str]) -> Request:
     except UserError as error:
         faults.extend(error.faults)
     origins = dict.fromkeys(profile, str(file)) | dict.fromkeys(flags, "command line")
-    found = Request(name, parents, Path(output) if output else None, data, profile | flags, origins, faults)
+    found = Request(name, parents, Path(output) if output else None, data, profile | flags, origins, faults, strict, why)
     if upstream:
         found.keep_overrides()
     return found
@@ -111,6 +113,15 @@ def template_path(name: str) -> Path:
     raise UserError(f"chat_template: {name}: no such file; give a path or one of {known}")
 
 
+def unaltered(folder: Path, record: dict[str, Any]) -> None:
+    """Raise UserError naming the files of a finished stage that are no longer those that it made."""
+    if faults := manifest.altered(folder, record):
+        raise UserError(
+            *(f"{folder}: {fault} when {record['stage']} was finished; put it back, or move the folder away and make "
+              f"{record['stage']} again" for fault in faults)
+        )  # fmt: skip
+
+
 def parent_identity(parent: str, stage: str, accepts: Sequence[str]) -> dict[str, Any]:
     """Return what a parent contributes to the inputs; UserError if it is missing, unfinished or of another family.
 
@@ -126,6 +137,7 @@ def parent_identity(parent: str, stage: str, accepts: Sequence[str]) -> dict[str
     if record is not None:
         if record["family"] not in accepts:
             raise UserError(f"--parent {parent}: {record['stage']} made a model of family {record['family']}, {wanted}")
+        unaltered(folder, record)
         return {"stage": record["stage"], "outputs": record["outputs"]}
     if (folder / manifest.CLAIM).exists():
         raise UserError(f"--parent {parent}: that stage is not finished; run it again and it goes on where it was")
@@ -152,7 +164,7 @@ def identity(request: Request, options: Any, arguments: dict[str, Any], recipe: 
             request.gather(error)
     if ours.get("chat_template"):
         try:
-            ours["chat_template"] = manifest.sha256_file(template_path(ours["chat_template"]))
+            ours["chat_template"] = hashes.sha256(template_path(ours["chat_template"]))
         except UserError as error:
             request.gather(error)
     return found

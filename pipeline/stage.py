@@ -10,13 +10,14 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, manifest, process, request
+from pipeline import config, manifest, process, request, resume, why
 from pipeline.data import recipe as recipes
 from pipeline.errors import UserError
+from pipeline.lock import Lock
 
 _NEXT = {"pretrain": "make sft", "sft": "make dpo", "dpo": "make evaluate, then make chat"}
 
@@ -47,6 +48,7 @@ class Run:
     output: Path
     recipe: recipes.Recipe
     record: dict[str, Any]
+    strict: bool = False  # whether a change of code or library counts
 
     @property
     def name(self) -> str:
@@ -100,16 +102,22 @@ def run_stage(stage: Stage, train: Callable[[Run], None], story: str) -> int:
         if warning := process.lonely():
             run.say(warning)
         process.wait_for_all()  # nobody still looks at the folder when rank 0 changes it
-        aside = _claim(run) if run.main else None
-        process.wait_for_all()
-        try:
-            train(run)
-        except Exception:
-            if run.main:
-                _unclaim(run, aside)
-            raise
+        lock = Lock(run.output)
         if run.main:
-            _close(run, started)
+            lock.take()
+        try:
+            aside = _claim(run) if run.main else None
+            process.wait_for_all()
+            try:
+                train(run)
+            except Exception:
+                if run.main:
+                    _unclaim(run, aside)
+                raise
+            if run.main:
+                _close(run, started)
+        finally:
+            lock.release()
         return 0
 
     return process.execute(body)
@@ -130,32 +138,71 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
     well_formed = not asked.faults
     parent = request.parent(asked, stage.accepts)
     found: dict[str, Any] = {}
+    sources: list[tuple[str, str]] = []
     if well_formed:
         options, arguments = request.split(asked, stage.options, stage.defaults)
         recipe = _recipe(asked, stage, options)
         found = request.identity(asked, options, arguments, recipe, stage.shape) | parent
+        sources = recipe.contents() if "recipe" in found else []
         if stage.sources:
             try:
-                found["sources"] = [manifest.sha256_file(path) for path in stage.sources(options)]
+                sources = recipes.listing(stage.sources(options))
+                found["sources"] = [sha256 for _, sha256 in sources]
             except UserError as error:
                 asked.gather(error)
-    inputs = manifest.digest(found)
-    done = manifest.read(asked.output) if asked.output and not asked.faults else None
-    if done is not None and done["inputs"] == inputs:
-        say(done["stage"], f"up to date: {asked.output} (inputs {inputs[:8]}, nothing changed)")
+    record = {
+        "stage": "control" if getattr(options, "init", "") == "random" else stage.name, "family": stage.family,
+        "inputs": manifest.digest(found), "asked": found, "seed": int(arguments.get("seed", 42)),
+        "config": dataclasses.asdict(options) | arguments, "overrides": asked.overrides(),
+        "parents": [{"path": path, **found.get("parent", {})} for path in asked.parents],
+        "recipe": {"name": recipe.name, "digest": found.get("recipe"), "data": asked.data, "sources": sources},
+        "code": {"files": manifest.sources(Path(sys.argv[0]).name)}, "versions": manifest.versions(),
+    } if well_formed else {}  # fmt: skip
+    if asked.output and not asked.faults and _current(asked, record):
         return None
     strict = config.check(asked.asked, asked.origins, stage.options, stage.arguments)  # imports the library's class
     asked.gather(UserError(*strict))
     asked.settle()
     assert asked.output
-    name = "control" if getattr(options, "init", "") == "random" else stage.name
-    record = {
-        "stage": name, "family": stage.family, "inputs": inputs, "asked": found, "seed": int(arguments.get("seed", 42)),
-        "config": dataclasses.asdict(options) | arguments, "overrides": asked.overrides(),
-        "parents": [{"path": path, **found["parent"]} for path in asked.parents],
-        "recipe": {"name": recipe.name, "digest": found.get("recipe"), "data": asked.data},
-    }  # fmt: skip
-    return Run(stage, options, arguments, "".join(asked.parents), asked.output, recipe, record)
+    return Run(stage, options, arguments, "".join(asked.parents), asked.output, recipe, record, asked.strict)
+
+
+def _current(asked: request.Request, record: dict[str, Any]) -> bool:
+    """Say whether there is nothing to do: the stage is finished and current, or only the reasons were asked for."""
+    assert asked.output
+    name = record["stage"]
+    done = manifest.read(asked.output)
+    if asked.why:
+        for line in _reasons(asked.output, record):
+            say(name, line)
+        return True
+    if done is None or done["inputs"] != record["inputs"]:
+        return False
+    request.unaltered(asked.output, done)
+    if asked.strict and (changed := why.surroundings(done, record)):
+        say(name, f"is made again, since {'; '.join(changed)}")
+        return False
+    say(name, f"up to date: {asked.output} (inputs {record['inputs'][:8]}, nothing changed)")
+    if (asked.output / manifest.CLAIM).exists() and process.main_process():  # killed while it tidied up
+        lock = Lock(asked.output)
+        lock.take()
+        _tidy(asked.output)
+        lock.release()
+    return True
+
+
+def _reasons(output: Path, record: dict[str, Any]) -> list[str]:
+    """Return in plain words what would happen to a stage, and why."""
+    done, claimed = manifest.read(output), manifest.read(output, manifest.CLAIM)
+    old = done or claimed
+    if old is None:
+        return [f"has not run yet: {output} holds no stage"]
+    if done and (altered := manifest.altered(output, done)):
+        return [f"was altered after it was finished: {'; '.join(altered)}"]
+    changed, around = why.asked(old, record), why.surroundings(old, record)
+    verdict = "is up to date" if done else "is half finished and goes on"
+    lines = ["would be made again, since"] + [f"  {line}" for line in changed] if changed else [verdict]
+    return lines + ([f"only with STRICT=1 would count: {line}" for line in around])
 
 
 def _recipe(asked: request.Request, stage: Stage, options: Any) -> recipes.Recipe:
@@ -174,15 +221,26 @@ def _claim(run: Run) -> Path | None:
     Returns where it was moved.
     """
     aside = None
-    claimed = manifest.read(run.output, manifest.CLAIM)
-    if claimed and manifest.alive(claimed):
-        raise UserError(
-            f"--output {run.output}: process {claimed['pid']} on this machine is at work there; wait for it or stop it"
-        )
-    old = manifest.read(run.output) or claimed
+    done, claimed = manifest.read(run.output), manifest.read(run.output, manifest.CLAIM)
+    old = done or claimed
     if old is None and run.output.is_dir() and any(run.output.iterdir()):
         raise UserError(f"--output {run.output}: not empty and not a stage directory; give another folder or move it away")
-    if old is not None and old["inputs"] != run.record["inputs"]:
+    begun = {key: run.record[key] for key in ("stage", "inputs", "asked", "overrides", "recipe", "code", "versions")}
+    begun["processes"] = process.count()
+    if old is not None and old["inputs"] == run.record["inputs"] and not done:
+        around = why.surroundings(old, run.record)
+        if old["processes"] != begun["processes"]:
+            run.say(
+                f"was begun by {old['processes']} processes and goes on with {begun['processes']}: each step reads another batch"
+            )
+        if not (run.strict and around):
+            if around:
+                run.say(f"goes on although since it began {'; '.join(around)}; STRICT=1 would begin again")
+            resume.restart(run.output)
+            return None
+    if done and done["inputs"] == run.record["inputs"] and not run.strict:
+        raise UserError(f"--output {run.output}: another process has just finished it; there is nothing left to do")
+    if old is not None:
         aside = run.output.parent / ".aside" / f"{run.output.name}-{old['inputs'][:8]}"
         aside.parent.mkdir(exist_ok=True)
         number = 1
@@ -190,8 +248,8 @@ def _claim(run: Run) -> Path | None:
             number += 1
             aside = aside.with_name(f"{run.output.name}-{old['inputs'][:8]}-{number}")
         run.output.rename(aside)
-        run.say(f"inputs changed; what was there is kept in {aside}")
-    manifest.claim(run.output, {key: run.record[key] for key in ("stage", "inputs", "asked", "overrides")})
+        run.say(f"{'; '.join(why.asked(old, run.record)) or 'code changed'}; what was there is kept in {aside}")
+    manifest.claim(run.output, begun)
     return aside
 
 
@@ -209,14 +267,13 @@ def _close(run: Run, started: float) -> None:
     """Write the record last and say what was learned, in how long, where it lies, what to type next."""
     from pipeline.hardware import peak_memory
 
+    run.record["code"] |= manifest.commit()
     run.record |= {
-        "code": manifest.code(), "versions": manifest.versions(), "hardware": manifest.hardware(),
+        "hardware": manifest.hardware(),
         "seconds": round(time.time() - started, 1), "peak_memory_bytes": peak_memory(),
     }  # fmt: skip
     record = manifest.seal(run.output, run.record)
-    shutil.rmtree(run.output / ".data", ignore_errors=True)
-    for leftover in run.output.glob("checkpoint-*"):  # only now: whatever stopped us before could still go on
-        shutil.rmtree(leftover)
+    _tidy(run.output)  # only now: whatever stopped us before could still go on
     learned = ""
     if "metrics" in record:
         first, last = record["metrics"]["first_loss"], record["metrics"]["last_loss"]
@@ -226,63 +283,7 @@ def _close(run: Run, started: float) -> None:
     )
 
 
-@dataclasses.dataclass
-class Evaluation:
-    """One run of the evaluation: finished stages by name, and where the summary goes."""
-
-    options: Any
-    folders: dict[str, Path]
-    output: Path
-    inputs: str
-
-    def finish(self, summary: Mapping[str, Any], render: Callable[[Mapping[str, Any]], str]) -> None:
-        """Write the summary and print it."""
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_json(self.output, {"inputs": self.inputs, **summary})
-        print(render(summary), flush=True)
-
-
-def run_evaluation(options: type, measure: Callable[[Evaluation], None], story: str) -> int:
-    """Run the evaluation script; ends at once where nothing changed since the summary was written."""
-
-    def body() -> int:
-        if {"--help", "-h"} & set(sys.argv[1:]):
-            print(config.explain("evaluate", story, options, None))
-            return 0
-        asked = request.read("evaluate", sys.argv[1:])
-        asked.faults += config.check(asked.asked, asked.origins, options, None)
-        folders: dict[str, Path] = {}
-        outputs: dict[str, Any] = {}
-        made_from: list[tuple[str, str, Any]] = []
-        for parent in asked.parents:
-            try:
-                record = manifest.read(Path(parent))
-                if record is None:
-                    raise UserError(f"--parent {parent}: no finished stage; run it first")
-                if record["stage"] in folders:
-                    raise UserError(f"--parent {parent}: there is a {record['stage']} already: {folders[record['stage']]}")
-                folders[record["stage"]], outputs[record["stage"]] = Path(parent), [record["outputs"], record["recipe"]]
-                made_from += [(parent, record["stage"], made) for made in record["parents"]]
-            except UserError as error:
-                asked.gather(error)
-        for parent, stage, made in made_from:
-            if made.get("stage") in outputs and made["outputs"] != outputs[made["stage"]][0]:
-                asked.faults.append(
-                    f"--parent {parent}: was made from another {made['stage']} than {folders[made['stage']]}; make {stage} again"
-                )
-        if not asked.parents:
-            asked.faults.append("command line: --parent is missing; name the finished stages to measure")
-        asked.settle()
-        assert asked.output
-        chosen, _ = request.split(asked, options, {})
-        inputs = manifest.digest([outputs, dataclasses.asdict(chosen)])
-        done = manifest.read(asked.output.parent, asked.output.name)
-        if done is not None and done["inputs"] == inputs:
-            say("evaluate", f"up to date: {asked.output} (inputs {inputs[:8]}, nothing changed)")
-            return 0
-        started = time.time()
-        measure(Evaluation(chosen, folders, asked.output, inputs))
-        say("evaluate", f"done in {time.time() - started:.0f} s; it lies in {asked.output}; next: make chat")
-        return 0
-
-    return process.execute(body)
+def _tidy(output: Path) -> None:
+    """Remove what a finished stage was made with; the claim last, since it says that there is something to remove."""
+    resume.clear(output)
+    (output / manifest.CLAIM).unlink(missing_ok=True)

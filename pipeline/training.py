@@ -7,14 +7,17 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
-from pipeline import checkpoint
+from pipeline import checkpoint, process, resume, signals
 from pipeline.data import tokens
 from pipeline.data.recipe import Rows
+from pipeline.errors import Stopped
+from pipeline.finite import FiniteTrainer, Traced
 from pipeline.stage import Run
 
 # Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
@@ -24,10 +27,36 @@ FORCED: dict[str, Any] = {
     "push_to_hub": False,
     "include_num_input_tokens_seen": "non_padding",
     "label_names": ["labels"],
+    "logging_nan_inf_filter": False,  # it would hide what FiniteTrainer looks for
 }
 DEFAULTS: dict[str, Any] = {
     "save_steps": 500, "save_total_limit": 2, "logging_steps": 10, "logging_first_step": True, "gradient_checkpointing": False, "report_to": "none", "ddp_find_unused_parameters": False,
 }  # fmt: skip
+
+
+class Keeper(TrainerCallback):
+    """Seal each checkpoint before an older one goes, and stop at a step's end where a signal asked for it."""
+
+    def __init__(self, run: Run, keep: int | None) -> None:
+        self.run, self.keep = run, keep
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Save and stop if one of the processes was asked to; log with every save, so that a resumed log has no gap."""
+        stop = signals.asked()
+        if args.world_size > 1:
+            everyone = torch.tensor(stop, device=args.device)
+            torch.distributed.all_reduce(everyone, torch.distributed.ReduceOp.MAX)
+            stop = int(everyone)
+        if stop:
+            control.should_save = control.should_training_stop = True
+        control.should_log = control.should_log or control.should_save
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seal what every process has written, then prune."""
+        process.wait_for_all()
+        if self.run.main:
+            resume.seal(self.run.output / f"checkpoint-{state.global_step}")
+            resume.prune(self.run.output, self.keep)
 
 
 class Progress(TrainerCallback):
@@ -35,8 +64,7 @@ class Progress(TrainerCallback):
 
     def __init__(self, run: Run) -> None:
         self.run, self.log = run, run.output / "log.jsonl"
-        self.first: float | None = None
-        self.last = 0.0
+        self.entries: list[dict[str, Any]] = []
         self.started = time.time()
         self.offset = (0, 0)  # step and tokens at the start of this process
         self.shown = 0.0
@@ -48,32 +76,38 @@ class Progress(TrainerCallback):
             return
         kept = []
         if self.log.exists():
-            kept = [line for line in self.log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in kept if json.loads(line)["step"] <= state.global_step]
-        if kept:
-            self.first, self.last = json.loads(kept[0])["loss"], json.loads(kept[-1])["loss"]
-        self.log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            kept = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        self.entries = [entry for entry in kept if entry["step"] <= state.global_step]
+        partial = self.log.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
+        partial.replace(self.log)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the step's figures to the log and refresh the line."""
         logs = kwargs.get("logs", {})
         if "loss" not in logs:
             return
-        self.last = float(logs["loss"])
-        self.first = self.last if self.first is None else self.first
+        entry = {"step": state.global_step, "tokens": int(state.num_input_tokens_seen), **logs}
+        self.entries.append(entry)
         if not state.is_world_process_zero:
             return
-        entry = {"step": state.global_step, "tokens": int(state.num_input_tokens_seen), **logs}
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._show(state)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the first, the last and the mean training loss of the whole stage, however often it was resumed."""
+        steps = [0, *(entry["step"] for entry in self.entries)]
+        losses = [float(entry["loss"]) for entry in self.entries]
+        total = sum(loss * (step - before) for loss, before, step in zip(losses, steps, steps[1:], strict=False))
+        return {"first_loss": losses[0], "last_loss": losses[-1], "mean_loss": total / steps[-1]}
 
     def _show(self, state: TrainerState) -> None:
         seconds = max(time.time() - self.started, 1e-9)
         steps, seen = state.global_step - self.offset[0], state.num_input_tokens_seen - self.offset[1]
         left = seconds / max(steps, 1) * (state.max_steps - state.global_step)
         line = (
-            f"{self.run.name:<8} step {state.global_step}/{state.max_steps}  loss {self.last:.3f}  "
+            f"{self.run.name:<8} step {state.global_step}/{state.max_steps}  loss {self.entries[-1]['loss']:.3f}  "
             f"{seen / seconds:,.0f} tokens/s  {int(left) // 60}:{int(left) % 60:02d} left"
         )
         if sys.stdout.isatty():
@@ -94,14 +128,14 @@ def prepare(run: Run, rows: Rows, encoder: Callable[[Any], tokens.Tokens], max_l
     path = run.output / ".data" / "train.arrow"
     with PartialState().main_process_first():
         if run.main:
-            dataset = tokens.write(tokens.pieces(rows.kept, encoder, max_length, split, rows.dropped), path)
+            dataset = tokens.write(tokens.pieces(rows.kept, encoder, max_length, split, rows.late), path)
         else:
             dataset = datasets.Dataset.from_file(str(path))
-    run.record["recipe"] |= {
-        "rows": sum(rows.dropped.values()) + len(rows.kept) - _late(rows), "kept": len(rows.kept) - _late(rows), "dropped": dict(rows.dropped)
-    }  # fmt: skip
+    dropped = rows.dropped + rows.late
+    kept = len(rows.kept) - rows.late.total()
+    run.record["recipe"] |= {"rows": kept + dropped.total(), "kept": kept, "dropped": dict(dropped)}
     said = ", ".join(f"{count:,} as {layout}" for layout, count in rows.layouts.items())
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in rows.dropped.items()) or "none"
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
     run.say(f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}; dropped: {lost}")
     return dataset
 
@@ -119,26 +153,34 @@ def decay(arguments: TrainingArguments, rows: int) -> None:
     arguments.lr_scheduler_kwargs = {"num_decay_steps": max(1, round(0.4 * steps)), **given}
 
 
-def _late(rows: Rows) -> int:
-    """Return how many of the kept rows were dropped while they were encoded."""
-    return sum(count for reason, count in rows.dropped.items() if reason.startswith(("longer than", "no token")))
+def fit(run: Run, trainer: FiniteTrainer, rows: Rows) -> None:
+    """Train from the newest whole checkpoint on, and put what was seen and reached into the record.
 
-
-def fit(run: Run, trainer: Any) -> None:
-    """Train from the newest whole checkpoint on, and put what was seen and reached into the record."""
-    from transformers.trainer_callback import PrinterCallback
-
+    Raises Stopped after a signal, with a checkpoint saved.
+    """
     progress = Progress(run)
+    keep = resume.kept(trainer.args)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Keeper(run, keep))
     trainer.add_callback(progress)
-    resumed = checkpoint.newest(run.output)
-    if resumed:
-        run.say(f"goes on from {Path(resumed).name}")
-    result = trainer.train(resume_from_checkpoint=resumed)
+    trainer.data_collator = Traced(trainer.data_collator)
+    trainer.place = rows.place
+    if run.main:
+        resume.sweep(run.output, run.say)
+    process.wait_for_all()
+    newest = resume.latest(run.output)
+    if newest:
+        run.say(f"goes on from {newest.name}")
+    resume.has_room(run.output, trainer.model, trainer.args, keep)
+    with signals.at_step_ends():
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state = trainer.state
+    if signum := signals.asked():
+        raise Stopped(
+            signum, f"{run.name}: stopped; checkpoint-{state.global_step} is saved and the same command goes on from there"
+        )
     run.record |= {
-        "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step,
-        "metrics": {"first_loss": progress.first or 0.0, "last_loss": progress.last, "mean_loss": result.training_loss},
+        "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip
 
 

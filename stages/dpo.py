@@ -40,9 +40,10 @@ def train(run: Run) -> None:
 
     from pipeline import checkpoint, guards, tokenizer
     from pipeline.data import tokens
+    from pipeline.finite import FiniteTrainer
     from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
 
-    class Pairs(DPOTrainer):
+    class Pairs(FiniteTrainer, DPOTrainer):
         """trl's trainer on pairs that went through our chat template already."""
 
         def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
@@ -63,7 +64,7 @@ def train(run: Run) -> None:
     reference = None if adapter else checkpoint.load(run.parent or "")
     trainer = Pairs(model, reference, arguments, train_dataset=dataset, processing_class=vocabulary, peft_config=adapter)
     sample = dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]
-    fit(run, trainer)
+    fit(run, trainer, rows)
     hand_over(run, trainer, vocabulary, sample)
 
 

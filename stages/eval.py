@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from pipeline.config import option
-from pipeline.stage import Evaluation, run_evaluation
+from pipeline.evaluation.run import Evaluation, run_evaluation
 
 
 @dataclass(frozen=True)

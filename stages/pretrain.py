@@ -36,10 +36,11 @@ STAGE = Stage(
 
 def train(run: Run) -> None:
     """Train the tokenizer and the model, or go on from a parent's."""
-    from transformers import Trainer, set_seed
+    from transformers import set_seed
 
     from pipeline import checkpoint, guards, objectives, tokenizer
     from pipeline.data import tokens
+    from pipeline.finite import FiniteTrainer
     from pipeline.training import DEFAULTS, FORCED, decay, fit, hand_over, prepare
 
     options: Options = run.options
@@ -51,6 +52,7 @@ def train(run: Run) -> None:
         vocabulary, model = tokenizer.load(run.parent), checkpoint.load(run.parent)
         run.say(f"tokenizer and sizes from {run.parent}")
     else:
+        run.say(f"trains a tokenizer of {options.vocab_size:,} tokens on {len(rows.kept):,} rows")
         vocabulary = tokenizer.train((row["text"] for row in rows.kept), options.vocab_size, options.max_length)
         model = objective.build_model(
             vocabulary, options.architecture, hidden_size=options.hidden_size, num_hidden_layers=options.num_hidden_layers,
@@ -67,8 +69,8 @@ def train(run: Run) -> None:
         f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}, {len(dataset):,} rows of up to {options.max_length} tokens"
     )
     decay(arguments, len(dataset))
-    trainer = Trainer(model, arguments, objective.collator(vocabulary), dataset, processing_class=vocabulary)
-    fit(run, trainer)
+    trainer = FiniteTrainer(model, arguments, objective.collator(vocabulary), dataset, processing_class=vocabulary)
+    fit(run, trainer, rows)
     hand_over(run, trainer, vocabulary, sample)
 
 

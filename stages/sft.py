@@ -42,7 +42,11 @@ def train(run: Run) -> None:
 
     from pipeline import checkpoint, guards, tokenizer
     from pipeline.data import tokens
+    from pipeline.finite import FiniteTrainer
     from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
+
+    class Conversations(FiniteTrainer, SFTTrainer):
+        """trl's trainer, watched for a loss that is not finite."""
 
     options: Options = run.options
     arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED, dataset_kwargs={"skip_prepare_dataset": True})
@@ -69,11 +73,11 @@ def train(run: Run) -> None:
     if tokens.keeps_apart(model):
         dataset = tokens.pack(dataset, arguments.max_length)
     collator = tokens.CausalCollator(int(vocabulary.pad_token_id))
-    trainer = SFTTrainer(
+    trainer = Conversations(
         model, arguments, data_collator=collator, train_dataset=dataset, processing_class=vocabulary, peft_config=adapter
     )
     checkpoint.give_head_a_bias(trainer.model)
-    fit(run, trainer)
+    fit(run, trainer, rows)
     hand_over(run, trainer, vocabulary, sample)
 
 

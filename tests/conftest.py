@@ -36,7 +36,7 @@ def run(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
         capfd.readouterr()
         if name == "eval":
-            from pipeline.stage import run_evaluation
+            from pipeline.evaluation.run import run_evaluation
 
             status = run_evaluation(module.Options, module.measure, module.__doc__)
         else:

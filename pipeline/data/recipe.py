@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import ROOT, manifest
+from pipeline import ROOT, hashes, manifest
 from pipeline.config import read_profile
 from pipeline.data import shapes, sources
 from pipeline.data.shapes import Malformed, Row
@@ -37,8 +37,17 @@ class Rows:
 
     kept: list[Row] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    late: Counter[str] = field(default_factory=Counter)  # of the kept ones, those that encoding dropped
     layouts: Counter[str] = field(default_factory=Counter)
     held_out: int = 0  # rows of the other split that the same pass went by
+    places: list[str] = field(default_factory=list)  # of the kept rows, where they come from files
+    name: str = ""  # of the recipe
+
+    def place(self, number: int) -> str:
+        """Return in words where a kept row stands: file and line, or its number in the recipe and how it begins."""
+        if self.places:
+            return self.places[number]
+        return f"{self.name}: row {number + 1} ({json.dumps(self.kept[number], ensure_ascii=False)[:60]}...)"
 
 
 class Recipe:
@@ -51,12 +60,21 @@ class Recipe:
         """Return the digest of the recipe and the content of its sources, in hex."""
         raise NotImplementedError
 
+    def contents(self) -> list[tuple[str, str]]:
+        """Return name and sha256 of every file behind the rows, for people; names without this machine's folders."""
+        raise NotImplementedError
+
     def rows(self, shape: str, split: str, seed: int) -> Rows:
         """Return the rows of a split; UserError if the data is broken or nothing is left."""
         raise NotImplementedError
 
 
 EMPTY = Recipe()
+
+
+def listing(files: Iterable[Path]) -> list[tuple[str, str]]:
+    """Return name and sha256 of files; a name is the file's own with the folder that it lies in."""
+    return [("/".join(path.parts[-2:]), hashes.sha256(path)) for path in files]
 
 
 def _clean(rows: Iterable[Row], shape: str, result: Rows) -> Rows:
@@ -83,8 +101,11 @@ class PythonRecipe(Recipe):
 
     def digest(self, shape: str) -> str:
         """Return the digest of the module, the recipes that it imports, and the files that it reads."""
-        files = [*_code(self.path), *getattr(self.module, "FILES", list)()]
-        return manifest.digest([manifest.sha256_file(path) for path in files])
+        return manifest.digest([sha256 for _, sha256 in self.contents()])
+
+    def contents(self) -> list[tuple[str, str]]:
+        """Return the module, the recipes that it imports, and the files that it reads."""
+        return listing([*_code(self.path), *getattr(self.module, "FILES", list)()])
 
     def rows(self, shape: str, split: str, seed: int) -> Rows:
         """Return what the module's function for this shape yields."""
@@ -92,7 +113,7 @@ class PythonRecipe(Recipe):
         if function is None:
             given = [name for name in shapes.SHAPES if hasattr(self.module, name)]
             raise UserError(f"{self.path}: gives no rows of shape {shape}, only {', '.join(given)}")
-        result = _clean(function(split, seed), shape, Rows())
+        result = _clean(function(split, seed), shape, Rows(name=self.name))
         return _not_empty(result, self.name, split)
 
 
@@ -130,29 +151,35 @@ class Source:
         folder = Path(self.hub.get("name", ""))
         if self.hub and folder.is_dir():
             return [self.hub, manifest.outputs(manifest.files(folder))]
-        return self.hub or [manifest.sha256_file(path) for path in self.files]
+        return self.hub or [hashes.sha256(path) for path in self.files]
 
 
 class SourceRecipe(Recipe):
     """A recipe of files, hub data sets and packages, in any layout that is recognised."""
 
     def __init__(self, name: str, given: list[Source], shape: str, held_out: float, deduplicate: bool = False) -> None:
-        self.name, self.sources, self.shape = name, given, shape
+        self.name, self.given, self.shape = name, given, shape
         self.held_out, self.deduplicate = held_out, deduplicate
 
     def digest(self, shape: str) -> str:
         """Return the digest of the sources' content and of what is done to it."""
-        identities = [[source.identity(), source.weight] for source in self.sources]
+        identities = [[source.identity(), source.weight] for source in self.given]
         return manifest.digest([identities, self.shape, self.held_out, self.deduplicate])
+
+    def contents(self) -> list[tuple[str, str]]:
+        """Return the files; a hub data set is named with its revision."""
+        hubs = [(str(source.hub["name"]), str(source.hub.get("revision", ""))) for source in self.given if source.hub]
+        return hubs + [entry for source in self.given for entry in listing(source.files)]
 
     def rows(self, shape: str, split: str, seed: int) -> Rows:
         """Return the rows of a split: told apart by content, so that a duplicate never sits on both sides."""
         if shape != self.shape:
             raise UserError(f"{self.name}: gives rows of shape {self.shape}, but this stage trains on {shape}")
-        result, seen, other = Rows(), set[str](), list[Row]()
+        result, seen, other = Rows(name=self.name), set[str](), list[tuple[Row, str]]()
+        kept: list[tuple[Row, str]] = []
         faults = sources.Faults()
-        for source in self.sources:
-            for row in self._converted(source, shape, result, faults):
+        for source in self.given:
+            for where, row in self._converted(source, shape, result, faults):
                 key = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
                 held_out = int(key[:8], 16) < self.held_out * 2**32
                 if self.deduplicate and key in seen:
@@ -160,16 +187,17 @@ class SourceRecipe(Recipe):
                 elif int(manifest.digest([key, seed])[:8], 16) >= source.weight * 2**32:
                     result.dropped["weighted away"] += 1
                 else:
-                    (result.kept if held_out == (split == "held_out") else other).append(row)
+                    (kept if held_out == (split == "held_out") else other).append((row, where))
                 seen.add(key)
         faults.stop()
-        if not (result.kept if split == "train" else other):  # a single book is for training, not for holding out
-            result.kept, other = ([*other], []) if split == "train" else ([], [])
+        if not (kept if split == "train" else other):  # a single book is for training, not for holding out
+            kept, other = (other, []) if split == "train" else ([], [])
+        result.kept, result.places = [row for row, _ in kept], [where for _, where in kept]
         result.held_out = len(other) if split == "train" else len(result.kept)
         return _not_empty(result, self.name, split)
 
     @staticmethod
-    def _converted(source: Source, shape: str, result: Rows, faults: sources.Faults) -> Iterator[Row]:
+    def _converted(source: Source, shape: str, result: Rows, faults: sources.Faults) -> Iterator[tuple[str, Row]]:
         convert: Callable[[Any], Row] | None = None
         columns: Any = None
         for where, raw in source.raw():
@@ -191,7 +219,7 @@ class SourceRecipe(Recipe):
             if reason:
                 result.dropped[reason] += 1
             else:
-                yield row
+                yield where, row
 
 
 def _not_empty(result: Rows, name: str, split: str) -> Rows:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from pipeline.data.shapes import Row
 from pipeline.tokenizer import render, stop_ids, templated
 
@@ -78,28 +81,28 @@ def encode_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
 
 def pieces(
     rows: Iterable[Row], encoder: Callable[[Row], Tokens], max_length: int | None, split: bool, dropped: Counter[str]
-) -> Iterator[Tokens]:
+) -> Iterator[dict[str, Any]]:
     """Yield encoded rows that fit `max_length`; count in `dropped` those that don't, and those without a target.
 
-    With `split` a long document becomes pieces that share one token, so that each of its tokens is a
+    Each carries the number of the row that it was made from, under `row`. With `split` a long document becomes pieces that share one token, so that each of its tokens is a
     target exactly once.
     """
-    for row in rows:
+    for number, row in enumerate(rows):
         tokens = encoder(row)
         length = len(tokens["input_ids"]) if "input_ids" in tokens else pair_length(tokens)
         if "labels" in tokens and all(label == IGNORED for label in tokens["labels"]):
             dropped["no token to learn from"] += 1
         elif max_length is None or length <= max_length:
-            yield tokens
+            yield tokens | {"row": number}
         elif split:
             for start in range(0, length - 1, max_length - 1):
                 ids = tokens["input_ids"][start : start + max_length]
-                yield {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
+                yield {"input_ids": ids, "labels": [IGNORED, *ids[1:]], "row": number}
         else:
             dropped[f"longer than max_length {max_length}"] += 1
 
 
-def write(tokens: Iterable[Tokens], path: Path) -> Dataset:
+def write(tokens: Iterable[dict[str, Any]], path: Path) -> Dataset:
     """Write token rows to an Arrow file, one at a time, and open it as a data set that lies on disk."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
@@ -108,7 +111,8 @@ def write(tokens: Iterable[Tokens], path: Path) -> Dataset:
     rows = iter(tokens)
     first = next(rows, None)
     columns = first or {"input_ids": []}
-    features = datasets.Features({key: datasets.List(datasets.Value("int32")) for key in columns})
+    kinds = {int: datasets.Value("int32"), list: datasets.List(datasets.Value("int32"))}
+    features = datasets.Features({key: kinds[type(value)] for key, value in columns.items()})
     with ArrowWriter(path=str(path), features=features) as writer:
         for row in itertools.chain([first] if first else [], rows):
             writer.write(row)
@@ -122,10 +126,34 @@ def pair_length(tokens: Tokens) -> int:
 
 
 def pack(dataset: Dataset, max_length: int) -> Dataset:
-    """Pack documents into rows of at most `max_length` tokens by best fit; `seq_lengths` tells them apart."""
+    """Pack documents into rows of at most `max_length` tokens by best fit.
+
+    `seq_lengths` tells the documents of a row apart, `row` says which row of the recipe each was made from.
+    """
     from trl.data_utils import pack_dataset
 
-    return pack_dataset(dataset, max_length, strategy="bfd")
+    def each_token(table: pa.Table) -> pa.Table:
+        """Repeat a document's number for each of its tokens, since packing cuts all columns alike."""
+        lengths = table["input_ids"].combine_chunks().value_lengths().to_numpy()
+        return _with_rows(table, np.repeat(table["row"].to_numpy(), lengths), lengths)
+
+    def each_document(table: pa.Table) -> pa.Table:
+        """Keep one number for each document, that of its first token."""
+        lengths = table["seq_lengths"].combine_chunks()
+        tokens = lengths.flatten().to_numpy()
+        numbers = table["row"].combine_chunks().flatten().to_numpy()
+        return _with_rows(table, numbers[np.cumsum(tokens) - tokens], lengths.value_lengths().to_numpy())
+
+    spread = dataset.with_format("arrow").map(each_token, batched=True)
+    packed = pack_dataset(spread, max_length, strategy="bfd")
+    return packed.map(each_document, batched=True).with_format(None)
+
+
+def _with_rows(table: pa.Table, numbers: np.ndarray, lengths: np.ndarray) -> pa.Table:
+    """Return the table with lists of row numbers, of the given lengths, in the column `row`."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    rows = pa.ListArray.from_arrays(pa.array(offsets), pa.array(numbers, pa.int32()))
+    return table.set_column(table.schema.get_field_index("row"), "row", rows)
 
 
 @dataclass

@@ -1,0 +1,78 @@
+"""A loss or gradient that is not finite ends the stage before the optimizer moves, and names the rows behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer
+
+from pipeline.errors import UserError
+
+ROW = "row"  # the column that says which row of the recipe a training row was made from
+_SHOWN = 100  # rows that are named
+
+
+class Traced:
+    """A collator that lets the numbers of the rows travel beside the batch, under the key `row`."""
+
+    def __init__(self, collator: Callable[[list[Any]], Any]) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Any:
+        """Collate rows; a packed row carries the numbers of all that are in it."""
+        numbers: list[int] = []
+        for row in rows:
+            numbers += row[ROW] if isinstance(row[ROW], list) else [row[ROW]]
+        batch = self.collator([{key: value for key, value in row.items() if key != ROW} for row in rows])
+        batch[ROW] = numbers
+        return batch
+
+
+class FiniteTrainer(Trainer):
+    """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
+
+    place: Callable[[int], str] = str  # of a row's number, for people
+    _seen: list[tuple[torch.Tensor, list[int]]]  # losses and rows since the last step of the optimizer
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Do what the Trainer does, and remember the loss with the rows that it came from."""
+        numbers = inputs.pop(ROW, [])
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.__dict__.setdefault("_seen", []).append((loss.detach(), numbers))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the gradient's norm; UserError where it or a loss behind it is not finite.
+
+        The Trainer asks for it between the last backward pass and the optimizer's step.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        losses = torch.stack([loss for loss, _ in self._seen])
+        well = torch.isfinite(losses).all()
+        if self.accelerator.scaler is None:  # with fp16 the scaler skips such a step by itself
+            well = well & torch.isfinite(torch.as_tensor(norm, device=well.device))
+        if self.accelerator.num_processes > 1:
+            well = self.accelerator.reduce(well.int(), reduction="sum") == self.accelerator.num_processes
+        if not bool(well):
+            raise self._fault(losses.tolist(), norm)
+        self._seen.clear()
+        return norm
+
+    def _fault(self, losses: list[float], norm: Any) -> UserError:
+        every = [numbers for _, numbers in self._seen]
+        guilty = [numbers for numbers, loss in zip(every, losses, strict=True) if not math.isfinite(loss)]
+        if self.accelerator.num_processes > 1:
+            every, guilty = gather_object(every), gather_object(guilty)
+        what = "the loss" if guilty else "the gradient"
+        rows = [self.place(number) for number in sorted({number for batch in guilty or every for number in batch})]
+        more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
+        return UserError(
+            f"step {self.state.global_step + 1}: {what} is not finite (loss {losses}, norm of the gradient {float(norm)}); "
+            "nothing was learned from it and the last whole checkpoint is kept",
+            f"step {self.state.global_step + 1}: its rows are {', '.join(rows[:_SHOWN])}{more}; "
+            "look at them, or lower learning_rate",
+        )

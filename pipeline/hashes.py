@@ -1,0 +1,69 @@
+"""sha256 of files, remembered while a file's size, time of change and inode stay as they were.
+
+What is remembered makes an unchanged stage end at once; it lies in the user's cache folder and can be
+deleted at any time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+_RACY = 2_000_000_000  # ns: a file younger than this may still change within the same tick of its clock
+_MOST = 20_000  # files that are remembered
+
+
+def read(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Memory:
+    def __init__(self) -> None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.path = Path(base) / "tristage" / "hashes.json"
+        self.changed = False
+        try:
+            self.known: dict[str, list[object]] = dict(json.loads(self.path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            self.known = {}
+
+    def sha256(self, path: Path) -> str:
+        key, found = str(path.resolve()), path.stat()
+        mark = [found.st_size, found.st_mtime_ns, found.st_ino]
+        entry = self.known.get(key)
+        if entry and entry[:3] == mark:
+            return str(entry[3])
+        digest = read(path)
+        if time.time_ns() - found.st_mtime_ns > _RACY:
+            if not self.changed:
+                self.changed = True
+                atexit.register(self.keep)
+            self.known.pop(key, None)
+            self.known[key] = [*mark, digest]
+        return digest
+
+    def keep(self) -> None:
+        """Write what is known; a home that can't be written only costs time."""
+        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(dict(list(self.known.items())[-_MOST:])), encoding="utf-8")
+            partial.replace(self.path)
+        except OSError:
+            return
+
+
+_memory: _Memory | None = None
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file in hex: the remembered one where the file looks unchanged."""
+    global _memory
+    _memory = _memory or _Memory()
+    return _memory.sha256(path)

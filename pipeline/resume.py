@@ -1,0 +1,136 @@
+"""Checkpoints that can be trusted: sealed once they are whole, pruned only then, passed over where they are not.
+
+The Trainer writes a checkpoint file by file straight into its folder, prunes the old ones within the
+save, and on resuming takes the newest folder whatever is in it. So pruning is ours, and a folder counts
+only with a seal: the name, size and sha256 of each of its files, written after all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import hashes, manifest
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+SEAL = "seal.json"
+_DAMAGED = ".damaged-"
+_MARGIN = 1.1  # tokenizer, scheduler and random states beside the weights
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a stage directory, the newest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+
+
+def seal(checkpoint: Path) -> None:
+    """Record every file of a checkpoint, after each has reached the disk."""
+    (checkpoint / SEAL).unlink(missing_ok=True)
+    manifest.write_json(checkpoint / SEAL, manifest.listing(checkpoint))
+
+
+def fault(checkpoint: Path) -> str:
+    """Return why a checkpoint can't be trusted, or an empty string."""
+    try:
+        sealed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return "was not saved to its end"
+    for name, entry in sealed.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"is damaged: {name} is missing"
+        if path.stat().st_size != entry["size"] or hashes.read(path) != entry["sha256"]:
+            return f"is damaged: {name} is not what was saved"
+    return ""
+
+
+def sweep(folder: Path, say: Callable[[str], None]) -> None:
+    """Take checkpoints away until the newest is a whole one, and say why.
+
+    A torn one is removed, since nothing can be made of it; a damaged one is kept under another name
+    until the stage is finished.
+    """
+    for checkpoint in _checkpoints(folder):
+        wrong = fault(checkpoint)
+        if not wrong:
+            return
+        say(f"{checkpoint.name} {wrong}; it is passed over")
+        if (checkpoint / SEAL).exists():
+            checkpoint.rename(checkpoint.with_name(_DAMAGED + checkpoint.name))
+        else:
+            shutil.rmtree(checkpoint)
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest checkpoint, or None; after `sweep` it is a whole one."""
+    return next(iter(_checkpoints(folder)), None)
+
+
+def prune(folder: Path, keep: int | None) -> None:
+    """Remove all but the newest `keep` sealed checkpoints, at least one; None keeps all."""
+    sealed = [path for path in _checkpoints(folder) if (path / SEAL).exists()]
+    for old in sealed[max(keep, 1) :] if keep else []:
+        discard(old)
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a checkpoint, its seal first: half removed it is torn, not damaged."""
+    (checkpoint / SEAL).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a finished stage needs no longer."""
+    for old in [*_checkpoints(folder), *folder.glob(f"{_DAMAGED}*")]:
+        discard(old)
+    shutil.rmtree(folder / ".data", ignore_errors=True)
+
+
+def restart(folder: Path) -> None:
+    """Remove what a killed process half wrote, all but what it can go on from."""
+    for path in folder.iterdir():
+        if path.name in (manifest.CLAIM, "log.jsonl") or path.name.startswith(("checkpoint-", _DAMAGED)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def needed(model: Any, arguments: TrainingArguments) -> tuple[int, int]:
+    """Return the bytes of one checkpoint and of the final model in fp32, both a little more than they will be."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    states = 2 if "adam" in str(arguments.optim).lower() else 1  # tensors of the optimizer for each of the model
+    return int(4 * trained * (1 + states) * _MARGIN), int(4 * whole * _MARGIN)
+
+
+def has_room(folder: Path, model: Any, arguments: TrainingArguments, keep: int | None) -> None:
+    """Raise UserError where the disk has no room for the checkpoints to come and the final model."""
+    one, final = needed(model, arguments)
+    there = len(_checkpoints(folder))
+    saves = 0 if arguments.save_strategy == "no" else max(1, arguments.max_steps // max(1, int(arguments.save_steps)))
+    missing = max(0, min(saves, (keep or saves) + 1) - there)
+    wanted, free = missing * one + final, shutil.disk_usage(folder).free
+    if free < wanted:
+        raise UserError(
+            f"--output {folder}: {_size(free)} are free, but {missing} checkpoints of {_size(one)} and the model of "
+            f"{_size(final)} need {_size(wanted)}; free some, or lower save_total_limit"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def kept(arguments: Any) -> int | None:
+    """Take `save_total_limit` out of the Trainer's hands and return it."""
+    limit: int | None = arguments.save_total_limit
+    arguments.save_total_limit = None
+    return limit
