@@ -10,6 +10,8 @@ LAUNCH  ?= python
 ARGS    ?=
 DATA    ?=
 STAGE   ?= dpo
+STRICT  ?=
+KILLS   ?= 100
 PIP_ARGS ?=
 
 VENV     := .venv
@@ -36,10 +38,10 @@ $(if $(GOAL),,$(error ARGS and DATA go to one stage: say which, as in make sft D
 endif
 # ARGS and DATA go to the one stage that is the goal; a stage upstream of it keeps those that it was made with.
 MINE     = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
-EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(GOAL)),,--upstream yes))
+EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(GOAL)),,--upstream yes)) $(if $(STRICT),--strict yes)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data $(STAGES) evaluate chat test lint prove clean help
+.PHONY: all setup setup-data $(STAGES) evaluate chat why verify test lint prove torture clean help
 
 all: evaluate
 
@@ -66,6 +68,14 @@ $(foreach stage,$(STAGES),$(eval $(call edge,$(stage))))
 evaluate: $(READY) $(PRESENT)
 	@python stages/eval.py --config $(PROFILES)/evaluate.yaml $(foreach stage,$(PRESENT),--parent $(OUT)/$(stage)) --output $(OUT)/evaluate.json $(MINE)
 
+# What a stage descends from, the oldest first.
+line      = $(if $(PARENT_$(1)),$(call line,$(PARENT_$(1)))) $(1)
+why: $(READY)
+	@$(foreach stage,$(call line,$(STAGE)),python stages/$(SCRIPT_$(stage)).py --config $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$(stage))),adopt,$(stage)).yaml $(addprefix --parent $(OUT)/,$(PARENT_$(stage))) --output $(OUT)/$(stage) --upstream yes --why yes && ) true
+
+verify: $(READY)
+	@python stages/verify.py --runs $(OUT)
+
 chat: $(READY)
 	@python stages/chat.py --runs $(OUT) --stage $(STAGE) $(MINE)
 
@@ -77,6 +87,9 @@ lint: $(READY)
 
 prove: $(READY)
 	@python -m pytest -m slow
+
+torture: $(READY)
+	@python tests/torture.py $(KILLS)
 
 clean:
 	rm -rf $(RUNS)
@@ -91,7 +104,10 @@ help:
 	@echo "make control       SFT's rows and steps from random weights: what SFT alone would know"
 	@echo "make evaluate      held-out figures with intervals, and the same prompts answered by each stage"
 	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control or dpo"
+	@echo "make why           what changed since a stage was made, and its parents; STAGE=pretrain, sft, dpo or control"
+	@echo "make verify        read every finished stage again and hold it against its record and its parents"
 	@echo "make test          the tests that take minutes together;  make prove: the long proofs"
+	@echo "make torture       kill stages at KILLS=$(KILLS) moments and compare the weights that they end with"
 	@echo "make lint          ruff and mypy"
 	@echo "make clean         remove $(RUNS)"
 	@echo
@@ -99,5 +115,6 @@ help:
 	@echo "RUNS=$(RUNS)      where stages are written: RUNS/PROFILE/STAGE"
 	@echo "DATA=            your own file, glob, folder or hub id, for the one stage that is the goal"
 	@echo "ARGS=            more flags for the one stage that is the goal, e.g. ARGS='--learning_rate 1e-4'"
+	@echo "STRICT=1         a change of our code or of a library's version repeats a stage too"
 	@echo "LAUNCH=$(LAUNCH)    how stages are started, e.g. LAUNCH='torchrun --nproc_per_node 2' or 'accelerate launch'"
 	@echo "PIP_ARGS=        more flags for pip, e.g. an index with another build of torch"

@@ -45,7 +45,7 @@ def read(folder: Path, name: str = NAME) -> dict[str, Any] | None:
     path = folder / name
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a whole JSON file ({error}); move the folder away and run the stage again") from None

@@ -152,7 +152,7 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
                 asked.gather(error)
     record = {
         "stage": "control" if getattr(options, "init", "") == "random" else stage.name, "family": stage.family,
-        "inputs": manifest.digest(found), "asked": found, "seed": int(arguments.get("seed", 42)),
+        "inputs": manifest.digest(found), "asked": found, "seed": arguments.get("seed", 42),
         "config": dataclasses.asdict(options) | arguments, "overrides": asked.overrides(),
         "parents": [{"path": path, **found.get("parent", {})} for path in asked.parents],
         "recipe": {"name": recipe.name, "digest": found.get("recipe"), "data": asked.data, "sources": sources},

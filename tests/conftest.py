@@ -1,7 +1,9 @@
 import importlib.util
 import json
+import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from pipeline import ROOT
 from pipeline.process import _quiet
 
 _quiet()
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # remembered hashes of one session
 SMALL = {
     "pretrain": ["--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--vocab_size", "400",
                  "--max_length", "64", "--max_steps", "6", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2",
@@ -17,6 +20,14 @@ SMALL = {
     "sft": ["--chat_template", "chatml.jinja", "--max_length", "64", "--max_steps", "4", "--per_device_train_batch_size", "2"],
     "dpo": ["--max_length", "64", "--max_steps", "4", "--per_device_train_batch_size", "2"],
 }  # fmt: skip
+CHAIN = {"pretrain": ("text", None), "sft": ("chats", "pretrain"), "dpo": ("pairs", "sft")}  # shape of data, parent
+
+
+def flags_of(name, chain, data, output=None):
+    """Return the flags that make a stage of the small chain."""
+    shape, parent = CHAIN[name]
+    where = ["--parent", chain / parent] if parent else []
+    return [*where, "--output", output or chain / name, "--data", data / f"{shape}.jsonl", *SMALL[name]]
 
 
 def script(name):
@@ -35,7 +46,11 @@ def run(monkeypatch, capfd):
         module = script(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
         capfd.readouterr()
-        if name == "eval":
+        if name == "verify":
+            from pipeline.process import execute
+
+            status = execute(module.main)
+        elif name == "eval":
             from pipeline.evaluation.run import run_evaluation
 
             status = run_evaluation(module.Options, module.measure, module.__doc__)
@@ -73,12 +88,11 @@ def chain(tmp_path_factory, data):
     """A finished chain of all stages on small data, made once; tests copy it before they change it."""
     folder = tmp_path_factory.mktemp("chain")
     previous = sys.argv
-    for name, shape, parent in (("pretrain", "text", None), ("sft", "chats", "pretrain"), ("dpo", "pairs", "sft")):
+    for name in CHAIN:
         from pipeline.stage import run_stage
 
         module = script(name)
-        where = ["--parent", str(folder / parent)] if parent else []
-        sys.argv = [f"{name}.py", *where, "--output", str(folder / name), "--data", str(data / f"{shape}.jsonl"), *SMALL[name]]
+        sys.argv = [f"{name}.py", *map(str, flags_of(name, folder, data))]
         assert run_stage(module.STAGE, module.train, module.__doc__) == 0
     sys.argv = previous
     return folder

@@ -1,15 +1,12 @@
 """What must leave the result as it was: accumulation, merging, resuming, and another folder."""
 
-import json
-import shutil
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipeline import checkpoint, hashes, manifest
-from tests.conftest import SMALL
+from pipeline import checkpoint, manifest
+from tests.conftest import CHAIN, SMALL, flags_of
 
 
 def weights(folder):
@@ -58,56 +55,9 @@ def test_eight_steps_of_one_equal_one_step_of_eight(run, chain, data, tmp_path, 
     assert distance(weights(tmp_path / "8"), weights(tmp_path / "1")) < 2e-3 * moved
 
 
-def test_a_stage_that_was_killed_goes_on_to_the_same_weights(run, chain, data, tmp_path, monkeypatch):
-    flags = [
-        *SMALL["sft"],
-        "--parent",
-        chain / "pretrain",
-        "--data",
-        data / "chats.jsonl",
-        "--save_steps",
-        "2",
-        "--output",
-        tmp_path / "sft",
-    ]
-    from pipeline import training
-
-    fit = training.fit
-
-    def killed(run, trainer):
-        from transformers import TrainerCallback
-
-        class Kill(TrainerCallback):
-            def on_step_end(self, args, state, control, **_):
-                if state.global_step == 3:
-                    raise KeyboardInterrupt
-
-        trainer.add_callback(Kill())
-        fit(run, trainer)
-
-    monkeypatch.setattr(training, "fit", killed)
-    status, _, err = run("sft", *flags)
-    assert status == 130
-    assert "goes on from the last checkpoint" in err
-    assert not (tmp_path / "sft" / manifest.NAME).exists()
-    monkeypatch.setattr(training, "fit", fit)
-    shutil.copytree(tmp_path / "sft" / "checkpoint-2", tmp_path / "sft" / "checkpoint-3")
-    (tmp_path / "sft" / "checkpoint-3" / "trainer_state.json").unlink()  # a save that was cut off
-    status, out, _ = run("sft", *flags)
-    assert status == 0
-    assert "goes on from checkpoint-2" in out
-    assert hashes.read(tmp_path / "sft" / "model.safetensors") == hashes.read(chain / "sft" / "model.safetensors")
-    steps = [json.loads(line)["step"] for line in (tmp_path / "sft" / "log.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps))
-
-
 def test_the_same_inputs_give_the_same_bytes_in_another_folder(run, chain, data, tmp_path):
-    for name, shape, parent in (("pretrain", "text", None), ("sft", "chats", "pretrain"), ("dpo", "pairs", "sft")):
-        where = ["--parent", chain / parent] if parent else []
-        status, _, _ = run(
-            name, *where, "--output", tmp_path / "elsewhere" / name, "--data", data / f"{shape}.jsonl", *SMALL[name]
-        )
-        assert status == 0
+    for name in CHAIN:
+        assert run(name, *flags_of(name, chain, data, tmp_path / "elsewhere" / name))[0] == 0
         assert manifest.read(tmp_path / "elsewhere" / name)["outputs"] == manifest.read(chain / name)["outputs"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline import ROOT, manifest
-from tests.conftest import SMALL
+from tests.conftest import CHAIN, flags_of
 
 BIN = Path(sys.executable).parent
 ACCELERATE = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "2"]
@@ -25,24 +25,10 @@ def launch(how, name, *flags):
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "parent"), [("pretrain", "text", None), ("sft", "chats", "pretrain"), ("dpo", "pairs", "sft")]
-)
-def test_two_processes_do_what_one_does(chain, data, tmp_path, name, shape, parent):
+@pytest.mark.parametrize("name", CHAIN)
+def test_two_processes_do_what_one_does(chain, data, tmp_path, name):
     """One step of plain gradient descent: two processes with one row each move the weights as one with two does."""
-    where = ["--parent", chain / parent] if parent else []
-    flags = [
-        *where,
-        *SMALL[name],
-        "--data",
-        data / f"{shape}.jsonl",
-        "--optim",
-        "sgd",
-        "--learning_rate",
-        "1",
-        "--max_steps",
-        "1",
-    ]
+    flags = [*flags_of(name, chain, data, tmp_path), "--optim", "sgd", "--learning_rate", "1", "--max_steps", "1"]
     out = launch(TORCHRUN, name, *flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two" / name)
     assert out.count("done in") == 1
     one = ["--per_device_train_batch_size", "2", "--output", tmp_path / "one" / name]

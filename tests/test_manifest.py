@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipeline import manifest
+from pipeline import ROOT, manifest
 from pipeline.errors import UserError
 
 
@@ -22,7 +22,6 @@ def test_the_record_is_written_last_and_covers_every_file(tmp_path):
     record = manifest.seal(tmp_path, {"inputs": "abc", "stage": "sft"})
     assert list(record["files"]) == ["adapter/a.json", "model.safetensors"]
     assert record == manifest.read(tmp_path)
-    assert not (tmp_path / manifest.CLAIM).exists()
     (tmp_path / "model.safetensors").write_text("other")
     assert manifest.outputs(manifest.files(tmp_path)) != record["outputs"]
 
@@ -37,6 +36,6 @@ def test_what_is_no_record_is_refused(tmp_path, text):
 def test_nothing_of_the_machine_enters_a_record():
     import socket
 
-    text = json.dumps([manifest.code(), manifest.versions(), manifest.hardware()])
+    text = json.dumps([manifest.commit(), manifest.sources("sft.py"), manifest.versions(), manifest.hardware()])
     assert socket.gethostname() not in text
-    assert "/" not in text.replace("fp32/", "")
+    assert str(ROOT) not in text

@@ -2,14 +2,16 @@
 
 import statistics
 import time
+from collections import Counter
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from pipeline import ROOT, objectives, tokenizer
 from pipeline.config import read_profile
 from pipeline.data import recipe, tokens
+from pipeline.finite import FiniteTrainer
 from pipeline.stage import Run
 from pipeline.training import DEFAULTS, FORCED, decay, fit
 from tests.conftest import script
@@ -49,7 +51,7 @@ def test_the_stage_keeps_up_with_a_bare_loop(tmp_path, capsys):
     rows = recipe.load("world").rows("text", "train", 42).kept[:4000]
     vocabulary = tokenizer.train((row["text"] for row in rows), profile["vocab_size"], profile["max_length"])
     objective = objectives.load("causal")
-    encoded = (objective.encode(row, vocabulary) for row in rows)
+    encoded = tokens.pieces(rows, lambda row: objective.encode(row, vocabulary), None, False, Counter())
     packed = tokens.pack(tokens.write(encoded, tmp_path / "rows.arrow"), profile["max_length"])
     packed = packed.shuffle(seed=0)  # packing leaves the shorter rows last, and both loops shall pad alike
     size = profile["per_device_train_batch_size"]
@@ -77,10 +79,10 @@ def test_the_stage_keeps_up_with_a_bare_loop(tmp_path, capsys):
                 continue
             (tmp_path / str(number)).mkdir()
             clock = Clock()
-            trainer = Trainer(
+            trainer = FiniteTrainer(
                 model, arguments, collate, packed.select(range(STEPS * size)), processing_class=vocabulary, callbacks=[clock]
             )
-            fit(run, trainer)
+            fit(run, trainer, recipe.Rows())
             seconds[kind] = clock.seconds
         ratios.append(seconds["bare"] / seconds["ours"])
     median = statistics.median(ratios)

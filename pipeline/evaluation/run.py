@@ -22,11 +22,12 @@ class Evaluation:
     folders: dict[str, Path]
     output: Path
     inputs: str
+    measured: Mapping[str, str]  # stage → digest of its outputs
 
     def finish(self, summary: Mapping[str, Any], render: Callable[[Mapping[str, Any]], str]) -> None:
         """Write the summary and print it."""
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_json(self.output, {"inputs": self.inputs, **summary})
+        manifest.write_json(self.output, {"inputs": self.inputs, "measured": self.measured, **summary})
         print(render(summary), flush=True)
 
 
@@ -70,7 +71,7 @@ def run_evaluation(options: type, measure: Callable[[Evaluation], None], story: 
             say("evaluate", f"up to date: {asked.output} (inputs {inputs[:8]}, nothing changed)")
             return 0
         started = time.time()
-        measure(Evaluation(chosen, folders, asked.output, inputs))
+        measure(Evaluation(chosen, folders, asked.output, inputs, {name: found[0] for name, found in outputs.items()}))
         say("evaluate", f"done in {time.time() - started:.0f} s; it lies in {asked.output}; next: make chat")
         return 0
 

@@ -1,0 +1,73 @@
+"""Read every finished stage again and hold it against its record, and each against what it was made from.
+
+    python stages/verify.py --runs runs/tiny
+
+Nothing is remembered and nothing is written. Status 2 and one line for each thing that does not agree.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, hashes, manifest, process
+from pipeline.errors import UserError
+from pipeline.stage import say
+
+
+def agrees(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Return what in a stage directory does not agree with its record, or the record with itself."""
+    faults = [f"{folder}: {fault}" for fault in manifest.altered(folder, record, hashes.read)]
+    if manifest.outputs(record["files"]) != record["outputs"]:
+        faults.append(f"{folder / manifest.NAME}: outputs is not the digest of its files")
+    if manifest.digest(record["asked"]) != record["inputs"]:
+        faults.append(f"{folder / manifest.NAME}: inputs is not the digest of what was asked")
+    return faults
+
+
+def descends(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Return how a stage's parents, where they are still there, differ from those that it was made from."""
+    faults = []
+    for made_from in record["parents"]:
+        foreign = made_from["path"] in record["overrides"]["parents"]
+        parent = Path(made_from["path"]) if foreign else folder.parent / Path(made_from["path"]).name
+        found = manifest.read(parent)
+        if found and found["outputs"] != made_from.get("outputs"):
+            faults.append(f"{folder}: was made from another {found['stage']} than {parent}; make {record['stage']} again")
+    return faults
+
+
+def main() -> int:
+    """Check one folder of stages."""
+    flags, faults = config.read_flags(sys.argv[1:])
+    runs = Path(str(flags.pop("runs", "runs/tiny")))
+    faults += [f"command line: --{key}: unknown flag; known is --runs" for key in flags if key != "parent" or flags["parent"]]
+    folders = sorted(path.parent for path in runs.glob(f"*/{manifest.NAME}"))
+    if not folders:
+        faults.append(f"{runs}: no finished stage; run make first")
+    records: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        try:
+            records[folder] = manifest.read(folder) or {}
+            found = agrees(folder, records[folder]) + descends(folder, records[folder])
+        except UserError as error:
+            found = list(error.faults)
+        faults += found
+        if not found:
+            size = sum(entry["size"] for entry in records[folder]["files"].values())
+            say(folder.name, f"{len(records[folder]['files'])} files, {size / 1e6:.1f} MB: as they were made")
+    summary = manifest.read(runs, "evaluate.json")
+    for name, outputs in (summary or {}).get("measured", {}).items():
+        if records.get(runs / name, {}).get("outputs") != outputs:
+            faults.append(f"{runs / 'evaluate.json'}: measured another {name} than {runs / name}; make evaluate")
+    if faults:
+        raise UserError(*faults)
+    say(
+        "verify", f"{len(folders)} stages{' and evaluate.json' if summary else ''} agree with their records and with each other"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(process.execute(main))

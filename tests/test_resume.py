@@ -1,0 +1,360 @@
+"""Nothing is lost: torn and damaged checkpoints, stops by signal, a full disk, two at once, a poisoned batch."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline import ROOT, hashes, manifest, resume
+from pipeline.errors import UserError
+from pipeline.lock import Lock
+from tests.conftest import SMALL, flags_of
+
+
+def checkpoint(folder, step, sealed=True):
+    found = folder / f"checkpoint-{step}"
+    found.mkdir(parents=True)
+    (found / "optimizer.pt").write_bytes(bytes(range(200)))
+    (found / "trainer_state.json").write_text("{}")
+    if sealed:
+        resume.seal(found)
+    return found
+
+
+def truncate(found):
+    os.truncate(found / "optimizer.pt", 100)
+
+
+def flip(found):
+    before = bytearray((found / "optimizer.pt").read_bytes())
+    before[7] ^= 1
+    (found / "optimizer.pt").write_bytes(before)
+
+
+def lose(found):
+    (found / "optimizer.pt").unlink()
+
+
+def unseal(found):
+    (found / resume.SEAL).unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (truncate, "is damaged: optimizer.pt is not what was saved"),
+        (flip, "is damaged: optimizer.pt is not what was saved"),
+        (lose, "is damaged: optimizer.pt is missing"),
+        (unseal, "was not saved to its end"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, harm, said):
+    good, bad = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    harm(bad)
+    told = []
+    resume.sweep(tmp_path, told.append)
+    assert told == [f"checkpoint-10 {said}; it is passed over"]
+    assert resume.latest(tmp_path) == good
+    resume.clear(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pruning_never_leaves_fewer_than_one_sealed(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 4, sealed=False)
+    resume.prune(tmp_path, None)
+    assert len(list(tmp_path.iterdir())) == 4
+    resume.prune(tmp_path, 0)  # the library's word for all of them
+    assert len(list(tmp_path.iterdir())) == 4
+    resume.prune(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_old_checkpoints_go_only_after_the_new_one_is_sealed(run, chain, data, tmp_path, monkeypatch):
+    seen = []
+    prune = resume.prune
+
+    def watched(folder, keep):
+        seen.append([(path.name, resume.fault(path)) for path in sorted(folder.glob("checkpoint-*"))])
+        prune(folder, keep)
+
+    monkeypatch.setattr(resume, "prune", watched)
+    flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--save_steps", "1", "--save_total_limit", "1"]
+    assert run("sft", *flags)[0] == 0
+    names = [[f"checkpoint-{step}" for step in (n - 1, n) if step] for n in (1, 2, 3, 4)]
+    assert seen == [[(name, "") for name in group] for group in names]
+
+
+def command(name, flags):
+    return [sys.executable, str(ROOT / "stages" / f"{name}.py"), *map(str, flags)]
+
+
+def wait_for(path, process, text=""):
+    until = time.time() + 120
+    while not (path.exists() and text in path.read_text()):
+        assert process.poll() is None, "the stage ended before it could be stopped"
+        assert time.time() < until
+        time.sleep(0.002)
+
+
+LONG = ["--max_steps", "120", "--logging_steps", "7", "--save_steps", "50", "--gradient_accumulation_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, chain, data):
+    """SFT of 120 steps, run to its end at once."""
+    out = tmp_path_factory.mktemp("whole") / "sft"
+    done = subprocess.run(command("sft", [*flags_of("sft", chain, data, out), *LONG]), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def figures(folder):
+    """The log without what a clock says."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: (line["tokens"], line["loss"], line["grad_norm"], line["learning_rate"]) for line in lines}, len(
+        lines
+    )
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_stage_goes_on_to_the_same_weights(whole, chain, data, tmp_path, run, signum, status):
+    flags = [*flags_of("sft", chain, data, tmp_path / "sft"), *LONG]
+    with subprocess.Popen(command("sft", flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / "sft" / "log.jsonl", process, '"step": 56')
+        asked = time.time()
+        process.send_signal(signum)
+        _, err = process.communicate()
+        took = time.time() - asked
+    assert process.returncode == status, err
+    found = resume.latest(tmp_path / "sft")
+    step = int(found.name.split("-")[1])
+    if status > 0:
+        assert step > 50
+        assert step not in (100, 120)  # it was asked for by the signal
+        assert f"sft: stopped; checkpoint-{step} is saved and the same command goes on from there" in err
+        assert took < 30  # a step takes milliseconds; the machine may be busy
+    assert not (tmp_path / "sft" / manifest.NAME).exists()
+    status, out, err = run("sft", *flags)
+    assert status == 0, err
+    assert f"goes on from checkpoint-{step}" in out
+    assert hashes.read(tmp_path / "sft" / "model.safetensors") == hashes.read(whole / "model.safetensors")
+    expected, _ = figures(whole)
+    logged, lines = figures(tmp_path / "sft")
+    assert lines == len(logged)  # no repeats
+    if signum == signal.SIGKILL:
+        assert logged == expected
+    else:  # the stop left one line more, and the next line averages over fewer steps
+        assert logged.keys() == expected.keys() | {step}
+        assert all(logged[at] == expected[at] for at in expected if at <= 56 or at > step + 7)
+    metrics = [manifest.read(folder)["metrics"]["mean_loss"] for folder in (whole, tmp_path / "sft")]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
+    assert manifest.read(tmp_path / "sft")["tokens"] == manifest.read(whole)["tokens"]
+
+
+def test_a_signal_before_training_ends_the_stage_at_once(chain, data, tmp_path):
+    with subprocess.Popen(
+        command("sft", flags_of("sft", chain, data, tmp_path / "sft")), stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(tmp_path / "sft" / manifest.CLAIM, process)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "sft: stopped; the same command goes on" in err
+    assert "Traceback" not in err
+
+
+def test_resuming_reads_only_the_batches_that_are_left(run, chain, data, tmp_path, monkeypatch):
+    from pipeline import finite
+
+    flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--save_steps", "1"]
+    collated = []
+    call = finite.Traced.__call__
+
+    def counting(self, rows):
+        collated.append(len(rows))
+        if len(collated) == 4:
+            raise OSError("pulled the plug")
+        return call(self, rows)
+
+    monkeypatch.setattr(finite.Traced, "__call__", counting)
+    assert run("sft", *flags)[0] == 1
+    assert resume.latest(tmp_path / "sft")
+    done = int(resume.latest(tmp_path / "sft").name.split("-")[1])
+    collated[:] = [0] * 4
+    assert run("sft", *flags)[0] == 0
+    assert len(collated) - 4 <= 4 - done + 1  # the loader looks one batch ahead
+
+
+def test_what_a_killed_process_half_wrote_does_not_stay(run, copy, data):
+    record = manifest.read(copy / "sft")
+    (copy / "sft" / manifest.NAME).unlink()
+    manifest.claim(copy / "sft", record | {"processes": 1})
+    (copy / "sft" / "model.safetensors").write_bytes(b"half")
+    (copy / "sft" / "model-00001-of-00002.safetensors").write_bytes(b"of another save")
+    (copy / "sft" / "adapter" / "junk.json").write_text("{}")
+    assert run("sft", *flags_of("sft", copy, data))[0] == 0
+    assert manifest.read(copy / "sft")["outputs"] == record["outputs"]
+
+
+def test_what_was_left_to_tidy_up_is_tidied_up(run, copy, data):
+    record = manifest.read(copy / "sft")
+    manifest.claim(copy / "sft", record | {"processes": 1})
+    checkpoint(copy / "sft", 4)
+    status, out, _ = run("sft", *flags_of("sft", copy, data))
+    assert status == 0
+    assert "up to date" in out
+    assert manifest.read(copy / "sft") == record
+    assert not (copy / "sft" / manifest.CLAIM).exists()
+    assert not list((copy / "sft").glob("checkpoint-*"))
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from pipeline.lock import Lock
+lock = Lock(Path(sys.argv[1]))
+lock.take()
+print("held", flush=True)
+input()
+"""
+
+
+def test_two_at_once_are_refused_and_a_dead_one_holds_nothing(run, copy, data):
+    (copy / "sft" / manifest.NAME).unlink()
+    manifest.claim(copy / "sft", {"inputs": "x"})
+    before = sorted(path.name for path in (copy / "sft").iterdir())
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, copy / "sft"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        host = json.loads((copy / ".sft.lock").read_text())["host"]
+        with pytest.raises(UserError, match=f"process {other.pid} on {host} is at work there"):
+            Lock(copy / "sft").take()
+        status, _, err = run("sft", *flags_of("sft", copy, data))
+        assert status == 2
+        assert f"sft: --output {copy / 'sft'}: process {other.pid} on {host} is at work there; wait for it or stop it" in err
+        assert sorted(path.name for path in (copy / "sft").iterdir()) == before
+        other.kill()
+    lock = Lock(copy / "sft")
+    lock.take()
+    assert json.loads(lock.path.read_text())["pid"] == os.getpid()
+    lock.release()
+    assert not lock.path.exists()
+
+
+def test_a_full_disk_is_a_plain_line_and_leaves_the_last_checkpoint(chain, data, tmp_path, run):
+    """A limit on the size of files stands for a file system with no room left: every write beyond it fails."""
+    flags = [*flags_of("pretrain", chain, data, tmp_path / "pretrain"), "--save_steps", "2"]
+    size = (chain / "pretrain" / "model.safetensors").stat().st_size
+
+    def shrink():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    done = subprocess.run(command("pretrain", flags), capture_output=True, text=True, preexec_fn=shrink)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "the disk is full or can't be written" in done.stderr or "File too large" in done.stderr
+    assert "the same command goes on" in done.stderr
+    assert not (tmp_path / "pretrain" / manifest.NAME).exists()
+    status, _, err = run("pretrain", *flags)
+    assert status == 0, err
+    assert manifest.read(tmp_path / "pretrain")["outputs"] == manifest.read(chain / "pretrain")["outputs"]
+
+
+def test_room_is_asked_for_before_the_first_step(run, chain, data, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    flags = [*flags_of("pretrain", chain, data, tmp_path / "pretrain"), "--save_steps", "1"]
+    status, _, err = run("pretrain", *flags)
+    assert status == 2
+    assert "1.0 MB are free, but 3 checkpoints of" in err
+    assert not (tmp_path / "pretrain").exists()
+
+
+def test_room_is_estimated_from_above_and_not_by_much(run, chain, data, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(resume, "clear", lambda folder: None)  # let the checkpoints stay
+    needed = resume.needed
+    monkeypatch.setattr(resume, "needed", lambda *given: asked.append(needed(*given)) or asked[-1])
+    for name in ("pretrain", "sft"):
+        out = tmp_path / name
+        assert run(name, *flags_of(name, chain, data, out))[0] == 0
+        taken = sum(path.stat().st_size for path in resume.latest(out).rglob("*") if "tokenizer" not in path.name)
+        if name == "pretrain":  # an adapter this small is less than the random states beside it
+            assert taken * 0.5 < asked[-1][0] < taken * 2
+        assert (out / "model.safetensors").stat().st_size < asked[-1][1]
+
+
+def test_a_folder_that_cannot_be_written(run, chain, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = run("sft", *flags_of("sft", chain, data, tmp_path / "file" / "sft"))
+    assert status == 2
+    assert "can't be written" in err
+    assert "Traceback" not in err
+
+
+def poisoned_parent(folder, chain):
+    """A model whose embedding of one token is not a number; its head is its own, so that other rows stay well."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chain / "pretrain")
+    model = AutoModelForCausalLM.from_pretrained(chain / "pretrain")
+    model.config.tie_word_embeddings = False
+    twin = AutoModelForCausalLM.from_config(model.config)
+    (token,) = tokenizer.encode("Z", add_special_tokens=False)
+    twin.get_input_embeddings().weight.data[token] = torch.nan
+    twin.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft"])
+def test_a_poisoned_batch_is_stopped_and_named(run, chain, data, tmp_path, name):
+    poisoned_parent(tmp_path / "parent", chain)
+    shape = {"pretrain": "text", "sft": "chats"}[name]
+    lines = (data / f"{shape}.jsonl").read_text().splitlines()
+    lines[30] = lines[30].replace("The ", "The Z ")
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    flags = [*SMALL[name], "--parent", tmp_path / "parent", "--output", tmp_path / "out", "--data", tmp_path / "mine.jsonl"]
+    status, _, err = run(name, *flags, "--save_steps", "1", "--max_steps", "100", "--per_device_train_batch_size", "1")
+    assert status == 2, err
+    assert "is not finite" in err
+    assert f"{tmp_path / 'mine.jsonl'}:31" in err  # packed with others, and named
+    assert f"{tmp_path / 'mine.jsonl'}:" in err
+    assert err.count("mine.jsonl:") < 12  # the rows of that batch and not of all
+    step = int(err.split("step ")[1].split(":")[0])
+    assert step > 1, "the poisoned row came first; another seed would show more"
+    assert resume.latest(tmp_path / "out").name == f"checkpoint-{step - 1}"
+    assert resume.fault(resume.latest(tmp_path / "out")) == ""
+    for path in resume.latest(tmp_path / "out").glob("*.safetensors"):
+        from safetensors.torch import load_file
+
+        weights = load_file(path)
+        assert sum(int(torch.isnan(value).sum()) for value in weights.values()) <= 32  # those that came with the parent
+
+
+def test_a_gradient_that_is_not_finite_is_stopped(run, chain, data, tmp_path, monkeypatch):
+    from pipeline.finite import FiniteTrainer
+
+    training_step = FiniteTrainer.training_step
+
+    def bursts(self, model, inputs, count=None):
+        loss = training_step(self, model, inputs, count)
+        if self.state.global_step == 2:
+            next(parameter for parameter in model.parameters() if parameter.grad is not None).grad[0] = torch.inf
+        return loss
+
+    monkeypatch.setattr(FiniteTrainer, "training_step", bursts)
+    status, _, err = run("dpo", *flags_of("dpo", chain, data, tmp_path / "dpo"), "--save_steps", "1")
+    assert status == 2
+    assert "step 3: the gradient is not finite" in err
+    assert err.count("pairs.jsonl:") == 2
+    assert resume.latest(tmp_path / "dpo").name == "checkpoint-2"
