@@ -1,0 +1,173 @@
+"""Nothing is stale: what was altered is refused and named, what changed is told in plain words, the rest stays."""
+
+import json
+import shutil
+
+import pytest
+
+from pipeline import ROOT, hashes, manifest
+from tests.conftest import CHAIN, flags_of
+
+
+def edit(folder):
+    path = folder / "model.safetensors"
+    found = bytearray(path.read_bytes())
+    found[-1] ^= 1
+    path.write_bytes(found)
+    return "model.safetensors is not the file that was made"
+
+
+def swap(folder):
+    (folder / "tokenizer.json").write_text((folder / "tokenizer_config.json").read_text())
+    return "tokenizer.json is not the file that was made"
+
+
+def lose(folder):
+    (folder / "generation_config.json").unlink()
+    return "generation_config.json is missing"
+
+
+def add(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    return "adapter_config.json was added"
+
+
+@pytest.mark.parametrize("harm", [edit, swap, lose, add])
+@pytest.mark.parametrize("which", ["parent", "stage", "measured", "verified"])
+def test_what_was_altered_after_it_was_finished_is_refused(run, copy, data, tmp_path, which, harm):
+    said = harm(copy / "sft")
+    if which == "parent":
+        status, _, err = run("dpo", *flags_of("dpo", copy, data))
+    elif which == "stage":
+        status, _, err = run("sft", *flags_of("sft", copy, data))
+    elif which == "measured":
+        status, _, err = run("eval", "--parent", copy / "sft", "--output", tmp_path / "evaluate.json")
+    else:
+        status, _, err = run("verify", "--runs", copy)
+    assert status == 2
+    assert f"{copy / 'sft'}: {said}" in err
+    assert "Traceback" not in err
+
+
+def test_a_note_in_a_stage_directory_disturbs_nobody(run, copy, data):
+    (copy / "sft" / "notes.txt").write_text("look at step 300")
+    assert "up to date" in run("dpo", *flags_of("dpo", copy, data))[1]
+
+
+def test_a_swapped_parent_makes_its_child_stale(run, copy, data):
+    """Another finished pretrain in the place of the first: whole, but not what SFT was made from."""
+    assert run("pretrain", *flags_of("pretrain", copy, data, copy / "other"), "--seed", "5")[0] == 0
+    shutil.rmtree(copy / "pretrain")
+    shutil.copytree(copy / "other", copy / "pretrain")
+    status, _, err = run("verify", "--runs", copy)
+    assert status == 2
+    assert f"{copy / 'sft'}: was made from another pretrain than {copy / 'pretrain'}; make sft again" in err
+    status, out, _ = run("sft", *flags_of("sft", copy, data), "--why", "yes")
+    assert status == 0
+    assert "would be made again, since" in out
+    assert "parent: pretrain" in out
+
+
+def test_verify_reads_everything_again(run, copy, data, monkeypatch):
+    status, out, err = run("verify", "--runs", copy)
+    assert status == 0, err
+    assert "3 stages agree with their records and with each other" in out
+    edit(copy / "dpo")
+    good = manifest.read(copy / "dpo")["files"]["model.safetensors"]["sha256"]
+    monkeypatch.setattr(hashes, "sha256", lambda path: good)  # a memory that was fooled
+    assert run("verify", "--runs", copy)[0] == 2
+
+
+@pytest.mark.parametrize("key", ["outputs", "inputs", "asked"])
+def test_verify_notices_a_forged_record(run, copy, key):
+    record = manifest.read(copy / "sft")
+    record[key] = {"stage": "sft"} if key == "asked" else "0" * 64
+    manifest.write_json(copy / "sft" / manifest.NAME, record)
+    status, _, err = run("verify", "--runs", copy)
+    assert status == 2
+    assert f"{copy / 'sft' / 'manifest.json'}: {'outputs' if key == 'outputs' else 'inputs'} is not the digest" in err
+
+
+def test_verify_holds_the_figures_against_the_stages(run, copy, tmp_path):
+    flags = ["--parent", copy / "sft", "--output", copy / "evaluate.json", "--max_new_tokens", "2", "--resamples", "20"]
+    assert run("eval", *flags)[0] == 0
+    assert "3 stages and evaluate.json agree" in run("verify", "--runs", copy)[1]
+    summary = json.loads((copy / "evaluate.json").read_text())
+    summary["measured"]["sft"] = "0" * 64
+    manifest.write_json(copy / "evaluate.json", summary)
+    assert "measured another sft" in run("verify", "--runs", copy)[2]
+
+
+def test_a_copy_of_the_tree_is_as_good_as_the_first(run, chain, data, tmp_path):
+    """Other inodes, other times, another folder, as after a checkout."""
+    moved = tmp_path / "moved"
+    shutil.copytree(chain, moved / "chain", copy_function=shutil.copy)
+    shutil.copytree(data, moved / "data", copy_function=shutil.copy)
+    for name in CHAIN:
+        status, out, _ = run(name, *flags_of(name, moved / "chain", moved / "data"))
+        assert status == 0
+        assert "up to date" in out
+    assert run("verify", "--runs", moved / "chain")[0] == 0
+
+
+def test_exactly_the_stages_downstream_are_made_again(run, copy, data, tmp_path):
+    mine = tmp_path / data.name
+    shutil.copytree(data, mine)
+    lines = (mine / "chats.jsonl").read_text().splitlines()
+    (mine / "chats.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    said = {name: run(name, *flags_of(name, copy, mine))[1] for name in CHAIN}
+    assert "up to date" in said["pretrain"]
+    assert "recipe" in said["sft"]
+    assert f"{data.name}/chats.jsonl was edited; what was there is kept in" in said["sft"]
+    assert "parent: sft" in said["dpo"]
+    assert all("up to date" in run(name, *flags_of(name, copy, mine))[1] for name in CHAIN)
+
+
+def test_why_says_what_changed_and_does_nothing(run, copy, data, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    template = tmp_path / "other.jinja"
+    template.write_text((ROOT / "pipeline" / "templates" / "chatml.jinja").read_text() + "\n")
+    flags = flags_of("sft", copy, data)
+    assert "is up to date" in run("sft", *flags, "--why", "yes")[1]
+    flags[flags.index("--max_steps") + 1] = "5"
+    status, out, _ = run("sft", *flags, "--learning_rate", "1e-3", "--chat_template", template, "--why", "yes")
+    assert status == 0
+    lines = [line.removeprefix("sft").strip() for line in out.splitlines()]
+    assert lines == [
+        "would be made again, since",
+        "chat_template: another text",
+        "learning_rate: 0.001, was 0.0002",
+        "max_steps: 5, was 4",
+    ]
+    assert "holds no stage" in run("sft", *flags_of("sft", copy, data, tmp_path / "none"), "--why", "yes")[1]
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
+def test_changed_code_is_told_and_counts_only_with_strict(run, copy, data, monkeypatch):
+    flags = flags_of("dpo", copy, data)
+    assert "up to date" in run("dpo", *flags, "--strict", "yes")[1]
+    found, versions = manifest.sources, manifest.versions
+    monkeypatch.setattr(manifest, "sources", lambda script: found(script) | {"pipeline/data/tokens.py": "0" * 64})
+    monkeypatch.setattr(manifest, "versions", lambda: versions() | {"torch": "9.9"})
+    assert "up to date" in run("dpo", *flags)[1]
+    out = run("dpo", *flags, "--why", "yes")[1]
+    assert "is up to date" in out
+    assert "only with STRICT=1 would count: our code: pipeline/data/tokens.py was edited" in out
+    assert f"only with STRICT=1 would count: torch: 9.9, was {versions()['torch']}" in out
+    status, out, err = run("dpo", *flags, "--strict", "yes")
+    assert status == 0, err
+    assert "is made again, since our code: pipeline/data/tokens.py was edited; torch: 9.9" in out
+    assert "up to date" in run("dpo", *flags, "--strict", "yes")[1]
+
+
+def test_a_half_finished_stage_goes_on_through_a_change_of_code_unless_it_is_strict(run, copy, data):
+    record = manifest.read(copy / "sft")
+    (copy / "sft" / manifest.NAME).unlink()
+    record["code"]["files"]["pipeline/data/tokens.py"] = "0" * 64
+    manifest.claim(copy / "sft", record | {"processes": 2})
+    out = run("sft", *flags_of("sft", copy, data))[1]
+    assert "goes on although since it began our code: pipeline/data/tokens.py was edited" in out
+    assert "was begun by 2 processes and goes on with 1" in out
+    (copy / "sft" / manifest.NAME).unlink()
+    manifest.claim(copy / "sft", record | {"processes": 1})
+    assert "what was there is kept in" in run("sft", *flags_of("sft", copy, data), "--strict", "yes")[1]
