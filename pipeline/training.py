@@ -192,6 +192,7 @@ def hand_over(run: Run, trainer: Any, tokenizer: Any, sample: Sequence[int]) -> 
     if hasattr(model, "merge_and_unload"):
         for config in model.peft_config.values():
             config.base_model_name_or_path = ".."  # the adapter's base is the parent; no path of this machine leaves
+            config.target_modules = sorted(config.target_modules)  # a set is written in another order by each process
         model.save_pretrained(run.output / "adapter", save_embedding_layers=False)
         (run.output / "adapter" / "README.md").unlink(missing_ok=True)
         model, moved = checkpoint.merge(model, sample)

@@ -147,6 +147,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(whole, chain, data, tmp_pat
     assert status == 0, err
     assert f"goes on from checkpoint-{step}" in out
     assert hashes.read(tmp_path / "sft" / "model.safetensors") == hashes.read(whole / "model.safetensors")
+    assert manifest.read(tmp_path / "sft")["outputs"] == manifest.read(whole)["outputs"]  # made by another process
     expected, _ = figures(whole)
     logged, lines = figures(tmp_path / "sft")
     assert lines == len(logged)  # no repeats
