@@ -25,6 +25,12 @@ def main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def say(name: str, text: str) -> None:
+    """Print one line of a stage, from the main process alone."""
+    if main_process():
+        print(f"{name:<8} {text}", flush=True)
+
+
 def count() -> int:
     """Return how many processes the launch has."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import config, hashes, manifest, process
 from pipeline.errors import UserError
-from pipeline.stage import say
+from pipeline.process import say
 
 
 def agrees(folder: Path, record: dict[str, Any]) -> list[str]:

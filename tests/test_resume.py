@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -295,9 +296,16 @@ def test_room_is_estimated_from_above_and_not_by_much(run, chain, data, tmp_path
         assert (out / "model.safetensors").stat().st_size < asked[-1][1]
 
 
-def test_a_folder_that_cannot_be_written(run, chain, data, tmp_path):
-    (tmp_path / "file").write_text("")
-    status, _, err = run("sft", *flags_of("sft", chain, data, tmp_path / "file" / "sft"))
+@pytest.mark.parametrize("kind", ["under a file", "read-only"])
+def test_a_folder_that_cannot_be_written(run, chain, data, tmp_path, kind):
+    folder = tmp_path / "there"
+    if kind == "under a file":
+        folder.write_text("")
+    elif os.geteuid():
+        folder.mkdir(mode=0o500)
+    else:  # root may write where it is forbidden, but not where the system lets nobody
+        folder = Path("/sys/kernel")
+    status, _, err = run("sft", *flags_of("sft", chain, data, folder / "sft"))
     assert status == 2
     assert "can't be written" in err
     assert "Traceback" not in err

@@ -167,7 +167,7 @@ def test_a_half_finished_stage_goes_on_through_a_change_of_code_unless_it_is_str
     manifest.claim(copy / "sft", record | {"processes": 2})
     out = run("sft", *flags_of("sft", copy, data))[1]
     assert "goes on although since it began our code: pipeline/data/tokens.py was edited" in out
-    assert "was begun by 2 processes and goes on with 1" in out
+    assert "was begun by 2 processes, now 1" in out
     (copy / "sft" / manifest.NAME).unlink()
     manifest.claim(copy / "sft", record | {"processes": 1})
     assert "what was there is kept in" in run("sft", *flags_of("sft", copy, data), "--strict", "yes")[1]

@@ -1,4 +1,8 @@
-"""Pretraining's tokens a second against a bare PyTorch loop: same model, same batches, same optimizer, same run."""
+"""What the stage costs: tokens a second against a bare PyTorch loop, and safety against the stock Trainer.
+
+Same model, same batches, same optimizer, same run; the two sides take turns, and the median of the
+pairs counts, since the machine is never quiet.
+"""
 
 import statistics
 import time
@@ -6,9 +10,10 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 
-from pipeline import ROOT, objectives, tokenizer
+from pipeline import ROOT, manifest, objectives, tokenizer
 from pipeline.config import read_profile
 from pipeline.data import recipe, tokens
 from pipeline.finite import FiniteTrainer
@@ -17,6 +22,7 @@ from pipeline.training import DEFAULTS, FORCED, decay, fit
 from tests.conftest import script
 
 STEPS, WARM, PAIRS = 100, 10, 5
+pytestmark = pytest.mark.slow
 
 
 class Clock(TrainerCallback):
@@ -26,6 +32,51 @@ class Clock(TrainerCallback):
         if state.global_step == WARM:
             self.start = time.perf_counter()
         self.seconds = time.perf_counter() - getattr(self, "start", 0)
+
+
+class Material:
+    """Rows, model and arguments of profile tiny's pretraining, at `STEPS` steps."""
+
+    def __init__(self, folder):
+        self.stage, self.folder = script("pretrain").STAGE, folder
+        self.profile = read_profile(ROOT / "stages" / "profiles" / "tiny" / "pretrain.yaml")
+        rows = recipe.load("world").rows("text", "train", 42).kept[:4000]
+        self.vocabulary = tokenizer.train((row["text"] for row in rows), self.profile["vocab_size"], self.profile["max_length"])
+        self.objective = objectives.load("causal")
+        encoded = tokens.pieces(rows, lambda row: self.objective.encode(row, self.vocabulary), None, False, Counter())
+        packed = tokens.pack(tokens.write(encoded, folder / "rows.arrow"), self.profile["max_length"])
+        packed = packed.shuffle(seed=0)  # packing leaves the shorter rows last, and both loops shall pad alike
+        self.size = self.profile["per_device_train_batch_size"]
+        self.rows = packed.select(range(STEPS * self.size))
+        self.collate = self.objective.collator(self.vocabulary)
+
+    def model(self):
+        torch.manual_seed(0)
+        sizes = {key: self.profile[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+        return self.objective.build_model(self.vocabulary, "llama", intermediate_size=352, max_position_embeddings=256, **sizes)
+
+    def run(self, name, **keys):
+        library = {key: value for key, value in self.profile.items() if key not in self.stage.options.__dataclass_fields__}
+        output = self.folder / name
+        output.mkdir()
+        record = {"stage": "pretrain", "seed": 1}
+        run = Run(self.stage, None, library | {"max_steps": STEPS} | keys, "", output, recipe.EMPTY, record)
+        arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+        decay(arguments, STEPS * self.size)
+        return run, arguments
+
+    def trainer(self, kind, arguments, **more):
+        collate = self.collate if kind is FiniteTrainer else lambda rows: self.collate([without(row) for row in rows])
+        return kind(self.model(), arguments, collate, self.rows, processing_class=self.vocabulary, **more)
+
+
+def without(row):
+    return {key: value for key, value in row.items() if key != "row"}
+
+
+@pytest.fixture
+def material(tmp_path):
+    return Material(tmp_path)
 
 
 def bare(model, batches, arguments):
@@ -42,53 +93,60 @@ def bare(model, batches, arguments):
     return time.perf_counter() - start
 
 
-@pytest.mark.slow
-def test_the_stage_keeps_up_with_a_bare_loop(tmp_path, capsys):
-    stage = script("pretrain").STAGE
-    profile = read_profile(ROOT / "stages" / "profiles" / "tiny" / "pretrain.yaml")
-    sizes = {key: profile[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    library = {key: value for key, value in profile.items() if key not in stage.options.__dataclass_fields__}
-    rows = recipe.load("world").rows("text", "train", 42).kept[:4000]
-    vocabulary = tokenizer.train((row["text"] for row in rows), profile["vocab_size"], profile["max_length"])
-    objective = objectives.load("causal")
-    encoded = tokens.pieces(rows, lambda row: objective.encode(row, vocabulary), None, False, Counter())
-    packed = tokens.pack(tokens.write(encoded, tmp_path / "rows.arrow"), profile["max_length"])
-    packed = packed.shuffle(seed=0)  # packing leaves the shorter rows last, and both loops shall pad alike
-    size = profile["per_device_train_batch_size"]
-    collate = objective.collator(vocabulary)
-    batches = [collate([packed[place] for place in range(step * size, (step + 1) * size)]) for step in range(STEPS)]
-    ratios = []
+def compared(sides):
+    """Return seconds of each side, pair by pair, in alternating order."""
+    pairs = []
     for number in range(PAIRS):
-        seconds = {}
-        for kind in ("ours", "bare") if number % 2 else ("bare", "ours"):
-            torch.manual_seed(0)
-            model = objective.build_model(vocabulary, "llama", intermediate_size=352, max_position_embeddings=256, **sizes)
-            run = Run(
-                stage,
-                None,
-                library | {"max_steps": STEPS},
-                "",
-                tmp_path / str(number),
-                recipe.EMPTY,
-                {"stage": "pretrain", "seed": 1},
-            )
-            arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
-            decay(arguments, STEPS * size)
-            if kind == "bare":
-                seconds[kind] = bare(model, batches, arguments)
-                continue
-            (tmp_path / str(number)).mkdir()
-            clock = Clock()
-            trainer = FiniteTrainer(
-                model, arguments, collate, packed.select(range(STEPS * size)), processing_class=vocabulary, callbacks=[clock]
-            )
-            fit(run, trainer, recipe.Rows())
-            seconds[kind] = clock.seconds
-        ratios.append(seconds["bare"] / seconds["ours"])
-    median = statistics.median(ratios)
+        order = list(sides) if number % 2 else list(reversed(list(sides)))
+        pairs.append({name: sides[name](f"{name}{number}") for name in order})
+    return pairs
+
+
+def told(capsys, title, ratios, more=""):
     with capsys.disabled():
-        count = sum(len(row["input_ids"]) for row in packed.select(range(WARM * size, STEPS * size)))
-        print(
-            f"\nthroughput: {median:.3f} of a bare loop (pairs: {', '.join(f'{ratio:.3f}' for ratio in ratios)}); {count / seconds['bare']:,.0f} tokens/s bare"
-        )
-    assert median >= 0.85
+        print(f"\n{title}: {statistics.median(ratios):.3f} (pairs: {', '.join(f'{ratio:.3f}' for ratio in ratios)}){more}")
+
+
+def test_the_stage_keeps_up_with_a_bare_loop(material, capsys):
+    size = material.size
+    batches = [
+        material.collate([without(material.rows[place]) for place in range(step * size, (step + 1) * size)])
+        for step in range(STEPS)
+    ]
+
+    def ours(name):
+        run, arguments = material.run(name)
+        clock = Clock()
+        fit(run, material.trainer(FiniteTrainer, arguments, callbacks=[clock]), recipe.Rows())
+        return clock.seconds
+
+    pairs = compared({"ours": ours, "bare": lambda name: bare(material.model(), batches, material.run(name)[1])})
+    ratios = [pair["bare"] / pair["ours"] for pair in pairs]
+    count = sum(len(row["input_ids"]) for row in material.rows.select(range(WARM * size, STEPS * size)))
+    told(capsys, "throughput of a bare loop", ratios, f"; {count / pairs[-1]['bare']:,.0f} tokens/s bare")
+    assert statistics.median(ratios) >= 0.85
+
+
+def test_safety_costs_little_over_the_stock_trainer(material, capsys):
+    """Seals, synced files, the look at every loss and the record at the end; a save every 25 steps, not every 500."""
+
+    def ours(name):
+        run, arguments = material.run(name, save_steps=25)
+        trainer = material.trainer(FiniteTrainer, arguments)
+        start = time.perf_counter()
+        fit(run, trainer, recipe.Rows())
+        manifest.seal(run.output, {"inputs": ""})
+        return time.perf_counter() - start
+
+    def stock(name):
+        _, arguments = material.run(name, save_steps=25)
+        arguments.logging_nan_inf_filter = True
+        trainer = material.trainer(Trainer, arguments)
+        trainer.remove_callback(PrinterCallback)
+        start = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - start
+
+    ratios = [pair["ours"] / pair["stock"] for pair in compared({"ours": ours, "stock": stock})]
+    told(capsys, "time of the stock Trainer", ratios)
+    assert statistics.median(ratios) <= 1.10

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import config, manifest, process, request
 from pipeline.errors import UserError
-from pipeline.stage import say
+from pipeline.process import say
 
 
 @dataclasses.dataclass
