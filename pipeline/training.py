@@ -17,8 +17,8 @@ from pipeline import checkpoint, process, resume, signals
 from pipeline.data import tokens
 from pipeline.data.recipe import Rows
 from pipeline.errors import Stopped
-from pipeline.finite import FiniteTrainer, Traced
 from pipeline.stage import Run
+from pipeline.trainer import StageTrainer, Traced
 
 # Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
 FORCED: dict[str, Any] = {
@@ -27,7 +27,7 @@ FORCED: dict[str, Any] = {
     "push_to_hub": False,
     "include_num_input_tokens_seen": "non_padding",
     "label_names": ["labels"],
-    "logging_nan_inf_filter": False,  # it would hide what FiniteTrainer looks for
+    "logging_nan_inf_filter": False,  # it would hide what StageTrainer looks for
 }
 DEFAULTS: dict[str, Any] = {
     "save_steps": 500, "save_total_limit": 2, "logging_steps": 10, "logging_first_step": True, "gradient_checkpointing": False, "report_to": "none", "ddp_find_unused_parameters": False,
@@ -153,7 +153,7 @@ def decay(arguments: TrainingArguments, rows: int) -> None:
     arguments.lr_scheduler_kwargs = {"num_decay_steps": max(1, round(0.4 * steps)), **given}
 
 
-def fit(run: Run, trainer: FiniteTrainer, rows: Rows) -> None:
+def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     """Train from the newest whole checkpoint on, and put what was seen and reached into the record.
 
     Raises Stopped after a signal, with a checkpoint saved.

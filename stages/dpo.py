@@ -40,10 +40,10 @@ def train(run: Run) -> None:
 
     from pipeline import checkpoint, guards, tokenizer
     from pipeline.data import tokens
-    from pipeline.finite import FiniteTrainer
+    from pipeline.trainer import StageTrainer
     from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
 
-    class Pairs(FiniteTrainer, DPOTrainer):
+    class Pairs(StageTrainer, DPOTrainer):
         """trl's trainer on pairs that went through our chat template already."""
 
         def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:

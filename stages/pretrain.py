@@ -40,7 +40,7 @@ def train(run: Run) -> None:
 
     from pipeline import checkpoint, guards, objectives, tokenizer
     from pipeline.data import tokens
-    from pipeline.finite import FiniteTrainer
+    from pipeline.trainer import StageTrainer
     from pipeline.training import DEFAULTS, FORCED, decay, fit, hand_over, prepare
 
     options: Options = run.options
@@ -69,7 +69,7 @@ def train(run: Run) -> None:
         f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}, {len(dataset):,} rows of up to {options.max_length} tokens"
     )
     decay(arguments, len(dataset))
-    trainer = FiniteTrainer(model, arguments, objective.collator(vocabulary), dataset, processing_class=vocabulary)
+    trainer = StageTrainer(model, arguments, objective.collator(vocabulary), dataset, processing_class=vocabulary)
     fit(run, trainer, rows)
     hand_over(run, trainer, vocabulary, sample)
 

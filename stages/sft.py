@@ -42,10 +42,10 @@ def train(run: Run) -> None:
 
     from pipeline import checkpoint, guards, tokenizer
     from pipeline.data import tokens
-    from pipeline.finite import FiniteTrainer
+    from pipeline.trainer import StageTrainer
     from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
 
-    class Conversations(FiniteTrainer, SFTTrainer):
+    class Conversations(StageTrainer, SFTTrainer):
         """trl's trainer, watched for a loss that is not finite."""
 
     options: Options = run.options

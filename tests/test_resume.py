@@ -16,7 +16,7 @@ import torch
 from pipeline import ROOT, hashes, manifest, resume
 from pipeline.errors import UserError
 from pipeline.lock import Lock
-from tests.conftest import SMALL, flags_of
+from tests.conftest import CHAIN, SMALL, flags_of
 
 
 def checkpoint(folder, step, sealed=True):
@@ -175,11 +175,11 @@ def test_a_signal_before_training_ends_the_stage_at_once(chain, data, tmp_path):
 
 
 def test_resuming_reads_only_the_batches_that_are_left(run, chain, data, tmp_path, monkeypatch):
-    from pipeline import finite
+    from pipeline import trainer
 
     flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--save_steps", "1"]
     collated = []
-    call = finite.Traced.__call__
+    call = trainer.Traced.__call__
 
     def counting(self, rows):
         collated.append(len(rows))
@@ -187,13 +187,29 @@ def test_resuming_reads_only_the_batches_that_are_left(run, chain, data, tmp_pat
             raise OSError("pulled the plug")
         return call(self, rows)
 
-    monkeypatch.setattr(finite.Traced, "__call__", counting)
+    monkeypatch.setattr(trainer.Traced, "__call__", counting)
     assert run("sft", *flags)[0] == 1
     assert resume.latest(tmp_path / "sft")
     done = int(resume.latest(tmp_path / "sft").name.split("-")[1])
     collated[:] = [0] * 4
     assert run("sft", *flags)[0] == 0
     assert len(collated) - 4 <= 4 - done + 1  # the loader looks one batch ahead
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_a_stage_that_was_killed_after_its_last_step_takes_no_other(run, chain, data, tmp_path, monkeypatch, name):
+    flags = [*flags_of(name, chain, data, tmp_path / name), "--lr_scheduler_type", "constant"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.checkpoint.save", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        assert run(name, *flags)[0] == 1
+    log = (tmp_path / name / "log.jsonl").read_text()
+    status, out, _ = run(name, *flags)
+    assert status == 0
+    assert f"goes on from checkpoint-{6 if name == 'pretrain' else 4}" in out
+    assert (tmp_path / name / "log.jsonl").read_text() == log
+    assert run(name, *flags_of(name, chain, data, tmp_path / "whole"), "--lr_scheduler_type", "constant")[0] == 0
+    assert manifest.read(tmp_path / name)["outputs"] == manifest.read(tmp_path / "whole")["outputs"]
+    assert manifest.read(tmp_path / name)["tokens"] == manifest.read(tmp_path / "whole")["tokens"]
 
 
 def test_what_a_killed_process_half_wrote_does_not_stay(run, copy, data):
@@ -351,9 +367,9 @@ def test_a_poisoned_batch_is_stopped_and_named(run, chain, data, tmp_path, name)
 
 
 def test_a_gradient_that_is_not_finite_is_stopped(run, chain, data, tmp_path, monkeypatch):
-    from pipeline.finite import FiniteTrainer
+    from pipeline.trainer import StageTrainer
 
-    training_step = FiniteTrainer.training_step
+    training_step = StageTrainer.training_step
 
     def bursts(self, model, inputs, count=None):
         loss = training_step(self, model, inputs, count)
@@ -361,7 +377,7 @@ def test_a_gradient_that_is_not_finite_is_stopped(run, chain, data, tmp_path, mo
             next(parameter for parameter in model.parameters() if parameter.grad is not None).grad[0] = torch.inf
         return loss
 
-    monkeypatch.setattr(FiniteTrainer, "training_step", bursts)
+    monkeypatch.setattr(StageTrainer, "training_step", bursts)
     status, _, err = run("dpo", *flags_of("dpo", chain, data, tmp_path / "dpo"), "--save_steps", "1")
     assert status == 2
     assert "step 3: the gradient is not finite" in err

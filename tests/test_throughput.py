@@ -16,8 +16,8 @@ from transformers.trainer_callback import PrinterCallback
 from pipeline import ROOT, manifest, objectives, tokenizer
 from pipeline.config import read_profile
 from pipeline.data import recipe, tokens
-from pipeline.finite import FiniteTrainer
 from pipeline.stage import Run
+from pipeline.trainer import StageTrainer
 from pipeline.training import DEFAULTS, FORCED, decay, fit
 from tests.conftest import script
 
@@ -66,7 +66,7 @@ class Material:
         return run, arguments
 
     def trainer(self, kind, arguments, **more):
-        collate = self.collate if kind is FiniteTrainer else lambda rows: self.collate([without(row) for row in rows])
+        collate = self.collate if kind is StageTrainer else lambda rows: self.collate([without(row) for row in rows])
         return kind(self.model(), arguments, collate, self.rows, processing_class=self.vocabulary, **more)
 
 
@@ -117,7 +117,7 @@ def test_the_stage_keeps_up_with_a_bare_loop(material, capsys):
     def ours(name):
         run, arguments = material.run(name)
         clock = Clock()
-        fit(run, material.trainer(FiniteTrainer, arguments, callbacks=[clock]), recipe.Rows())
+        fit(run, material.trainer(StageTrainer, arguments, callbacks=[clock]), recipe.Rows())
         return clock.seconds
 
     pairs = compared({"ours": ours, "bare": lambda name: bare(material.model(), batches, material.run(name)[1])})
@@ -132,7 +132,7 @@ def test_safety_costs_little_over_the_stock_trainer(material, capsys):
 
     def ours(name):
         run, arguments = material.run(name, save_steps=25)
-        trainer = material.trainer(FiniteTrainer, arguments)
+        trainer = material.trainer(StageTrainer, arguments)
         start = time.perf_counter()
         fit(run, trainer, recipe.Rows())
         manifest.seal(run.output, {"inputs": ""})

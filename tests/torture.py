@@ -33,7 +33,8 @@ COMMON = ["--save_steps", "4", "--logging_steps", "2", "--max_length", "128"]
 FLAGS = {
     "pretrain": ["--hidden_size", "64", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--vocab_size", "600",
                  "--per_device_train_batch_size", "8", "--learning_rate", "1e-3", *COMMON],
-    "sft": ["--chat_template", "chatml.jinja", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", *COMMON],
+    "sft": ["--chat_template", "chatml.jinja", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2",
+            "--lr_scheduler_type", "constant", *COMMON],
     "dpo": ["--per_device_train_batch_size", "4", *COMMON],
     "eval": ["--rows", "60", "--pairs", "60", "--resamples", "100", "--max_new_tokens", "16"],
 }  # fmt: skip
@@ -182,7 +183,7 @@ def survives(name: str, where: Path, reference: Path) -> str:
     if (manifest.read(where / name) or {})["outputs"] != (manifest.read(reference / name) or {})["outputs"]:
         return "other files"
     if figures(where / name) != figures(reference / name):
-        return "another log"
+        return f"another log: {figures(where / name)[-2:]}"
     if sealed and not attempt.said(f"goes on from checkpoint-{max(sealed)}") and not attempt.said("up to date"):
         return f"did not go on from checkpoint-{max(sealed)}"
     return "" if not attempt.has("checkpoint-*") and not attempt.has("claim.json") else "left something behind"

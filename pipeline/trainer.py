@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite ends the stage before the optimizer moves, and names the rows behind it."""
+"""The Trainer of every stage: it stops at a loss that is not finite, names its rows, and takes no step too many."""
 
 from __future__ import annotations
 
@@ -32,11 +32,19 @@ class Traced:
         return batch
 
 
-class FiniteTrainer(Trainer):
+class StageTrainer(Trainer):
     """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
 
     place: Callable[[int], str] = str  # of a row's number, for people
     _seen: list[tuple[torch.Tensor, list[int]]]  # losses and rows since the last step of the optimizer
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        """Train for one epoch, unless a checkpoint of the last step was all that was left to load.
+
+        The Trainer looks at `max_steps` only after a step, so it would take one more.
+        """
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **named)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
