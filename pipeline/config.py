@@ -47,7 +47,10 @@ RESERVED = {
 
 def option(default: Any, text: str, at_least: int | None = None) -> Any:
     """Declare one of our options with its default, the line that --help shows, and its smallest value."""
-    return dataclasses.field(default=default, metadata={"help": text, "at_least": at_least})
+    metadata = {"help": text, "at_least": at_least}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def normal(value: Any) -> Any:
@@ -190,7 +193,8 @@ def explain(name: str, text: str, options: type, library: str | None) -> str:
     """Return what --help prints: the story, our options with their defaults, and where the rest comes from."""
     lines = [text.strip(), "", f"options of {name} (in the profile as `key: value`, here as --key value):"]
     for field in dataclasses.fields(options):
-        lines.append(f"  {field.name:<22} {field.metadata['help']} [{field.default}]")
+        default = "{}" if field.default is dataclasses.MISSING else field.default
+        lines.append(f"  {field.name:<22} {field.metadata['help']} [{default}]")
     lines += [
         "",
         "always: --config FILE  --parent DIR-OR-HUB-ID  --output DIR  --data FILE, GLOB OR HUB ID (in place of the recipe)",

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from pipeline.objectives import Objective
+
 _FIRST_ROWS = 64  # looked at before the first step
 
 
@@ -30,6 +32,19 @@ def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int 
         )
     if faults:
         raise UserError(*faults)
+
+
+def batches(objective: Objective, arguments: Any) -> None:
+    """Raise UserError where an objective whose loss is over the batch would see only parts of it, or one row."""
+    if objective.accumulates:
+        return
+    if arguments.gradient_accumulation_steps > 1:
+        raise UserError(
+            f"gradient_accumulation_steps: {arguments.gradient_accumulation_steps} would cut the batch, which holds the negatives; "
+            "set it to 1 and per_device_train_batch_size to what fits"
+        )
+    if arguments.per_device_train_batch_size < 2:
+        raise UserError("per_device_train_batch_size: 1 leaves no negative in the batch; set it to 2 or more")
 
 
 def learns(dataset: Dataset, dropped: dict[str, int]) -> None:

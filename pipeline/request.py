@@ -21,9 +21,9 @@ _NEUTRAL = {
     "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataset_num_proc", "log_level", "project",
 }  # fmt: skip
-_FAMILIES = {
-    "ForCausalLM": "causal", "LMHeadModel": "causal", "ForMaskedLM": "masked", "ForPreTraining": "masked",
-    "ForConditionalGeneration": "seq2seq", "ForSequenceClassification": "classifier",
+_FAMILIES = {  # by the end of a class's name; the first that fits
+    "ForCausalLM": "causal", "LMHeadModel": "causal", "ForMaskedLM": "masked", "ElectraForPreTraining": "discriminator",
+    "ForPreTraining": "masked", "ForConditionalGeneration": "seq2seq", "ForSequenceClassification": "classifier", "Model": "embedder",
 }  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -122,13 +122,18 @@ def unaltered(folder: Path, record: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
+def family_of(architecture: str) -> str:
+    """Return the family of a model by the name of its class, or an empty string."""
+    return next((family for ending, family in _FAMILIES.items() if architecture.endswith(ending)), "")
+
+
 def parent_identity(parent: str, stage: str, accepts: Sequence[str]) -> dict[str, Any]:
     """Return what a parent contributes to the inputs; UserError if it is missing, unfinished or of another family.
 
     A finished stage directory is known by its record, another folder by its files, a hub id by its name.
     """
     folder = Path(parent)
-    wanted = f"but {stage} takes {' or '.join(accepts)}"
+    wanted = f"but {stage} takes {' or '.join(accepts) or 'no parent here'}"
     if not folder.is_dir():
         if parent.count("/") == 1 and not parent.startswith((".", "/")) and not folder.parent.exists():
             return {"hub": parent}
@@ -145,9 +150,9 @@ def parent_identity(parent: str, stage: str, accepts: Sequence[str]) -> dict[str
         architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     except (OSError, json.JSONDecodeError):
         raise UserError(f"--parent {parent}: no model folder: config.json is missing or broken") from None
-    found = {family for name in architectures for ending, family in _FAMILIES.items() if name.endswith(ending)}
-    if found and not found & set(accepts):
-        raise UserError(f"--parent {parent}: {architectures[0]} is a model of family {found.pop()}, {wanted}")
+    family = family_of(architectures[0]) if architectures else ""
+    if family and family not in accepts:
+        raise UserError(f"--parent {parent}: {architectures[0]} is a model of family {family}, {wanted}")
     return {"outputs": manifest.outputs(manifest.files(folder))}
 
 

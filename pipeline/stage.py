@@ -30,6 +30,7 @@ class Stage:
     arguments: str | None  # the library class that owns every other key
     family: str = "causal"  # of the model that it hands on
     accepts: tuple[str, ...] = ("causal",)  # families of a parent
+    edges: Callable[[Any], tuple[str, tuple[str, ...]]] | None = None  # both, where the options decide them
     needs_parent: bool = True
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)  # ours, for keys of the library
     sources: Callable[[Any], list[Path]] | None = None  # files that count as input beside the recipe's
@@ -128,13 +129,21 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
         asked.faults.append(f"command line: --parent is missing; {stage.name} starts from a model folder or hub id")
     asked.faults += config.check(asked.asked, asked.origins, stage.options, stage.arguments, loose=True)
     well_formed = not asked.faults
-    parent = request.parent(asked, stage.accepts)
+    family, accepts = stage.family, stage.accepts
     found: dict[str, Any] = {}
     sources: list[tuple[str, str]] = []
-    if well_formed:
+    if not well_formed:
+        request.parent(asked, accepts)
+    else:
         options, arguments = request.split(asked, stage.options, stage.defaults)
+        if stage.edges:
+            try:
+                family, accepts = stage.edges(options)
+            except UserError as error:
+                asked.gather(error)
         recipe = _recipe(asked, stage, options)
-        found = request.identity(asked, options, arguments, recipe, stage.shape) | parent
+        found = request.identity(asked, options, arguments, recipe, stage.shape)
+        found |= request.parent(asked, accepts)
         sources = recipe.contents() if "recipe" in found else []
         if stage.sources:
             try:
@@ -143,7 +152,7 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
             except UserError as error:
                 asked.gather(error)
     record = {
-        "stage": "control" if getattr(options, "init", "") == "random" else stage.name, "family": stage.family,
+        "stage": "control" if getattr(options, "init", "") == "random" else stage.name, "family": family,
         "inputs": manifest.digest(found), "asked": found, "seed": arguments.get("seed", 42),
         "config": dataclasses.asdict(options) | arguments, "overrides": asked.overrides(),
         "parents": [{"path": path, **found.get("parent", {})} for path in asked.parents],

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer
 
 from pipeline.errors import UserError
+from pipeline.objectives import Objective
 
 ROW = "row"  # the column that says which row of the recipe a training row was made from
 _SHOWN = 100  # rows that are named
@@ -21,6 +22,11 @@ class Traced:
 
     def __init__(self, collator: Callable[[list[Any]], Any]) -> None:
         self.collator = collator
+
+    def begin(self, epoch: int) -> None:
+        """Let a collator that draws anew in each epoch know which one it is."""
+        if hasattr(self.collator, "epoch"):
+            self.collator.epoch = epoch
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Any:
         """Collate rows; a packed row carries the numbers of all that are in it."""
@@ -44,6 +50,8 @@ class StageTrainer(Trainer):
         The Trainer looks at `max_steps` only after a step, so it would take one more.
         """
         if self.state.global_step < self.state.max_steps:
+            if isinstance(self.data_collator, Traced):
+                self.data_collator.begin(named["epoch"])
             super()._run_epoch(*arguments, **named)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -84,3 +92,35 @@ class StageTrainer(Trainer):
             f"step {self.state.global_step + 1}: its rows are {', '.join(rows[:_SHOWN])}{more}; "
             "look at them, or lower learning_rate",
         )
+
+
+class ObjectiveTrainer(StageTrainer):
+    """A Trainer whose loss is an objective's, each part of it divided by its own items of the whole step.
+
+    The stock Trainer is wrong by the number of accumulation steps for most models that are not causal.
+    """
+
+    loss_is_scaled_for_ga = True
+    objective: Objective
+
+    def __init__(self, objective: Objective, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.objective = objective
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Return how many items each part of the loss has in all batches of a step, on all processes."""
+        total = {part: torch.zeros((), dtype=torch.long, device=device) for part in self.objective.weights}
+        for batch in batch_samples:
+            for part, count in self.objective.counts(batch).items():
+                total[part] += count
+        return self.accelerator.reduce(total, reduction="sum") if self.accelerator.num_processes > 1 else total
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return the weighted sum of the parts; gradients are averaged over processes, so it is that many times larger."""
+        parts = self.objective.losses(model, inputs)
+        loss: Any = sum(
+            weight * parts[part] / num_items_in_batch[part].clamp(min=1) for part, weight in self.objective.weights.items()
+        )
+        return loss * self.accelerator.num_processes  # type: ignore[no-any-return]

@@ -6,7 +6,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,25 +118,24 @@ class Progress(TrainerCallback):
             self.shown = state.global_step + state.max_steps / 10
 
 
-def prepare(run: Run, rows: Rows, encoder: Callable[[Any], tokens.Tokens], max_length: int | None, split: bool = False) -> Any:
-    """Encode rows on disk, once for all processes, and count in the record what was kept and dropped.
+def prepare(run: Run, rows: Rows, examples: Iterable[dict[str, Any]]) -> Any:
+    """Write examples to disk, once for all processes, and count in the record what was kept and dropped.
 
-    Returns the data set, one document a row, in the order of `rows`.
+    Returns the data set, one example a row; `examples` counts in `rows.late` what it leaves out.
     """
     import datasets
     from accelerate import PartialState
 
     path = run.output / ".data" / "train.arrow"
     with PartialState().main_process_first():
-        if run.main:
-            dataset = tokens.write(tokens.pieces(rows.kept, encoder, max_length, split, rows.late), path)
-        else:
-            dataset = datasets.Dataset.from_file(str(path))
+        dataset = tokens.write(examples, path) if run.main else datasets.Dataset.from_file(str(path))
     dropped = rows.dropped + rows.late
     kept = len(rows.kept) - rows.late.total()
     run.record["recipe"] |= {"rows": kept + dropped.total(), "kept": kept, "dropped": dict(dropped)}
+    if rows.left_out:
+        run.record["recipe"]["left_out"] = dict(rows.left_out)
     said = ", ".join(f"{count:,} as {layout}" for layout, count in rows.layouts.items())
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in (dropped + rows.left_out).items()) or "none"
     run.say(f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}; dropped: {lost}")
     return dataset
 
@@ -184,7 +184,9 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     }  # fmt: skip
 
 
-def hand_over(run: Run, trainer: Any, tokenizer: Any, sample: Sequence[int]) -> None:
+def hand_over(
+    run: Run, trainer: Any, tokenizer: Any, sample: Sequence[int], save: Callable[[Any, Any, Path], None] = checkpoint.save
+) -> None:
     """Save the whole model, merged where there is an adapter, which is kept beside it."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not run.main:
@@ -197,5 +199,5 @@ def hand_over(run: Run, trainer: Any, tokenizer: Any, sample: Sequence[int]) -> 
         (run.output / "adapter" / "README.md").unlink(missing_ok=True)
         model, moved = checkpoint.merge(model, sample)
         run.record["merge_error"] = moved
-    checkpoint.save(model, tokenizer, run.output)
+    save(model, tokenizer, run.output)
     (run.output / "README.md").unlink(missing_ok=True)  # trl's card of a checkpoint, without base or figures

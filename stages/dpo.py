@@ -56,8 +56,9 @@ def train(run: Run) -> None:
     vocabulary, model = tokenizer.load(run.parent or ""), checkpoint.load(run.parent or "")
     tokenizer.set_template(vocabulary, options.chat_template, run.parent or "")
     guards.fits_parent(model, vocabulary, arguments.max_length)
-    dataset = prepare(run, rows, lambda row: tokens.encode_pair(row, vocabulary), arguments.max_length)
-    guards.learns(dataset, rows.dropped)
+    examples = tokens.pieces(rows.kept, lambda row: tokens.encode_pair(row, vocabulary), arguments.max_length, False, rows.late)
+    dataset = prepare(run, rows, examples)
+    guards.learns(dataset, rows.dropped + rows.late)
     guards.differ(dataset)
     dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
     adapter = checkpoint.lora(options.lora_rank, options.lora_alpha) if options.method == "lora" else None

@@ -62,8 +62,11 @@ def train(run: Run) -> None:
     if len(vocabulary) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(vocabulary))
         run.say(f"adds {', '.join(added)} to the vocabulary, which the chat template needs")
-    dataset = prepare(run, rows, lambda row: tokens.encode_messages(row["messages"], vocabulary), arguments.max_length)
-    guards.learns(dataset, rows.dropped)
+    examples = tokens.pieces(
+        rows.kept, lambda row: tokens.encode_messages(row["messages"], vocabulary), arguments.max_length, False, rows.late
+    )
+    dataset = prepare(run, rows, examples)
+    guards.learns(dataset, rows.dropped + rows.late)
     guards.stops(dataset, vocabulary, tokenizer.end_token(vocabulary))
     guards.speaks(rows.kept, vocabulary)
     sample = dataset[0]["input_ids"]

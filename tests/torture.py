@@ -40,7 +40,7 @@ FLAGS = {
 }  # fmt: skip
 SHAPES = {"pretrain": "text", "sft": "messages", "dpo": "preference"}
 PARENTS = {"sft": "pretrain", "dpo": "sft"}
-TRIES = 12  # until a phase is hit
+TRIES = 16  # until a phase is hit
 
 
 class Attempt:
@@ -212,8 +212,9 @@ def main() -> int:
 
         def one(number: int, phase: str, name: str) -> tuple[str, str]:
             where, chance = Path(folder) / f"kill{number}", random.Random(number)
-            for _ in range(TRIES):
-                if strike(phase, name, windows[name].get(phase, 0.01), where, reference, chance):
+            for attempt in range(TRIES):
+                window = windows[name].get(phase, 0.01) * 0.8**attempt  # it was measured on a machine less busy, or more
+                if strike(phase, name, window, where, reference, chance):
                     wrong = survives(name, where, reference)
                     break
                 misses[phase] += 1

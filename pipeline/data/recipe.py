@@ -38,6 +38,7 @@ class Rows:
     kept: list[Row] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     late: Counter[str] = field(default_factory=Counter)  # of the kept ones, those that encoding dropped
+    left_out: Counter[str] = field(default_factory=Counter)  # parts of kept rows
     layouts: Counter[str] = field(default_factory=Counter)
     held_out: int = 0  # rows of the other split that the same pass went by
     places: list[str] = field(default_factory=list)  # of the kept rows, where they come from files

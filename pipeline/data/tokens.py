@@ -149,6 +149,11 @@ def pack(dataset: Dataset, max_length: int) -> Dataset:
     return packed.map(each_document, batched=True).with_format(None)
 
 
+def numbered(dataset: Dataset) -> Dataset:
+    """Return the examples with a number each, so that what is drawn for one depends on nothing else."""
+    return dataset.add_column("example", np.arange(len(dataset)))
+
+
 def _with_rows(table: pa.Table, numbers: np.ndarray, lengths: np.ndarray) -> pa.Table:
     """Return the table with lists of row numbers, of the given lengths, in the column `row`."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

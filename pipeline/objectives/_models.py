@@ -1,0 +1,95 @@
+"""Models by name and size, and what several objectives ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.tokens import IGNORED
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_WIDER = 4  # feed-forward layers of all but Llama-like models are this much wider than the rest
+
+
+def configuration(architecture: str, tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, int], **more: Any) -> Any:
+    """Return the configuration of a model type at a size, whatever that type calls its sizes.
+
+    `sizes`: hidden_size, num_hidden_layers, num_attention_heads, max_position_embeddings.
+    """
+    from transformers import AutoConfig
+
+    width, depth, heads, places = (
+        sizes[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    )
+    names = {
+        "t5": {"d_model": width, "num_layers": depth, "num_decoder_layers": depth, "num_heads": heads, "d_kv": width // heads, "d_ff": _WIDER * width},
+        "bart": {
+            "d_model": width, "max_position_embeddings": places,
+            **{f"{side}_{name}": value for side in ("encoder", "decoder")
+               for name, value in {"layers": depth, "attention_heads": heads, "ffn_dim": _WIDER * width}.items()},
+        },
+        "albert": {**sizes, "embedding_size": width, "intermediate_size": _WIDER * width},
+        "electra": {**sizes, "embedding_size": width, "intermediate_size": _WIDER * width},
+    }  # fmt: skip
+    special = {
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id,
+    }  # fmt: skip
+    given = names.get(architecture, {**sizes, "intermediate_size": _WIDER * width})
+    return AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special, **(given | more))
+
+
+def build(auto: str, architecture: str, tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, int], **more: Any) -> Any:
+    """Return a model of an Auto class with random weights; UserError if the architecture has none."""
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return getattr(transformers, auto).from_config(configuration(architecture, tokenizer, sizes, **more))
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise UserError(
+            f"architecture: {architecture}: no model of it can be built for this objective ({' '.join(str(error).split())[:160]})"
+        ) from None
+
+
+def one_of(architectures: Sequence[str], architecture: str) -> None:
+    """Raise UserError where an Auto class would build a model, but not the one that the objective means."""
+    if architecture not in architectures:
+        raise UserError(
+            f"architecture: {architecture}: no model of it can be built for this objective; known are {', '.join(architectures)}"
+        )
+
+
+def load(auto: str, parent: str) -> Any:
+    """Return a model of an Auto class from a folder or hub id, in fp32; UserError if it can't be loaded."""
+    import torch
+    import transformers
+
+    try:
+        return getattr(transformers, auto).from_pretrained(parent, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--parent {parent}: {auto} can't load it ({' '.join(str(error).split())[:200]})") from None
+
+
+def token_nats(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "none") -> torch.Tensor:
+    """Return -log p of each label, (batch, length) in nats, 0 where the label is ignored; or with `sum` their sum."""
+    import torch
+
+    nats = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction=reduction
+    )
+    return nats if reduction == "sum" else nats.view(labels.shape)
+
+
+def asked(labels: torch.Tensor) -> torch.Tensor:
+    """Return how many labels are not ignored."""
+    return (labels != IGNORED).sum()
+
+
+def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Return nats and number of targets of each row."""
+    return token_nats(logits, labels).sum(-1).tolist(), (labels != IGNORED).sum(-1).float().tolist()

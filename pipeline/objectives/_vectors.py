@@ -1,0 +1,175 @@
+"""Static word vectors with negative sampling (word2vec, Mikolov et al. 2013b, eq. 4), for both of its forms.
+
+-log σ(u·v) - Σ log σ(-u'·v) over k = 5 words u' drawn from the unigram distribution to the power 3/4. Frequent
+words are left out at random, with probability 1 - √(t / f) (eq. 5); a window's size is drawn for each word.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pipeline.config import option
+from pipeline.objectives import Example, Objective, Scores, Text
+from pipeline.objectives._batches import EXAMPLE, Corrupting
+from pipeline.objectives._documents import pieces
+
+if TYPE_CHECKING:
+    import torch
+
+VECTORS = "vectors.txt"
+
+
+@dataclass(frozen=True)
+class WordVectors(Objective):
+    """Learn one vector a word from the words around it."""
+
+    family = "vectors"
+    accepts: ClassVar[tuple[str, ...]] = ()
+    architectures: ClassVar[tuple[str, ...]] = ("word2vec",)
+    vocabulary = "words"
+
+    window: int = option(5, "words on each side, at most", at_least=1)
+    negatives: int = option(5, "words drawn for each one that is there", at_least=1)
+    threshold: float = option(1e-3, "t: words more frequent than this are left out now and then")
+
+    @abstractmethod
+    def asks(self, words: np.ndarray, place: int, around: np.ndarray) -> Iterator[tuple[list[int], int]]:
+        """Yield (context words, word to tell from negatives) for one place of a text."""
+
+    def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
+        """Return two tables of vectors; the second begins at 0, so that the first loss is (1 + k) ln 2."""
+        return table(len(tokenizer), sizes["hidden_size"])
+
+    def load_model(self, parent: str) -> Any:
+        """Raise NotImplementedError: no parent is accepted."""
+        raise NotImplementedError
+
+    def examples(self, text: Text) -> Iterator[Example]:
+        """Yield texts as known words; a text of fewer than two is counted."""
+        unknown = text.tokenizer.unk_token_id
+        for piece in pieces(text, text.max_length):
+            words = [word for word in piece.ids if word != unknown]
+            if len(words) > 1:
+                yield {"input_ids": words, "row": piece.row}
+            else:
+                text.left_out["piece of fewer than two known words"] += 1
+
+    def collator(self, tokenizer: Any, dataset: Any, seed: int) -> Windows:
+        """Return what makes windows, with the frequencies of the training text."""
+        counts = np.ones(len(tokenizer))
+        for batch in dataset.with_format("arrow").iter(1000):
+            found = np.bincount(batch["input_ids"].combine_chunks().flatten().to_numpy(), minlength=len(counts))
+            counts += found
+        return Windows(self, tokenizer, seed, counts=counts)
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of words to tell from negatives."""
+        return {"loss": len(batch["input_ids"])}
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sum over words of -log σ(u·v) - Σ log σ(-u'·v)."""
+        return {"loss": _nats(model, batch).sum()}
+
+    def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
+        """Return the nats of each word, and how often it is likelier than one that was drawn."""
+        right, wrong = model(batch["contexts"], batch["input_ids"])
+        wins = (right.unsqueeze(1) > wrong).float().mean(1).tolist()
+        return {"loss": (_nats(model, batch).tolist(), [1.0] * len(wins)), "detection": (wins, [1.0] * len(wins))}
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write the vectors in word2vec's text format, beside weights and tokenizer."""
+        super().save(model, tokenizer, folder)
+        vectors = model.words.weight.detach().float().cpu().numpy()
+        words = [(word, number) for number, word in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))]
+        kept = [(word, number) for word, number in words if number not in tokenizer.all_special_ids]
+        with (folder / VECTORS).open("w", encoding="utf-8") as file:
+            file.write(f"{len(kept)} {vectors.shape[1]}\n")
+            for word, number in kept:
+                file.write(f"{word} {' '.join(f'{value:.6g}' for value in vectors[number])}\n")
+
+
+@dataclass
+class Windows(Corrupting):
+    """Windows over texts: `contexts` (n, at most 2·window, padded with -1), and `input_ids` (n, 1 + k): the word, then negatives."""
+
+    objective: WordVectors
+    counts: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        assert self.counts is not None
+        share = self.counts / self.counts.sum()
+        self.keep = np.minimum(1.0, np.sqrt(self.objective.threshold / share))
+        noise = self.counts**0.75
+        noise[self.tokenizer.all_special_ids] = 0
+        self.drawn_below = np.cumsum(noise) / noise.sum()
+
+    def __call__(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Return the windows of all rows."""
+        import torch
+
+        contexts: list[list[int]] = []
+        told: list[np.ndarray] = []
+        for row in rows:
+            chance = np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]])
+            words = np.array(row["input_ids"])
+            words = words[chance.random(len(words)) < self.keep[words]]
+            reach = chance.integers(1, self.objective.window + 1, len(words))
+            asks = [
+                ask
+                for place, size in enumerate(reach)
+                for ask in self.objective.asks(
+                    words, place, np.r_[max(0, place - size) : place, place + 1 : min(len(words), place + size + 1)]
+                )
+            ]
+            negatives = np.searchsorted(self.drawn_below, chance.random((len(asks), self.objective.negatives)))
+            contexts += [context for context, _ in asks]
+            told += [np.array([target, *drawn]) for (_, target), drawn in zip(asks, negatives, strict=True)]
+        longest = max(map(len, contexts), default=1)
+        padded = [[*context, *[-1] * (longest - len(context))] for context in contexts]
+        ids = torch.tensor(np.array(told, dtype=np.int64).reshape(-1, 1 + self.objective.negatives))
+        return {"contexts": torch.tensor(padded, dtype=torch.long).reshape(-1, longest), "input_ids": ids}
+
+
+def table(size: int, width: int) -> Any:
+    """Return a model of two tables: forward gives u·v of the word that is there, (n,), and of the drawn ones, (n, k)."""
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    class Config(PretrainedConfig):
+        model_type = "word2vec"
+
+    class Table(PreTrainedModel):
+        config_class = Config
+        main_input_name = "input_ids"
+
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            self.words, self.others = torch.nn.Embedding(size, width), torch.nn.Embedding(size, width)
+            torch.nn.init.uniform_(self.words.weight, -0.5 / width, 0.5 / width)
+            torch.nn.init.zeros_(self.others.weight)
+
+        def get_input_embeddings(self) -> torch.nn.Module:
+            return self.words
+
+        def forward(self, contexts: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            there = (contexts >= 0).unsqueeze(-1)
+            mean = (self.words(contexts.clamp(min=0)) * there).sum(1) / there.sum(1).clamp(min=1)
+            likeness = (self.others(input_ids) * mean.unsqueeze(1)).sum(-1)
+            return likeness[:, 0], likeness[:, 1:]
+
+    config: Any = Config()
+    config.vocab_size, config.hidden_size = size, width
+    return Table(config)
+
+
+def _nats(model: Any, batch: Mapping[str, Any]) -> Any:
+    import torch
+
+    right, wrong = model(batch["contexts"], batch["input_ids"])
+    return -torch.nn.functional.logsigmoid(right) - torch.nn.functional.logsigmoid(-wrong).sum(1)

@@ -1,0 +1,111 @@
+"""Contrastive learning of text embeddings (SimCSE, Gao et al. 2021, eq. 4; the text form of SimCLR).
+
+A sentence is read twice, with other dropout. Its two embeddings, means over its tokens, shall be nearer to each
+other than to those of any other sentence of the batch: -log softmax of their cosine over τ = 0.05.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.config import option
+from pipeline.objectives import Example, Objective, Scores, Text
+from pipeline.objectives._documents import sentences
+from pipeline.objectives._models import build, load
+
+_SHORTEST = 4  # tokens of a sentence that says something
+# What makes the folder a model of sentence-transformers, too.
+_MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+
+
+@dataclass(frozen=True)
+class Contrastive(Objective):
+    """Pull two views of a sentence together, push the batch apart."""
+
+    family = "embedder"
+    accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder")
+    architectures: ClassVar[tuple[str, ...]] = ("bert", "modernbert", "roberta")
+    accumulates = False  # the negatives are the batch: parts of it would be another task
+
+    temperature: float = option(0.05, "τ, what cosines are divided by")
+
+    def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
+        """Return an encoder without a head."""
+        return build("AutoModel", architecture, tokenizer, sizes)
+
+    def load_model(self, parent: str) -> Any:
+        """Return an encoder; a head that the parent has is left behind."""
+        return load("AutoModel", parent)
+
+    def examples(self, text: Text) -> Iterator[Example]:
+        """Yield sentences between the tokens that begin and end a text; very short ones are counted."""
+        first, last = text.tokenizer.cls_token_id, text.tokenizer.sep_token_id
+        for number, row in enumerate(text.rows):
+            for ids in sentences(text, row["text"]):
+                if len(ids) < _SHORTEST:
+                    text.left_out[f"sentence of fewer than {_SHORTEST} tokens"] += 1
+                else:
+                    yield {"input_ids": [first, *ids[: text.max_length - 2], last], "row": number}
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of sentences."""
+        return {"loss": len(batch["input_ids"])}
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return -Σ log p(a sentence's second view | its first), over the second views of the batch."""
+        import torch
+
+        twice = {key: torch.cat([value, value]) for key, value in batch.items()}
+        one, two = embeddings(model, twice).chunk(2)
+        likeness = one @ two.T / self.temperature
+        targets = torch.arange(len(one), device=likeness.device)
+        return {"loss": torch.nn.functional.cross_entropy(likeness, targets, reduction="sum")}
+
+    def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
+        """Return how often the first half of a text is nearest to its own second half, of all in the batch."""
+        import torch
+
+        halves: list[list[Any]] = [[], []]
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            inner = ids[1 : int(mask.sum()) - 1]
+            middle = len(inner) // 2
+            for side, part in enumerate((inner[:middle], inner[middle:])):
+                halves[side].append(torch.cat([ids[:1], part, ids[int(mask.sum()) - 1 :][:1]]))
+        first, second = (embeddings(model, _padded(side)) for side in halves)
+        right = ((first @ second.T).argmax(-1) == torch.arange(len(first), device=first.device)).float().tolist()
+        return {"retrieval": (right, [1.0] * len(right))}
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write an encoder that transformers loads, and sentence-transformers too."""
+        super().save(model, tokenizer, folder)
+        (folder / "modules.json").write_text(json.dumps(_MODULES, indent=2) + "\n", encoding="utf-8")
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        pooling = {"word_embedding_dimension": model.config.hidden_size, "pooling_mode_mean_tokens": True}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")
+
+
+def embeddings(model: Any, batch: Mapping[str, Any]) -> Any:
+    """Return the mean over the tokens of each row, of length 1; (batch, hidden) float32."""
+    import torch
+
+    states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
+    mask = batch["attention_mask"].unsqueeze(-1)
+    return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def _padded(rows: list[Any]) -> dict[str, Any]:
+    import torch
+
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)).long()}
+
+
+OBJECTIVE = Contrastive

@@ -1,0 +1,108 @@
+"""Masked language modelling (BERT, Devlin et al. 2019, section 3.1; masks drawn anew each epoch as in RoBERTa).
+
+Of the tokens 15% are chosen; 80% of them become the mask token, 10% a random one, 10% stay. The loss is
+-Σ log p(token | the corrupted text) over the chosen ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.config import option
+from pipeline.data.tokens import IGNORED
+from pipeline.objectives import Example, Objective, Scores, Text
+from pipeline.objectives._documents import pieces
+from pipeline.objectives._models import asked, build, load, token_nats, token_scores
+
+
+@dataclass(frozen=True)
+class MaskedLanguageModel(Objective):
+    """Predict tokens that were hidden, from both sides."""
+
+    family = "masked"
+    accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder")
+    architectures: ClassVar[tuple[str, ...]] = ("bert", "modernbert", "electra", "roberta", "albert")
+
+    mask_share: float = option(0.15, "share of the tokens that are chosen")
+    whole_words: bool = option(False, "choose whole words, not pieces of them")
+
+    def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
+        """Return an encoder with a head over the vocabulary."""
+        return build("AutoModelForMaskedLM", architecture, tokenizer, sizes)
+
+    def load_model(self, parent: str) -> Any:
+        """Return an encoder; the head of one that has none is new."""
+        return load("AutoModelForMaskedLM", parent)
+
+    def examples(self, text: Text) -> Iterator[Example]:
+        """Yield pieces of documents between the tokens that begin and end a text."""
+        first, last = text.tokenizer.cls_token_id, text.tokenizer.sep_token_id
+        for piece in pieces(text, text.max_length - 2):
+            yield {"input_ids": [first, *piece.ids, last], "row": piece.row}
+
+    def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
+        """Return the text with its chosen tokens hidden, and labels where they were."""
+        ids = np.array(example["input_ids"])
+        chosen = choose(ids, tokenizer, self.mask_share, self.whole_words, chance)
+        fate = chance.random(len(ids))
+        hidden = ids.copy()
+        hidden[chosen & (fate < 0.8)] = tokenizer.mask_token_id
+        random = chosen & (fate >= 0.9)
+        hidden[random] = chance.choice(ordinary(tokenizer), int(random.sum()))
+        return example | {"input_ids": hidden.tolist(), "labels": np.where(chosen, ids, IGNORED).tolist()}
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of hidden tokens."""
+        return {"loss": asked(batch["labels"])}
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return -Σ log p(hidden token)."""
+        return {"loss": token_nats(_logits(model, batch), batch["labels"], "sum")}
+
+    def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
+        """Return the nats of each row."""
+        return {"loss": token_scores(_logits(model, batch), batch["labels"])}
+
+
+def _logits(model: Any, batch: Mapping[str, Any]) -> Any:
+    return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+
+
+def choose(ids: np.ndarray, tokenizer: Any, share: float, whole_words: bool, chance: np.random.Generator) -> np.ndarray:
+    """Return which tokens are chosen: `share` of those that are text, at least one; (length,) bool."""
+    text = ~np.isin(ids, tokenizer.all_special_ids)
+    if whole_words:
+        begins = text & ~continues(tokenizer)[ids]
+        word = np.cumsum(begins)  # 0 before the first word
+        units = np.unique(word[text])
+        wanted, taken, picked = max(1, round(share * text.sum())), 0, []
+        for unit in chance.permutation(units):
+            if taken >= wanted:
+                break
+            picked.append(unit)
+            taken += int((word[text] == unit).sum())
+        return text & np.isin(word, picked)
+    places = np.flatnonzero(text)
+    chosen = np.zeros(len(ids), bool)
+    chosen[chance.choice(places, max(1, round(share * len(places))), replace=False) if len(places) else places] = True
+    return chosen
+
+
+@cache
+def continues(tokenizer: Any) -> np.ndarray:
+    """Return which ids go on with the word of the token before them; (vocabulary,) bool."""
+    return np.array([token.startswith("##") for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+
+
+@cache
+def ordinary(tokenizer: Any) -> np.ndarray:
+    """Return the ids that are text."""
+    return np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+
+
+OBJECTIVE = MaskedLanguageModel

@@ -1,0 +1,130 @@
+"""Replaced token detection (ELECTRA, Clark et al. 2020, eq. 1-2).
+
+A small generator fills the masked places with samples of its own; the discriminator says for every token
+whether it was replaced. The loss is the generator's -log p, the mean over masked tokens, plus λ = 50 times the
+discriminator's binary cross-entropy, the mean over all tokens. The samples carry no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pipeline.data.tokens import IGNORED
+from pipeline.objectives import Example, Scores
+from pipeline.objectives._models import asked, build, load, one_of, token_nats
+from pipeline.objectives.mlm import MaskedLanguageModel, choose
+
+if TYPE_CHECKING:
+    import torch
+
+_SMALLER = 4  # the generator is this much narrower than the discriminator, as in ELECTRA
+GENERATOR = "generator"
+
+
+@dataclass(frozen=True)
+class ReplacedTokenDetection(MaskedLanguageModel):
+    """Find the tokens that a small model put in."""
+
+    family = "discriminator"
+    accepts: ClassVar[tuple[str, ...]] = ("discriminator",)
+    architectures: ClassVar[tuple[str, ...]] = ("electra",)
+    weights: ClassVar[Mapping[str, float]] = {"generator": 1.0, "discriminator": 50.0}
+
+    def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
+        """Return generator and discriminator, which share their embeddings."""
+        one_of(self.architectures, architecture)
+        heads = max(1, sizes["num_attention_heads"] // _SMALLER)
+        small = {"hidden_size": sizes["hidden_size"] // _SMALLER // heads * heads, "num_attention_heads": heads}
+        discriminator = build("AutoModelForPreTraining", architecture, tokenizer, sizes)
+        generator = build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, embedding_size=sizes["hidden_size"])
+        return _joined(generator, discriminator)
+
+    def load_model(self, parent: str) -> Any:
+        """Return a discriminator with the generator that lies beside it."""
+        folder = Path(parent) / GENERATOR
+        return _joined(load("AutoModelForMaskedLM", str(folder)), load("AutoModelForPreTraining", parent))
+
+    def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
+        """Return the text with all of its chosen tokens masked, and labels where they were."""
+        ids = np.array(example["input_ids"])
+        chosen = choose(ids, tokenizer, self.mask_share, self.whole_words, chance)
+        masked, labels = np.where(chosen, tokenizer.mask_token_id, ids), np.where(chosen, ids, IGNORED)
+        return example | {"input_ids": masked.tolist(), "labels": labels.tolist()}
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of masked tokens, and of all."""
+        return {"generator": asked(batch["labels"]), "discriminator": batch["attention_mask"].sum()}
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the generator's -Σ log p and the discriminator's Σ binary cross-entropy."""
+        import torch
+
+        generated, found, replaced = model(**batch)
+        each = torch.nn.functional.binary_cross_entropy_with_logits(found.float(), replaced.float(), reduction="none")
+        return {
+            "generator": token_nats(generated, batch["labels"], "sum"),
+            "discriminator": (each * batch["attention_mask"]).sum(),
+        }
+
+    def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
+        """Return the generator's nats, and how often a replaced token looks more so than an original one of its text."""
+        generated, found, replaced = model(**batch)
+        nats = token_nats(generated, batch["labels"]).sum(-1).tolist()
+        wins, pairs = [], []
+        for logits, flags, mask in zip(found, replaced, batch["attention_mask"].bool(), strict=True):
+            fake, real = logits[flags & mask], logits[~flags & mask]
+            better = (fake.unsqueeze(1) > real).float() + 0.5 * (fake.unsqueeze(1) == real).float()
+            wins.append(float(better.sum()))
+            pairs.append(float(better.numel()))
+        targets = (batch["labels"] != IGNORED).sum(-1).float().tolist()
+        return {"generator_loss": (nats, targets), "detection": (wins, pairs)}
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write the discriminator as the model, and the generator beside it."""
+        super().save(model.discriminator, tokenizer, folder)
+        model.generator.save_pretrained(folder / GENERATOR)
+
+
+def _joined(generator: Any, discriminator: Any) -> Any:
+    """Return both as one model that the Trainer can save: forward gives the generator's logits, the discriminator's, and what was replaced."""
+    import torch
+    from transformers import PreTrainedModel
+
+    class Pair(PreTrainedModel):
+        base_model_prefix = "discriminator"
+        main_input_name = "input_ids"
+        _supports_sdpa = _supports_flash_attn = True  # as both of its halves do
+        _tied_weights_keys = {
+            f"generator.electra.embeddings.{name}": f"discriminator.electra.embeddings.{name}"
+            for name in ("word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight")
+        } | {"generator.generator_lm_head.weight": "discriminator.electra.embeddings.word_embeddings.weight"}
+
+        def __init__(self) -> None:
+            super().__init__(discriminator.config)
+            self.generator, self.discriminator = generator, discriminator
+            for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
+                setattr(generator.electra.embeddings, name, getattr(discriminator.electra.embeddings, name))
+            generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
+
+        def get_input_embeddings(self) -> Any:
+            return self.discriminator.get_input_embeddings()
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Any:
+            generated = self.generator(input_ids=input_ids, attention_mask=attention_mask).logits
+            hidden = labels != IGNORED
+            with torch.no_grad():
+                drawn = torch.distributions.Categorical(logits=generated[hidden].float()).sample()
+            filled = input_ids.masked_scatter(hidden, drawn)
+            replaced = hidden & (filled != labels)
+            found = self.discriminator(input_ids=filled, attention_mask=attention_mask).logits
+            return generated, found, replaced
+
+    return Pair()
+
+
+OBJECTIVE = ReplacedTokenDetection

@@ -1,0 +1,84 @@
+"""Span corruption (T5, Raffel et al. 2020, section 3.1.4 and figure 2).
+
+Spans of 3 tokens on average, 15% of the text, are each replaced by one sentinel; the target names each
+sentinel with what it stands for, and one sentinel more ends it. The loss is -Σ log p(target token | the
+corrupted text and the target before it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.config import option
+from pipeline.objectives import Example, Objective, Scores, Text
+from pipeline.objectives._documents import pieces, spans
+from pipeline.objectives._models import asked, build, load, token_nats, token_scores
+from pipeline.tokenizer import sentinels
+
+
+@dataclass(frozen=True)
+class SpanCorruption(Objective):
+    """Write what stood where a span was taken out."""
+
+    family = "seq2seq"
+    accepts: ClassVar[tuple[str, ...]] = ("seq2seq",)
+    architectures: ClassVar[tuple[str, ...]] = ("t5",)
+    vocabulary = "characters"
+
+    noise_share: float = option(0.15, "share of the tokens that are taken out")
+    mean_span: float = option(3.0, "tokens of a span, on average")
+
+    def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
+        """Return an encoder and decoder."""
+        start = tokenizer.pad_token_id
+        return build(
+            "AutoModelForSeq2SeqLM", architecture, tokenizer, sizes, decoder_start_token_id=start, tie_word_embeddings=True
+        )
+
+    def load_model(self, parent: str) -> Any:
+        """Return an encoder and decoder."""
+        return load("AutoModelForSeq2SeqLM", parent)
+
+    def examples(self, text: Text) -> Iterator[Example]:
+        """Yield pieces of documents; two tokens are the least that something can be taken from."""
+        for piece in pieces(text, text.max_length - 1):
+            if len(piece.ids) > 1:
+                yield {"input_ids": piece.ids, "row": piece.row}
+            else:
+                text.left_out["piece of one token"] += 1
+
+    def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
+        """Return the text with sentinels in place of spans, and the spans as target."""
+        ids = list(example["input_ids"])
+        taken = spans(len(ids), self.noise_share, self.mean_span, chance)
+        marks = sentinels(tokenizer)
+        taken = taken[: len(marks) - 1]
+        source: list[int] = []
+        target: list[int] = []
+        last = 0
+        for mark, (start, end) in zip(marks, taken, strict=False):
+            source += [*ids[last:start], mark]
+            target += [mark, *ids[start:end]]
+            last = end
+        end_of_text = tokenizer.eos_token_id
+        source += [*ids[last:], end_of_text]
+        return example | {"input_ids": source, "labels": [*target, marks[len(taken)], end_of_text]}
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of target tokens."""
+        return {"loss": asked(batch["labels"])}
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return -Σ log p(target token)."""
+        return {"loss": token_nats(model(**batch).logits, batch["labels"], "sum")}
+
+    def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
+        """Return the nats of each row."""
+        return {"loss": token_scores(model(**batch).logits, batch["labels"])}
+
+
+OBJECTIVE = SpanCorruption

@@ -1,0 +1,455 @@
+"""Every objective: what the model sees and is asked, its loss in parts, what resumes, what loads, what is refused."""
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import manifest, objectives, resume, tokenizer
+from pipeline.data import tokens
+from pipeline.errors import UserError
+from pipeline.objectives import Text
+from pipeline.objectives._batches import pad
+from pipeline.objectives._documents import spans
+from tests.conftest import SMALL
+
+NAMES = objectives.known()
+_ = tokens.IGNORED
+WORDS = "The cat saw a dog and the hen ran to an owl while it was glad".split()
+ROWS = [
+    {"text": " ".join(f"The {a} saw the {b}. Then the {b} ran away! Was the {a} glad of {c}?" for a in ("cat", "dog", c))}
+    for b in ("owl", "ant", "bee")
+    for c in ("hen", "cow", "fox", "elk", "eel", "pig", "ram", "hare", "lynx", "newt")
+]
+
+
+class Scripted:
+    """A generator of random numbers that says what the test tells it to."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def __getattr__(self, name):
+        return lambda *_, **__: np.array(self.answers.pop(0)) if isinstance(self.answers[0], list) else self.answers.pop(0)
+
+
+@pytest.fixture(scope="module")
+def vocabularies():
+    texts = [row["text"] for row in ROWS]
+    return {kind: tokenizer.train(texts, 350, 64, kind) for kind in tokenizer.KINDS}
+
+
+def write_rows(rows, path=None):
+    return tokens.write(rows, path or Path(tempfile.mkdtemp()) / "rows.arrow")
+
+
+def shown(found, *keys):
+    return {key: list(found[key]) for key in keys}
+
+
+# Each by hand: the ids of a text, what chance says, what the model sees, what it is asked.
+
+
+def test_mlm_by_hand(vocabularies):
+    words = vocabularies["wordpiece"]
+    mask, first, last = words.mask_token_id, words.cls_token_id, words.sep_token_id
+    text = {"input_ids": [first, 30, 31, 32, 33, 34, last]}
+    chance = Scripted([1, 3, 5], [0.9, 0.0, 0.9, 0.85, 0.9, 0.95, 0.9], [77])  # chosen, their fates, a random token
+    found = objectives.load("mlm").corrupt(text, words, chance)
+    assert shown(found, "input_ids", "labels") == {
+        "input_ids": [first, mask, 31, 32, 33, 77, last],
+        "labels": [_, 30, _, 32, _, 34, _],
+    }
+
+
+def test_whole_words_by_hand(vocabularies):
+    words = vocabularies["wordpiece"]
+    piece = next(number for number in range(5, len(words)) if words.convert_ids_to_tokens(number).startswith("##"))
+    start = next(number for number in range(5, len(words)) if words.convert_ids_to_tokens(number).isalpha())
+    mask, first, last = words.mask_token_id, words.cls_token_id, words.sep_token_id
+    text = {"input_ids": [first, start, piece, piece, start, start, last]}
+    chance = Scripted([1, 2, 3], [0.0] * 7, [])  # the first word comes first
+    found = objectives.load("mlm", {"whole_words": True, "mask_share": 0.4}).corrupt(text, words, chance)
+    assert shown(found, "input_ids", "labels") == {
+        "input_ids": [first, mask, mask, mask, start, start, last],
+        "labels": [_, start, piece, piece, _, _, _],
+    }
+
+
+def test_next_sentence_and_order_by_hand():
+    first, follows, other = [1, 2], [3, 4], [8, 9]
+    nsp, sop = objectives.load("mlm_nsp"), objectives.load("mlm_sop")
+    assert nsp.pair(first, follows, other, Scripted(0.4)) == (first, follows, 0, True)
+    assert nsp.pair(first, follows, other, Scripted(0.6)) == (first, other, 1, False)
+    assert sop.pair(first, follows, other, Scripted(0.4)) == (first, follows, 0, True)
+    assert sop.pair(first, follows, other, Scripted(0.6)) == (follows, first, 1, True)
+
+
+def text_of(vocabulary, rows=ROWS, max_length=64):
+    return Text(rows, vocabulary, max_length, "en", 1, Counter(), Counter())
+
+
+@pytest.mark.parametrize("name", ["mlm_nsp", "mlm_sop"])
+def test_pairs_are_what_they_say(vocabularies, name):
+    """Read back: segments in their kinds, the label true, both labels as often, a stranger never of the same document."""
+    words = vocabularies["wordpiece"]
+    found = list(objectives.load(name).examples(text_of(words, max_length=40)))
+    labels = [example["pair"] for example in found]
+    assert 0.3 < np.mean(labels) < 0.7
+    plain = [words.decode(words.encode(row["text"], add_special_tokens=False)).replace(" ", "") for row in ROWS]
+    for example in found:
+        ids, kinds = np.array(example["input_ids"]), np.array(example["token_type_ids"])
+        assert len(ids) == len(kinds) <= 40
+        assert ids[0] == words.cls_token_id
+        assert list(np.flatnonzero(ids == words.sep_token_id)) == [np.flatnonzero(kinds == 0)[-1], len(ids) - 1]
+        one, two = (words.decode(ids[kinds == kind], skip_special_tokens=True).replace(" ", "") for kind in (0, 1))
+        own = plain[example["row"]]
+        assert one in own
+        if example["pair"] == 0:
+            assert one + two in own
+        elif name == "mlm_sop":
+            assert two + one in own
+
+
+def test_rtd_by_hand(vocabularies):
+    words = vocabularies["wordpiece"]
+    mask, first, last = words.mask_token_id, words.cls_token_id, words.sep_token_id
+    text = {"input_ids": [first, 30, 31, 32, last]}
+    found = objectives.load("rtd").corrupt(text, words, Scripted([1, 3]))
+    assert shown(found, "input_ids", "labels") == {"input_ids": [first, mask, 31, mask, last], "labels": [_, 30, _, 32, _]}
+
+
+def test_rtd_shows_the_generators_samples_and_asks_about_every_token(vocabularies, monkeypatch):
+    words = vocabularies["wordpiece"]
+    rtd = objectives.load("rtd")
+    model = rtd.build_model(
+        words, "electra", hidden_size=16, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=16
+    )
+    model = model.eval()
+    batch = pad([{"input_ids": [2, 4, 31, 4, 3], "labels": [_, 30, _, 32, _]}], 0)
+    monkeypatch.setattr(torch.distributions.Categorical, "sample", lambda _: torch.tensor([30, 41]))
+    seen = []
+    model.discriminator.register_forward_pre_hook(
+        lambda _, __, named: seen.append(named["input_ids"].tolist()), with_kwargs=True
+    )
+    generated, found, replaced = model(**batch)
+    assert seen == [[[2, 30, 31, 41, 3]]]
+    assert replaced.tolist() == [[False, False, False, True, False]]  # a sample that is right was not replaced
+    assert rtd.counts(batch) == {"generator": 2, "discriminator": 5}
+    losses = rtd.losses(model, batch)
+    nats = -generated.log_softmax(-1)
+    assert losses["generator"].item() == pytest.approx((nats[0, 1, 30] + nats[0, 3, 32]).item(), rel=1e-5)
+    signs = torch.tensor([[-1.0, -1, -1, 1, -1]])
+    assert losses["discriminator"].item() == pytest.approx(torch.nn.functional.softplus(-signs * found).sum().item(), rel=1e-5)
+    losses["discriminator"].backward()
+    assert model.generator.generator_predictions.dense.weight.grad is None  # no gradient through the samples
+    shared = model.discriminator.get_input_embeddings().weight
+    assert model.generator.get_input_embeddings().weight is shared
+    assert model.generator.generator_lm_head.weight is shared
+
+
+def test_span_corruption_by_hand(vocabularies):
+    words = vocabularies["characters"]
+    one, two, three = tokenizer.sentinels(words)[:3]
+    end = words.eos_token_id
+    text = {"input_ids": [110, 111, 112, 113, 114, 115, 116, 117, 118, 119]}
+    # four of ten hidden in two spans: the four are cut after 1, the six after 2
+    found = objectives.load("span_corruption", {"noise_share": 0.4, "mean_span": 2.0}).corrupt(text, words, Scripted([0], [1]))
+    assert shown(found, "input_ids", "labels") == {
+        "input_ids": [110, 111, one, 113, 114, 115, 116, two, end],
+        "labels": [one, 112, two, 117, 118, 119, three, end],
+    }
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 50, 511])
+def test_spans_cover_their_share_and_never_touch(length):
+    for seed in range(20):
+        found = spans(length, 0.15, 3.0, np.random.default_rng(seed))
+        assert sum(end - start for start, end in found) == max(1, round(length * 0.15))
+        assert all(start > before for (start, _), before in zip(found, [0, *(end for _, end in found)], strict=False))
+        assert found[-1][1] <= length
+
+
+def test_denoising_by_hand(vocabularies):
+    words = vocabularies["characters"]
+    mask, begin, end = words.mask_token_id, words.bos_token_id, words.eos_token_id
+    text = {"input_ids": [110, 111, 112, 113, 114, 115, 116, 117, 118, 119], "ends": [4, 10]}
+    # the second sentence first; spans of 2, 0 and (cut to what is left) 1; at gaps 1, 3 and 7 of the 7 that stay
+    chance = Scripted([1, 0], 2, 0, 5, [1, 3, 7])
+    found = objectives.load("denoising", {"noise_share": 0.4}).corrupt(text, words, chance)
+    #   114 115 116 117 118 119 110 111 112 113, of which 115 116 and 113 are hidden, and nothing between 118 and 119
+    assert shown(found, "input_ids", "labels") == {
+        "input_ids": [begin, 114, mask, 117, 118, mask, 119, 110, 111, 112, mask, end],
+        "labels": [begin, 110, 111, 112, 113, 114, 115, 116, 117, 118, 119, end],
+    }
+
+
+def test_denoising_gives_back_what_it_does_not_hide(vocabularies):
+    words, objective = vocabularies["characters"], objectives.load("denoising", {"permute": False})
+    for seed, example in enumerate(objective.examples(text_of(words, max_length=50))):
+        found = objective.corrupt(example, words, np.random.default_rng(seed))
+        kept = [token for token in found["input_ids"] if token != words.mask_token_id]
+        rest = iter(found["labels"])
+        assert all(token in rest for token in kept)  # in their order
+        assert 0.1 < 1 - len(kept) / len(found["labels"]) < 0.5
+
+
+def test_contrastive_by_hand():
+    """Embeddings put in by hand: -log softmax of the cosine over τ, of the second view given the first."""
+    objective = objectives.load("contrastive", {"temperature": 0.5})
+
+    class Views(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            # two texts, two views: each (1, 0) then (0.6, 0.8); and (0, 1) twice
+            states = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.6, 0.8], [0.0, 1.0]]).unsqueeze(1).expand(4, 3, 2)
+            return type("Out", (), {"last_hidden_state": states})
+
+    batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    one = -np.log(np.exp(0.6 / 0.5) / (np.exp(0.6 / 0.5) + np.exp(0)))
+    two = -np.log(np.exp(1 / 0.5) / (np.exp(0.8 / 0.5) + np.exp(1 / 0.5)))
+    assert objective.losses(Views(), batch)["loss"].item() == pytest.approx(one + two, rel=1e-5)
+    assert objective.counts(batch) == {"loss": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "contexts", "asked"),
+    [
+        ("skipgram", [[5], [6], [6], [7]], [6, 5, 7, 6]),
+        ("cbow", [[6, -1], [5, 7], [6, -1]], [5, 6, 7]),
+    ],
+)
+def test_word_windows_by_hand(vocabularies, name, contexts, asked):
+    words = vocabularies["words"]
+    dataset = write_rows([{"input_ids": [5, 6, 7], "row": 0}])
+    objective = objectives.load(name, {"window": 1, "negatives": 2, "threshold": 1.0})
+    batch = objective.collator(words, dataset, 1)([{"input_ids": [5, 6, 7], "example": 0}])
+    assert batch["contexts"].tolist() == contexts
+    assert batch["input_ids"][:, 0].tolist() == asked
+    assert batch["input_ids"].shape[1] == 3
+    assert not np.isin(batch["input_ids"][:, 1:], words.all_special_ids).any()
+
+
+def test_word_vectors_begin_at_chance_and_lean_the_right_way(vocabularies):
+    objective = objectives.load("cbow")
+    model = objective.build_model(vocabularies["words"], "word2vec", hidden_size=4)
+    batch = {"contexts": torch.tensor([[5, 6], [7, -1]]), "input_ids": torch.tensor([[8, 9, 10, 9, 11, 9], [5, 6, 7, 6, 8, 6]])}
+    assert objective.losses(model, batch)["loss"].item() == pytest.approx(2 * 6 * np.log(2), rel=1e-5)
+    model.others.weight.data[5] = 50 * model.words.weight.data[7] / model.words.weight.data[7].norm() ** 2
+    right, _wrong = model(**batch)
+    assert right[1].item() == pytest.approx(50, rel=1e-4)
+    assert objective.losses(model, batch)["loss"].item() < 2 * 6 * np.log(2)
+
+
+# What holds for each of them.
+
+
+def corpus(folder, rows=ROWS):
+    path = folder / "text.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flags(name, folder, *more):
+    small = [*SMALL["pretrain"]]
+    small[small.index("--vocab_size") + 1] = "350"
+    return [*small, "--data", corpus(folder), "--output", folder / "out", "--objective", name, *more]
+
+
+def bits(folder):
+    return manifest.read(folder)["outputs"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_resumes_to_the_same_bytes_and_loads(run, tmp_path, monkeypatch, name):
+    """Killed in its second epoch; masks and pairs there are other ones than in the first."""
+    import transformers
+
+    from pipeline.trainer import Traced
+
+    given = flags(name, tmp_path, "--max_steps", "34", "--save_steps", "5")
+    status, _, err = run("pretrain", *given)
+    assert status == 0, err
+    expected, log = bits(tmp_path / "out"), (tmp_path / "out" / "log.jsonl").read_text()
+    record = manifest.read(tmp_path / "out")
+    assert record["family"] == objectives.load(name).family
+    (tmp_path / "out").rename(tmp_path / "whole")
+    seen = []
+    collate = Traced.__call__
+
+    def pulled(self, rows):
+        seen.append(1)
+        if len(seen) == 28:
+            raise OSError("pulled the plug")
+        return collate(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Traced, "__call__", pulled)
+        assert run("pretrain", *given)[0] == 1
+    assert resume.latest(tmp_path / "out").name == "checkpoint-25"
+    assert run("pretrain", *given)[0] == 0
+    assert bits(tmp_path / "out") == expected
+    losses = [
+        [json.loads(line)["loss"] for line in text.splitlines()] for text in (log, (tmp_path / "out" / "log.jsonl").read_text())
+    ]
+    assert losses[0] == losses[1]
+    kind = {
+        "causal": "ForCausalLM",
+        "masked": "ForMaskedLM",
+        "discriminator": "ForPreTraining",
+        "seq2seq": "ForSeq2SeqLM",
+        "embedder": "",
+    }
+    if record["family"] in kind:
+        _model, told = getattr(transformers, f"AutoModel{kind[record['family']]}").from_pretrained(
+            tmp_path / "out", output_loading_info=True
+        )
+        assert not told["missing_keys"]
+        assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id is not None
+    else:
+        lines = (tmp_path / "out" / "vectors.txt").read_text().splitlines()
+        count, width = map(int, lines[0].split())
+        assert len(lines) == count + 1
+        assert all(len(line.split(" ")) == width + 1 for line in lines[1:])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if objectives.load(name).accepts])
+def test_it_goes_on_from_its_own_kind(run, tmp_path, name):
+    assert run("pretrain", *flags(name, tmp_path, "--max_steps", "2"))[0] == 0
+    (tmp_path / "out").rename(tmp_path / "parent")
+    status, out, err = run("pretrain", *flags(name, tmp_path, "--max_steps", "2", "--parent", tmp_path / "parent"))
+    assert status == 0, err
+    assert "tokenizer and sizes from" in out
+    shutil.rmtree(tmp_path / "out")
+    bare = tmp_path / "bare"
+    shutil.copytree(tmp_path / "parent", bare)
+    (bare / manifest.NAME).unlink()  # a folder from elsewhere is known by its config.json
+    assert run("pretrain", *flags(name, tmp_path, "--max_steps", "2", "--parent", bare))[0] == 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if objectives.load(name).accumulates])
+def test_accumulation_is_exact(vocabularies, tmp_path, monkeypatch, name):
+    """The gradient's norm of 4 batches of 2 over that of 1 batch of 8, each part by its own items."""
+    from transformers import TrainingArguments, set_seed
+
+    from pipeline.trainer import ObjectiveTrainer, Traced
+
+    objective = objectives.load(name)
+    vocabulary = vocabularies[objective.vocabulary]
+    text = text_of(vocabulary, rows=ROWS[:24], max_length=48)
+    dataset = tokens.numbered(write_rows(list(objective.examples(text)), tmp_path / "rows.arrow"))
+    if name == "rtd":  # the samples of one batch of 8 are not those of four of 2
+        monkeypatch.setattr(torch.distributions.Categorical, "sample", lambda self: self.probs.argmax(-1))
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda states, *_, **__: states)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *given, **named: attention(*given, **named | {"dropout_p": 0.0}),
+    )
+    norms = []
+    for size, parts in ((8, 1), (2, 4)):
+        set_seed(1)
+        model = objective.build_model(
+            vocabulary,
+            objective.architectures[0],
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+        )
+        if name in ("skipgram", "cbow"):
+            torch.nn.init.normal_(model.others.weight)
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=size, gradient_accumulation_steps=parts, max_steps=1, max_grad_norm=1e9, use_cpu=True,
+            remove_unused_columns=False, logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, seed=1, learning_rate=0.0,
+            label_names=["labels"],
+        )  # fmt: skip
+        collator = Traced(objective.collator(vocabulary, dataset, 1))
+        trainer = ObjectiveTrainer(objective, model, arguments, collator, dataset, processing_class=vocabulary)
+        trainer.train()
+        norms.append((trainer.state.log_history[0]["grad_norm"], trainer.state.log_history[0]["loss"]))
+    assert norms[1][0] / norms[0][0] == pytest.approx(1, abs=0.002)
+    assert norms[1][1] / norms[0][1] == pytest.approx(1, abs=0.002)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_choices_depend_on_seed_epoch_and_example_alone(vocabularies, tmp_path, name):
+    objective = objectives.load(name)
+    vocabulary = vocabularies[objective.vocabulary]
+    rows = list(objective.examples(text_of(vocabulary)))
+    dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
+    collator = objective.collator(vocabulary, dataset, 1)
+    first, again = collator([dataset[3], dataset[1]]), collator([dataset[3], dataset[1]])
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    if not hasattr(collator, "epoch") or name == "contrastive":  # dropout makes its views
+        return
+    collator.epoch = 1
+    other = collator([dataset[3], dataset[1]])
+    assert any(first[key].shape != other[key].shape or not torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--objective", "mlm", "--architecture", "llama"], "architecture: llama: no model of it can be built for this objective"),
+        (["--objective", "rtd", "--architecture", "bert"], "architecture: bert"),
+        (["--objective", "span_corruption", "--architecture", "bert"], "architecture: bert"),
+        (["--objective", "guess"], "objective: guess: no such objective; known are causal, cbow, contrastive"),
+        (["--objective", "mlm", "--objective_options", "{mask_shard: 0.2}"], "mask_shard: unknown key; did you mean mask_share?"),
+        (["--objective", "mlm", "--objective_options", "{mask_share: most}"], "mask_share: expected float, found 'most'"),
+        (["--objective", "contrastive", "--gradient_accumulation_steps", "2"], "would cut the batch, which holds the negatives"),
+        (["--objective", "contrastive", "--per_device_train_batch_size", "1"], "leaves no negative in the batch"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_plain_line(run, tmp_path, more, said):
+    status, _, err = run("pretrain", *flags("causal", tmp_path), *more)
+    assert status == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["mlm_nsp", "mlm_sop"])
+def test_pairs_need_documents(run, tmp_path, name):
+    given = flags(name, tmp_path)
+    corpus(tmp_path, [{"text": "One. Two. Three."}, *({"text": f"only {word}"} for word in WORDS)])
+    status, _, err = run("pretrain", *given)
+    assert status == 2
+    assert "pairs need two documents of two sentences or more, found 1; each row is one document" in err
+
+
+def test_a_parent_of_another_family_is_refused(run, chain, data, tmp_path):
+    for name, family in (("mlm", "masked or embedder"), ("span_corruption", "seq2seq"), ("skipgram", "no parent here")):
+        status, _, err = run("pretrain", *flags(name, tmp_path, "--parent", chain / "pretrain"))
+        assert status == 2
+        assert f"pretrain made a model of family causal, but pretrain takes {family}" in err
+    assert run("pretrain", *flags("mlm", tmp_path, "--max_steps", "1"))[0] == 0
+    given = [*SMALL["sft"], "--parent", tmp_path / "out", "--data", data / "chats.jsonl", "--output", tmp_path / "sft"]
+    status, _, err = run("sft", *given)
+    assert status == 2
+    assert "pretrain made a model of family masked, but sft takes causal" in err
+
+
+@pytest.mark.parametrize("kind", sorted(tokenizer.KINDS))
+def test_a_vocabulary_is_the_same_in_every_training(kind):
+    texts = [row["text"] for row in ROWS]
+    made = [tokenizer.train(texts, 350, 64, kind).backend_tokenizer.to_str() for _ in range(4)]
+    assert len(set(made)) == 1
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "characters", "words"])
+def test_no_piece_is_part_of_a_character(kind):
+    chinese = "話說天下大勢，分久必合，合久必分。周末七國分爭，并入於秦。" * 20
+    made = tokenizer.train([chinese], 300, 64, kind)
+    for token in made.convert_ids_to_tokens(made.encode(chinese[:29], add_special_tokens=False)):
+        assert "�" not in token
+        assert made.decode(made.convert_tokens_to_ids([token])).strip() in chinese or token in ("▁", "[UNK]")
+
+
+def test_spans_of_an_unknown_vocabulary_are_refused(vocabularies):
+    with pytest.raises(UserError, match="no sentinels"):
+        tokenizer.sentinels(vocabularies["bytes"])
