@@ -1,8 +1,7 @@
-"""Load a parent, add and merge an adapter, save a whole model, find where to go on."""
+"""Load a parent, add and merge an adapter, save a whole model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # the Trainer writes its state last
 _TOLERANCE = 1e-3  # of the largest logit, between a merged model and its adapter
 
 
@@ -29,20 +27,6 @@ def load(parent: str) -> Any:
         raise UserError(f"--parent {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None
     model.config.use_cache = False  # a cache object makes packed documents see each other
     return model
-
-
-def newest(folder: Path) -> str | None:
-    """Return the newest checkpoint that was written whole, or None."""
-
-    def whole(path: Path) -> bool:
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return False
-        return all((path / name).exists() for name in _WHOLE)
-
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return next((str(path) for path in reversed(found) if whole(path)), None)
 
 
 def lora(rank: int, alpha: int, model: PreTrainedModel | None = None, tokens: Sequence[int] = ()) -> Any:

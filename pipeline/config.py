@@ -45,9 +45,12 @@ RESERVED = {
 }
 
 
-def option(default: Any, text: str, at_least: int | None = None) -> Any:
-    """Declare one of our options with its default, the line that --help shows, and its smallest value."""
-    metadata = {"help": text, "at_least": at_least}
+def option(default: Any, text: str, at_least: int | None = None, by_content: bool = False) -> Any:
+    """Declare one of our options with its default, the line that --help shows, and its smallest value.
+
+    `by_content`: a folder given here enters the stage's inputs by its files and not by its name.
+    """
+    metadata = {"help": text, "at_least": at_least, "by_content": by_content}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -108,7 +111,11 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             text = words.pop(0)
         if key == "parent":
             flags["parent"].append(text)
-        elif key in ("config", "output", "data", "upstream", "strict", "why"):
+        elif key in ("config", "output", "data"):
+            flags[key] = text
+        elif key in ("upstream", "strict", "why"):
+            if text not in ("yes", "no"):
+                faults.append(f"command line: --{key}: expected yes or no, found {text!r}")
             flags[key] = text
         else:
             try:
@@ -198,6 +205,8 @@ def explain(name: str, text: str, options: type, library: str | None) -> str:
     lines += [
         "",
         "always: --config FILE  --parent DIR-OR-HUB-ID  --output DIR  --data FILE, GLOB OR HUB ID (in place of the recipe)",
+        "also:   --why yes (only say what changed)  --strict yes (a change of code or library counts)",
+        "        --upstream yes (keep the flags that the stage was made with)",
     ]
     if library:
         lines.append(f"every other key is one of {library}, under its own name and with its own meaning")

@@ -15,6 +15,7 @@ from pipeline.process import say
 if TYPE_CHECKING:
     from pipeline.stage import Run
 
+RESULT = ".result"
 _NEXT = {"pretrain": "make sft", "sft": "make dpo", "dpo": "make evaluate, then make chat"}
 
 
@@ -65,15 +66,23 @@ def claim(run: Run) -> Path | None:
     old = done or claimed
     if old is None and run.output.is_dir() and any(path.suffix != ".partial" for path in run.output.iterdir()):
         raise UserError(f"--output {run.output}: not empty and not a stage directory; give another folder or move it away")
-    if done and done["inputs"] == run.record["inputs"] and not run.strict:
-        raise UserError(f"--output {run.output}: another process has just finished it; there is nothing left to do")
+    run.record["code"] |= manifest.commit()
     if claimed and not done and _goes_on(run, claimed):
-        resume.restart(run.output)
+        shutil.rmtree(run.result, ignore_errors=True)
         return None
     aside = _move_aside(run, old) if old else None
     begun = {key: run.record[key] for key in ("stage", "inputs", "asked", "overrides", "recipe", "code", "versions")}
-    manifest.claim(run.output, begun | {"processes": process.count()})
+    manifest.claim(run.output, begun | {"version": manifest.VERSION, "processes": process.count()})
     return aside
+
+
+def finished_meanwhile(run: Run) -> bool:
+    """Say whether another process finished just this while we waited for the lock."""
+    done = manifest.read(run.output)
+    if done is None or done["inputs"] != run.record["inputs"] or run.strict:
+        return False
+    run.say(f"up to date: {run.output} was finished by another process")
+    return True
 
 
 def _goes_on(run: Run, claimed: dict[str, Any]) -> bool:
@@ -97,15 +106,15 @@ def _move_aside(run: Run, old: dict[str, Any]) -> Path:
     name = f"{run.output.name}-{old['inputs'][:8]}"
     names = [name, *(f"{name}-{number}" for number in range(2, 2 + len(list(folder.iterdir()))))]
     aside = next(folder / name for name in names if not (folder / name).exists())
-    run.output.rename(aside)
     reasons = why.asked(old, run.record) or why.surroundings(old, run.record)
+    run.output.rename(aside)
     run.say(f"{'; '.join(reasons)}; what was there is kept in {aside}")
     return aside
 
 
 def unclaim(run: Run, aside: Path | None) -> None:
     """Put things back as they were before a stage that stopped before its first checkpoint."""
-    if any(run.output.glob("checkpoint-*")):
+    if any(run.output.glob("*checkpoint-*")):  # damaged ones, too
         return
     shutil.rmtree(run.output)
     if aside:
@@ -117,12 +126,11 @@ def close(run: Run, started: float) -> None:
     """Write the record last and say what was learned, in how long, where it lies, what to type next."""
     from pipeline.hardware import peak_memory
 
-    run.record["code"] |= manifest.commit()
     run.record |= {
         "hardware": manifest.hardware(),
         "seconds": round(time.time() - started, 1), "peak_memory_bytes": peak_memory(),
     }  # fmt: skip
-    record = manifest.seal(run.output, run.record)
+    record = manifest.seal(run.output, run.result, run.record)
     _tidy(run.output)  # only now: whatever stopped us before could still go on
     learned = ""
     if "metrics" in record:

@@ -19,7 +19,8 @@ class Lock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder.parent / f".{folder.name}.lock"
+        real = folder.resolve()  # two names of one folder have one lock
+        self.folder, self.path = folder, real.parent / f".{real.name}.lock"
         self._file = -1
 
     def take(self) -> None:
@@ -60,6 +61,6 @@ class Lock:
     def _holder(self) -> str:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):  # it is just writing who it is
+            return f"process {found['pid']} on {found['host']}"
+        except (OSError, ValueError, KeyError, TypeError):  # it is just writing who it is
             return "another process"
-        return f"process {found['pid']} on {found['host']}"

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.errors import UserError
 
 NAME = "manifest.json"
 CLAIM = "claim.json"
-VERSION = 1
+VERSION = 2
 _LOADED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py")
 _NOT_OUTPUT = (NAME, CLAIM, "log.jsonl")  # what a stage directory holds beside the model itself
 _REPORTED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
@@ -51,6 +52,8 @@ def read(folder: Path, name: str = NAME) -> dict[str, Any] | None:
         raise UserError(f"{path}: not a whole JSON file ({error}); move the folder away and run the stage again") from None
     if not isinstance(record, dict) or "inputs" not in record:
         raise UserError(f"{path}: not a record of tristage; give another --output or move the folder away")
+    if record.get("version", VERSION) != VERSION:
+        raise UserError(f"{path}: written by another version of tristage; move the folder away and run the stage again")
     return record
 
 
@@ -151,9 +154,16 @@ def listing(folder: Path) -> dict[str, dict[str, Any]]:
     return files(folder, _on_disk)
 
 
-def seal(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the record with the files' digests and write it, which makes the stage a finished one."""
-    found = listing(folder)
+def seal(folder: Path, result: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the record with the files' digests and write it, which makes the stage a finished one.
+
+    `result`: the folder inside the stage directory whose files move up into it.
+    """
+    found = listing(result)
+    for name in found:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (result / name).replace(folder / name)
+    shutil.rmtree(result)
     whole = {"version": VERSION, **record, "files": found, "outputs": outputs(found)}
     write_json(folder / NAME, whole)
     return whole

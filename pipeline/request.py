@@ -160,6 +160,9 @@ def identity(request: Request, options: Any, arguments: dict[str, Any], recipe: 
     """Return all that a stage's result depends on but its parent, as one JSON value; faults are gathered."""
     ours = dataclasses.asdict(options)
     ours.pop("recipe", None)  # known by its content, not by its name
+    for field in dataclasses.fields(options):
+        if field.metadata.get("by_content") and Path(str(ours[field.name])).is_dir():
+            ours[field.name] = "a folder"
     found: dict[str, Any] = {"stage": request.name, "options": ours}
     found["arguments"] = {key: value for key, value in sorted(arguments.items()) if key not in _NEUTRAL}
     if recipe is not recipes.EMPTY:

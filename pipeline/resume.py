@@ -11,13 +11,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import hashes, manifest
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 SEAL = "seal.json"
 _DAMAGED = ".damaged-"
@@ -39,27 +36,33 @@ def fault(checkpoint: Path) -> str:
     """Return why a checkpoint can't be trusted, or an empty string."""
     try:
         sealed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        expected = {checkpoint / str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in sealed.items()}
+    except FileNotFoundError:
         return "was not saved to its end"
-    for name, entry in sealed.items():
-        path = checkpoint / name
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"is damaged: {SEAL} can't be read"
+    for path, (size, sha256) in expected.items():
         if not path.is_file():
-            return f"is damaged: {name} is missing"
-        if path.stat().st_size != entry["size"] or hashes.read(path) != entry["sha256"]:
-            return f"is damaged: {name} is not what was saved"
+            return f"is damaged: {path.name} is missing"
+        if path.stat().st_size != size or hashes.read(path) != sha256:
+            return f"is damaged: {path.name} is not what was saved"
     return ""
 
 
 def sweep(folder: Path, say: Callable[[str], None]) -> None:
-    """Take checkpoints away until the newest is a whole one, and say why.
+    """Take away the checkpoints that are newer than the newest whole one, and say why; and older torn ones.
 
     A torn one is removed, since nothing can be made of it; a damaged one is kept under another name
     until the stage is finished.
     """
+    found = False
     for checkpoint in _checkpoints(folder):
+        if found and (checkpoint / SEAL).exists():
+            continue
         wrong = fault(checkpoint)
+        found = found or not wrong
         if not wrong:
-            return
+            continue
         say(f"{checkpoint.name} {wrong}; it is passed over")
         if (checkpoint / SEAL).exists():
             checkpoint.rename(checkpoint.with_name(_DAMAGED + checkpoint.name))
@@ -92,31 +95,18 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / ".data", ignore_errors=True)
 
 
-def restart(folder: Path) -> None:
-    """Remove what a killed process half wrote, all but what it can go on from."""
-    for path in folder.iterdir():
-        if path.name in (manifest.CLAIM, "log.jsonl") or path.name.startswith(("checkpoint-", _DAMAGED)):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def needed(model: Any, arguments: TrainingArguments) -> tuple[int, int]:
+def needed(model: Any, optimizer: str) -> tuple[int, int]:
     """Return the bytes of one checkpoint and of the final model in fp32, both a little more than they will be."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    states = 2 if "adam" in str(arguments.optim).lower() else 1  # tensors of the optimizer for each of the model
+    states = 2 if "adam" in optimizer.lower() else 1  # tensors of the optimizer for each of the model
     return int(4 * trained * (1 + states) * _MARGIN), int(4 * whole * _MARGIN)
 
 
-def has_room(folder: Path, model: Any, arguments: TrainingArguments, keep: int | None) -> None:
-    """Raise UserError where the disk has no room for the checkpoints to come and the final model."""
-    one, final = needed(model, arguments)
-    there = len(_checkpoints(folder))
-    saves = 0 if arguments.save_strategy == "no" else max(1, arguments.max_steps // max(1, int(arguments.save_steps)))
-    missing = max(0, min(saves, (keep or saves) + 1) - there)
+def has_room(folder: Path, model: Any, optimizer: str, saves: int, keep: int | None) -> None:
+    """Raise UserError where the disk has no room for the checkpoints to come, `keep` at a time, and the final model."""
+    one, final = needed(model, str(optimizer))
+    missing = max(0, min(saves, (keep or saves) + 1) - len(_checkpoints(folder)))
     wanted, free = missing * one + final, shutil.disk_usage(folder).free
     if free < wanted:
         raise UserError(

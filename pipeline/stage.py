@@ -55,6 +55,20 @@ class Run:
         return str(self.record["stage"])
 
     @property
+    def result(self) -> Path:
+        """Where the model is written, until it is whole and moves into the stage directory."""
+        return self.output / directory.RESULT
+
+    def unchanged(self) -> None:
+        """Raise UserError where the parent or the data changed while they were read."""
+        asked = self.record["asked"]
+        accepts = self.stage.edges(self.options)[1] if self.stage.edges else self.stage.accepts
+        if self.parent and request.parent_identity(self.parent, self.name, accepts) != asked["parent"]:
+            raise UserError(f"--parent {self.parent}: was changed while it was read; run the same command again")
+        if "recipe" in asked and self.recipe.digest(self.stage.shape) != asked["recipe"]:
+            raise UserError(f"recipe {self.recipe.name}: was changed while it was read; run the same command again")
+
+    @property
     def seed(self) -> int:
         """The stage's seed, from which every random choice comes."""
         return int(self.record["seed"])
@@ -99,6 +113,9 @@ def run_stage(stage: Stage, train: Callable[[Run], None], story: str) -> int:
         if run.main:
             lock.take()
         try:
+            process.wait_for_all()
+            if directory.finished_meanwhile(run):
+                return 0
             aside = directory.claim(run) if run.main else None
             process.wait_for_all()
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ class Traced:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Any:
         """Collate rows; a packed row carries the numbers of all that are in it."""
+        if torch.utils.data.get_worker_info():  # SIGTERM to the whole group: a worker serves until its step is saved
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         numbers: list[int] = []
         for row in rows:
             numbers += row[ROW] if isinstance(row[ROW], list) else [row[ROW]]

@@ -40,6 +40,16 @@ class Keeper(TrainerCallback):
 
     def __init__(self, run: Run, keep: int | None) -> None:
         self.run, self.keep = run, keep
+        self.stopped = 0  # the signal that ended training, on whichever process it came
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        """Ask for room before the first step."""
+        if self.run.main:
+            resume.has_room(self.run.output, more["model"], args.optim, _saves(args, state), self.keep)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Log with a save at an epoch's end, too."""
+        control.should_log = control.should_log or control.should_save
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save and stop if one of the processes was asked to; log with every save, so that a resumed log has no gap."""
@@ -49,6 +59,7 @@ class Keeper(TrainerCallback):
             torch.distributed.all_reduce(everyone, torch.distributed.ReduceOp.MAX)
             stop = int(everyone)
         if stop:
+            self.stopped = stop
             control.should_save = control.should_training_stop = True
         control.should_log = control.should_log or control.should_save
 
@@ -140,6 +151,15 @@ def prepare(run: Run, rows: Rows, examples: Iterable[dict[str, Any]]) -> Any:
     return dataset
 
 
+def _saves(args: TrainingArguments, state: TrainerState) -> int:
+    """Return how many checkpoints a run will write."""
+    if args.save_strategy == "no":
+        return 0
+    if args.save_strategy == "epoch":
+        return max(1, int(state.num_train_epochs))
+    return max(1, state.max_steps // max(1, int(state.save_steps)))
+
+
 def decay(arguments: TrainingArguments, rows: int) -> None:
     """Give a warmup-stable-decay schedule its decay: the last 40% of the steps, unless the profile says how many.
 
@@ -161,7 +181,8 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     progress = Progress(run)
     keep = resume.kept(trainer.args)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Keeper(run, keep))
+    keeper = Keeper(run, keep)
+    trainer.add_callback(keeper)
     trainer.add_callback(progress)
     trainer.data_collator = Traced(trainer.data_collator)
     trainer.place = rows.place
@@ -170,14 +191,16 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     process.wait_for_all()
     newest = resume.latest(run.output)
     if newest:
+        run.record["resumed_from"] = int(newest.name.split("-")[1])
         run.say(f"goes on from {newest.name}")
-    resume.has_room(run.output, trainer.model, trainer.args, keep)
+    run.unchanged()
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state = trainer.state
-    if signum := signals.asked():
+    if keeper.stopped:
         raise Stopped(
-            signum, f"{run.name}: stopped; checkpoint-{state.global_step} is saved and the same command goes on from there"
+            keeper.stopped,
+            f"{run.name}: stopped; checkpoint-{state.global_step} is saved and the same command goes on from there",
         )
     run.record |= {
         "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
@@ -195,9 +218,9 @@ def hand_over(
         for config in model.peft_config.values():
             config.base_model_name_or_path = ".."  # the adapter's base is the parent; no path of this machine leaves
             config.target_modules = sorted(config.target_modules)  # a set is written in another order by each process
-        model.save_pretrained(run.output / "adapter", save_embedding_layers=False)
-        (run.output / "adapter" / "README.md").unlink(missing_ok=True)
+        model.save_pretrained(run.result / "adapter", save_embedding_layers=False)
+        (run.result / "adapter" / "README.md").unlink(missing_ok=True)
         model, moved = checkpoint.merge(model, sample)
         run.record["merge_error"] = moved
-    save(model, tokenizer, run.output)
+    save(model, tokenizer, run.result)
     (run.output / "README.md").unlink(missing_ok=True)  # trl's card of a checkpoint, without base or figures

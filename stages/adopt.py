@@ -22,7 +22,7 @@ from pipeline.stage import Run, Stage, run_stage
 class Options:
     """Our own options of adoption."""
 
-    model: str = option("", "hub id or folder of a causal model")
+    model: str = option("", "hub id or folder of a causal model", by_content=True)
     package: str = option("", "installed distribution that carries the model as a GGUF file")
     pattern: str = option("*.gguf", "which file of the package")
 
@@ -63,7 +63,7 @@ def adopt(run: Run) -> None:
         del model.config.quantization_config
     else:
         vocabulary, model = tokenizer.load(run.options.model), checkpoint.load(run.options.model)
-    checkpoint.save(model, vocabulary, run.output)
+    checkpoint.save(model, vocabulary, run.result)
     run.say(f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}")
 
 

@@ -37,6 +37,7 @@ def measure(run: Evaluation) -> None:
     stages = {name: m.Judged(folder, template) for name, folder in run.folders.items()}
     base, sft, dpo = (stages.get(name) for name in ("pretrain", "sft", "dpo"))
     chats = [stage for stage in stages.values() if stage.tokenizer.chat_template]
+    run.say(f"measures {', '.join(stages)} on held-out data")
     if base and base.record["recipe"]["name"] and (texts := m.held_out(base, options.rows, findings)):
         m.text_loss(base, texts, findings)
     if sft and (rows := m.fitting(chats, m.held_out(sft, options.rows, findings), findings)):

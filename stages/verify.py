@@ -26,16 +26,23 @@ def agrees(folder: Path, record: dict[str, Any]) -> list[str]:
     return faults
 
 
-def descends(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Return how a stage's parents, where they are still there, differ from those that it was made from."""
-    faults = []
+def descends(folder: Path, record: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return how a stage's parents differ from those that it was made from, and which are not there to compare."""
+    faults, absent = [], []
     for made_from in record["parents"]:
         foreign = made_from["path"] in record["overrides"]["parents"]
         parent = Path(made_from["path"]) if foreign else folder.parent / Path(made_from["path"]).name
         found = manifest.read(parent)
-        if found and found["outputs"] != made_from.get("outputs"):
-            faults.append(f"{folder}: was made from another {found['stage']} than {parent}; make {record['stage']} again")
-    return faults
+        if found is None and (parent / manifest.CLAIM).exists():
+            faults.append(f"{folder}: its parent {parent} is half made; make it again")
+        elif not parent.is_dir():
+            absent.append(f"{folder.name}: its parent {made_from.get('hub') or parent} is not there to be held against")
+        else:
+            outputs = found["outputs"] if found else manifest.outputs(manifest.files(parent, hashes.read))
+            if outputs != made_from.get("outputs"):
+                what = found["stage"] if found else "model"
+                faults.append(f"{folder}: was made from another {what} than {parent}; make {record['stage']} again")
+    return faults, absent
 
 
 def main() -> int:
@@ -47,10 +54,13 @@ def main() -> int:
     if not folders:
         faults.append(f"{runs}: no finished stage; run make first")
     records: dict[Path, dict[str, Any]] = {}
+    notes: list[str] = []
     for folder in folders:
         try:
             records[folder] = manifest.read(folder) or {}
-            found = agrees(folder, records[folder]) + descends(folder, records[folder])
+            differs, absent = descends(folder, records[folder])
+            found = agrees(folder, records[folder]) + differs
+            notes += absent
         except UserError as error:
             found = list(error.faults)
         faults += found
@@ -61,6 +71,8 @@ def main() -> int:
     for name, outputs in (summary or {}).get("measured", {}).items():
         if records.get(runs / name, {}).get("outputs") != outputs:
             faults.append(f"{runs / 'evaluate.json'}: measured another {name} than {runs / name}; make evaluate")
+    for note in notes:
+        say("verify", note)
     if faults:
         raise UserError(*faults)
     say(

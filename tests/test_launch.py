@@ -1,14 +1,17 @@
 """The same scripts under a launcher, with two processes."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
-from pipeline import ROOT, manifest
+from pipeline import ROOT, manifest, resume
 from tests.conftest import CHAIN, flags_of
 
 BIN = Path(sys.executable).parent
@@ -37,3 +40,22 @@ def test_two_processes_do_what_one_does(chain, data, tmp_path, name):
     two, one = (load_file(tmp_path / count / name / "model.safetensors") for count in ("two", "one"))
     assert max((two[key] - one[key]).abs().max().item() for key in one) < 1e-5
     assert manifest.read(tmp_path / "two" / name)["tokens"] == manifest.read(tmp_path / "one" / name)["tokens"]
+
+
+def test_a_signal_to_one_process_stops_all_and_nothing_is_sealed(chain, data, tmp_path):
+    """A stop that only one of two was asked for: both save, no half-trained model counts as finished."""
+    flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--max_steps", "4000", "--logging_steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    script = [*TORCHRUN, str(ROOT / "stages" / "sft.py"), *map(str, flags)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
+        log = tmp_path / "sft" / "log.jsonl"
+        while not (log.exists() and '"step": 5' in log.read_text()):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.01)
+        workers = psutil.Process(process.pid).children()
+        (second,) = (worker for worker in workers if worker.environ().get("RANK") == "1")
+        second.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    assert "is saved and the same command goes on from there" in said
+    assert not (tmp_path / "sft" / manifest.NAME).exists()
+    assert resume.fault(resume.latest(tmp_path / "sft")) == ""

@@ -12,14 +12,15 @@ def test_canonical_digest():
 
 
 def test_the_record_is_written_last_and_covers_every_file(tmp_path):
-    (tmp_path / "adapter").mkdir()
-    for name in ("model.safetensors", "adapter/a.json", "log.jsonl"):
-        (tmp_path / name).write_text(name)
+    (tmp_path / ".result" / "adapter").mkdir(parents=True)
+    (tmp_path / "log.jsonl").write_text("log")
+    for name in ("model.safetensors", "adapter/a.json"):
+        (tmp_path / ".result" / name).write_text(name)
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "x").write_text("x")
     manifest.claim(tmp_path, {"inputs": "abc"})
     assert manifest.read(tmp_path) is None
-    record = manifest.seal(tmp_path, {"inputs": "abc", "stage": "sft"})
+    record = manifest.seal(tmp_path, tmp_path / ".result", {"inputs": "abc", "stage": "sft"})
     assert list(record["files"]) == ["adapter/a.json", "model.safetensors"]
     assert record == manifest.read(tmp_path)
     (tmp_path / "model.safetensors").write_text("other")

@@ -47,6 +47,17 @@ def unseal(found):
     (found / resume.SEAL).unlink()
 
 
+def flip_seal(found):
+    before = bytearray((found / resume.SEAL).read_bytes())
+    before[9] ^= 128
+    (found / resume.SEAL).write_bytes(before)
+
+
+def misspell_seal(found):
+    text = (found / resume.SEAL).read_text()
+    (found / resume.SEAL).write_text(text.replace("size", "sizd"))
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -54,6 +65,8 @@ def unseal(found):
         (flip, "is damaged: optimizer.pt is not what was saved"),
         (lose, "is damaged: optimizer.pt is missing"),
         (unseal, "was not saved to its end"),
+        (flip_seal, "is damaged: seal.json can't be read"),
+        (misspell_seal, "is damaged: seal.json can't be read"),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, harm, said):
@@ -200,7 +213,7 @@ def test_resuming_reads_only_the_batches_that_are_left(run, chain, data, tmp_pat
 def test_a_stage_that_was_killed_after_its_last_step_takes_no_other(run, chain, data, tmp_path, monkeypatch, name):
     flags = [*flags_of(name, chain, data, tmp_path / name), "--lr_scheduler_type", "constant"]
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.checkpoint.save", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        patch.setattr("pipeline.directory.close", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
         assert run(name, *flags)[0] == 1
     log = (tmp_path / name / "log.jsonl").read_text()
     status, out, _ = run(name, *flags)
@@ -217,10 +230,15 @@ def test_what_a_killed_process_half_wrote_does_not_stay(run, copy, data):
     (copy / "sft" / manifest.NAME).unlink()
     manifest.claim(copy / "sft", record | {"processes": 1})
     (copy / "sft" / "model.safetensors").write_bytes(b"half")
-    (copy / "sft" / "model-00001-of-00002.safetensors").write_bytes(b"of another save")
-    (copy / "sft" / "adapter" / "junk.json").write_text("{}")
+    (copy / "sft" / ".result").mkdir()
+    (copy / "sft" / ".result" / "model-00001-of-00002.safetensors").write_bytes(b"of another save")
+    (copy / "sft" / "notes.txt").write_text("mine")  # what is not ours stays, and is no output
+    (copy / "sft" / "runs").mkdir()
     assert run("sft", *flags_of("sft", copy, data))[0] == 0
     assert manifest.read(copy / "sft")["outputs"] == record["outputs"]
+    assert manifest.read(copy / "sft")["files"].keys() == record["files"].keys()
+    assert (copy / "sft" / "notes.txt").read_text() == "mine"
+    assert (copy / "sft" / "runs").is_dir()
 
 
 def test_what_was_left_to_tidy_up_is_tidied_up(run, copy, data):
@@ -383,3 +401,148 @@ def test_a_gradient_that_is_not_finite_is_stopped(run, chain, data, tmp_path, mo
     assert "step 3: the gradient is not finite" in err
     assert err.count("pairs.jsonl:") == 2
     assert resume.latest(tmp_path / "dpo").name == "checkpoint-2"
+
+
+def test_a_half_finished_stage_with_other_inputs_is_moved_aside(run, chain, data, tmp_path, monkeypatch):
+    """A whole checkpoint of another configuration is never gone on from."""
+    flags = flags_of("sft", chain, data, tmp_path / "sft")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.directory.close", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        assert run("sft", *flags, "--learning_rate", "0.5")[0] == 1
+    half = {path.name for path in (tmp_path / "sft").iterdir()}
+    assert "checkpoint-4" in half
+    status, out, _ = run("sft", *flags)
+    assert status == 0
+    assert "learning_rate: 0.0002, was 0.5; what was there is kept in" in out
+    assert "goes on from" not in out
+    (aside,) = (tmp_path / ".aside").iterdir()
+    assert {path.name for path in aside.iterdir()} >= {"checkpoint-4", "log.jsonl"}
+    assert manifest.read(tmp_path / "sft")["config"]["learning_rate"] == 2e-4
+    assert run("sft", *flags_of("sft", chain, data, tmp_path / "fresh"))[0] == 0
+    assert manifest.read(tmp_path / "sft")["outputs"] == manifest.read(tmp_path / "fresh")["outputs"]
+
+
+def test_the_last_checkpoint_stays_until_the_record_is_written(run, chain, data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "seal", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        assert run("sft", *flags_of("sft", chain, data, tmp_path / "sft"))[0] == 1
+    assert resume.fault(tmp_path / "sft" / "checkpoint-4") == ""
+
+
+def test_a_parent_that_changes_while_it_is_read_is_refused(run, copy, data, monkeypatch):
+    from pipeline import checkpoint
+
+    load = checkpoint.load
+
+    def swapped(parent):
+        model = load(parent)
+        path = copy / "pretrain" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        return model
+
+    monkeypatch.setattr(checkpoint, "load", swapped)
+    status, _, err = run("sft", *flags_of("sft", copy, data, copy / "new"))
+    assert status == 2
+    assert "model.safetensors is not the file that was made" in err
+    assert not (copy / "new").exists()
+
+
+def test_data_that_changes_while_it_is_read_is_refused(run, chain, data, tmp_path, monkeypatch):
+    from pipeline import tokenizer
+
+    shutil.copytree(data, tmp_path / "data")
+    load = tokenizer.load
+
+    def edited(parent):
+        with (tmp_path / "data" / "chats.jsonl").open("a") as file:
+            file.write("\n")
+        return load(parent)
+
+    monkeypatch.setattr(tokenizer, "load", edited)
+    status, _, err = run("sft", *flags_of("sft", chain, tmp_path / "data", tmp_path / "sft"))
+    assert status == 2
+    assert "was changed while it was read; run the same command again" in err
+
+
+GRIND = """
+import hashlib
+from pipeline import signals
+with signals.handled("told to stop"):
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2_000_000_000)  # minutes in C, where no handler gets its turn
+"""
+
+
+def test_a_signal_ends_a_library_that_does_not_listen():
+    with subprocess.Popen([sys.executable, "-c", GRIND], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err == "told to stop\n"
+
+
+def test_a_lock_file_that_went_away_is_not_the_lock(tmp_path, monkeypatch):
+    """Another process lets go between our opening of the file and our lock on it: what we hold has no name any more."""
+    import fcntl
+
+    lock, taken = Lock(tmp_path / "sft"), []
+    lockf = fcntl.lockf
+
+    def late(file, how):
+        if not taken:
+            lock.path.unlink()
+        taken.append(file)
+        lockf(file, how)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    lock.take()
+    assert len(taken) == 2
+    assert os.stat(lock.path).st_ino == os.fstat(lock._file).st_ino
+    lock.release()
+
+
+def test_two_names_of_a_folder_have_one_lock(tmp_path):
+    (tmp_path / "big" / "sft").mkdir(parents=True)
+    (tmp_path / "sft").symlink_to(tmp_path / "big" / "sft")
+    assert Lock(tmp_path / "sft").path == Lock(tmp_path / "big" / "sft").path
+
+
+def test_a_signal_to_all_processes_of_a_group_saves(chain, data, tmp_path):
+    """As systemd and Slurm send it; a data worker that dies of it must not take the checkpoint along."""
+    flags = [*flags_of("sft", chain, data, tmp_path / "sft"), *LONG, "--max_steps", "4000", "--dataloader_num_workers", "1"]
+    with subprocess.Popen(command("sft", flags), stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        wait_for(tmp_path / "sft" / "log.jsonl", process, '"step": 21')
+        os.killpg(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert resume.fault(resume.latest(tmp_path / "sft")) == ""
+
+
+def test_a_log_is_the_same_after_a_resume_with_a_save_at_each_epoch(run, chain, data, tmp_path, monkeypatch):
+    from pipeline.trainer import Traced
+
+    flags = [
+        *flags_of("sft", chain, data, tmp_path / "sft"),
+        "--save_strategy",
+        "epoch",
+        "--max_steps",
+        "60",
+        "--logging_steps",
+        "25",
+    ]
+    assert run("sft", *flags)[0] == 0
+    (tmp_path / "sft").rename(tmp_path / "whole")
+    collate, seen = Traced.__call__, []
+
+    def pulled(self, rows):
+        seen.append(1)
+        if len(seen) == 50:
+            raise OSError("pulled the plug")
+        return collate(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Traced, "__call__", pulled)
+        assert run("sft", *flags)[0] == 1
+    assert run("sft", *flags)[0] == 0
+    assert figures(tmp_path / "sft") == figures(tmp_path / "whole")

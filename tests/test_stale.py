@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from pipeline import ROOT, hashes, manifest
+from pipeline.data import recipe
 from tests.conftest import CHAIN, flags_of
 
 
@@ -171,3 +172,62 @@ def test_a_half_finished_stage_goes_on_through_a_change_of_code_unless_it_is_str
     (copy / "sft" / manifest.NAME).unlink()
     manifest.claim(copy / "sft", record | {"processes": 1})
     assert "what was there is kept in" in run("sft", *flags_of("sft", copy, data), "--strict", "yes")[1]
+
+
+def test_the_way_a_file_is_read_counts(run, copy, data, tmp_path):
+    """The same bytes are one document under .txt, and ninety under .jsonl."""
+    shutil.copy(data / "text.jsonl", tmp_path / "text.txt")
+    flags = flags_of("pretrain", copy, data)
+    flags[flags.index("--data") + 1] = tmp_path / "text.txt"
+    assert "would be made again" in run("pretrain", *flags, "--why", "yes")[1]
+
+
+def test_a_recipes_relative_imports_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "FOLDER", tmp_path / "data_recipes")
+    recipe.FOLDER.mkdir()
+    (recipe.FOLDER / "helper.py").write_text("ROWS = ['a']\n")
+    for line in (
+        "from .helper import ROWS",
+        "from . import helper",
+        "from data_recipes.helper import ROWS",
+        "import data_recipes.helper",
+    ):
+        (recipe.FOLDER / "mine.py").write_text(line + "\n")
+        assert recipe.FOLDER / "helper.py" in recipe._code(recipe.FOLDER / "mine.py"), line
+
+
+def test_a_record_of_another_version_is_a_plain_line(run, copy, data):
+    record = manifest.read(copy / "sft")
+    manifest.write_json(copy / "sft" / manifest.NAME, record | {"version": 1})
+    status, _, err = run("sft", *flags_of("sft", copy, data))
+    assert status == 2
+    assert "written by another version of tristage" in err
+    assert (copy / "sft" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("flag", ["--strict", "--why", "--upstream"])
+def test_yes_and_no_are_spelt_out(run, copy, data, flag):
+    status, _, err = run("sft", *flags_of("sft", copy, data), flag, "1")
+    assert status == 2
+    assert f"{flag}: expected yes or no, found '1'" in err
+
+
+def test_verify_says_what_it_cannot_compare(run, copy, data, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(copy / "pretrain", bare)
+    (bare / manifest.NAME).unlink()
+    flags = flags_of("sft", copy, data, tmp_path / "runs" / "sft")
+    flags[flags.index("--parent") + 1] = bare
+    assert run("sft", *flags)[0] == 0
+    assert run("verify", "--runs", tmp_path / "runs")[0] == 0
+    edit(bare)
+    status, _, err = run("verify", "--runs", tmp_path / "runs")
+    assert status == 2
+    assert f"was made from another model than {bare}" in err
+    shutil.rmtree(bare)
+    status, out, _ = run("verify", "--runs", tmp_path / "runs")
+    assert status == 0
+    assert f"its parent {bare} is not there to be held against" in out
+    (copy / "pretrain" / manifest.NAME).unlink()
+    manifest.claim(copy / "pretrain", {"inputs": "x"})
+    assert "is half made" in run("verify", "--runs", copy)[2]

@@ -17,7 +17,7 @@ from pipeline import ROOT, manifest, objectives, tokenizer
 from pipeline.config import read_profile
 from pipeline.data import recipe, tokens
 from pipeline.stage import Run
-from pipeline.trainer import StageTrainer
+from pipeline.trainer import ObjectiveTrainer
 from pipeline.training import DEFAULTS, FORCED, decay, fit
 from tests.conftest import script
 
@@ -59,15 +59,22 @@ class Material:
         library = {key: value for key, value in self.profile.items() if key not in self.stage.options.__dataclass_fields__}
         output = self.folder / name
         output.mkdir()
-        record = {"stage": "pretrain", "seed": 1}
+        record = {"stage": "pretrain", "seed": 1, "asked": {}}
         run = Run(self.stage, None, library | {"max_steps": STEPS} | keys, "", output, recipe.EMPTY, record)
         arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
         decay(arguments, STEPS * self.size)
         return run, arguments
 
-    def trainer(self, kind, arguments, **more):
-        collate = self.collate if kind is StageTrainer else lambda rows: self.collate([without(row) for row in rows])
-        return kind(self.model(), arguments, collate, self.rows, processing_class=self.vocabulary, **more)
+    def ours(self, arguments, **more):
+        return ObjectiveTrainer(
+            self.objective, self.model(), arguments, self.collate, self.rows, processing_class=self.vocabulary, **more
+        )
+
+    def stock(self, arguments):
+        def collate(rows):
+            return self.collate([without(row) for row in rows])
+
+        return Trainer(self.model(), arguments, collate, self.rows, processing_class=self.vocabulary)
 
 
 def without(row):
@@ -117,7 +124,7 @@ def test_the_stage_keeps_up_with_a_bare_loop(material, capsys):
     def ours(name):
         run, arguments = material.run(name)
         clock = Clock()
-        fit(run, material.trainer(StageTrainer, arguments, callbacks=[clock]), recipe.Rows())
+        fit(run, material.ours(arguments, callbacks=[clock]), recipe.Rows())
         return clock.seconds
 
     pairs = compared({"ours": ours, "bare": lambda name: bare(material.model(), batches, material.run(name)[1])})
@@ -132,19 +139,22 @@ def test_safety_costs_little_over_the_stock_trainer(material, capsys):
 
     def ours(name):
         run, arguments = material.run(name, save_steps=25)
-        trainer = material.trainer(StageTrainer, arguments)
+        trainer = material.ours(arguments)
         start = time.perf_counter()
         fit(run, trainer, recipe.Rows())
-        manifest.seal(run.output, {"inputs": ""})
+        (run.result).mkdir()
+        trainer.save_model(str(run.result))
+        manifest.seal(run.output, run.result, {"inputs": ""})
         return time.perf_counter() - start
 
     def stock(name):
         _, arguments = material.run(name, save_steps=25)
         arguments.logging_nan_inf_filter = True
-        trainer = material.trainer(Trainer, arguments)
+        trainer = material.stock(arguments)
         trainer.remove_callback(PrinterCallback)
         start = time.perf_counter()
         trainer.train()
+        trainer.save_model(str(material.folder / name))
         return time.perf_counter() - start
 
     ratios = [pair["ours"] / pair["stock"] for pair in compared({"ours": ours, "stock": stock})]

@@ -29,7 +29,8 @@ from pathlib import Path
 from pipeline import ROOT, hashes, manifest, resume
 
 STEPS = {"pretrain": 24, "sft": 16, "dpo": 12}
-COMMON = ["--save_steps", "4", "--logging_steps", "2", "--max_length", "128"]
+SAVE = 4  # steps between checkpoints
+COMMON = ["--save_steps", str(SAVE), "--logging_steps", "2", "--max_length", "128"]
 FLAGS = {
     "pretrain": ["--hidden_size", "64", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--vocab_size", "600",
                  "--per_device_train_batch_size", "8", "--learning_rate", "1e-3", *COMMON],
@@ -104,15 +105,15 @@ State = Callable[[Attempt], bool]
 PHASES: dict[str, tuple[list[str], State, State]] = {
     "data preparation": (
         ["pretrain", "sft", "dpo"],
-        lambda a: a.has(".data/train.arrow") if a.name == "pretrain" else a.has("claim.json"),
+        lambda a: a.has(".data/train.arrow"),
         lambda a: a.said("dropped:"),
     ),
     "tokenizer": (["pretrain"], lambda a: a.said("trains a tokenizer"), lambda a: a.has(".data/train.arrow")),
     "steps": (["pretrain", "sft", "dpo"], lambda a: a.logged() > 0, lambda a: a.saving() or a.logged() >= STEPS[a.name]),
     "checkpoint save": (["pretrain", "sft", "dpo"], lambda a: a.saving(), lambda a: not a.saving()),
-    "merging": (["sft", "dpo"], lambda a: a.trained(), lambda a: a.has("model.safetensors")),
-    "manifest": (["pretrain", "sft", "dpo"], lambda a: a.has("model.safetensors"), lambda a: a.has(manifest.NAME) and not a.has("claim.json")),
-    "evaluation": (["eval"], lambda a: time.perf_counter() - a.started > 1, lambda a: (a.folder.parent / "evaluate.json").exists()),
+    "merging": (["sft", "dpo"], lambda a: a.trained(), lambda a: a.has(".result/model.safetensors") or a.has("model.safetensors")),
+    "manifest": (["pretrain", "sft", "dpo"], lambda a: a.has(".result/model.safetensors") or a.has("model.safetensors"), lambda a: a.has(manifest.NAME) and not a.has("claim.json")),
+    "evaluation": (["eval"], lambda a: a.said("measures"), lambda a: (a.folder.parent / "evaluate.json").exists()),
 }  # fmt: skip
 
 
@@ -169,12 +170,28 @@ def figures(folder: Path) -> list[list[float]]:
     return [[line[key] for key in ("step", "tokens", "loss", "grad_norm", "learning_rate")] for line in lines]
 
 
+def missing_checkpoint(folder: Path, name: str) -> str:
+    """Return which checkpoint should be there, by the log, and is not; an empty string if there is none or all is well."""
+    try:
+        logged = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, json.JSONDecodeError):
+        return ""
+    due = STEPS[name] if (folder / ".result").exists() else (logged - 1) // SAVE * SAVE
+    sealed = [int(path.parent.name.split("-")[1]) for path in folder.glob(f"checkpoint-*/{resume.SEAL}")]
+    if due and not (folder / manifest.NAME).exists() and max(sealed, default=0) < due:
+        return f"lost work: checkpoint-{due} was due, found {sealed}"
+    return ""
+
+
 def survives(name: str, where: Path, reference: Path) -> str:
     """Run the same command again; return what is not as in the uninterrupted run, or an empty string."""
+    lost = missing_checkpoint(where / name, name)
     sealed = [int(path.parent.name.split("-")[1]) for path in (where / name).glob(f"checkpoint-*/{resume.SEAL}")]
     attempt = Attempt(name, where, reference)
     if attempt.process.wait():
         return f"ended with {attempt.process.returncode}: {attempt.told.read_text()[-400:]}"
+    if lost:
+        return lost
     if name == "eval":
         expected = json.loads((reference / "evaluate.json").read_text())
         return "" if json.loads((where / "evaluate.json").read_text()) == expected else "other figures"

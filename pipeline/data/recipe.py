@@ -125,8 +125,9 @@ def _code(path: Path, known: tuple[Path, ...] = ()) -> list[Path]:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(filter(None, [FOLDER.name if node.level else "", node.module]))
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
         for name in names:
             package, _, module = name.partition(".")
             file = FOLDER / f"{module.partition('.')[0]}.py"
@@ -151,8 +152,9 @@ class Source:
         """Return what stands for the source's content in a digest: a hub's revision, or the files' sums."""
         folder = Path(self.hub.get("name", ""))
         if self.hub and folder.is_dir():
-            return [self.hub, manifest.outputs(manifest.files(folder))]
-        return self.hub or [hashes.sha256(path) for path in self.files]
+            how = {key: value for key, value in self.hub.items() if key != "name"}
+            return [how, manifest.outputs(manifest.files(folder))]
+        return self.hub or [[sources.kind(path), hashes.sha256(path)] for path in self.files]
 
 
 class SourceRecipe(Recipe):

@@ -24,6 +24,10 @@ class Evaluation:
     inputs: str
     measured: Mapping[str, str]  # stage → digest of its outputs
 
+    def say(self, text: str) -> None:
+        """Print one line for the person."""
+        say("evaluate", text)
+
     def finish(self, summary: Mapping[str, Any], render: Callable[[Mapping[str, Any]], str]) -> None:
         """Write the summary and print it."""
         self.output.parent.mkdir(parents=True, exist_ok=True)
