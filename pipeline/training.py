@@ -194,6 +194,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         run.record["resumed_from"] = int(newest.name.split("-")[1])
         run.say(f"goes on from {newest.name}")
     run.unchanged()
+    started = time.time()
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state = trainer.state
@@ -203,7 +204,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
             f"{run.name}: stopped; checkpoint-{state.global_step} is saved and the same command goes on from there",
         )
     run.record |= {
-        "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
+        "training_seconds": round(time.time() - started, 1), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip
 
 

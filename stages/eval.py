@@ -36,10 +36,13 @@ def measure(run: Evaluation) -> None:
     template = m.Judged(run.folders["sft"]).tokenizer.chat_template if "sft" in run.folders else None
     stages = {name: m.Judged(folder, template) for name, folder in run.folders.items()}
     base, sft, dpo = (stages.get(name) for name in ("pretrain", "sft", "dpo"))
-    chats = [stage for stage in stages.values() if stage.tokenizer.chat_template]
+    chats = [stage for stage in stages.values() if stage.tokenizer.chat_template and stage.record["family"] == "causal"]
     run.say(f"measures {', '.join(stages)} on held-out data")
     if base and base.record["recipe"]["name"] and (texts := m.held_out(base, options.rows, findings)):
-        m.text_loss(base, texts, findings)
+        if base.record["config"].get("objective", "causal") == "causal":
+            m.text_loss(base, texts, findings)
+        else:
+            m.objective_figures(base, texts, findings)
     if sft and (rows := m.fitting(chats, m.held_out(sft, options.rows, findings), findings)):
         m.reply_loss([stage for stage in chats if stage.name != "dpo"], rows, findings)
         asked = [row["messages"][:-1] for row in rows[:: -(-len(rows) // options.samples)]]

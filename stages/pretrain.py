@@ -31,6 +31,7 @@ class Options:
     vocab_size: int = option(1024, "tokens of the vocabulary that is trained on the text", at_least=1)
     max_length: int = option(256, "tokens in a row; longer documents are split, none is lost", at_least=8)
     language: str = option("en", "of the text, for objectives that read sentences")
+    flops: float = option(0.0, "train for so many floating point operations; 0 trains by steps or epochs")
 
     @property
     def chosen(self) -> Objective:
@@ -55,6 +56,7 @@ def train(run: Run) -> None:
 
     from pipeline import guards, tokenizer
     from pipeline.data import tokens
+    from pipeline.flops import steps_for
     from pipeline.trainer import ObjectiveTrainer
     from pipeline.training import DEFAULTS, FORCED, decay, fit, hand_over, prepare
 
@@ -86,6 +88,9 @@ def train(run: Run) -> None:
     run.say(
         f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}, {len(dataset):,} rows of up to {options.max_length} tokens"
     )
+    if options.flops:
+        arguments.max_steps = steps_for(options.flops, objective, model, collator, dataset, arguments)
+        run.say(f"{options.flops:.2g} floating point operations are {arguments.max_steps:,} steps")
     decay(arguments, len(dataset))
     trainer = ObjectiveTrainer(objective, model, arguments, collator, dataset, processing_class=vocabulary)
     fit(run, trainer, rows)

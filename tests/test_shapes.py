@@ -11,6 +11,7 @@ S = {"role": "system", "content": "Be"}
 LAYOUTS = [
     ("text", "text", {"text": "Hi", "id": 3}, {"text": "Hi"}),
     ("text", "content", {"content": "Hi"}, {"text": "Hi"}),
+    ("labels", "text and label", {"text": "Hi", "label": 3}, {"text": "Hi", "label": "3"}),
     ("messages", "OpenAI messages", {"messages": [S, U, A]}, {"messages": [S, U, A]}),
     ("messages", "ShareGPT", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}, {"messages": [U, A]}),
     ("messages", "ShareGPT", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}], "system": "Be"},

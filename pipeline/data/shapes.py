@@ -1,7 +1,8 @@
 """The shapes that rows take, and the common layouts that are recognised and converted to them.
 
 `text`: {"text": str}. `messages`: {"messages": [{"role", "content"}, …]}, ending with the assistant.
-`preference`: {"prompt": messages, "chosen": messages, "rejected": messages}.
+`preference`: {"prompt": messages, "chosen": messages, "rejected": messages}. `labels`: {"text": str, "label": str},
+and a "group" where rows belong together, so that they are never on both sides of a split.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from pipeline.errors import UserError
 
 Row = dict[str, Any]
-SHAPES = ("text", "messages", "preference")
+SHAPES = ("text", "messages", "preference", "labels")
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
                    "bing": "assistant", "system": "system", "tool": "tool", "function": "tool"}  # fmt: skip
 
@@ -110,6 +111,9 @@ _LAYOUTS: dict[str, list[tuple[str, frozenset[str], Callable[[Mapping[str, Any]]
     "preference": [
         ("chosen and rejected", frozenset({"chosen", "rejected"}), _pair),
     ],
+    "labels": [
+        ("text and label", frozenset({"text", "label"}), lambda row: {"text": _text(row, "text"), "label": str(row["label"])}),
+    ],
 }
 
 
@@ -124,7 +128,7 @@ def recognise(row: Mapping[str, Any], shape: str, where: str) -> tuple[str, Call
 
 def fault(row: Row, shape: str) -> str | None:
     """Return why a row of a shape can't be used (a reason to count), or None."""
-    if shape == "text":
+    if shape in ("text", "labels"):
         return None if row["text"].strip() else "empty text"
     if shape == "messages":
         turns = row["messages"]

@@ -134,6 +134,16 @@ def text_loss(stage: Judged, rows: list[Row], findings: Findings) -> None:
         findings.add("pretrain", "loss_over_floor", nats, floors)
 
 
+def objective_figures(stage: Judged, rows: list[Row], findings: Findings) -> None:
+    """Measure a base model that is not causal by what its objective asks, against a unigram and against chance."""
+    from pipeline.evaluation import objective
+
+    training = stage.recipe().rows("text", "train", int(stage.record["seed"]))
+    for name, metrics in objective.scores(stage.folder, training, rows).items():
+        for metric, (scores, weights) in metrics.items():
+            findings.add(name, metric, scores, weights)
+
+
 def _losses(
     findings: Findings, stage: str, nats: list[float], tokens: Sequence[int], sizes: Sequence[int], prefix: str = ""
 ) -> None:
@@ -249,6 +259,11 @@ def side_by_side(
 # What is compared with what, over the same items: stage, its metric, rival, the rival's metric, and whether less is better.
 _PAIRS = (
     ("pretrain", "bits_per_byte", "unigram", "bits_per_byte", True),
+    ("pretrain", "loss", "unigram", "loss", True),
+    ("pretrain", "generator_loss", "unigram", "generator_loss", True),
+    ("pretrain", "pair_accuracy", "chance", "pair_accuracy", False),
+    ("pretrain", "detection", "chance", "detection", False),
+    ("pretrain", "retrieval", "chance", "retrieval", False),
     ("sft", "loss", "pretrain", "reply_loss", True),
     ("sft", "loss", "control", "loss", True),
     ("sft", "bits_per_byte", "pretrain", "reply_bits_per_byte", True),

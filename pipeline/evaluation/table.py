@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-COLUMNS = {"pretrain": "base", "sft": "SFT", "dpo": "DPO", "control": "control", "unigram": "unigram"}
+COLUMNS = {"pretrain": "base", "sft": "SFT", "dpo": "DPO", "control": "control", "unigram": "unigram", "chance": "chance"}
 _ROWS = (
     "loss", "bits_per_byte", "floor", "loss_over_floor", "completion", "reply_loss", "reply_bits_per_byte",
-    "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
+    "generator_loss", "pair_accuracy", "detection", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
 )  # fmt: skip
-_SHARES = {"completion", "exact_match", "win_rate", "likelier", "accuracy"}
+_SHARES = {"completion", "exact_match", "win_rate", "likelier", "accuracy", "pair_accuracy", "detection", "retrieval"}
 
 
 def figure(metric: str, estimate: Mapping[str, float]) -> str:

@@ -50,6 +50,7 @@ class Objective(ABC):
     architectures: ClassVar[tuple[str, ...]]  # model types of transformers, the default first
     vocabulary: ClassVar[str] = "wordpiece"  # kind of tokenizer, one of pipeline.tokenizer.KINDS
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
+    chance: ClassVar[Mapping[str, float]] = {}  # metric → what one reaches who knows nothing
     packs: ClassVar[bool] = False  # whether a row may hold several documents
     accumulates: ClassVar[bool] = True  # whether a batch may be cut in parts
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+HELD_OUT_BATCH = 32  # rows that are judged together; of so many a text finds its other half
 EXAMPLE = "example"  # the column that numbers the examples
 _FILL = {"labels": IGNORED, "attention_mask": 0, "token_type_ids": 0}  # all else is padded with the padding token
 

@@ -33,6 +33,7 @@ class WordVectors(Objective):
     accepts: ClassVar[tuple[str, ...]] = ()
     architectures: ClassVar[tuple[str, ...]] = ("word2vec",)
     vocabulary = "words"
+    chance: ClassVar[Mapping[str, float]] = {"detection": 0.5}
 
     window: int = option(5, "words on each side, at most", at_least=1)
     negatives: int = option(5, "words drawn for each one that is there", at_least=1)
@@ -47,8 +48,13 @@ class WordVectors(Objective):
         return table(len(tokenizer), sizes["hidden_size"])
 
     def load_model(self, parent: str) -> Any:
-        """Raise NotImplementedError: no parent is accepted."""
-        raise NotImplementedError
+        """Return the two tables of a finished stage."""
+        from safetensors.torch import load_file
+
+        weights = load_file(Path(parent) / "model.safetensors")
+        model = table(*weights["words.weight"].shape)
+        model.load_state_dict(weights)
+        return model
 
     def examples(self, text: Text) -> Iterator[Example]:
         """Yield texts as known words; a text of fewer than two is counted."""
@@ -160,7 +166,7 @@ def table(size: int, width: int) -> Any:
         def forward(self, contexts: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             there = (contexts >= 0).unsqueeze(-1)
             mean = (self.words(contexts.clamp(min=0)) * there).sum(1) / there.sum(1).clamp(min=1)
-            likeness = (self.others(input_ids) * mean.unsqueeze(1)).sum(-1)
+            likeness = torch.bmm(self.others(input_ids), mean.unsqueeze(-1)).squeeze(-1)
             return likeness[:, 0], likeness[:, 1:]
 
     config: Any = Config()

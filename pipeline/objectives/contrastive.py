@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from pipeline.config import option
 from pipeline.objectives import Example, Objective, Scores, Text
+from pipeline.objectives._batches import HELD_OUT_BATCH
 from pipeline.objectives._documents import sentences
 from pipeline.objectives._models import build, load
 
@@ -32,6 +33,7 @@ class Contrastive(Objective):
     family = "embedder"
     accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder")
     architectures: ClassVar[tuple[str, ...]] = ("bert", "modernbert", "roberta")
+    chance: ClassVar[Mapping[str, float]] = {"retrieval": 1 / HELD_OUT_BATCH}
     accumulates = False  # the negatives are the batch: parts of it would be another task
 
     temperature: float = option(0.05, "τ, what cosines are divided by")

@@ -34,6 +34,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     accepts: ClassVar[tuple[str, ...]] = ("discriminator",)
     architectures: ClassVar[tuple[str, ...]] = ("electra",)
     weights: ClassVar[Mapping[str, float]] = {"generator": 1.0, "discriminator": 50.0}
+    chance: ClassVar[Mapping[str, float]] = {"detection": 0.5}
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return generator and discriminator, which share their embeddings."""

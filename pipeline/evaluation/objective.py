@@ -1,0 +1,100 @@
+"""Held-out figures of any self-supervised objective, against a unigram of its targets and against chance."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import manifest, objectives
+from pipeline.data import recipe as recipes
+from pipeline.data.shapes import Row
+from pipeline.data.tokens import IGNORED
+from pipeline.hardware import device
+from pipeline.objectives import Example, Objective, Text
+from pipeline.objectives._batches import EXAMPLE, HELD_OUT_BATCH
+from pipeline.tokenizer import load as load_tokenizer
+
+_TRAINING_ROWS = 1000  # whose targets make the unigram, and whose words make the negatives
+
+
+class Judge:
+    """A finished pretraining with what it needs to be judged: objective, tokenizer, model."""
+
+    def __init__(self, folder: Path) -> None:
+        record = manifest.read(folder)
+        assert record is not None
+        self.config: Mapping[str, Any] = record["config"]
+        self.seed = int(record["seed"])
+        self.objective: Objective = objectives.load(self.config["objective"], self.config["objective_options"])
+        self.tokenizer = load_tokenizer(str(folder))
+        self.model = self.objective.load_model(str(folder)).to(device()).eval()
+
+    def examples(self, rows: Iterable[Row]) -> list[Example]:
+        """Return what the objective makes of rows, numbered."""
+        text = Text(
+            list(rows), self.tokenizer, self.config["max_length"], self.config["language"], self.seed, Counter(), Counter()
+        )
+        return [example | {EXAMPLE: number} for number, example in enumerate(self.objective.examples(text))]
+
+    def batches(self, examples: list[Example], collator: Any) -> Iterable[dict[str, Any]]:
+        """Yield batches; a rest too small to hold negatives is left out."""
+        rows = [{key: value for key, value in example.items() if key != "row"} for example in examples]
+        for start in range(0, len(rows), HELD_OUT_BATCH):
+            if len(rows) - start >= HELD_OUT_BATCH or self.objective.accumulates:
+                yield {key: value.to(device()) for key, value in collator(rows[start : start + HELD_OUT_BATCH]).items()}
+
+
+def scores(folder: Path, training: recipes.Rows, held_out: list[Row]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """Return, under `pretrain`, `unigram` and `chance`, metric → what is summed and what it is divided by."""
+    import datasets
+    import torch
+
+    judge = Judge(folder)
+    step = max(1, len(training.kept) // _TRAINING_ROWS)
+    known = judge.examples(training.kept[::step])
+    lists = {key for key, value in known[0].items() if isinstance(value, list)}
+    collator = judge.objective.collator(
+        judge.tokenizer, datasets.Dataset.from_list([{key: row[key] for key in lists} for row in known]), judge.seed
+    )
+    frequencies = _frequencies(judge.batches(known, collator), len(judge.tokenizer))
+    found: dict[str, dict[str, tuple[list[float], list[float]]]] = {"pretrain": {}, "unigram": {}, "chance": {}}
+    with torch.no_grad():
+        for batch in judge.batches(judge.examples(held_out), collator):
+            torch.manual_seed(judge.seed)  # of the generator's samples, whatever ran before
+            measured = judge.objective.scores(judge.model, batch)
+            for metric, (values, weights) in measured.items():
+                _extend(found["pretrain"], metric, values, weights)
+                if metric in judge.objective.chance:
+                    _extend(found["chance"], metric, [judge.objective.chance[metric] * weight for weight in weights], weights)
+            losses = [metric for metric in measured if metric.endswith("loss")]
+            if "labels" in batch and losses:
+                _extend(found["unigram"], losses[0], *_under(frequencies, batch["labels"].cpu().numpy()))
+    return found
+
+
+def _extend(
+    metrics: dict[str, tuple[list[float], list[float]]], metric: str, values: list[float], weights: list[float]
+) -> None:
+    before = metrics.setdefault(metric, ([], []))
+    before[0].extend(values)
+    before[1].extend(weights)
+
+
+def _frequencies(batches: Iterable[Mapping[str, Any]], size: int) -> np.ndarray:
+    """Return -log p of each token among the targets, one added to each count; (vocabulary,) in nats."""
+    counts = np.ones(size)
+    for batch in batches:
+        if "labels" in batch:
+            labels = batch["labels"].cpu().numpy()
+            counts += np.bincount(labels[labels != IGNORED], minlength=size)
+    return math.log(counts.sum()) - np.log(counts)
+
+
+def _under(frequencies: np.ndarray, labels: np.ndarray) -> tuple[list[float], list[float]]:
+    asked = labels != IGNORED
+    return (np.where(asked, frequencies[np.maximum(labels, 0)], 0).sum(1)).tolist(), asked.sum(1).astype(float).tolist()

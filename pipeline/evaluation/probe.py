@@ -1,0 +1,98 @@
+"""What frozen features know: a linear classifier on the mean of a model's last states, cross-validated by group.
+
+Needs scikit-learn (the extra `probe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.evaluation.intervals import LEVEL, Estimate
+from pipeline.hardware import device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FOLDS = 5
+_BATCH = 32
+
+
+def features(folder: Path, family: str, texts: Sequence[str], random: bool = False, seed: int = 0) -> np.ndarray:
+    """Return the mean over tokens of the last states of a stage's encoder; (texts, hidden) float32.
+
+    With `random` the weights are new ones of the same sizes, which is the control.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from pipeline import objectives
+    from pipeline.tokenizer import load
+
+    tokenizer = load(str(folder))
+    torch.manual_seed(seed)
+    if family == "vectors":
+        model: Any = objectives.load("skipgram").load_model(str(folder))
+        table = torch.empty_like(model.words.weight).normal_() if random else model.words.weight.detach()
+        return np.stack([_mean_vector(table, tokenizer, text) for text in texts])
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder)) if random else AutoModel.from_pretrained(folder)
+    model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(device()).eval()
+    found = []
+    for start in range(0, len(texts), _BATCH):
+        batch = tokenizer(
+            list(texts[start : start + _BATCH]), padding=True, truncation=True, return_tensors="pt", return_token_type_ids=False
+        ).to(device())
+        with torch.no_grad():
+            states = model(**batch).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1)
+        found.append(((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def _mean_vector(table: Any, tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+    ids = [token for token in tokenizer.encode(text, add_special_tokens=False) if token != tokenizer.unk_token_id]
+    return np.asarray(table[ids].mean(0) if ids else table[:1].mean(0) * 0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Which items a classifier got right, and the groups that they belong to."""
+
+    right: np.ndarray  # (items,) 0 or 1
+    groups: np.ndarray  # (items,)
+
+    def accuracy(self, against: Probe | None = None, resamples: int = 2000, seed: int = 0) -> Estimate:
+        """Return the share that is right, or its difference to a rival's, with an interval over whole groups."""
+        names, place = np.unique(self.groups, return_inverse=True)
+        gain = self.right - (against.right if against else 0)
+        sums, sizes = np.bincount(place, gain), np.bincount(place).astype(float)
+        counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        low, high = np.quantile((counts @ sums) / (counts @ sizes), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Estimate(float(gain.mean()), float(low), float(high), len(names))
+
+
+def classify(inputs: Any, labels: Sequence[str], groups: Sequence[str]) -> Probe:
+    """Return what logistic regression gets right, trained on all groups but those of the fold; `inputs` may be sparse."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if isinstance(inputs, np.ndarray):
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=0.01))
+    else:
+        model = LogisticRegression(max_iter=2000, C=10.0)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    told = cross_val_predict(model, inputs, np.array(labels), groups=np.array(groups), cv=folds)
+    return Probe((told == np.array(labels)).astype(float), np.array(groups))
+
+
+def bag_of_words(texts: Sequence[str]) -> Any:
+    """Return TF-IDF of words, the baseline that reads nothing but which words there are; sparse (texts, words)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform(texts)

@@ -1,0 +1,167 @@
+"""Figures of objectives on held-out text, the probe of frozen features, the count of operations, the comparison."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import ROOT, objectives
+from pipeline.evaluation import probe
+from tests.test_objectives import NAMES, ROWS, corpus, flags
+
+pytest.importorskip("sklearn")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_objective_is_judged_on_held_out_text(run, tmp_path, name):
+    rows = [{"text": row["text"] + f" It was day {number}."} for number, row in enumerate(ROWS * 40)]
+    given = flags(name, tmp_path, "--max_steps", "3")
+    corpus(tmp_path, rows)
+    status, _, err = run("pretrain", *given)
+    assert status == 0, err
+    out = tmp_path / "evaluate.json"
+    status, said, err = run("eval", "--parent", tmp_path / "out", "--output", out, "--resamples", "20", "--rows", "60")
+    assert status == 0, err
+    found = json.loads(out.read_text())
+    metrics = found["stages"]["pretrain"]
+    wanted = {"rtd": "detection", "contrastive": "retrieval", "mlm_nsp": "pair_accuracy", "mlm_sop": "pair_accuracy"}.get(
+        name, "loss"
+    )
+    assert wanted in metrics
+    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in metrics.values())
+    compared = {item["metric"] for item in found["comparisons"]}
+    assert compared & {wanted, "bits_per_byte", "detection"}
+    if wanted == "loss" and name not in ("causal", "skipgram", "cbow"):  # after three steps it knows next to nothing
+        assert metrics["loss"]["value"] > found["stages"]["unigram"]["loss"]["value"]
+    assert "unigram" in said or "chance" in said
+
+
+@pytest.mark.parametrize("name", ["causal", "mlm", "rtd", "span_corruption", "denoising", "contrastive", "skipgram"])
+def test_features_of_every_family(run, tmp_path, name):
+    assert run("pretrain", *flags(name, tmp_path, "--max_steps", "3"))[0] == 0
+    texts = [row["text"] for row in ROWS]
+    family = objectives.load(name).family
+    learned, again, control = (
+        probe.features(tmp_path / "out", family, texts, random=random) for random in (False, False, True)
+    )
+    assert learned.shape == (len(texts), 32)
+    assert np.isfinite(learned).all()
+    assert np.array_equal(learned, again)
+    assert not np.allclose(learned, control, atol=1e-3)
+    padded = probe.features(tmp_path / "out", family, [texts[0], texts[0] * 5], random=False)[0]
+    assert np.allclose(padded, learned[0], atol=1e-5)  # padding is not read
+
+
+def test_a_probe_finds_what_is_there_and_no_more():
+    chance = np.random.default_rng(0)
+    groups = [f"g{number // 20}" for number in range(600)]
+    labels = [["a", "b", "c"][number // 20 % 3] for number in range(600)]
+    noise = chance.normal(size=(600, 8)).astype(np.float32)
+    told = noise.copy()
+    told[:, :3] += 6 * np.array([[label == kind for kind in "abc"] for label in labels])
+    knows, guesses = probe.classify(told, labels, groups), probe.classify(noise, labels, groups)
+    assert knows.accuracy().low > 0.9
+    assert guesses.accuracy().low < 1 / 3 < guesses.accuracy().high + 0.05
+    assert knows.accuracy(guesses).low > 0.4
+    assert knows.accuracy().n == 30  # groups, not items
+
+
+def test_a_group_is_never_on_both_sides():
+    """Features that name the group and nothing else help nobody."""
+    chance = np.random.default_rng(0)
+    groups = [f"g{number // 20}" for number in range(600)]
+    labels = [["a", "b"][number // 20 % 2] for number in range(600)]
+    names = {group: chance.normal(size=200) for group in set(groups)}
+    told = np.array([names[group] for group in groups], dtype=np.float32)
+    assert probe.classify(told, labels, groups).accuracy().value < 0.75
+    shuffled = [f"h{number}" for number in chance.permutation(600)]  # every item for itself: the names give it away
+    assert probe.classify(told, labels, shuffled).accuracy().value > 0.95
+
+
+def test_operations_are_counted(tmp_path):
+    from pipeline.flops import of_a_batch
+
+    class Objective:
+        def losses(self, model, batch):
+            return {"loss": model(batch["input_ids"].float()).sum()}
+
+    model = torch.nn.Linear(7, 5, bias=False)
+    rows = [{"input_ids": [0] * 7, "row": 1} for _ in range(10)]
+    before = torch.get_rng_state()
+    found = of_a_batch(
+        Objective(), model, lambda rows: {"input_ids": torch.tensor([row["input_ids"] for row in rows])}, rows, 3
+    )
+    assert found == 2 * 3 * 7 * 5 * 2  # forward, and backward for the weight alone
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.weight.grad is None
+
+
+def test_a_budget_gives_steps(run, tmp_path):
+    status, out, err = run("pretrain", *flags("mlm", tmp_path), "--max_steps", "-1", "--flops", "2e8")
+    assert status == 0, err
+    assert "2e+08 floating point operations are" in out
+    first = int(out.split("operations are ")[1].split(" steps")[0])
+    (tmp_path / "again").mkdir()
+    out = run("pretrain", *flags("mlm", tmp_path / "again"), "--max_steps", "-1", "--flops", "4e8")[1]
+    assert int(out.split("operations are ")[1].split(" steps")[0]) in (2 * first, 2 * first + 1)
+
+
+def test_objectives_are_compared(tmp_path):
+    corpus(tmp_path, [{"text": row["text"] + f" It was day {number}."} for number, row in enumerate(ROWS * 4)])
+    (tmp_path / "mine.yaml").write_text(f"shape: text\nsources: [{{files: {tmp_path / 'text.jsonl'}}}]\nheld_out: 0.2\n")
+    (tmp_path / "kinds.py").write_text(
+        "def labels(split, seed):\n"
+        "    for n in range(60):\n"
+        "        if split == 'train':\n"
+        "            yield {'text': 'The cat saw ' * (1 + n % 3), 'label': 'ab'[n % 2], 'group': str(n // 6)}\n"
+    )
+    small = [str(word).removeprefix("--") for word in flags("mlm", tmp_path)]
+    wanted = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_length",
+        "per_device_train_batch_size",
+        "vocab_size",
+    )
+    profile = {key: int(small[small.index(key) + 1]) for key in wanted}
+    (tmp_path / "pretrain.yaml").write_text(json.dumps(profile | {"recipe": str(tmp_path / "mine.yaml")}))
+    (tmp_path / "compare.yaml").write_text(
+        json.dumps(
+            {"objectives": {"mlm": {}, "skipgram": {"learning_rate": 0.1}}, "flops": 1e7, "probe": str(tmp_path / "kinds.py")}
+        )
+    )
+    script = [
+        sys.executable,
+        ROOT / "stages" / "compare.py",
+        "--config",
+        tmp_path / "compare.yaml",
+        "--output",
+        tmp_path / "out",
+    ]
+    done = subprocess.run([*script, "--resamples", "50"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| `mlm` |" in done.stdout
+    assert "| TF-IDF |" in done.stdout
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())["objectives"]
+    assert set(found) == {"TF-IDF", "majority", "mlm", "skipgram"}
+    assert found["mlm"]["held_out"][0]["against"] == "unigram"
+    done = subprocess.run([*script, "--objectives", "{guess: {}}"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "objectives: guess: no such objective" in done.stderr
+
+
+def test_every_play_has_its_kind():
+    from data_recipes import plays
+
+    try:
+        rows = list(plays.speeches())
+    except Exception as error:
+        pytest.skip(str(error))
+    assert {kind: len(names) for kind, names in plays.KINDS.items()} == {"comedy": 14, "history": 10, "tragedy": 12}
+    assert len({row["group"] for row in rows}) == 36
+    assert all(len(row["text"]) >= 200 for row in rows)
+    assert max(sum(row["group"] == name for row in rows) for name in plays.KINDS["comedy"]) == 60
