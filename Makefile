@@ -32,7 +32,7 @@ PARENT_control  := pretrain
 
 CONFIG   = $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$@)),adopt,$@).yaml
 PRESENT  := $(foreach stage,$(STAGES),$(if $(wildcard $(PROFILES)/$(stage).yaml $(if $(filter pretrain,$(stage)),$(PROFILES)/adopt.yaml)),$(stage)))
-GOAL     := $(firstword $(filter $(STAGES) evaluate chat,$(MAKECMDGOALS)))
+GOAL     := $(firstword $(filter $(STAGES) evaluate chat compare-objectives,$(MAKECMDGOALS)))
 ifneq ($(strip $(ARGS)$(DATA)),)
 $(if $(GOAL),,$(error ARGS and DATA go to one stage: say which, as in make sft DATA=my.jsonl))
 endif
@@ -41,7 +41,7 @@ MINE     = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
 EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(GOAL)),,--upstream yes)) $(if $(STRICT),--strict yes)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data $(STAGES) evaluate chat why verify test lint prove torture clean help
+.PHONY: all setup setup-data $(STAGES) evaluate chat compare-objectives why verify test lint prove torture clean help
 
 all: evaluate
 
@@ -70,6 +70,9 @@ evaluate: $(READY) $(PRESENT)
 
 # What a stage descends from, the oldest first.
 line      = $(if $(PARENT_$(1)),$(call line,$(PARENT_$(1)))) $(1)
+compare-objectives: $(READY)
+	@python stages/compare.py --config stages/profiles/objectives/compare.yaml --output $(RUNS)/objectives $(MINE)
+
 why: $(READY)
 	@$(foreach stage,$(call line,$(STAGE)),python stages/$(SCRIPT_$(stage)).py --config $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$(stage))),adopt,$(stage)).yaml $(addprefix --parent $(OUT)/,$(PARENT_$(stage))) --output $(OUT)/$(stage) --upstream yes --why yes && ) true
 
@@ -104,6 +107,7 @@ help:
 	@echo "make control       SFT's rows and steps from random weights: what SFT alone would know"
 	@echo "make evaluate      held-out figures with intervals, and the same prompts answered by each stage"
 	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control or dpo"
+	@echo "make compare-objectives   every objective at equal operations: held-out figures and a probe (after setup-data)"
 	@echo "make why           what changed since a stage was made, and its parents; STAGE=pretrain, sft, dpo or control"
 	@echo "make verify        read every finished stage again and hold it against its record and its parents"
 	@echo "make test          the tests that take minutes together;  make prove: the long proofs"

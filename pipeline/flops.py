@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -35,7 +36,9 @@ def of_a_batch(objective: Objective, model: Any, collator: Any, dataset: Any, si
 def steps_for(
     budget: float, objective: Objective, model: Any, collator: Any, dataset: Any, arguments: TrainingArguments
 ) -> int:
-    """Return how many optimizer steps a budget of operations pays for, at least one."""
+    """Return how many optimizer steps a budget of operations pays for, at least one, and at most those of the epochs."""
     size = arguments.per_device_train_batch_size
     batches = arguments.gradient_accumulation_steps * arguments.world_size
-    return max(1, int(budget / (of_a_batch(objective, model, collator, dataset, size) * batches)))
+    paid = int(budget / max(of_a_batch(objective, model, collator, dataset, size) * batches, 1))
+    epochs = math.ceil(math.ceil(len(dataset) / (size * batches)) * arguments.num_train_epochs)
+    return max(1, min(paid, epochs))

@@ -31,7 +31,9 @@ class Options:
     vocab_size: int = option(1024, "tokens of the vocabulary that is trained on the text", at_least=1)
     max_length: int = option(256, "tokens in a row; longer documents are split, none is lost", at_least=8)
     language: str = option("en", "of the text, for objectives that read sentences")
-    flops: float = option(0.0, "train for so many floating point operations; 0 trains by steps or epochs")
+    flops: float = option(
+        0.0, "stop after so many floating point operations, if the epochs are not over before; 0 for no limit"
+    )
 
     @property
     def chosen(self) -> Objective:
@@ -90,7 +92,7 @@ def train(run: Run) -> None:
     )
     if options.flops:
         arguments.max_steps = steps_for(options.flops, objective, model, collator, dataset, arguments)
-        run.say(f"{options.flops:.2g} floating point operations are {arguments.max_steps:,} steps")
+        run.say(f"{options.flops:.2g} floating point operations allow {arguments.max_steps:,} steps")
     decay(arguments, len(dataset))
     trainer = ObjectiveTrainer(objective, model, arguments, collator, dataset, processing_class=vocabulary)
     fit(run, trainer, rows)
