@@ -28,7 +28,8 @@ from pathlib import Path
 
 from pipeline import ROOT, hashes, manifest, resume
 
-STEPS = {"pretrain": 24, "sft": 16, "dpo": 12}
+FAMILIES = ["mlm", "rtd", "span_corruption", "contrastive", "skipgram"]  # an objective of each beside the causal one
+STEPS = {"pretrain": 24, "sft": 16, "dpo": 12} | dict.fromkeys(FAMILIES, 24)
 SAVE = 4  # steps between checkpoints
 COMMON = ["--save_steps", str(SAVE), "--logging_steps", "2", "--max_length", "128"]
 FLAGS = {
@@ -39,7 +40,9 @@ FLAGS = {
     "dpo": ["--per_device_train_batch_size", "4", *COMMON],
     "eval": ["--rows", "60", "--pairs", "60", "--resamples", "100", "--max_new_tokens", "16"],
 }  # fmt: skip
-SHAPES = {"pretrain": "text", "sft": "messages", "dpo": "preference"}
+FLAGS |= {name: [*FLAGS["pretrain"], "--objective", name] for name in FAMILIES}
+SHAPES = {"pretrain": "text", "sft": "messages", "dpo": "preference"} | dict.fromkeys(FAMILIES, "text")
+SCRIPTS = dict.fromkeys(FAMILIES, "pretrain")
 PARENTS = {"sft": "pretrain", "dpo": "sft"}
 TRIES = 16  # until a phase is hit
 
@@ -54,7 +57,14 @@ class Attempt:
         if name in SHAPES:
             flags += ["--data", str(reference / f"{SHAPES[name]}.jsonl"), "--max_steps", str(STEPS[name])]
         output = where / "evaluate.json" if name == "eval" else self.folder
-        self.command = [sys.executable, str(ROOT / "stages" / f"{name}.py"), *flags, "--output", str(output), *FLAGS[name]]
+        self.command = [
+            sys.executable,
+            str(ROOT / "stages" / f"{SCRIPTS.get(name, name)}.py"),
+            *flags,
+            "--output",
+            str(output),
+            *FLAGS[name],
+        ]
         where.mkdir(parents=True, exist_ok=True)
         self.told = where / f"{name}.out"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -104,15 +114,15 @@ State = Callable[[Attempt], bool]
 # Phase: the stages that have it, whether it has begun, whether it is over.
 PHASES: dict[str, tuple[list[str], State, State]] = {
     "data preparation": (
-        ["pretrain", "sft", "dpo"],
+        ["pretrain", "sft", "dpo", *FAMILIES],
         lambda a: a.has(".data/train.arrow"),
         lambda a: a.said("dropped:"),
     ),
-    "tokenizer": (["pretrain"], lambda a: a.said("trains a tokenizer"), lambda a: a.has(".data/train.arrow")),
-    "steps": (["pretrain", "sft", "dpo"], lambda a: a.logged() > 0, lambda a: a.saving() or a.logged() >= STEPS[a.name]),
-    "checkpoint save": (["pretrain", "sft", "dpo"], lambda a: a.saving(), lambda a: not a.saving()),
+    "tokenizer": (["pretrain", *FAMILIES], lambda a: a.said("trains a tokenizer"), lambda a: a.has(".data/train.arrow")),
+    "steps": (["pretrain", *FAMILIES, "sft", "dpo"], lambda a: a.logged() > 0, lambda a: a.saving() or a.logged() >= STEPS[a.name]),
+    "checkpoint save": (["sft", "pretrain", *FAMILIES, "dpo"], lambda a: a.saving(), lambda a: not a.saving()),
     "merging": (["sft", "dpo"], lambda a: a.trained(), lambda a: a.has(".result/model.safetensors") or a.has("model.safetensors")),
-    "manifest": (["pretrain", "sft", "dpo"], lambda a: a.has(".result/model.safetensors") or a.has("model.safetensors"), lambda a: a.has(manifest.NAME) and not a.has("claim.json")),
+    "manifest": (["dpo", *FAMILIES, "pretrain", "sft"], lambda a: a.has(".result/model.safetensors") or a.has("model.safetensors"), lambda a: a.has(manifest.NAME) and not a.has("claim.json")),
     "evaluation": (["eval"], lambda a: a.said("measures"), lambda a: (a.folder.parent / "evaluate.json").exists()),
 }  # fmt: skip
 
@@ -216,7 +226,7 @@ def main() -> int:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
         from pipeline.data import recipe
 
-        for shape in SHAPES.values():
+        for shape in sorted(set(SHAPES.values())):
             rows = recipe.load("world").rows(shape, "train", 42).kept[:3000]
             (reference / f"{shape}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         windows = {name: measure(name, reference, reference) for name in FLAGS}
