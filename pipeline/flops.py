@@ -41,4 +41,4 @@ def steps_for(
     batches = arguments.gradient_accumulation_steps * arguments.world_size
     paid = int(budget / max(of_a_batch(objective, model, collator, dataset, size) * batches, 1))
     epochs = math.ceil(math.ceil(len(dataset) / (size * batches)) * arguments.num_train_epochs)
-    return max(1, min(paid, epochs))
+    return int(max(1, min(paid, epochs)))

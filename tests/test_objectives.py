@@ -394,6 +394,29 @@ def test_choices_depend_on_seed_epoch_and_example_alone(vocabularies, tmp_path, 
 
 
 @pytest.mark.parametrize(
+    ("name", "architecture"), [(name, kind) for name in NAMES for kind in objectives.load(name).architectures]
+)
+def test_every_architecture_reads_the_longest_row(vocabularies, tmp_path, name, architecture):
+    objective = objectives.load(name)
+    vocabulary = vocabularies[objective.vocabulary]
+    rows = list(
+        objective.examples(text_of(vocabulary, rows=[{"text": row["text"] + row["text"]} for row in ROWS], max_length=32))
+    )
+    dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
+    model = objective.build_model(
+        vocabulary, architecture, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32
+    )
+    longest = sorted(dataset, key=lambda row: -len(row["input_ids"]))[:2]
+    batch = objective.collator(vocabulary, dataset, 1)([row | {} for row in longest])
+    batch.pop("row", None)
+    losses = objective.losses(model, batch)
+    assert losses.keys() == objective.weights.keys() == objective.counts(batch).keys()
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert sum(parameter.grad is not None for parameter in model.parameters()) > 1
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--objective", "mlm", "--architecture", "llama"], "architecture: llama: no model of it can be built for this objective"),

@@ -32,6 +32,7 @@ def configuration(architecture: str, tokenizer: PreTrainedTokenizerBase, sizes: 
             **{f"{side}_{name}": value for side in ("encoder", "decoder")
                for name, value in {"layers": depth, "attention_heads": heads, "ffn_dim": _WIDER * width}.items()},
         },
+        "roberta": {**sizes, "intermediate_size": _WIDER * width, "max_position_embeddings": places + int(tokenizer.pad_token_id) + 1},
         "albert": {**sizes, "embedding_size": width, "intermediate_size": _WIDER * width},
         "electra": {**sizes, "embedding_size": width, "intermediate_size": _WIDER * width},
     }  # fmt: skip

@@ -31,10 +31,17 @@ class Causal(Objective):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
+            grouped = {
+                "num_key_value_heads": sizes["num_attention_heads"],
+                "head_dim": sizes["hidden_size"] // sizes["num_attention_heads"],
+            }
+            own = (
+                grouped if hasattr(AutoConfig.for_model(architecture), "num_key_value_heads") else {}
+            )  # Qwen3's defaults are for 4B
             config = AutoConfig.for_model(
                 architecture, vocab_size=len(tokenizer), tie_word_embeddings=True, use_cache=False,
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                intermediate_size=_width(sizes["hidden_size"]), **sizes,
+                intermediate_size=_width(sizes["hidden_size"]), **sizes, **own,
             )  # fmt: skip
             return AutoModelForCausalLM.from_config(config)
         except (ValueError, TypeError, StrictDataclassError) as error:
