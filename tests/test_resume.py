@@ -119,12 +119,12 @@ def wait_for(path, process, text=""):
         time.sleep(0.002)
 
 
-LONG = ["--max_steps", "120", "--logging_steps", "7", "--save_steps", "50", "--gradient_accumulation_steps", "2"]
+LONG = ["--max_steps", "300", "--logging_steps", "7", "--save_steps", "50", "--gradient_accumulation_steps", "2"]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, chain, data):
-    """SFT of 120 steps, run to its end at once."""
+    """SFT of 300 steps, run to its end at once."""
     out = tmp_path_factory.mktemp("whole") / "sft"
     done = subprocess.run(command("sft", [*flags_of("sft", chain, data, out), *LONG]), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -152,8 +152,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(whole, chain, data, tmp_pat
     found = resume.latest(tmp_path / "sft")
     step = int(found.name.split("-")[1])
     if status > 0:
-        assert step > 50
-        assert step not in (100, 120)  # it was asked for by the signal
+        assert 56 <= step < 300  # asked for by the signal, and not the one of step 50
         assert f"sft: stopped; checkpoint-{step} is saved and the same command goes on from there" in err
         assert took < 30  # a step takes milliseconds; the machine may be busy
     assert not (tmp_path / "sft" / manifest.NAME).exists()
