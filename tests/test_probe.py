@@ -169,3 +169,27 @@ def test_every_play_has_its_kind():
     assert len({row["group"] for row in rows}) == 36
     assert all(len(row["text"]) >= 200 for row in rows)
     assert max(sum(row["group"] == name for row in rows) for name in plays.KINDS["comedy"]) == 60
+
+
+def test_sentence_transformers_reads_an_embedder(run, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    assert run("pretrain", *flags("contrastive", tmp_path, "--max_steps", "3"))[0] == 0
+    texts = [row["text"] for row in ROWS[:3]]
+    told = library.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts)
+    assert np.allclose(told, probe.features(tmp_path / "out", "embedder", texts), atol=1e-5)
+
+
+def test_gensim_reads_word_vectors(run, tmp_path):
+    models = pytest.importorskip("gensim.models")
+    assert run("pretrain", *flags("skipgram", tmp_path, "--max_steps", "3"))[0] == 0
+    told = models.KeyedVectors.load_word2vec_format(tmp_path / "out" / "vectors.txt")
+    model = objectives.load("skipgram").load_model(str(tmp_path / "out"))
+    vocabulary = probe_tokenizer(tmp_path / "out")
+    for word in ("cat", "owl"):
+        assert np.allclose(told[word], model.words.weight[vocabulary.convert_tokens_to_ids(word)].detach(), atol=1e-5)
+
+
+def probe_tokenizer(folder):
+    from pipeline.tokenizer import load
+
+    return load(str(folder))
