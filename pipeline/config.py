@@ -45,12 +45,14 @@ RESERVED = {
 }
 
 
-def option(default: Any, text: str, at_least: int | None = None, by_content: bool = False) -> Any:
-    """Declare one of our options with its default, the line that --help shows, and its smallest value.
+def option(
+    default: Any, text: str, at_least: float | None = None, at_most: float | None = None, by_content: bool = False
+) -> Any:
+    """Declare one of our options with its default, the line that --help shows, and its bounds.
 
     `by_content`: a folder given here enters the stage's inputs by its files and not by its name.
     """
-    metadata = {"help": text, "at_least": at_least, "by_content": by_content}
+    metadata = {"help": text, "at_least": at_least, "at_most": at_most, "by_content": by_content}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -172,6 +174,7 @@ def check(
     """
     hints = typing.get_type_hints(options)
     known = {field.name: hints[field.name] for field in dataclasses.fields(options)}
+    most = {field.name: field.metadata["at_most"] for field in dataclasses.fields(options)}
     least = {field.name: field.metadata["at_least"] for field in dataclasses.fields(options)} | {"max_length": 2}
     ours = set(known)
     if library and not loose:
@@ -193,6 +196,8 @@ def check(
             faults.append(f"{where}: {key}: expected {_named(known[key])}, found {value!r}")
         elif least.get(key) is not None and value is not None and value < least[key]:
             faults.append(f"{where}: {key}: expected at least {least[key]}, found {value}")
+        elif most.get(key) is not None and value > most[key]:
+            faults.append(f"{where}: {key}: expected at most {most[key]}, found {value}")
     return faults
 
 

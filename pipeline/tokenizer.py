@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
@@ -66,6 +66,7 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTra
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special + inner, show_progress=False)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trained.train_from_iterator((word for word, count in sorted(words.items()) for _ in range(count)), trainer)
+    _fits(trained, vocab_size)
     tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -77,8 +78,11 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTra
     )  # fmt: skip
 
 
-def _characters(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
-    """Train a BPE over characters, with the sentinels and the mask of T5 and BART; no piece is part of a character."""
+def _characters(texts: Iterable[str], vocab_size: int, max_length: int, begin: str = "") -> PreTrainedTokenizerBase:
+    """Train a BPE over characters, with the sentinels and the mask of T5 and BART; no piece is part of a character.
+
+    `begin`: what a text begins with, "<s> " for BART and nothing for T5.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     marks = [f"<extra_id_{number}>" for number in range(_SENTINELS)]
@@ -89,8 +93,9 @@ def _characters(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTr
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, max_token_length=_LONGEST, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
+    _fits(tokenizer, vocab_size)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+        single=f"{begin}$A </s>", pair=f"{begin}$A </s> $B </s>", special_tokens=[("</s>", 1), ("<s>", 2)]
     )
     return _wrapped(
         tokenizer, max_length, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>", mask_token="<mask>",
@@ -113,7 +118,17 @@ def _words(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrained
     return _wrapped(tokenizer, max_length, pad_token="[PAD]", unk_token="[UNK]")
 
 
-KINDS = {"bytes": _bytes, "wordpiece": _wordpiece, "characters": _characters, "words": _words}
+KINDS: dict[str, Callable[[Iterable[str], int, int], PreTrainedTokenizerBase]] = {
+    "bytes": _bytes, "wordpiece": _wordpiece, "characters": _characters,
+    "begun_characters": partial(_characters, begin="<s> "), "words": _words,
+}  # fmt: skip
+
+
+def _fits(tokenizer: Any, vocab_size: int) -> None:
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise UserError(
+            f"vocab_size: {vocab_size} does not even hold the {tokenizer.get_vocab_size():,} characters and special tokens of the text"
+        )
 
 
 def _wrapped(tokenizer: Any, max_length: int, **named: Any) -> PreTrainedTokenizerBase:

@@ -184,7 +184,8 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     keeper = Keeper(run, keep)
     trainer.add_callback(keeper)
     trainer.add_callback(progress)
-    trainer.data_collator = Traced(trainer.data_collator)
+    if not isinstance(trainer.data_collator, Traced):
+        trainer.data_collator = Traced(trainer.data_collator)
     trainer.place = rows.place
     if run.main:
         resume.sweep(run.output, run.say)

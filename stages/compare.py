@@ -21,6 +21,8 @@ from pipeline.config import option
 from pipeline.errors import UserError
 from pipeline.process import say
 
+CONTROLS = 3  # models with random weights, whose mean is what a trained one is held against
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -56,14 +58,13 @@ def figures(folder: Path, options: Options) -> list[dict[str, Any]]:
     )
     rows = []
     for metric, (scores, weights) in found["pretrain"].items():
-        rival = next((name for name in ("unigram", "chance") if metric in found[name]), None)
+        rival = next(name for name in ("unigram", "chance", "untrained") if metric in found.get(name, {}))
         rows.append(
             {"metric": metric, **dataclasses.asdict(intervals.ratio(scores, weights, options.resamples)), "against": rival}
         )
-        if rival:
-            gain = intervals.difference(scores, found[rival][metric][0], weights, options.resamples)
-            better = gain.high < 0 if metric.endswith("loss") else gain.low > 0
-            rows[-1] |= {"rival": sum(found[rival][metric][0]) / sum(weights), "better": better}
+        gain = intervals.difference(scores, found[rival][metric][0], weights, options.resamples)
+        better = gain.high < 0 if metric.endswith("loss") else gain.low > 0
+        rows[-1] |= {"rival": sum(found[rival][metric][0]) / sum(weights), "better": better}
     return rows
 
 
@@ -83,10 +84,9 @@ def compared(options: Options, profile: Path, output: Path) -> dict[str, Any]:
     for name in options.objectives:
         folder = pretrained(name, options, profile, output)
         record = manifest.read(folder) or {}
-        learned, control = (
-            probe.classify(probe.features(folder, record["family"], texts, random=random), labels, groups)
-            for random in (False, True)
-        )
+        learned = probe.classify(probe.features(folder, record["family"], texts), labels, groups)
+        fresh = [probe.features(folder, record["family"], texts, random=True, seed=seed) for seed in range(CONTROLS)]
+        control = probe.mean([probe.classify(found, labels, groups) for found in fresh])
         table[name] = {
             "family": record["family"], "steps": record["steps"], "tokens": record["tokens"],
             "tokens_per_second": record["tokens"] / record["training_seconds"], "training_loss": record["metrics"], "held_out": figures(folder, options),
@@ -110,7 +110,8 @@ def line(name: str, found: dict[str, Any]) -> str:
     if name == "TF-IDF":
         return f"| {name} | | | | | {interval(found['probe'])} | |"
     held_out = "; ".join(
-        f"{row['metric']} {interval(row, 1, 3)}" + (f" ({row['against']} {row['rival']:.3f})" if row["against"] else "")
+        f"{row['metric']} {interval(row, 1, 3)}"
+        + f" ({row['against']} {row['rival']:.3f}{'' if row['better'] else ', not clearly worse'})"
         for row in found["held_out"]
     )
     loss = found["training_loss"]

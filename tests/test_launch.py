@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline import ROOT, manifest, resume
-from tests.conftest import CHAIN, flags_of
+from tests.conftest import CHAIN, SMALL, flags_of
 
 BIN = Path(sys.executable).parent
 ACCELERATE = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "2"]
@@ -59,3 +59,9 @@ def test_a_signal_to_one_process_stops_all_and_nothing_is_sealed(chain, data, tm
     assert "is saved and the same command goes on from there" in said
     assert not (tmp_path / "sft" / manifest.NAME).exists()
     assert resume.fault(resume.latest(tmp_path / "sft")) == ""
+
+
+def test_an_objective_whose_model_has_parts_without_a_loss(tmp_path, data):
+    """BERT's pooler is in no contrastive loss; a process that waited for its gradient would wait for ever."""
+    flags = [*SMALL["pretrain"], "--data", data / "text.jsonl", "--output", tmp_path / "out", "--objective", "contrastive"]
+    assert launch(TORCHRUN, "pretrain", *flags, "--max_steps", "3").count("done in") == 1

@@ -101,6 +101,7 @@ def test_pairs_are_what_they_say(vocabularies, name):
     found = list(objectives.load(name).examples(text_of(words, max_length=40)))
     labels = [example["pair"] for example in found]
     assert 0.3 < np.mean(labels) < 0.7
+    strangers = 0
     plain = [words.decode(words.encode(row["text"], add_special_tokens=False)).replace(" ", "") for row in ROWS]
     for example in found:
         ids, kinds = np.array(example["input_ids"]), np.array(example["token_type_ids"])
@@ -112,8 +113,32 @@ def test_pairs_are_what_they_say(vocabularies, name):
         assert one in own
         if example["pair"] == 0:
             assert one + two in own
-        elif name == "mlm_sop":
+        elif name == "mlm_nsp":
+            strangers += two not in own
+            assert any(two in text for number, text in enumerate(plain) if number != example["row"])
+        else:
             assert two + one in own
+    if name == "mlm_nsp":
+        assert strangers > 0.5 * sum(labels)  # the documents share sentences, so not all of them
+
+
+def test_the_length_of_a_pair_does_not_tell_its_label(vocabularies):
+    """Over documents of sentences of many lengths: no threshold on the length is right much more often than chance."""
+    chance = np.random.default_rng(0)
+    rows = [
+        {"text": " ".join("The " + " ".join(chance.choice(WORDS, chance.integers(2, 14))) + "." for _ in range(12))}
+        for _ in range(150)
+    ]
+    found = list(objectives.load("mlm_nsp").examples(text_of(vocabularies["wordpiece"], rows, max_length=64)))
+    lengths, labels = (
+        np.array([len(example["input_ids"]) for example in found]),
+        np.array([example["pair"] for example in found]),
+    )
+    assert len(found) > 500
+    best = max(max(np.mean((lengths >= cut) == labels), np.mean((lengths < cut) == labels)) for cut in set(lengths))
+    assert best < 0.6
+    strangers = {tuple(example["input_ids"][example["token_type_ids"].index(1) :]) for example in found if example["pair"]}
+    assert len(strangers) > 0.9 * labels.sum()  # from everywhere, not from one place
 
 
 def test_rtd_by_hand(vocabularies):
@@ -176,7 +201,7 @@ def test_spans_cover_their_share_and_never_touch(length):
 
 
 def test_denoising_by_hand(vocabularies):
-    words = vocabularies["characters"]
+    words = vocabularies["begun_characters"]
     mask, begin, end = words.mask_token_id, words.bos_token_id, words.eos_token_id
     text = {"input_ids": [110, 111, 112, 113, 114, 115, 116, 117, 118, 119], "ends": [4, 10]}
     # the second sentence first; spans of 2, 0 and (cut to what is left) 1; at gaps 1, 3 and 7 of the 7 that stay
@@ -190,10 +215,14 @@ def test_denoising_by_hand(vocabularies):
 
 
 def test_denoising_gives_back_what_it_does_not_hide(vocabularies):
-    words, objective = vocabularies["characters"], objectives.load("denoising", {"permute": False})
+    words, objective = vocabularies["begun_characters"], objectives.load("denoising", {"permute": False, "mean_span": 1.0})
     for seed, example in enumerate(objective.examples(text_of(words, max_length=50))):
         found = objective.corrupt(example, words, np.random.default_rng(seed))
         kept = [token for token in found["input_ids"] if token != words.mask_token_id]
+        assert len(found["input_ids"]) <= len(found["labels"]) <= 50  # it never grows
+        text = words.decode(found["labels"], skip_special_tokens=True)
+        assert text.strip() in ROWS[example["row"]]["text"]
+        assert words(text)["input_ids"][0] == found["labels"][0] == words.bos_token_id
         rest = iter(found["labels"])
         assert all(token in rest for token in kept)  # in their order
         assert 0.1 < 1 - len(kept) / len(found["labels"]) < 0.5
@@ -232,6 +261,26 @@ def test_word_windows_by_hand(vocabularies, name, contexts, asked):
     assert batch["input_ids"][:, 0].tolist() == asked
     assert batch["input_ids"].shape[1] == 3
     assert not np.isin(batch["input_ids"][:, 1:], words.all_special_ids).any()
+
+
+def test_words_are_drawn_kept_and_reached_as_the_paper_says(vocabularies, tmp_path):
+    """Of many windows: negatives by frequency to the power 3/4, frequent words left out, reach uniform from 1 to the window."""
+    words = vocabularies["words"]
+    chance = np.random.default_rng(0)
+    usual, rare = words.convert_tokens_to_ids(["the", "glad"])
+    rows = [
+        {"input_ids": chance.choice([usual, rare, 9, 10], 40, p=[0.81, 0.01, 0.09, 0.09]).tolist(), "row": 0}
+        for _ in range(300)
+    ]
+    dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
+    batch = objectives.load("skipgram", {"threshold": 0.09}).collator(words, dataset, 1)(list(dataset))
+    drawn = np.bincount(batch["input_ids"][:, 1:].flatten(), minlength=len(words))
+    assert drawn[usual] / drawn[9] == pytest.approx(9**0.75, rel=0.1)
+    contexts = np.bincount(batch["contexts"].flatten(), minlength=len(words))
+    assert contexts[usual] / contexts[9] == pytest.approx(9 / 3, rel=0.1)  # kept with √(t / f) = 1 / 3
+    whole = objectives.load("skipgram", {"threshold": 1.0, "window": 4}).collator(words, dataset, 1)(list(dataset))
+    pairs = len(whole["contexts"]) / (300 * 40)
+    assert pairs == pytest.approx(2 * 2.5, rel=0.06)  # 2.5 on each side on average, fewer at the edges
 
 
 def test_word_vectors_begin_at_chance_and_lean_the_right_way(vocabularies):
@@ -383,14 +432,26 @@ def test_choices_depend_on_seed_epoch_and_example_alone(vocabularies, tmp_path, 
     vocabulary = vocabularies[objective.vocabulary]
     rows = list(objective.examples(text_of(vocabulary)))
     dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
-    collator = objective.collator(vocabulary, dataset, 1)
-    first, again = collator([dataset[3], dataset[1]]), collator([dataset[3], dataset[1]])
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    if not hasattr(collator, "epoch") or name == "contrastive":  # dropout makes its views
+
+    def made(*places, seed=1, epoch=0):
+        """Each example as it is in a batch with others, without its padding."""
+        collator = objective.collator(vocabulary, dataset, seed)
+        if hasattr(collator, "epoch"):
+            collator.epoch = epoch
+        batch = collator([dataset[place] for place in places])
+        if "contexts" in batch:  # windows of all texts in a row
+            return [sorted(map(tuple, batch["input_ids"].tolist()))]
+        ends = batch.get("attention_mask", batch["input_ids"] >= 0).sum(1).tolist()
+        return [row[:end].tolist() for row, end in zip(batch["input_ids"], ends, strict=True)]
+
+    first = made(3, 1)
+    if len(first) == 2:
+        assert made(1, 5, 3)[2] == first[0]  # wherever it stands, whatever is beside it
+    assert made(3, 1) == first
+    if name in ("causal", "contrastive"):  # nothing is drawn; dropout makes the views
         return
-    collator.epoch = 1
-    other = collator([dataset[3], dataset[1]])
-    assert any(first[key].shape != other[key].shape or not torch.equal(first[key], other[key]) for key in first)
+    assert made(3, 1, epoch=1) != first
+    assert made(3, 1, seed=2) != first
 
 
 @pytest.mark.parametrize(
@@ -424,6 +485,8 @@ def test_every_architecture_reads_the_longest_row(vocabularies, tmp_path, name, 
         (["--objective", "span_corruption", "--architecture", "bert"], "architecture: bert"),
         (["--objective", "guess"], "objective: guess: no such objective; known are causal, cbow, contrastive"),
         (["--objective", "mlm", "--objective_options", "{mask_shard: 0.2}"], "mask_shard: unknown key; did you mean mask_share?"),
+        (["--objective", "mlm", "--objective_options", "{mask_share: 2.0}"], "mask_share: expected at most 0.9, found 2"),
+        (["--objective", "mlm", "--vocab_size", "20"], "vocab_size: 20 does not even hold the"),
         (["--objective", "mlm", "--objective_options", "{mask_share: most}"], "mask_share: expected float, found 'most'"),
         (["--objective", "contrastive", "--gradient_accumulation_steps", "2"], "would cut the batch, which holds the negatives"),
         (["--objective", "contrastive", "--per_device_train_batch_size", "1"], "leaves no negative in the batch"),

@@ -46,11 +46,27 @@ class Judge:
         rows = [{key: value for key, value in example.items() if key != "row"} for example in examples]
         for start in range(0, len(rows), HELD_OUT_BATCH):
             if len(rows) - start >= HELD_OUT_BATCH or self.objective.accumulates:
-                yield {key: value.to(device()) for key, value in collator(rows[start : start + HELD_OUT_BATCH]).items()}
+                batch = {key: value.to(device()) for key, value in collator(rows[start : start + HELD_OUT_BATCH]).items()}
+                yield self._without_marks(batch)
+
+    def _without_marks(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Take special tokens out of the targets; what a decoder reads stays as it is."""
+        import torch
+
+        shift = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+        if "labels" in batch and shift:
+            special = torch.tensor(self.tokenizer.all_special_ids, device=batch["labels"].device)
+            batch["decoder_input_ids"] = shift(labels=batch["labels"])
+            batch["labels"] = batch["labels"].masked_fill(torch.isin(batch["labels"], special), IGNORED)
+        return batch
 
 
 def scores(folder: Path, training: recipes.Rows, held_out: list[Row]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Return, under `pretrain`, `unigram` and `chance`, metric → what is summed and what it is divided by."""
+    """Return metric → what is summed and what it is divided by, of the stage and of those that it is held against.
+
+    `pretrain`; `unigram`, which knows how frequent words are; `untrained`, the same model with random
+    weights; `chance`. Sentinels and ends of text are no targets here: their order is nearly given.
+    """
     import datasets
     import torch
 
@@ -62,25 +78,29 @@ def scores(folder: Path, training: recipes.Rows, held_out: list[Row]) -> dict[st
         judge.tokenizer, datasets.Dataset.from_list([{key: row[key] for key in lists} for row in known]), judge.seed
     )
     frequencies = _frequencies(judge.batches(known, collator), len(judge.tokenizer))
-    found: dict[str, dict[str, tuple[list[float], list[float]]]] = {"pretrain": {}, "unigram": {}, "chance": {}}
+    torch.manual_seed(judge.seed)
+    models = {"pretrain": judge.model, "untrained": judge.objective.fresh(judge.model).to(device()).eval()}
+    found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     with torch.no_grad():
         for batch in judge.batches(judge.examples(held_out), collator):
-            torch.manual_seed(judge.seed)  # of the generator's samples, whatever ran before
-            measured = judge.objective.scores(judge.model, batch)
-            for metric, (values, weights) in measured.items():
-                _extend(found["pretrain"], metric, values, weights)
-                if metric in judge.objective.chance:
-                    _extend(found["chance"], metric, [judge.objective.chance[metric] * weight for weight in weights], weights)
+            for name, model in models.items():
+                torch.manual_seed(judge.seed)  # of the generator's samples, whatever ran before
+                measured = judge.objective.scores(model, batch)
+                for metric, pair in measured.items():
+                    _extend(found, name, metric, *pair)
             losses = [metric for metric in measured if metric.endswith("loss")]
             if "labels" in batch and losses:
-                _extend(found["unigram"], losses[0], *_under(frequencies, batch["labels"].cpu().numpy()))
+                _extend(found, "unigram", losses[0], *_under(frequencies, batch["labels"].cpu().numpy()))
+            for metric, pair in judge.objective.by_frequency(collator, batch).items():
+                _extend(found, "unigram", metric, *pair)
+            for metric, share in judge.objective.chance.items():
+                weights = measured[metric][1]
+                _extend(found, "chance", metric, [share * weight for weight in weights], weights)
     return found
 
 
-def _extend(
-    metrics: dict[str, tuple[list[float], list[float]]], metric: str, values: list[float], weights: list[float]
-) -> None:
-    before = metrics.setdefault(metric, ([], []))
+def _extend(found: dict[str, Any], name: str, metric: str, values: list[float], weights: list[float]) -> None:
+    before = found.setdefault(name, {}).setdefault(metric, ([], []))
     before[0].extend(values)
     before[1].extend(weights)
 

@@ -75,6 +75,11 @@ class Probe:
         return Estimate(float(gain.mean()), float(low), float(high), len(names))
 
 
+def mean(probes: Sequence[Probe]) -> Probe:
+    """Return the mean of several probes of the same items."""
+    return Probe(np.mean([found.right for found in probes], axis=0), probes[0].groups)
+
+
 def classify(inputs: Any, labels: Sequence[str], groups: Sequence[str]) -> Probe:
     """Return what logistic regression gets right, trained on all groups but those of the fold; `inputs` may be sparse."""
     from sklearn.linear_model import LogisticRegression

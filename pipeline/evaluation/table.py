@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-COLUMNS = {"pretrain": "base", "sft": "SFT", "dpo": "DPO", "control": "control", "unigram": "unigram", "chance": "chance"}
+COLUMNS = {
+    "pretrain": "base",
+    "sft": "SFT",
+    "dpo": "DPO",
+    "control": "control",
+    "unigram": "unigram",
+    "untrained": "untrained",
+    "chance": "chance",
+}
 _ROWS = (
     "loss", "bits_per_byte", "floor", "loss_over_floor", "completion", "reply_loss", "reply_bits_per_byte",
     "generator_loss", "pair_accuracy", "detection", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",

@@ -88,6 +88,14 @@ class Objective(ABC):
     def scores(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
         """Return held-out figures of each row of a batch."""
 
+    def fresh(self, model: Any) -> Any:
+        """Return a model of the same sizes with random weights, the control of held-out figures."""
+        return type(model)(model.config)
+
+    def by_frequency(self, collator: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
+        """Return what one reaches who knows how frequent words are and nothing else, where targets don't say it."""
+        return {}
+
     def save(self, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         """Write a plain checkpoint that transformers loads."""
         model.save_pretrained(folder)

@@ -32,11 +32,19 @@ def pieces(text: Text, room: int) -> Iterator[Piece]:
 
 
 def sentences(text: Text, row: str) -> list[list[int]]:
-    """Return the sentences of a document as ids."""
+    """Return the sentences of a document as ids: those of the whole text, cut where a sentence ends."""
     from sentencex import segment
 
-    found = (_ids(text, sentence) for sentence in segment(text.language, row))
-    return [ids for ids in found if ids]
+    whole = text.tokenizer(row, add_special_tokens=False, return_offsets_mapping=True)
+    ends = np.cumsum([len(sentence) for sentence in segment(text.language, row)])
+    if not len(ends) or not whole["input_ids"]:
+        return []
+    last = np.array(
+        [max(end - 1, start) for start, end in whole["offset_mapping"]]
+    )  # a piece may begin with the space before it
+    number = np.minimum(np.searchsorted(ends, last, side="right"), len(ends) - 1)
+    cuts = np.flatnonzero(np.diff(number)) + 1
+    return [part.tolist() for part in np.split(np.array(whole["input_ids"]), cuts)]
 
 
 def spans(length: int, share: float, mean: float, chance: np.random.Generator) -> list[tuple[int, int]]:

@@ -48,7 +48,9 @@ class PairObjective(MaskedLanguageModel):
 
     def load_model(self, parent: str) -> Any:
         """Return an encoder with both heads; those that the parent lacks are new."""
-        return load("AutoModelForPreTraining", parent)
+        model = load("AutoModelForPreTraining", parent)
+        one_of(self.architectures, model.config.model_type)
+        return model
 
     def examples(self, text: Text) -> Iterator[Example]:
         """Yield pairs of segments; a document of one sentence is counted, a corpus without documents is refused."""
@@ -78,10 +80,9 @@ class PairObjective(MaskedLanguageModel):
                 length += len(body[end])
                 end += 1
             middle = int(chance.integers(start + 1, end))
-            other = others[start]
-            begin = int(chance.integers(len(other)))
             follows = list(chain(*body[middle:end]))
-            pair = self.pair(list(chain(*body[start:middle])), follows, list(chain(*other[begin:]))[:size], chance)
+            other = _as_long(others[start], len(follows), chance)
+            pair = self.pair(list(chain(*body[start:middle])), follows, other, chance)
             first, second = _shortened(pair, room, chance)
             yield pair._replace(first=first, second=second)
             start = end if pair.used else middle  # what was not used is read again
@@ -109,6 +110,21 @@ def _logits(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
     outputs = model(**{key: value for key, value in batch.items() if key not in ("labels", "pair")})
     pairs = outputs.get("seq_relationship_logits")
     return outputs.prediction_logits, outputs.sop_logits if pairs is None else pairs
+
+
+def _as_long(body: list[list[int]], length: int, chance: np.random.Generator) -> list[int]:
+    """Return sentences of a document that follow each other and are as long as `length`, as nearly as it has them.
+
+    Were strangers longer than what really follows, or cut within a sentence, the length would tell them.
+    """
+    ends = np.cumsum([0, *map(len, body)])
+    starts = np.arange(len(body))
+    after = np.clip(np.searchsorted(ends, ends[starts] + length), starts + 1, len(body))
+    before = np.maximum(after - 1, starts + 1)
+    spans = [(start, end) for start, pair in enumerate(zip(before, after, strict=True)) for end in pair]
+    off = np.array([abs(int(ends[end] - ends[start]) - length) for start, end in spans])
+    start, end = spans[int(chance.choice(np.flatnonzero(off == off.min())))]
+    return list(chain(*body[start:end]))
 
 
 def _shortened(pair: Pair, room: int, chance: np.random.Generator) -> tuple[list[int], list[int]]:

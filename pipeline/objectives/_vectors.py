@@ -33,11 +33,10 @@ class WordVectors(Objective):
     accepts: ClassVar[tuple[str, ...]] = ()
     architectures: ClassVar[tuple[str, ...]] = ("word2vec",)
     vocabulary = "words"
-    chance: ClassVar[Mapping[str, float]] = {"detection": 0.5}
 
     window: int = option(5, "words on each side, at most", at_least=1)
     negatives: int = option(5, "words drawn for each one that is there", at_least=1)
-    threshold: float = option(1e-3, "t: words more frequent than this are left out now and then")
+    threshold: float = option(1e-3, "t: words more frequent than this are left out now and then", at_least=1e-6)
 
     @abstractmethod
     def asks(self, words: np.ndarray, place: int, around: np.ndarray) -> Iterator[tuple[list[int], int]]:
@@ -85,8 +84,18 @@ class WordVectors(Objective):
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the nats of each word, and how often it is likelier than one that was drawn."""
         right, wrong = model(batch["contexts"], batch["input_ids"])
-        wins = (right.unsqueeze(1) > wrong).float().mean(1).tolist()
+        wins = _wins(right.unsqueeze(1), wrong)
         return {"loss": (_nats(model, batch).tolist(), [1.0] * len(wins)), "detection": (wins, [1.0] * len(wins))}
+
+    def fresh(self, model: Any) -> Any:
+        """Return tables as they begin."""
+        return table(*model.words.weight.shape)
+
+    def by_frequency(self, collator: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
+        """Return how often the word that is there is more frequent than one that was drawn."""
+        often = _counts(collator, batch["input_ids"])
+        wins = _wins(often[:, :1], often[:, 1:])
+        return {"detection": (wins, [1.0] * len(wins))}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the vectors in word2vec's text format, beside weights and tokenizer."""
@@ -139,7 +148,8 @@ class Windows(Corrupting):
         longest = max(map(len, contexts), default=1)
         padded = [[*context, *[-1] * (longest - len(context))] for context in contexts]
         ids = torch.tensor(np.array(told, dtype=np.int64).reshape(-1, 1 + self.objective.negatives))
-        return {"contexts": torch.tensor(padded, dtype=torch.long).reshape(-1, longest), "input_ids": ids}
+        read = torch.tensor([[word for row in rows for word in row["input_ids"]]])  # what the Trainer counts as tokens
+        return {"contexts": torch.tensor(padded, dtype=torch.long).reshape(-1, longest), "input_ids": ids, "words": read}
 
 
 def table(size: int, width: int) -> Any:
@@ -152,7 +162,7 @@ def table(size: int, width: int) -> Any:
 
     class Table(PreTrainedModel):
         config_class = Config
-        main_input_name = "input_ids"
+        main_input_name = "words"
 
         def __init__(self, config: PretrainedConfig) -> None:
             super().__init__(config)
@@ -172,6 +182,18 @@ def table(size: int, width: int) -> Any:
     config: Any = Config()
     config.vocab_size, config.hidden_size = size, width
     return Table(config)
+
+
+def _counts(collator: Any, ids: Any) -> Any:
+    """Return how often each word stands in the training text."""
+    import torch
+
+    return torch.tensor(collator.counts)[ids.cpu()]
+
+
+def _wins(there: Any, drawn: Any) -> list[float]:
+    """Return how often the one is larger than the others, a tie counting half."""
+    return ((there > drawn).float() + 0.5 * (there == drawn).float()).mean(1).tolist()  # type: ignore[no-any-return]
 
 
 def _nats(model: Any, batch: Mapping[str, Any]) -> Any:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.config import option
+from pipeline.errors import UserError
 from pipeline.objectives import Example, Objective, Scores, Text
-from pipeline.objectives._batches import HELD_OUT_BATCH
 from pipeline.objectives._documents import sentences
 from pipeline.objectives._models import build, load
 
+_DROPOUT = {"modernbert": dict.fromkeys(("embedding_dropout", "mlp_dropout", "attention_dropout"), 0.1)}
 _SHORTEST = 4  # tokens of a sentence that says something
 # What makes the folder a model of sentence-transformers, too.
 _MODULES = [
@@ -33,18 +34,17 @@ class Contrastive(Objective):
     family = "embedder"
     accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder")
     architectures: ClassVar[tuple[str, ...]] = ("bert", "modernbert", "roberta")
-    chance: ClassVar[Mapping[str, float]] = {"retrieval": 1 / HELD_OUT_BATCH}
     accumulates = False  # the negatives are the batch: parts of it would be another task
 
-    temperature: float = option(0.05, "τ, what cosines are divided by")
+    temperature: float = option(0.05, "τ, what cosines are divided by", at_least=0.001)
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
-        """Return an encoder without a head."""
-        return build("AutoModel", architecture, tokenizer, sizes)
+        """Return an encoder without a head; a type that has no dropout gets BERT's, without which there are no two views."""
+        return _viewed(build("AutoModel", architecture, tokenizer, sizes, **_DROPOUT.get(architecture, {})), "architecture")
 
     def load_model(self, parent: str) -> Any:
         """Return an encoder; a head that the parent has is left behind."""
-        return load("AutoModel", parent)
+        return _viewed(load("AutoModel", parent), f"--parent {parent}")
 
     def examples(self, text: Text) -> Iterator[Example]:
         """Yield sentences between the tokens that begin and end a text; very short ones are counted."""
@@ -100,6 +100,20 @@ def embeddings(model: Any, batch: Mapping[str, Any]) -> Any:
     states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
     mask = batch["attention_mask"].unsqueeze(-1)
     return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def _viewed(model: Any, given: str) -> Any:
+    """Return the model, its unused pooler frozen; UserError where it reads a text the same way twice."""
+    import torch
+
+    if getattr(model, "pooler", None) is not None:
+        model.pooler.requires_grad_(False)  # it is in no loss: processes would wait for its gradient
+    batch = _padded([torch.arange(5, 13)])
+    with torch.random.fork_rng(), torch.no_grad():
+        one, two = (embeddings(model.train(), batch) for _ in range(2))
+    if torch.equal(one, two):
+        raise UserError(f"{given}: the model has no dropout, so the two views of a sentence would be one")
+    return model
 
 
 def _padded(rows: list[Any]) -> dict[str, Any]:

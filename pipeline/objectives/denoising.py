@@ -28,8 +28,10 @@ class Denoising(SpanCorruption):
 
     architectures: ClassVar[tuple[str, ...]] = ("bart",)
 
-    noise_share: float = option(0.3, "share of the tokens that are taken out")
-    mean_span: float = option(3.0, "tokens of a span, on average (λ)")
+    vocabulary = "begun_characters"
+
+    noise_share: float = option(0.3, "share of the tokens that are taken out", at_least=0.01, at_most=0.9)
+    mean_span: float = option(3.0, "tokens of a span, on average (λ)", at_least=0.5)
     permute: bool = option(True, "put the sentences in a random order")
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
@@ -72,7 +74,8 @@ class Denoising(SpanCorruption):
         budget = round(self.noise_share * len(ids))
         lengths: list[int] = []
         while budget > 0:
-            lengths.append(min(int(chance.poisson(self.mean_span)), budget))
+            length = min(int(chance.poisson(self.mean_span)), budget)
+            lengths.append(length if sum(lengths) > len(lengths) else max(length, 1))  # the text never grows by its masks
             budget -= max(lengths[-1], 1)  # a span of length 0 takes a place, too, so that this ends
         gaps = np.sort(
             chance.choice(len(ids) - sum(lengths) + 1, min(len(lengths), len(ids) - sum(lengths) + 1), replace=False)

@@ -28,7 +28,7 @@ class MaskedLanguageModel(Objective):
     accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder")
     architectures: ClassVar[tuple[str, ...]] = ("bert", "modernbert", "electra", "roberta", "albert")
 
-    mask_share: float = option(0.15, "share of the tokens that are chosen")
+    mask_share: float = option(0.15, "share of the tokens that are chosen", at_least=0.01, at_most=0.9)
     whole_words: bool = option(False, "choose whole words, not pieces of them")
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:

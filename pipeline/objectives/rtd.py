@@ -85,6 +85,10 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         targets = (batch["labels"] != IGNORED).sum(-1).float().tolist()
         return {"generator_loss": (nats, targets), "detection": (wins, pairs)}
 
+    def fresh(self, model: Any) -> Any:
+        """Return both halves with random weights."""
+        return _joined(type(model.generator)(model.generator.config), type(model.discriminator)(model.discriminator.config))
+
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the discriminator as the model, and the generator beside it."""
         super().save(model.discriminator, tokenizer, folder)

@@ -29,8 +29,8 @@ class SpanCorruption(Objective):
     architectures: ClassVar[tuple[str, ...]] = ("t5",)
     vocabulary = "characters"
 
-    noise_share: float = option(0.15, "share of the tokens that are taken out")
-    mean_span: float = option(3.0, "tokens of a span, on average")
+    noise_share: float = option(0.15, "share of the tokens that are taken out", at_least=0.01, at_most=0.9)
+    mean_span: float = option(3.0, "tokens of a span, on average", at_least=1)
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return an encoder and decoder."""
