@@ -32,6 +32,7 @@ def test_every_objective_is_judged_on_held_out_text(run, tmp_path, name):
     )
     assert wanted in metrics
     assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in metrics.values())
+    assert all(figure["value"] == pytest.approx(0.5) for figure in found["stages"].get("chance", {}).values())
     compared = {item["metric"] for item in found["comparisons"]}
     assert name == "causal" or found["stages"]["untrained"].keys() == metrics.keys()
     assert compared & {wanted, "bits_per_byte", "detection"}

@@ -79,13 +79,13 @@ def scores(folder: Path, training: recipes.Rows, held_out: list[Row]) -> dict[st
     )
     frequencies = _frequencies(judge.batches(known, collator), len(judge.tokenizer))
     torch.manual_seed(judge.seed)
-    models = {"pretrain": judge.model, "untrained": judge.objective.fresh(judge.model).to(device()).eval()}
+    untrained = judge.objective.fresh(judge.model).to(device()).eval()
     found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     with torch.no_grad():
         for batch in judge.batches(judge.examples(held_out), collator):
-            for name, model in models.items():
+            for name, model in (("untrained", untrained), ("pretrain", judge.model)):
                 torch.manual_seed(judge.seed)  # of the generator's samples, whatever ran before
-                measured = judge.objective.scores(model, batch)
+                measured = judge.objective.scores(model, batch)  # in the end, the trained one's
                 for metric, pair in measured.items():
                     _extend(found, name, metric, *pair)
             losses = [metric for metric in measured if metric.endswith("loss")]
