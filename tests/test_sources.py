@@ -105,7 +105,7 @@ def test_hub_ids_load_by_datasets(tmp_path):
     with pytest.raises(UserError, match="can't load split 'test'"):
         list(sources.read_hub(str(tmp_path / "ds"), split="test"))
     for name in ("somebody/rows", "teknium/OpenHermes-2.5"):
-        assert recipe.from_data(name, "text").sources[0].hub == {"name": name}
+        assert recipe.from_data(name, "text").given[0].hub == {"name": name}
     known = recipe.Source(hub={"name": str(tmp_path / "ds")}).identity()
     (tmp_path / "ds" / "data" / "train-00000.jsonl").write_bytes(jsonl() * 2)
     assert recipe.Source(hub={"name": str(tmp_path / "ds")}).identity() != known

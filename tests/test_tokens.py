@@ -173,11 +173,11 @@ def test_objective_builds_what_transformers_loads(tmp_path, vocabulary):
     from pipeline import checkpoint, objectives
 
     model = objectives.load("causal").build_model(
-        vocabulary, "llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        vocabulary, "llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32
     )
     checkpoint.save(model, vocabulary, tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [0, 3]
     with pytest.raises(UserError, match="objective: causla: no such objective; known are causal"):
         objectives.load("causla")
     with pytest.raises(UserError, match="architecture: llamma: transformers builds no causal model"):
-        objectives.load("causal").build_model(vocabulary, "llamma")
+        objectives.load("causal").build_model(vocabulary, "llamma", hidden_size=16, num_attention_heads=2)
