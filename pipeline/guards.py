@@ -24,8 +24,9 @@ def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int 
     faults = []
     places = getattr(settings, "max_position_embeddings", None)
     embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if places and getattr(embeddings, "padding_idx", None) is not None:  # RoBERTa counts places from its padding token on
-        places -= embeddings.padding_idx + 1
+    padding = getattr(embeddings, "padding_idx", None)
+    if places and padding is not None:  # RoBERTa counts places from its padding token on
+        places -= padding + 1
     if places and max_length and max_length > places:
         faults.append(f"max_length: {max_length} does not fit the parent, which has {places} positions")
     rows = model.get_input_embeddings().weight.shape[0]
