@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from pipeline import ROOT, manifest, objectives, tokenizer
 from pipeline.config import read_profile
 from pipeline.data import recipe, tokens
+from pipeline.objectives import Text
 from pipeline.stage import Run
 from pipeline.trainer import ObjectiveTrainer
 from pipeline.training import DEFAULTS, FORCED, decay, fit
@@ -43,7 +44,8 @@ class Material:
         rows = recipe.load("world").rows("text", "train", 42).kept[:4000]
         self.vocabulary = tokenizer.train((row["text"] for row in rows), self.profile["vocab_size"], self.profile["max_length"])
         self.objective = objectives.load("causal")
-        encoded = tokens.pieces(rows, lambda row: self.objective.encode(row, self.vocabulary), None, False, Counter())
+        text = Text(rows, self.vocabulary, self.profile["max_length"], "en", 1, Counter(), Counter())
+        encoded = self.objective.examples(text)
         packed = tokens.pack(tokens.write(encoded, folder / "rows.arrow"), self.profile["max_length"])
         packed = packed.shuffle(seed=0)  # packing leaves the shorter rows last, and both loops shall pad alike
         self.size = self.profile["per_device_train_batch_size"]
