@@ -50,12 +50,12 @@ class Material:
         packed = packed.shuffle(seed=0)  # packing leaves the shorter rows last, and both loops shall pad alike
         self.size = self.profile["per_device_train_batch_size"]
         self.rows = packed.select(range(STEPS * self.size))
-        self.collate = self.objective.collator(self.vocabulary)
+        self.collate = self.objective.collator(self.vocabulary, packed, 1)
 
     def model(self):
         torch.manual_seed(0)
         sizes = {key: self.profile[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-        return self.objective.build_model(self.vocabulary, "llama", intermediate_size=352, max_position_embeddings=256, **sizes)
+        return self.objective.build_model(self.vocabulary, "llama", max_position_embeddings=256, **sizes)
 
     def run(self, name, **keys):
         library = {key: value for key, value in self.profile.items() if key not in self.stage.options.__dataclass_fields__}
