@@ -58,11 +58,14 @@ class Material:
         return self.objective.build_model(self.vocabulary, "llama", max_position_embeddings=256, **sizes)
 
     def run(self, name, **keys):
-        library = {key: value for key, value in self.profile.items() if key not in self.stage.options.__dataclass_fields__}
+        own = {key: value for key, value in self.profile.items() if key in self.stage.options.__dataclass_fields__}
+        library = {key: value for key, value in self.profile.items() if key not in own}
         output = self.folder / name
         output.mkdir()
         record = {"stage": "pretrain", "seed": 1, "asked": {}}
-        run = Run(self.stage, None, library | {"max_steps": STEPS} | keys, "", output, recipe.EMPTY, record)
+        run = Run(
+            self.stage, self.stage.options(**own), library | {"max_steps": STEPS} | keys, "", output, recipe.EMPTY, record
+        )
         arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
         decay(arguments, STEPS * self.size)
         return run, arguments
