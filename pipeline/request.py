@@ -39,6 +39,7 @@ class Request:
     asked: dict[str, Any]
     origins: dict[str, str]
     faults: list[str]
+    file: Path | None = None  # the profile
     strict: bool = False  # a change of code or library counts
     why: bool = False  # only say what changed
     kept: str = ""  # overrides of the run before that are asked for again
@@ -91,7 +92,18 @@ def read(name: str, argv: Sequence[str]) -> Request:
     except UserError as error:
         faults.extend(error.faults)
     origins = dict.fromkeys(profile, str(file)) | dict.fromkeys(flags, "command line")
-    found = Request(name, parents, Path(output) if output else None, data, profile | flags, origins, faults, strict, why)
+    found = Request(
+        name,
+        parents,
+        Path(output) if output else None,
+        data,
+        profile | flags,
+        origins,
+        faults,
+        Path(file) if file else None,
+        strict,
+        why,
+    )
     if upstream:
         found.keep_overrides()
     return found

@@ -45,7 +45,11 @@ class StageTrainer(Trainer):
     """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
 
     place: Callable[[int], str] = str  # of a row's number, for people
-    _seen: list[tuple[torch.Tensor, list[int]]]  # losses and rows since the last step of the optimizer
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.data_collator: Traced = Traced(self.data_collator)
+        self._seen: list[tuple[torch.Tensor, list[int]]] = []  # losses and rows since the last step of the optimizer
 
     def _run_epoch(self, *arguments: Any, **named: Any) -> None:
         """Train for one epoch, unless a checkpoint of the last step was all that was left to load.
@@ -53,15 +57,14 @@ class StageTrainer(Trainer):
         The Trainer looks at `max_steps` only after a step, so it would take one more.
         """
         if self.state.global_step < self.state.max_steps:
-            if isinstance(self.data_collator, Traced):
-                self.data_collator.begin(named["epoch"])
+            self.data_collator.begin(named["epoch"])
             super()._run_epoch(*arguments, **named)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
         numbers = inputs.pop(ROW, [])
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.__dict__.setdefault("_seen", []).append((loss.detach(), numbers))
+        self._seen.append((loss.detach(), numbers))
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

@@ -19,7 +19,7 @@ from pipeline.data import tokens
 from pipeline.data.recipe import Rows
 from pipeline.errors import Stopped
 from pipeline.stage import Run
-from pipeline.trainer import StageTrainer, Traced
+from pipeline.trainer import StageTrainer
 
 # Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
 FORCED: dict[str, Any] = {
@@ -184,8 +184,6 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     keeper = Keeper(run, keep)
     trainer.add_callback(keeper)
     trainer.add_callback(progress)
-    if not isinstance(trainer.data_collator, Traced):
-        trainer.data_collator = Traced(trainer.data_collator)
     trainer.place = rows.place
     if run.main:
         resume.sweep(run.output, run.say)

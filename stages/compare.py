@@ -139,13 +139,13 @@ def main() -> int:
     asked.faults += [
         f"objectives: {name}: no such objective" for name in asked.asked.get("objectives", {}) if name not in objectives.known()
     ]
+    if asked.file is None:
+        asked.faults.append("command line: --config is missing; beside it lies the pretrain.yaml of all objectives")
     asked.settle()
     assert asked.output
+    assert asked.file
     options, _ = request.split(asked, Options, {})
-    profile = next(Path(word) for flag, word in zip(sys.argv, sys.argv[1:], strict=False) if flag == "--config").with_name(
-        "pretrain.yaml"
-    )
-    summary = compared(options, profile, asked.output)
+    summary = compared(options, asked.file.with_name("pretrain.yaml"), asked.output)
     manifest.write_json(asked.output / "compare.json", {"inputs": manifest.digest(dataclasses.asdict(options)), **summary})
     print("\n".join(rendered(summary)), flush=True)
     return 0

@@ -59,7 +59,7 @@ def train(run: Run) -> None:
     from pipeline import guards, tokenizer
     from pipeline.data import tokens
     from pipeline.flops import steps_for
-    from pipeline.trainer import ObjectiveTrainer, Traced
+    from pipeline.trainer import ObjectiveTrainer
     from pipeline.training import DEFAULTS, FORCED, decay, fit, hand_over, prepare
 
     options: Options = run.options
@@ -90,7 +90,7 @@ def train(run: Run) -> None:
     run.say(
         f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}, {len(dataset):,} rows of up to {options.max_length} tokens"
     )
-    trainer = ObjectiveTrainer(objective, model, arguments, Traced(collator), dataset, processing_class=vocabulary)
+    trainer = ObjectiveTrainer(objective, model, arguments, collator, dataset, processing_class=vocabulary)
     if options.flops:
         arguments.max_steps = steps_for(options.flops, objective, trainer)
         run.say(f"{options.flops:.2g} floating point operations allow {arguments.max_steps:,} steps")

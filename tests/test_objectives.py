@@ -385,7 +385,7 @@ def test_accumulation_is_exact(vocabularies, tmp_path, monkeypatch, name):
     """The gradient's norm of 4 batches of 2 over that of 1 batch of 8, each part by its own items."""
     from transformers import TrainingArguments, set_seed
 
-    from pipeline.trainer import ObjectiveTrainer, Traced
+    from pipeline.trainer import ObjectiveTrainer
 
     objective = objectives.load(name)
     vocabulary = vocabularies[objective.vocabulary]
@@ -418,7 +418,7 @@ def test_accumulation_is_exact(vocabularies, tmp_path, monkeypatch, name):
             remove_unused_columns=False, logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, seed=1, learning_rate=0.0,
             label_names=["labels"],
         )  # fmt: skip
-        collator = Traced(objective.collator(vocabulary, dataset, 1))
+        collator = objective.collator(vocabulary, dataset, 1)
         trainer = ObjectiveTrainer(objective, model, arguments, collator, dataset, processing_class=vocabulary)
         trainer.train()
         norms.append((trainer.state.log_history[0]["grad_norm"], trainer.state.log_history[0]["loss"]))

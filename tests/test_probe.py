@@ -155,6 +155,9 @@ def test_objectives_are_compared(tmp_path):
     done = subprocess.run([*script, "--objectives", "{guess: {}}"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "objectives: guess: no such objective" in done.stderr
+    done = subprocess.run([*script[:2], *script[4:]], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--config is missing" in done.stderr
 
 
 def test_every_play_has_its_kind():

@@ -29,20 +29,15 @@ class Corrupting:
     seed: int
     epoch: int = 0
 
+    def chance(self, row: Example) -> np.random.Generator:
+        """Return the random numbers of an example in this epoch."""
+        return np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]])
+
     def __call__(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Return (batch, length) int64 tensors; a column of numbers becomes (batch,)."""
-        return self.batch(
-            [
-                self.objective.corrupt(row, self.tokenizer, np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]]))
-                for row in rows
-            ]
-        )
-
-    def batch(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Pad what was corrupted."""
-        return pad(
-            [{key: value for key, value in row.items() if key != EXAMPLE} for row in rows], int(self.tokenizer.pad_token_id)
-        )
+        seen = [self.objective.corrupt(row, self.tokenizer, self.chance(row)) for row in rows]
+        plain = [{key: value for key, value in row.items() if key != EXAMPLE} for row in seen]
+        return pad(plain, int(self.tokenizer.pad_token_id))
 
 
 def pad(rows: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:

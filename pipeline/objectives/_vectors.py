@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.config import option
 from pipeline.objectives import Example, Objective, Scores, Text
-from pipeline.objectives._batches import EXAMPLE, Corrupting
+from pipeline.objectives._batches import Corrupting
 from pipeline.objectives._documents import pieces
 
 if TYPE_CHECKING:
@@ -79,13 +79,13 @@ class WordVectors(Objective):
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the sum over words of -log σ(u·v) - Σ log σ(-u'·v)."""
-        return {"loss": _nats(model, batch).sum()}
+        return {"loss": _nats(*model(batch["contexts"], batch["input_ids"])).sum()}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the nats of each word, and how often it is likelier than one that was drawn."""
         right, wrong = model(batch["contexts"], batch["input_ids"])
         wins = _wins(right.unsqueeze(1), wrong)
-        return {"loss": (_nats(model, batch).tolist(), [1.0] * len(wins)), "detection": (wins, [1.0] * len(wins))}
+        return {"loss": (_nats(right, wrong).tolist(), [1.0] * len(wins)), "detection": (wins, [1.0] * len(wins))}
 
     def fresh(self, model: Any) -> Any:
         """Return tables as they begin."""
@@ -131,7 +131,7 @@ class Windows(Corrupting):
         contexts: list[list[int]] = []
         told: list[np.ndarray] = []
         for row in rows:
-            chance = np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]])
+            chance = self.chance(row)
             words = np.array(row["input_ids"])
             words = words[chance.random(len(words)) < self.keep[words]]
             reach = chance.integers(1, self.objective.window + 1, len(words))
@@ -196,8 +196,7 @@ def _wins(there: Any, drawn: Any) -> list[float]:
     return ((there > drawn).float() + 0.5 * (there == drawn).float()).mean(1).tolist()  # type: ignore[no-any-return]
 
 
-def _nats(model: Any, batch: Mapping[str, Any]) -> Any:
+def _nats(right: Any, wrong: Any) -> Any:
     import torch
 
-    right, wrong = model(batch["contexts"], batch["input_ids"])
     return -torch.nn.functional.logsigmoid(right) - torch.nn.functional.logsigmoid(-wrong).sum(1)
