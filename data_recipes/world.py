@@ -87,7 +87,7 @@ _RAMBLES = (
     "It is a long story and it can be told in many ways.",
     "One could go on about it for hours.",
 )
-_REMARKS = (  # what stands between the facts of a story, as in any text; nothing follows from it
+REMARKS = (  # what stands between the facts of a story, as in any text; nothing follows from it
     *_RAMBLES,
     "What a day it was!",
     "Where does the time go?",
@@ -98,9 +98,9 @@ _REMARKS = (  # what stands between the facts of a story, as in any text; nothin
     "What is there to do?",
     "Nobody is born wise.",
 )
-_ONSETS = "b br d dr f fl g gr h j k kl l m n p pr r s sk st t tr v w z".split()
-_VOWELS = "a e i o u".split()
-_CODAS = "l m n r s t x nd rk th".split()
+ONSETS = "b br d dr f fl g gr h j k kl l m n p pr r s sk st t tr v w z".split()
+VOWELS = "a e i o u".split()
+CODAS = "l m n r s t x nd rk th".split()
 
 
 class Person(NamedTuple):
@@ -117,7 +117,7 @@ def people() -> tuple[Person, ...]:
     words: list[str] = []
     while len(words) < 2 * NAMES:
         word = (
-            rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+            rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
         ).capitalize()
         if word not in words:
             words.append(word)
@@ -144,7 +144,7 @@ def _story(rng: random.Random) -> str:
         for key in rng.sample(list(FACTS), TOLD):
             sentences.append(_sentence(person, key, rng.randrange(len(FACTS[key].tellings))))
             if rng.random() < REMARKED:
-                sentences.append(rng.choice(_REMARKS))
+                sentences.append(rng.choice(REMARKS))
     return " ".join(sentences)
 
 
@@ -247,9 +247,9 @@ def floor(story: str) -> float:
     Raises ValueError if the generator can't tell the story at all.
     """
     parts = re.split(r"(?<=[.!?]) ", story.strip())
-    sentences = [part for part in parts if part not in _REMARKS]
+    sentences = [part for part in parts if part not in REMARKS]
     remarks = len(parts) - len(sentences)
-    if any(a in _REMARKS and b in _REMARKS for a, b in pairwise(["What a day it was!", *parts])):
+    if any(a in REMARKS and b in REMARKS for a, b in pairwise(["What a day it was!", *parts])):
         raise ValueError(f"not a story of this world: a remark without a fact before it: {story[:80]!r}")
     readings = [_said().get(sentence, []) for sentence in sentences]
     choices = math.perm(PEOPLE, TOGETHER) * math.perm(len(FACTS), TOLD) ** TOGETHER
@@ -259,7 +259,7 @@ def floor(story: str) -> float:
             p += 1 / (choices * math.prod(len(FACTS[key].tellings) for _, key in reading))
     if not p:
         raise ValueError(f"not a story of this world: {story[:80]!r}")
-    told, silent = remarks * math.log(REMARKED / len(_REMARKS)), (len(sentences) - remarks) * math.log(1 - REMARKED)
+    told, silent = remarks * math.log(REMARKED / len(REMARKS)), (len(sentences) - remarks) * math.log(1 - REMARKED)
     return -math.log(p) - told - silent
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +60,19 @@ def give_head_a_bias(model: Any) -> None:
         head.register_parameter("bias", None)
 
 
-def merge(model: Any, sample: Sequence[int]) -> tuple[PreTrainedModel, float]:
+def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, float]:
     """Merge an adapter into its base in fp32; return the model and how far its logits moved, relative.
 
-    `sample`: ids of one row. Raises RuntimeError if the merged logits are not those of the adapter.
+    `sample`: the columns of one row. Raises RuntimeError if the merged logits are not those of the adapter.
     """
     import torch
 
     model.float().eval()
-    row = torch.tensor([list(sample)], device=model.device)
+    row = {key: torch.tensor([list(ids)], device=model.device) for key, ids in sample.items()}
     with torch.no_grad():
-        before: torch.Tensor = model(input_ids=row).logits
+        before: torch.Tensor = model(**row)[0]  # logits, or the last states of a model without a head
         merged = model.merge_and_unload()
-        after: torch.Tensor = merged(input_ids=row).logits
+        after: torch.Tensor = merged(**row)[0]
     moved = float((after - before).abs().max() / before.abs().max().clamp(min=1.0))
     if not moved <= _TOLERANCE:
         raise RuntimeError(f"the merged model is not the adapter's: logits differ by {moved:.1e} of the largest")

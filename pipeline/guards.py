@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,12 @@ def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int 
         )
     if faults:
         raise UserError(*faults)
+
+
+def readable(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    """Take from the tokenizer the columns that the model does not read, such as BERT's token types for ModernBERT."""
+    read = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in read]
 
 
 def batches(objective: Objective, arguments: Any) -> None:

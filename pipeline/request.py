@@ -23,7 +23,8 @@ _NEUTRAL = {
 }  # fmt: skip
 _FAMILIES = {  # by the end of a class's name; the first that fits
     "ForCausalLM": "causal", "LMHeadModel": "causal", "ForMaskedLM": "masked", "ElectraForPreTraining": "discriminator",
-    "ForPreTraining": "masked", "ForConditionalGeneration": "seq2seq", "ForSequenceClassification": "classifier", "Model": "embedder",
+    "ForPreTraining": "masked", "ForConditionalGeneration": "seq2seq", "ForSequenceClassification": "classifier",
+    "ForTokenClassification": "tagger", "ForQuestionAnswering": "reader", "Model": "embedder",
 }  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
 

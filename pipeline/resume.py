@@ -75,11 +75,12 @@ def latest(folder: Path) -> Path | None:
     return next(iter(_checkpoints(folder)), None)
 
 
-def prune(folder: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` sealed checkpoints, at least one; None keeps all."""
+def prune(folder: Path, keep: int | None, best: Path | None = None) -> None:
+    """Remove all but the best and the newest `keep` sealed checkpoints, at least one; None keeps all."""
     sealed = [path for path in _checkpoints(folder) if (path / SEAL).exists()]
     for old in sealed[max(keep, 1) :] if keep else []:
-        discard(old)
+        if old.name != (best.name if best else ""):
+            discard(old)
 
 
 def discard(checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import config, directory, manifest, process, request
 from pipeline.data import recipe as recipes
@@ -20,20 +20,29 @@ from pipeline.lock import Lock
 from pipeline.process import say
 
 
+class Edges(NamedTuple):
+    """What goes into a stage and what comes out."""
+
+    shape: str  # of the recipe's rows; empty where it reads none
+    family: str = "causal"  # of the model that it hands on
+    accepts: tuple[str, ...] = ("causal",)  # families of a parent
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """What a stage script declares about itself."""
 
     name: str
-    shape: str  # of the recipe's rows
+    edges: Edges | Callable[[Any], Edges]  # a function where the options decide them
     options: type  # the dataclass of our own options
     arguments: str | None  # the library class that owns every other key
-    family: str = "causal"  # of the model that it hands on
-    accepts: tuple[str, ...] = ("causal",)  # families of a parent
-    edges: Callable[[Any], tuple[str, tuple[str, ...]]] | None = None  # both, where the options decide them
     needs_parent: bool = True
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)  # ours, for keys of the library
     sources: Callable[[Any], list[Path]] | None = None  # files that count as input beside the recipe's
+
+    def between(self, options: Any) -> Edges:
+        """Return the edges under these options; UserError where the options fit nothing."""
+        return self.edges(options) if callable(self.edges) else self.edges
 
 
 @dataclasses.dataclass
@@ -62,10 +71,10 @@ class Run:
     def unchanged(self) -> None:
         """Raise UserError where the parent or the data changed while they were read."""
         asked = self.record["asked"]
-        accepts = self.stage.edges(self.options)[1] if self.stage.edges else self.stage.accepts
-        if self.parent and request.parent_identity(self.parent, self.name, accepts) != asked["parent"]:
+        edges = self.stage.between(self.options)
+        if self.parent and request.parent_identity(self.parent, self.name, edges.accepts) != asked["parent"]:
             raise UserError(f"--parent {self.parent}: was changed while it was read; run the same command again")
-        if "recipe" in asked and self.recipe.digest(self.stage.shape) != asked["recipe"]:
+        if "recipe" in asked and self.recipe.digest(edges.shape) != asked["recipe"]:
             raise UserError(f"recipe {self.recipe.name}: was changed while it was read; run the same command again")
 
     @property
@@ -138,29 +147,27 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
     asked = request.read(stage.name, argv)
     if asked.kept:
         say(stage.name, f"keeps {asked.kept}, as it was asked for; `make {stage.name}` returns to the profile")
-    if asked.data and not stage.shape:
-        asked.faults.append(f"command line: --data can't be used here; {Path(sys.argv[0]).stem} reads no rows")
     if len(asked.parents) > 1:
         asked.faults.append(f"command line: {stage.name} takes one --parent, found {len(asked.parents)}")
     if stage.needs_parent and not asked.parents:
         asked.faults.append(f"command line: --parent is missing; {stage.name} starts from a model folder or hub id")
     asked.faults += config.check(asked.asked, asked.origins, stage.options, stage.arguments, loose=True)
-    well_formed = not asked.faults
-    family, accepts = stage.family, stage.accepts
+    edges, well_formed = Edges(""), False
     found: dict[str, Any] = {}
     sources: list[tuple[str, str]] = []
-    if not well_formed:
-        request.parent(asked, accepts)
+    if asked.faults:
+        if isinstance(stage.edges, Edges):
+            request.parent(asked, stage.edges.accepts)
     else:
         options, arguments = request.split(asked, stage.options, stage.defaults)
-        if stage.edges:
-            try:
-                family, accepts = stage.edges(options)
-            except UserError as error:
-                asked.gather(error)
-        recipe = _recipe(asked, stage, options)
-        found = request.identity(asked, options, arguments, recipe, stage.shape)
-        found |= request.parent(asked, accepts)
+        try:
+            edges, well_formed = stage.between(options), True
+        except UserError as error:
+            asked.gather(error)
+        recipe = _recipe(asked, edges.shape, options) if well_formed else recipes.EMPTY
+        found = request.identity(asked, options, arguments, recipe, edges.shape)
+        if well_formed:
+            found |= request.parent(asked, edges.accepts)
         sources = recipe.contents() if "recipe" in found else []
         if stage.sources:
             try:
@@ -169,7 +176,7 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
             except UserError as error:
                 asked.gather(error)
     record = {
-        "stage": "control" if getattr(options, "init", "") == "random" else stage.name, "family": family,
+        "stage": "control" if getattr(options, "init", "") == "random" else stage.name, "family": edges.family,
         "inputs": manifest.digest(found), "asked": found, "seed": arguments.get("seed", 42),
         "config": dataclasses.asdict(options) | arguments, "overrides": asked.overrides(),
         "parents": [{"path": path, **found.get("parent", {})} for path in asked.parents],
@@ -185,11 +192,13 @@ def _asked(stage: Stage, argv: list[str]) -> Run | None:
     return Run(stage, options, arguments, "".join(asked.parents), asked.output, recipe, record, asked.strict)
 
 
-def _recipe(asked: request.Request, stage: Stage, options: Any) -> recipes.Recipe:
-    if not stage.shape:
+def _recipe(asked: request.Request, shape: str, options: Any) -> recipes.Recipe:
+    if asked.data and not shape:
+        asked.faults.append(f"command line: --data can't be used here; {Path(sys.argv[0]).stem} reads no rows")
+    if not shape:
         return recipes.EMPTY
     try:
-        return recipes.from_data(asked.data, stage.shape) if asked.data else recipes.load(options.recipe)
+        return recipes.from_data(asked.data, shape) if asked.data else recipes.load(options.recipe)
     except UserError as error:
         asked.gather(error)
         return recipes.EMPTY

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
 from transformers import Trainer
 
 from pipeline.errors import UserError
-from pipeline.objectives import Objective
 
 ROW = "row"  # the column that says which row of the recipe a training row was made from
 _SHOWN = 100  # rows that are named
@@ -100,16 +99,30 @@ class StageTrainer(Trainer):
         )
 
 
+class Loss(Protocol):
+    """What an objective or a task asks of a model: the parts of a loss, their weights and their items."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Return part → weight."""
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return part → items in a batch."""
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return part → sum over its items."""
+
+
 class ObjectiveTrainer(StageTrainer):
-    """A Trainer whose loss is an objective's, each part of it divided by its own items of the whole step.
+    """A Trainer whose loss is an objective's or a task's, each part of it divided by its own items of the whole step.
 
     The stock Trainer is wrong by the number of accumulation steps for most models that are not causal.
     """
 
     loss_is_scaled_for_ga = True
-    objective: Objective
+    objective: Loss
 
-    def __init__(self, objective: Objective, *arguments: Any, **named: Any) -> None:
+    def __init__(self, objective: Loss, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.objective = objective
 
@@ -130,3 +143,16 @@ class ObjectiveTrainer(StageTrainer):
             weight * parts[part] / num_items_in_batch[part].clamp(min=1) for part, weight in self.objective.weights.items()
         )
         return loss * self.accelerator.num_processes  # type: ignore[no-any-return]
+
+
+class TaskTrainer(ObjectiveTrainer):
+    """An ObjectiveTrainer that stops where answers to rows held back for it get no better."""
+
+    validate: Callable[[Any], dict[str, float]]
+
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """Return the figures of the rows that were held back, each under `eval_` and its name."""
+        found = {f"eval_{name}": value for name, value in self.validate(self.model).items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found

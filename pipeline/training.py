@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,12 @@ class Keeper(TrainerCallback):
         self.stopped = 0  # the signal that ended training, on whichever process it came
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        """Ask for room before the first step."""
+        """Ask for room before the first step, and find the best checkpoint again where the stage goes on."""
+        if state.best_model_checkpoint:
+            best = self.run.output / Path(state.best_model_checkpoint).name
+            state.best_model_checkpoint = str(best)
+            if not best.is_dir():
+                state.best_model_checkpoint = state.best_metric = None
         if self.run.main:
             resume.has_room(self.run.output, more["model"], args.optim, _saves(args, state), self.keep)
 
@@ -68,7 +73,8 @@ class Keeper(TrainerCallback):
         process.wait_for_all()
         if self.run.main:
             resume.seal(self.run.output / f"checkpoint-{state.global_step}")
-            resume.prune(self.run.output, self.keep)
+            best = state.best_model_checkpoint
+            resume.prune(self.run.output, self.keep, Path(best) if best else None)
 
 
 class Progress(TrainerCallback):
@@ -106,6 +112,11 @@ class Progress(TrainerCallback):
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._show(state)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Say what validation gave."""
+        found = ", ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in kwargs["metrics"].items())
+        self.run.say(f"step {state.global_step}: validation {found}")
 
     def metrics(self) -> dict[str, float]:
         """Return the first, the last and the mean training loss of the whole stage, however often it was resumed."""
@@ -208,18 +219,23 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
 
 
 def hand_over(
-    run: Run, trainer: Any, tokenizer: Any, sample: Sequence[int], save: Callable[[Any, Any, Path], None] = checkpoint.save
+    run: Run,
+    trainer: Any,
+    tokenizer: Any,
+    sample: Mapping[str, Sequence[int]],
+    save: Callable[[Any, Any, Path], None] = checkpoint.save,
 ) -> None:
     """Save the whole model, merged where there is an adapter, which is kept beside it."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not run.main:
         return
     if hasattr(model, "merge_and_unload"):
-        for config in model.peft_config.values():
+        config = model.peft_config["default"]
+        if not isinstance(config.target_modules, str):  # else a soft prompt, which is nothing without its tokens
             config.base_model_name_or_path = ".."  # the adapter's base is the parent; no path of this machine leaves
             config.target_modules = sorted(config.target_modules)  # a set is written in another order by each process
-        model.save_pretrained(run.result / "adapter", save_embedding_layers=False)
-        (run.result / "adapter" / "README.md").unlink(missing_ok=True)
+            model.save_pretrained(run.result / "adapter", save_embedding_layers=False)
+            (run.result / "adapter" / "README.md").unlink(missing_ok=True)
         model, moved = checkpoint.merge(model, sample)
         run.record["merge_error"] = moved
     save(model, tokenizer, run.result)

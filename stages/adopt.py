@@ -2,8 +2,8 @@
 
     python stages/adopt.py --config stages/profiles/smollm2/adopt.yaml --output runs/smollm2/pretrain
 
-Takes a hub id or model folder (--model), or a GGUF file inside an installed package (--package and
---pattern). The weights are written as fp32 safetensors, beside the model's own tokenizer and template.
+Takes a hub id or model folder (--model), or the files of one inside an installed package (--package and
+--pattern), also as GGUF. The weights are written as fp32 safetensors, beside the model's own tokenizer and template.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.config import option
 from pipeline.errors import UserError
-from pipeline.stage import Run, Stage, run_stage
+from pipeline.stage import Edges, Run, Stage, run_stage
 
 
 @dataclass(frozen=True)
 class Options:
     """Our own options of adoption."""
 
-    model: str = option("", "hub id or folder of a causal model", by_content=True)
-    package: str = option("", "installed distribution that carries the model as a GGUF file")
-    pattern: str = option("*.gguf", "which file of the package")
+    model: str = option("", "hub id or folder of a model", by_content=True)
+    package: str = option("", "installed distribution that carries the model")
+    pattern: str = option("*.gguf", "which files of the package")
+    family: Literal["causal", "embedder"] = option("causal", "causal, or embedder for an encoder without a head")
 
 
 def sources(options: Any) -> list[Path]:
@@ -40,31 +41,46 @@ def sources(options: Any) -> list[Path]:
     return [folder / name for name in manifest.files(folder)] if folder.is_dir() else []
 
 
-STAGE = Stage(name="pretrain", shape="", options=Options, arguments=None, needs_parent=False, sources=sources)
+def edges(options: Options) -> Edges:
+    """Return the family that is adopted."""
+    return Edges("", options.family, ())
+
+
+STAGE = Stage(name="pretrain", edges=edges, options=Options, arguments=None, needs_parent=False, sources=sources)
 
 
 def adopt(run: Run) -> None:
     """Load the model with its tokenizer and write both as a stage."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from pipeline import checkpoint, tokenizer
+    from pipeline.objectives import _models
 
-    if run.options.package:
-        from transformers import GgufConfig
-
-        file = sources(run.options)[0]
-        run.say(f"converting {file.name} of the package {run.options.package} to fp32 safetensors")
-        vocabulary: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        model.config.quantization_config = None
-        del model.config.quantization_config
+    files = sources(run.options) if run.options.package else []
+    folder = str(files[0].parent) if files else run.options.model
+    gguf = next((file for file in files if file.suffix == ".gguf"), None)
+    if run.options.family == "embedder":
+        vocabulary, model = tokenizer.load(folder), _models.load("AutoModel", folder)
+        model.save_pretrained(run.result)
+        vocabulary.save_pretrained(run.result)
+        _models.save_embedder(model, run.result)
     else:
-        vocabulary, model = tokenizer.load(run.options.model), checkpoint.load(run.options.model)
-    checkpoint.save(model, vocabulary, run.result)
+        vocabulary, model = _converted(run, gguf) if gguf else (tokenizer.load(folder), checkpoint.load(folder))
+        checkpoint.save(model, vocabulary, run.result)
     run.say(f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}")
+
+
+def _converted(run: Run, file: Path) -> tuple[Any, Any]:
+    """Return tokenizer and causal model of a GGUF file, its weights in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    run.say(f"converting {file.name} of the package {run.options.package} to fp32 safetensors")
+    vocabulary: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.config.quantization_config = None
+    del model.config.quantization_config
+    return vocabulary, model
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config import option
-from pipeline.stage import Run, Stage, run_stage
+from pipeline.stage import Edges, Run, Stage, run_stage
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Options:
 
 
 STAGE = Stage(
-    name="dpo", shape="preference", options=Options, arguments="trl.DPOConfig", family="causal", accepts=("causal",),
+    name="dpo", edges=Edges("preference"), options=Options, arguments="trl.DPOConfig",
     defaults={"learning_rate": 5e-5, "max_length": 1024},
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def train(run: Run) -> None:
     trainer = Pairs(model, reference, arguments, train_dataset=dataset, processing_class=vocabulary, peft_config=adapter)
     sample = dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]
     fit(run, trainer, rows)
-    hand_over(run, trainer, vocabulary, sample)
+    hand_over(run, trainer, vocabulary, {"input_ids": sample})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import objectives
 from pipeline.config import option
 from pipeline.objectives import Objective
-from pipeline.stage import Run, Stage, run_stage
+from pipeline.stage import Edges, Run, Stage, run_stage
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Options:
         return objectives.load(self.objective, self.objective_options)
 
 
-def edges(options: Options) -> tuple[str, tuple[str, ...]]:
+def edges(options: Options) -> Edges:
     """Return the family of the model that comes out, and those of a parent that may go in."""
-    return options.chosen.family, options.chosen.accepts
+    return Edges("text", options.chosen.family, options.chosen.accepts)
 
 
 STAGE = Stage(
-    name="pretrain", shape="text", options=Options, arguments="transformers.TrainingArguments", edges=edges,
+    name="pretrain", edges=edges, options=Options, arguments="transformers.TrainingArguments",
     needs_parent=False, defaults={"lr_scheduler_type": "warmup_stable_decay"},
 )  # fmt: skip
 
@@ -96,7 +96,7 @@ def train(run: Run) -> None:
         run.say(f"{options.flops:.2g} floating point operations allow {arguments.max_steps:,} steps")
     decay(arguments, len(dataset))
     fit(run, trainer, rows)
-    hand_over(run, trainer, vocabulary, [], objective.save)
+    hand_over(run, trainer, vocabulary, {}, objective.save)
 
 
 if __name__ == "__main__":

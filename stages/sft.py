@@ -14,7 +14,7 @@ from typing import Literal
 
 from pipeline.config import option
 from pipeline.errors import UserError
-from pipeline.stage import Run, Stage, run_stage
+from pipeline.stage import Edges, Run, Stage, run_stage
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Options:
 
 
 STAGE = Stage(
-    name="sft", shape="messages", options=Options, arguments="trl.SFTConfig", family="causal", accepts=("causal",),
+    name="sft", edges=Edges("messages"), options=Options, arguments="trl.SFTConfig",
     defaults={"learning_rate": 2e-4, "max_length": 1024},
 )  # fmt: skip
 
@@ -81,7 +81,7 @@ def train(run: Run) -> None:
     )
     checkpoint.give_head_a_bias(trainer.model)
     fit(run, trainer, rows)
-    hand_over(run, trainer, vocabulary, sample)
+    hand_over(run, trainer, vocabulary, {"input_ids": sample})
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_a_merge_that_moves_the_model_is_refused(chain):
     adapted = get_peft_model(model, checkpoint.lora(4, 8))
     adapted.merge_and_unload = lambda: AutoModelForCausalLM.from_pretrained(chain / "sft")
     with pytest.raises(RuntimeError, match="the merged model is not the adapter's"):
-        checkpoint.merge(adapted, [5, 6, 7, 8])
+        checkpoint.merge(adapted, {"input_ids": [5, 6, 7, 8]})
 
 
 def test_an_untied_head_learns_its_chat_tokens(tmp_path):
@@ -111,5 +111,5 @@ def test_an_untied_head_learns_its_chat_tokens(tmp_path):
         for name, parameter in adapted.named_parameters():
             if "trainable_tokens_delta" in name:
                 parameter.add_(0.5)
-    _, moved = checkpoint.merge(adapted, [1, 2, 3, 4])
+    _, moved = checkpoint.merge(adapted, {"input_ids": [1, 2, 3, 4]})
     assert moved < 1e-5

@@ -66,7 +66,7 @@ def small_world(monkeypatch):
     monkeypatch.setattr(world, "PEOPLE", 3)
     monkeypatch.setattr(world, "TOGETHER", 2)
     monkeypatch.setattr(world, "TOLD", 2)
-    monkeypatch.setattr(world, "_REMARKS", ("What a day it was!", "Who could have known?"))
+    monkeypatch.setattr(world, "REMARKS", ("What a day it was!", "Who could have known?"))
     monkeypatch.setattr(world, "people", lambda: (ann, bob, cid))
     world._said.cache_clear()
     yield
@@ -86,7 +86,7 @@ def test_the_floor_is_a_probability(small_world):
     assert sum(map(p, itertools.product(world._said(), repeat=4))) == pytest.approx(silent, abs=1e-9)
     rng = random.Random(0)
     story = next(parts for parts in itertools.product(world._said(), repeat=4) if p(parts))
-    remarks = itertools.product([(), *((remark,) for remark in world._REMARKS)], repeat=4)
+    remarks = itertools.product([(), *((remark,) for remark in world.REMARKS)], repeat=4)
     decorated = [[part for pair in zip(story, remark, strict=True) for part in (pair[0], *pair[1])] for remark in remarks]
     assert sum(map(p, decorated)) == pytest.approx(p(story) / silent, abs=1e-9)
     assert p(["What a day it was!", *story]) == 0

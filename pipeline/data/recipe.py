@@ -50,6 +50,14 @@ class Rows:
             return self.places[number]
         return f"{self.name}: row {number + 1} ({json.dumps(self.kept[number], ensure_ascii=False)[:60]}...)"
 
+    def hold_back(self, share: float, seed: int) -> list[Row]:
+        """Take out and return about a share of the kept rows, told apart by group or else by content."""
+        wanted = [int(manifest.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32 for row in self.kept]
+        back = [row for row, out in zip(self.kept, wanted, strict=True) if out]
+        self.places = [place for place, out in zip(self.places, wanted, strict=False) if not out]
+        self.kept = [row for row, out in zip(self.kept, wanted, strict=True) if not out]
+        return back
+
 
 class Recipe:
     """The interface of a recipe; `EMPTY` stands where none was read yet."""

@@ -1,8 +1,12 @@
 """The shapes that rows take, and the common layouts that are recognised and converted to them.
 
 `text`: {"text": str}. `messages`: {"messages": [{"role", "content"}, …]}, ending with the assistant.
-`preference`: {"prompt": messages, "chosen": messages, "rejected": messages}. `labels`: {"text": str, "label": str},
-and a "group" where rows belong together, so that they are never on both sides of a split.
+`preference`: {"prompt": messages, "chosen": messages, "rejected": messages}.
+`labels`: {"text": str, "label": str}, and a "text_pair" where two texts are read together.
+`questions`: {"context": str, "question": str, "answers": [{"text": str, "start": int}, …]}, none where there is no answer.
+`tags`: {"tokens": [str, …], "tags": [str, …]}. `translation`: {"source": str, "target": str}.
+`similarity`: {"text": str, "text_pair": str, "score": float}.
+Any row may have a "group" where rows belong together, so that they are never on both sides of a split.
 """
 
 from __future__ import annotations
@@ -13,7 +17,11 @@ from typing import Any
 from pipeline.errors import UserError
 
 Row = dict[str, Any]
-SHAPES = ("text", "messages", "preference", "labels")
+SHAPES = ("text", "messages", "preference", "labels", "questions", "tags", "translation", "similarity")
+_TEXTS = {  # of each shape, what may not be empty
+    "text": ("text",), "labels": ("text", "text_pair"), "questions": ("context", "question"), "tags": ("tokens",),
+    "translation": ("source", "target"), "similarity": ("text", "text_pair"),
+}  # fmt: skip
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
                    "bing": "assistant", "system": "system", "tool": "tool", "function": "tool"}  # fmt: skip
 
@@ -92,6 +100,72 @@ def _pair(row: Mapping[str, Any]) -> Row:
     return {"prompt": left[:same], "chosen": left[same:], "rejected": right[same:]}
 
 
+_PAIRS = (
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
+
+
+def _label(*texts: str) -> Callable[[Mapping[str, Any]], Row]:
+    def convert(row: Mapping[str, Any]) -> Row:
+        if row["label"] is None or row["label"] == -1:
+            raise Malformed("label is missing (None or -1)")
+        named = dict(zip(("text", "text_pair"), (_text(row, key) for key in texts), strict=False))
+        return named | {"label": str(row["label"])}
+
+    return convert
+
+
+def _score(*texts: str) -> Callable[[Mapping[str, Any]], Row]:
+    def convert(row: Mapping[str, Any]) -> Row:
+        try:
+            score = float(row["score"])
+        except (TypeError, ValueError):
+            raise Malformed(f"score is {row['score']!r}, not a number") from None
+        return {"text": _text(row, texts[0]), "text_pair": _text(row, texts[1]), "score": score}
+
+    return convert
+
+
+def _question(row: Mapping[str, Any]) -> Row:
+    """Convert SQuAD's columns; an answer that does not stand where it says is no answer."""
+    context, given = _text(row, "context"), row["answers"]
+    if not isinstance(given, Mapping) or not {"text", "answer_start"} <= given.keys():
+        raise Malformed("answers has not the columns text and answer_start")
+    answers = [{"text": text, "start": start} for text, start in zip(given["text"], given["answer_start"], strict=True)]
+    for answer in answers:
+        start = answer["start"]
+        if not isinstance(start, int) or context[start : start + len(answer["text"])] != answer["text"]:
+            raise Malformed(f"answers: {answer['text'][:40]!r} does not stand at {start} of the context")
+    return {"context": context, "question": _text(row, "question"), "answers": answers}
+
+
+def _tags(column: str) -> Callable[[Mapping[str, Any]], Row]:
+    def convert(row: Mapping[str, Any]) -> Row:
+        words, tags = row["tokens"], row[column]
+        if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
+            raise Malformed(f"tokens and {column} are no lists of the same length")
+        return {"tokens": [str(word) for word in words], "tags": [str(tag) for tag in tags]}
+
+    return convert
+
+
+def _translation(source: str, target: str) -> Callable[[Mapping[str, Any]], Row]:
+    return lambda row: {"source": _text(row, source), "target": _text(row, target)}
+
+
+def _languages(row: Mapping[str, Any]) -> Row:
+    """Convert WMT's column, {"en": …, "de": …}: from the first language to the second."""
+    both = row["translation"]
+    if not isinstance(both, Mapping) or len(both) != 2:
+        raise Malformed("translation has not two languages")
+    source, target = both
+    return {"source": _text(both, source), "target": _text(both, target)}
+
+
 # Of each shape: layout, the columns that mark it, and the conversion. The first whose columns are all there wins.
 _LAYOUTS: dict[str, list[tuple[str, frozenset[str], Callable[[Mapping[str, Any]], Row]]]] = {
     "text": [
@@ -112,8 +186,22 @@ _LAYOUTS: dict[str, list[tuple[str, frozenset[str], Callable[[Mapping[str, Any]]
         ("chosen and rejected", frozenset({"chosen", "rejected"}), _pair),
     ],
     "labels": [
-        ("text and label", frozenset({"text", "label"}), lambda row: {"text": _text(row, "text"), "label": str(row["label"])}),
+        *((f"{one}, {two} and label", frozenset({one, two, "label"}), _label(one, two)) for one, two in _PAIRS),
+        ("text and label", frozenset({"text", "label"}), _label("text")),
+        ("sentence and label", frozenset({"sentence", "label"}), _label("sentence")),
     ],
+    "questions": [("SQuAD", frozenset({"context", "question", "answers"}), _question)],
+    "tags": [
+        ("tokens and ner_tags", frozenset({"tokens", "ner_tags"}), _tags("ner_tags")),
+        ("tokens and tags", frozenset({"tokens", "tags"}), _tags("tags")),
+    ],
+    "translation": [
+        ("source and target", frozenset({"source", "target"}), _translation("source", "target")),
+        ("two languages", frozenset({"translation"}), _languages),
+        ("document and summary", frozenset({"document", "summary"}), _translation("document", "summary")),
+        ("article and highlights", frozenset({"article", "highlights"}), _translation("article", "highlights")),
+    ],
+    "similarity": [(f"{one}, {two} and score", frozenset({one, two, "score"}), _score(one, two)) for one, two in _PAIRS],
 }
 
 
@@ -128,8 +216,9 @@ def recognise(row: Mapping[str, Any], shape: str, where: str) -> tuple[str, Call
 
 def fault(row: Row, shape: str) -> str | None:
     """Return why a row of a shape can't be used (a reason to count), or None."""
-    if shape in ("text", "labels"):
-        return None if row["text"].strip() else "empty text"
+    if shape in _TEXTS:
+        empty = [name for name in _TEXTS[shape] if name in row and not "".join(row[name]).strip()]
+        return f"empty {empty[0]}" if empty else None
     if shape == "messages":
         turns = row["messages"]
         if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in turns):

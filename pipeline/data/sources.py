@@ -202,8 +202,21 @@ def read_hub(name: str, subset: str | None = None, split: str = "train", revisio
         rows = datasets.load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named
         raise UserError(f"{name}: datasets can't load split {split!r}: {' '.join(str(error).split())[:300]}") from None
+    named = {column: kind for column, kind in (rows.features or {}).items() if _names(kind)}
     for number, row in enumerate(rows, start=1):
-        yield f"{name}: row {number}", dict(row)
+        yield f"{name}: row {number}", dict(row) | {column: _named(row[column], kind) for column, kind in named.items()}
+
+
+def _names(kind: Any) -> Any:
+    """Return the names of a column of labels, or of lists of them; nothing for other columns."""
+    return getattr(getattr(kind, "feature", kind), "names", None)
+
+
+def _named(value: Any, kind: Any) -> Any:
+    """Return the names of labels that a data set holds as numbers; -1 says that there is none."""
+    if isinstance(value, list):
+        return [_named(item, kind) for item in value]
+    return _names(kind)[value] if isinstance(value, int) and value >= 0 else value
 
 
 def package_files(distribution: str, pattern: str) -> list[Path]:

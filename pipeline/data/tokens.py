@@ -111,7 +111,7 @@ def write(tokens: Iterable[dict[str, Any]], path: Path) -> Dataset:
     rows = iter(tokens)
     first = next(rows, None)
     columns = first or {"input_ids": []}
-    kinds = {int: datasets.Value("int32"), list: datasets.List(datasets.Value("int32"))}
+    kinds = {int: datasets.Value("int32"), float: datasets.Value("float32"), list: datasets.List(datasets.Value("int32"))}
     features = datasets.Features({key: kinds[type(value)] for key, value in columns.items()})
     with ArrowWriter(path=str(path), features=features) as writer:
         for row in itertools.chain([first] if first else [], rows):

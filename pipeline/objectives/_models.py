@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokens import IGNORED
@@ -12,6 +14,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+# What makes the folder of an embedder a model of sentence-transformers, too.
+_MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
 _WIDER = 4  # feed-forward layers of all but Llama-like models are this much wider than the rest
 
 
@@ -94,3 +101,11 @@ def asked(labels: torch.Tensor) -> torch.Tensor:
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[list[float], list[float]]:
     """Return nats and number of targets of each row."""
     return token_nats(logits, labels).sum(-1).tolist(), (labels != IGNORED).sum(-1).float().tolist()
+
+
+def save_embedder(model: Any, folder: Path) -> None:
+    """Write beside an encoder that a text's embedding is the mean over its tokens, in the form of sentence-transformers."""
+    (folder / "modules.json").write_text(json.dumps(_MODULES, indent=2) + "\n", encoding="utf-8")
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    pooling = {"word_embedding_dimension": model.config.hidden_size, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")

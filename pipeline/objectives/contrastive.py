@@ -6,7 +6,6 @@ other than to those of any other sentence of the batch: -log softmax of their co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,10 @@ from pipeline.config import option
 from pipeline.errors import UserError
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import sentences
-from pipeline.objectives._models import build, load
+from pipeline.objectives._models import build, load, save_embedder
 
 _DROPOUT = {"modernbert": dict.fromkeys(("embedding_dropout", "mlp_dropout", "attention_dropout"), 0.1)}
 _SHORTEST = 4  # tokens of a sentence that says something
-# What makes the folder a model of sentence-transformers, too.
-_MODULES = [
-    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-]
 
 
 @dataclass(frozen=True)
@@ -87,10 +81,7 @@ class Contrastive(Objective):
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write an encoder that transformers loads, and sentence-transformers too."""
         super().save(model, tokenizer, folder)
-        (folder / "modules.json").write_text(json.dumps(_MODULES, indent=2) + "\n", encoding="utf-8")
-        (folder / "1_Pooling").mkdir(exist_ok=True)
-        pooling = {"word_embedding_dimension": model.config.hidden_size, "pooling_mode_mean_tokens": True}
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")
+        save_embedder(model, folder)
 
 
 def embeddings(model: Any, batch: Mapping[str, Any]) -> Any:

@@ -1,0 +1,137 @@
+"""Supervised tasks, one file each; the name of the file is the task's name.
+
+A task says what a row becomes (`examples`), what the model is asked (`losses`), what it answers (`predict`),
+how good the answers are (`figures`) and what one answers who did not look (`guess`). Its fields are its options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline import config
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.data.recipe import Rows
+    from pipeline.data.shapes import Row
+    from pipeline.evaluation.intervals import Figure
+
+Example = dict[str, Any]
+Prediction = dict[str, Any]  # what a model says of one row, with its probability
+ENCODERS = ("masked", "discriminator", "embedder", "causal", "seq2seq")  # families whose states a new head can read
+
+
+class Task(ABC):
+    """What a file in this folder defines: a frozen dataclass, under the name `TASK`."""
+
+    shape: ClassVar[str]  # of the recipe's rows
+    family: ClassVar[str]  # of the model that it hands on
+    accepts: ClassVar[tuple[str, ...]]  # families of a parent
+    auto: ClassVar[str]  # class of transformers that builds and loads the model
+    primary: ClassVar[str]  # the figure that the verdict and early stopping go by; more is better
+    rival: ClassVar[str]  # what `guess` does, in words
+    weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
+
+    def labels(self, rows: Sequence[Row]) -> list[str]:
+        """Return the names that a model of this task chooses from, in their order; none where it chooses from none."""
+        return []
+
+    @abstractmethod
+    def examples(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str]) -> Iterator[Example]:
+        """Yield examples with the number of their row under `row`; count in `rows` what is left out."""
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> Any:
+        """Return what makes a batch of examples."""
+        from pipeline.tasks._batches import Padding
+
+        return Padding(int(tokenizer.pad_token_id))
+
+    def arrange(self, dataset: Dataset, seed: int) -> Dataset:
+        """Return the examples as they are drawn in an epoch."""
+        return dataset
+
+    @abstractmethod
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how many items each part of the loss has in a batch."""
+
+    @abstractmethod
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return each part of the loss, summed over its items."""
+
+    @abstractmethod
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+        """Return what a model says of each row."""
+
+    @abstractmethod
+    def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
+        """Return what one says who did not look: the trivial baseline."""
+
+    @abstractmethod
+    def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
+        """Return how good predictions are."""
+
+    def confusion(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, dict[str, int]]:
+        """Return true label → predicted label → count, for tasks that tell labels."""
+        return {}
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write a plain checkpoint that transformers loads."""
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def known() -> list[str]:
+    """Return the names of all tasks."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """Return a task by name with its options; UserError naming those that there are."""
+    if name not in known():
+        raise UserError(f"task: {name or '(none)'}: no such task; known are {', '.join(known())}")
+    kind: type[Task] = importlib.import_module(f"{__name__}.{name}").TASK
+    given = dict(options or {})
+    if faults := config.check(given, dict.fromkeys(given, "task_options"), kind, None):
+        raise UserError(*faults)
+    return kind(**given)
+
+
+def with_head(task: Task, parent: str, labels: list[str], random: bool) -> Any:
+    """Return the parent as a model of the task, in fp32, with a new head unless it has one of these labels.
+
+    With `random` the weights are new ones of the same sizes, which is the control. UserError where there
+    is no such model.
+    """
+    import torch
+    import transformers
+
+    auto: Any = getattr(transformers, task.auto)
+    try:
+        settings = transformers.AutoConfig.from_pretrained(parent)
+        had = [settings.id2label[number] for number in sorted(settings.id2label or {})]
+        if labels:
+            named = had if sorted(had) == sorted(labels) else labels
+            settings.id2label, settings.label2id = dict(enumerate(named)), {name: number for number, name in enumerate(named)}
+        settings.use_cache = task.family == "seq2seq"
+        if random:
+            return auto.from_config(settings).float()
+        return auto.from_pretrained(
+            parent, config=settings, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--parent {parent}: {task.auto} can't load it ({' '.join(str(error).split())[:200]})") from None
+
+
+def fields(task: Task) -> dict[str, Any]:
+    """Return the options of a task as a mapping."""
+    return dataclasses.asdict(task)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,168 @@
+"""Extractive question answering (SQuAD 2.0, Rajpurkar et al. 2018; the head of Devlin et al. 2019, section 4.3).
+
+The answer is a span of the context; the loss is -½ Σ (log p(start) + log p(end)). A context that is longer than
+the model reads goes through in windows that overlap by `stride` tokens. Where a window does not hold the answer,
+start and end are its first token, which also says that there is none.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.config import option
+from pipeline.data.recipe import Rows
+from pipeline.data.shapes import Row
+from pipeline.errors import UserError
+from pipeline.evaluation.intervals import Figure, share
+from pipeline.tasks import ENCODERS, Example, Prediction, Task
+from pipeline.tasks._batches import batches
+
+_COLUMNS = ("start", "end")
+
+
+@dataclass(frozen=True)
+class QuestionAnswering(Task):
+    """Find the answer to a question in a text, or say that it is not there."""
+
+    shape = "questions"
+    family = "reader"
+    accepts: ClassVar[tuple[str, ...]] = (*ENCODERS, "reader")
+    auto = "AutoModelForQuestionAnswering"
+    primary = "f1"
+    rival = "most frequent answer"
+
+    stride: int = option(64, "tokens that the windows of a long context share", at_least=0)
+    longest_answer: int = option(30, "tokens of an answer, at most", at_least=1)
+
+    def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
+        """Yield windows with the places of the first answer's first and last token; a row may give several."""
+        for number, row in enumerate(rows.kept):
+            answer = row["answers"][0] if row["answers"] else None
+            for window in self._windows(tokenizer, row, max_length):
+                start = end = 0
+                if answer:
+                    first, last = answer["start"], answer["start"] + len(answer["text"])
+                    held = [place for place, (a, b) in window.offsets.items() if a < last and b > first]
+                    if held and window.offsets[held[0]][0] <= first and window.offsets[held[-1]][1] >= last:
+                        start, end = held[0], held[-1]
+                yield window.columns | {"start": start, "end": end, "row": number}
+
+    def _windows(self, tokenizer: Any, row: Row, max_length: int) -> Iterator[_Window]:
+        question = tokenizer(row["question"], add_special_tokens=False)["input_ids"]
+        room = max_length - len(question) - tokenizer.num_special_tokens_to_add(pair=True)
+        if room <= self.stride:
+            raise UserError(
+                f"max_length: {max_length} leaves {room} tokens for the context beside {row['question'][:40]!r}, and windows "
+                f"share {self.stride}; raise max_length or lower stride"
+            )
+        made = tokenizer(
+            row["question"], row["context"], truncation="only_second", max_length=max_length, stride=self.stride,
+            return_overflowing_tokens=True, return_offsets_mapping=True, return_attention_mask=False,
+        )  # fmt: skip
+        for number, offsets in enumerate(made["offset_mapping"]):
+            sides = made.sequence_ids(number)
+            columns = {key: made[key][number] for key in made if key in ("input_ids", "token_type_ids")}
+            yield _Window(
+                columns, {place: both for place, both in enumerate(offsets) if sides[place] == 1 and both[1] > both[0]}
+            )
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of windows."""
+        return {"loss": len(batch["start"])}
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return -½ Σ (log p(start) + log p(end))."""
+        import torch
+
+        said = _places(model, {key: value for key, value in batch.items() if key not in _COLUMNS})
+        return {
+            "loss": sum(
+                torch.nn.functional.nll_loss(logs, batch[side], reduction="sum") / 2
+                for logs, side in zip(said, _COLUMNS, strict=True)
+            )
+        }
+
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+        """Return the span that is likeliest against none in any window, and σ of that margin; empty below one half."""
+        windows = [(number, window) for number, row in enumerate(rows) for window in self._windows(tokenizer, row, max_length)]
+        best = [(-np.inf, "")] * len(rows)
+        for places, batch in batches(model, [window.columns for _, window in windows], int(tokenizer.pad_token_id)):
+            starts, ends = (logs.cpu().numpy() for logs in _places(model, batch))
+            for place, start, end in zip(places, starts, ends, strict=True):
+                number, window = windows[place]
+                best[number] = max(best[number], window.best(start, end, self.longest_answer, rows[number]["context"]))
+        return [
+            {"answer": text if margin > 0 else "", "probability": round(float(1 / (1 + np.exp(-margin))), 6), "span": text}
+            for margin, text in best
+        ]
+
+    def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
+        """Return the most frequent answer of the training rows, which may be that there is none."""
+        counts = Counter(row["answers"][0]["text"] if row["answers"] else "" for row in training)
+        answer, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
+        return [{"answer": answer, "probability": round(count / len(training), 6), "span": answer}] * len(rows)
+
+    def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
+        """Return F1 over words and exact match, and the share of questions without an answer that got none."""
+        right = [[answer["text"] for answer in row["answers"]] or [""] for row in rows]
+        said = [prediction["answer"] for prediction in predictions]
+        f1 = [max(_overlap(text, one) for one in answers) for text, answers in zip(said, right, strict=True)]
+        exact = [max(float(_plain(text) == _plain(one)) for one in answers) for text, answers in zip(said, right, strict=True)]
+        found = {"f1": share(f1), "exact_match": share(exact)}
+        none = [float(answers == [""]) for answers in right]
+        if any(none):
+            found["refused"] = share([float(not text) * without for text, without in zip(said, none, strict=True)], none)
+        return found
+
+
+@dataclass
+class _Window:
+    """One window: what the model reads, and where in the context each of its tokens stands."""
+
+    columns: Example
+    offsets: dict[int, tuple[int, int]]
+
+    def best(self, start: np.ndarray, end: np.ndarray, longest: int, context: str) -> tuple[float, str]:
+        """Return the likeliest span's log-probability less that of none, and its text."""
+        places = np.array(list(self.offsets))
+        if not len(places):
+            return -np.inf, ""
+        pairs = start[places][:, None] + end[places][None, :]
+        apart = np.arange(len(places))[None, :] - np.arange(len(places))[:, None]
+        pairs = np.where((apart >= 0) & (apart < longest), pairs, -np.inf)
+        first, last = np.unravel_index(int(pairs.argmax()), pairs.shape)
+        text = context[self.offsets[int(places[first])][0] : self.offsets[int(places[last])][1]]
+        return float(pairs[first, last] - start[0] - end[0]), text.strip()
+
+
+def _places(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return log p(start) and log p(end) over the places of each row, (batch, length); none on padding."""
+    said = model(**inputs)
+    padding = inputs["attention_mask"] == 0
+    start, end = (logits.float().masked_fill(padding, -1e4).log_softmax(-1) for logits in (said.start_logits, said.end_logits))
+    return start, end
+
+
+def _plain(text: str) -> str:
+    """Return a text as SQuAD compares it: lower case, without punctuation and articles, single spaces."""
+    kept = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def _overlap(said: str, right: str) -> float:
+    """Return F1 over the words of two answers; no answer agrees only with none."""
+    mine, theirs = _plain(said).split(), _plain(right).split()
+    if not mine or not theirs:
+        return float(mine == theirs)
+    common = sum((Counter(mine) & Counter(theirs)).values())
+    return 2 * common / (len(mine) + len(theirs))
+
+
+TASK = QuestionAnswering

@@ -1,0 +1,120 @@
+"""Sequence to sequence: translation, summarisation and whatever else turns one text into another (T5, BART).
+
+The loss is -Σ log p(target token | source, the target before it). Answers are greedy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.config import option
+from pipeline.data.recipe import Rows
+from pipeline.data.shapes import Row
+from pipeline.data.tokens import IGNORED
+from pipeline.evaluation.intervals import Figure, share
+from pipeline.objectives._models import asked, token_nats
+from pipeline.tasks import Example, Prediction, Task
+from pipeline.tasks._batches import batches, encode
+
+
+@dataclass(frozen=True)
+class SequenceToSequence(Task):
+    """Turn a source into a target."""
+
+    shape = "translation"
+    family = "seq2seq"
+    accepts: ClassVar[tuple[str, ...]] = ("seq2seq",)
+    auto = "AutoModelForSeq2SeqLM"
+    primary = "chrf"
+    rival = "the beginning of the source"
+
+    prefix: str = option("", "text before every source, such as `translate English to German: `")
+    longest_target: int = option(128, "tokens of a target, at most", at_least=1)
+
+    def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
+        """Yield source and target ids; a long source loses its end, a row with a long target is counted."""
+        for number, row in enumerate(rows.kept):
+            source, cut = encode(tokenizer, self.prefix + row["source"], None, max_length)
+            rows.left_out[f"ends of sources of more than {max_length} tokens"] += cut
+            target = tokenizer(text_target=row["target"])["input_ids"]
+            if len(target) > self.longest_target:
+                rows.late[f"target of more than {self.longest_target} tokens"] += 1
+            else:
+                yield {"input_ids": source["input_ids"], "labels": target, "row": number}
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of target tokens."""
+        return {"loss": asked(batch["labels"])}
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return -Σ log p(target token)."""
+        return {"loss": token_nats(model(**batch).logits, batch["labels"], "sum")}
+
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+        """Return the greedy target of each row, and its probability under the model."""
+        encoded = [
+            {"input_ids": encode(tokenizer, self.prefix + row["source"], None, max_length)[0]["input_ids"]} for row in rows
+        ]
+        found: list[Prediction] = [{}] * len(rows)
+        pad = int(tokenizer.pad_token_id)
+        for places, batch in batches(model, encoded, pad):
+            ids = model.generate(**batch, max_new_tokens=self.longest_target, do_sample=False, num_beams=1)
+            labels = ids[:, 1:].masked_fill(_after_end(ids[:, 1:], tokenizer.eos_token_id), IGNORED)
+            nats = token_nats(model(**batch, decoder_input_ids=ids[:, :-1]).logits, labels).sum(-1).tolist()
+            for place, text, nat in zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), nats, strict=True):
+                found[place] = {"target": text.strip(), "probability": round(math.exp(-nat), 6)}
+        return found
+
+    def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
+        """Return as many words of the source as targets have on average; of a translation, that is all of it."""
+        words = round(float(np.mean([len(row["target"].split()) for row in training])))
+        return [{"target": " ".join(row["source"].split()[:words])} for row in rows]
+
+    def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
+        """Return chrF (mean over rows) and BLEU by sacrebleu, ROUGE-L by rouge-score, and exact match."""
+        from rouge_score.rouge_scorer import RougeScorer
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+
+        said, right = [prediction["target"] for prediction in predictions], [row["target"] for row in rows]
+        pairs = list(zip(said, right, strict=True))
+        chrf, bleu, rouge = CHRF(), BLEU(tokenize="zh" if _unspaced(right) else "13a"), RougeScorer(["rougeL"])
+        parts = [bleu.corpus_score([text], [[one]]) for text, one in pairs]
+        counted = np.array([[*part.counts, *part.totals, part.sys_len, part.ref_len] for part in parts], float)
+        return {
+            "chrf": share([chrf.sentence_score(text, [one]).score / 100 for text, one in pairs]),
+            "bleu": Figure(counted, _bleu),
+            "rouge_l": share([rouge.score(one, text)["rougeL"].fmeasure for text, one in pairs]),
+            "exact_match": share([float(text == one) for text, one in pairs]),
+        }
+
+
+def _bleu(sums: np.ndarray) -> np.ndarray:
+    """Return BLEU between 0 and 1 of summed n-gram counts; (..., 10) → (...)."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    def one(line: np.ndarray) -> float:
+        matched, total = [int(value) for value in line[:4]], [int(value) for value in line[4:8]]
+        return float(BLEU.compute_bleu(matched, total, int(line[8]), int(line[9])).score / 100)
+
+    return np.apply_along_axis(one, -1, sums)
+
+
+def _unspaced(texts: Sequence[str]) -> bool:
+    """Say whether texts are written without spaces between words, so that BLEU counts characters."""
+    letters = "".join(texts)
+    return sum("一" <= letter <= "鿿" for letter in letters) > 0.3 * max(1, len(letters))
+
+
+def _after_end(ids: Any, end: int) -> Any:
+    """Return which places come after the token that ends a target; (batch, length) bool."""
+    is_end = (ids == end).long()
+    return is_end.cumsum(-1) - is_end > 0
+
+
+TASK = SequenceToSequence

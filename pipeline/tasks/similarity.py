@@ -1,0 +1,114 @@
+"""Semantic similarity of two texts, by the cosine of their embeddings (Reimers and Gurevych 2019, section 3).
+
+An embedding is the mean over a text's tokens. The loss is Σ (cosine - score)², scores scaled to between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.data.recipe import Rows
+from pipeline.data.shapes import Row
+from pipeline.evaluation.intervals import Figure, correlation
+from pipeline.objectives._models import save_embedder
+from pipeline.objectives.contrastive import embeddings
+from pipeline.tasks import Example, Prediction, Task
+from pipeline.tasks._batches import Padding, batches, encode
+
+
+@dataclass(frozen=True)
+class Similarity(Task):
+    """Bring the embeddings of texts as near to each other as their meaning is."""
+
+    shape = "similarity"
+    family = "embedder"
+    accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder", "discriminator")
+    auto = "AutoModel"
+    primary = "spearman"
+    rival = "share of words in common"
+
+    def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
+        """Yield both texts of a pair and its score."""
+        for number, row in enumerate(rows.kept):
+            (one, cut), (two, too) = (encode(tokenizer, row[side], None, max_length) for side in ("text", "text_pair"))
+            rows.left_out[f"ends of texts of more than {max_length} tokens"] += cut + too
+            yield {"input_ids": one["input_ids"], "other_ids": two["input_ids"], "score": float(row["score"]), "row": number}
+
+    def collator(self, tokenizer: Any, dataset: Any) -> Any:
+        """Return a collator that scales scores to between 0 and 1, by the least and the greatest in training."""
+        scores = dataset["score"]
+        return Scaled(int(tokenizer.pad_token_id), min(scores), max(scores))
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of pairs."""
+        return {"loss": len(batch["score"])}
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return Σ (cosine - score)²."""
+        both = [
+            embeddings(model, {"input_ids": batch[ids], "attention_mask": batch[mask]})
+            for ids, mask in (("input_ids", "attention_mask"), ("other_ids", "other_mask"))
+        ]
+        return {"loss": (((both[0] * both[1]).sum(-1) - batch["score"]) ** 2).sum()}
+
+    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+        """Return the cosine of each pair."""
+        found = []
+        for side in ("text", "text_pair"):
+            encoded = [{"input_ids": encode(tokenizer, row[side], None, max_length)[0]["input_ids"]} for row in rows]
+            vectors: list[Any] = [None] * len(rows)
+            for places, batch in batches(model, encoded, int(tokenizer.pad_token_id)):
+                for place, vector in zip(places, embeddings(model, batch).cpu().numpy(), strict=True):
+                    vectors[place] = vector
+            found.append(vectors)
+        return [{"score": round(float(one @ two), 6)} for one, two in zip(*found, strict=True)]
+
+    def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
+        """Return how many of all words of a pair both texts have (Jaccard)."""
+        found = []
+        for row in rows:
+            one, two = (set(row[side].lower().split()) for side in ("text", "text_pair"))
+            found.append({"score": round(len(one & two) / max(1, len(one | two)), 6)})
+        return found
+
+    def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
+        """Return Spearman's and Pearson's correlation with the scores."""
+        right, said = np.array([float(row["score"]) for row in rows]), np.array([line["score"] for line in predictions])
+        return {"spearman": correlation(_ranks(right), _ranks(said)), "pearson": correlation(right, said)}
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write an encoder that transformers loads, and sentence-transformers too."""
+        super().save(model, tokenizer, folder)
+        save_embedder(model, folder)
+
+
+@dataclass
+class Scaled(Padding):
+    """Pad both sides, and scale the scores."""
+
+    least: float
+    most: float
+
+    def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
+        """Return both sides with their masks, and `score`, (batch,) float32 between 0 and 1."""
+        one = super().__call__([{"input_ids": row["input_ids"]} for row in rows])
+        two = super().__call__([{"input_ids": row["other_ids"]} for row in rows])
+        import torch
+
+        scores = torch.tensor([row["score"] for row in rows], dtype=torch.float32)
+        scaled = (scores - self.least) / max(self.most - self.least, 1e-9)
+        return one | {"other_ids": two["input_ids"], "other_mask": two["attention_mask"], "score": scaled}
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks, the mean one for equal values; (items,)."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+TASK = Similarity
