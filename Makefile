@@ -10,6 +10,8 @@ LAUNCH  ?= python
 ARGS    ?=
 DATA    ?=
 STAGE   ?= dpo
+TASKS   := $(patsubst stages/profiles/$(PROFILE)/%.yaml,%,$(wildcard stages/profiles/$(PROFILE)/finetune-*.yaml))
+TASK    ?= $(if $(word 2,$(TASKS)),,$(TASKS:finetune-%=%))
 STRICT  ?=
 KILLS   ?= 100
 PIP_ARGS ?=
@@ -20,7 +22,8 @@ READY    := $(VENV)/.ready
 PROFILES := stages/profiles/$(PROFILE)
 OUT      := $(RUNS)/$(PROFILE)
 
-# The edges: stage, its script, its parent. A stage is in a profile if the profile has a file for it.
+# The edges: stage, its script, its parent. A stage is in a profile if the profile has a file for it; of fine-tuning
+# a profile may have several, finetune-NAME.yaml each.
 STAGES          := pretrain sft dpo control
 SCRIPT_pretrain := $(if $(wildcard $(PROFILES)/adopt.yaml),adopt,pretrain)
 SCRIPT_sft      := sft
@@ -29,21 +32,23 @@ SCRIPT_control  := sft
 PARENT_sft      := pretrain
 PARENT_dpo      := sft
 PARENT_control  := pretrain
+$(foreach task,$(TASKS),$(eval SCRIPT_$(task) := finetune)$(eval PARENT_$(task) := pretrain))
 
 CONFIG   = $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$@)),adopt,$@).yaml
 PRESENT  := $(foreach stage,$(STAGES),$(if $(wildcard $(PROFILES)/$(stage).yaml $(if $(filter pretrain,$(stage)),$(PROFILES)/adopt.yaml)),$(stage)))
-GOAL     := $(firstword $(filter $(STAGES) evaluate chat compare-objectives,$(MAKECMDGOALS)))
+GOAL     := $(firstword $(filter $(STAGES) $(TASKS) evaluate chat compare-objectives,$(MAKECMDGOALS:finetune=finetune-$(TASK))))
 ifneq ($(strip $(ARGS)$(DATA)),)
 $(if $(GOAL),,$(error ARGS and DATA go to one stage: say which, as in make sft DATA=my.jsonl))
 endif
 # ARGS and DATA go to the one stage that is the goal; a stage upstream of it keeps those that it was made with.
 MINE     = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
-EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(GOAL)),,--upstream yes)) $(if $(STRICT),--strict yes)
+ASKED    := $(GOAL) $(if $(filter finetune,$(MAKECMDGOALS)),$(TASKS))
+EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(ASKED)),,--upstream yes)) $(if $(STRICT),--strict yes)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data $(STAGES) evaluate chat compare-objectives why verify test lint prove torture clean help
+.PHONY: all setup setup-data $(STAGES) finetune $(TASKS) evaluate chat compare-objectives why verify test lint prove torture clean help
 
-all: evaluate
+all: $(if $(wildcard $(PROFILES)/evaluate.yaml),evaluate,$(if $(TASKS),,$(PRESENT))) $(TASKS)
 
 $(READY): requirements.lock pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -63,7 +68,10 @@ define edge
 $(1): $$(READY) $$(if $$(and $$(filter $(1),$$(GOAL)),$$(findstring --parent,$$(ARGS))),,$(PARENT_$(1)))
 	@$$(LAUNCH) stages/$$(SCRIPT_$(1)).py --config $$(CONFIG) $$(if $$(PARENT_$(1)),$$(if $$(findstring --parent,$$(EXTRA)),,--parent $$(OUT)/$$(PARENT_$(1)))) --output $$(OUT)/$(1) $$(EXTRA)
 endef
-$(foreach stage,$(STAGES),$(eval $(call edge,$(stage))))
+$(foreach stage,$(STAGES) $(TASKS),$(eval $(call edge,$(stage))))
+
+finetune: $(if $(TASK),finetune-$(TASK),$(TASKS))
+	$(if $(TASK)$(TASKS),,$(error profile $(PROFILE) has no finetune-NAME.yaml; profiles that have: $(sort $(patsubst stages/profiles/%/,%,$(dir $(wildcard stages/profiles/*/finetune-*.yaml))))))@true
 
 evaluate: $(READY) $(PRESENT)
 	@python stages/eval.py --config $(PROFILES)/evaluate.yaml $(foreach stage,$(PRESENT),--parent $(OUT)/$(stage)) --output $(OUT)/evaluate.json $(MINE)
@@ -105,6 +113,7 @@ help:
 	@echo "make sft           a base model and conversations -> a chat model (LoRA, merged)"
 	@echo "make dpo           a chat model and pairs -> an aligned model"
 	@echo "make control       SFT's rows and steps from random weights: what SFT alone would know"
+	@echo "make finetune      a base model of any family and labelled rows -> a model of a task; TASK=NAME for one of finetune-NAME.yaml"
 	@echo "make evaluate      held-out figures with intervals, and the same prompts answered by each stage"
 	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control or dpo"
 	@echo "make compare-objectives   every objective at equal operations: held-out figures and a probe (after setup-data)"
@@ -120,5 +129,6 @@ help:
 	@echo "DATA=            your own file, glob, folder or hub id, for the one stage that is the goal"
 	@echo "ARGS=            more flags for the one stage that is the goal, e.g. ARGS='--learning_rate 1e-4'"
 	@echo "STRICT=1         a change of our code or of a library's version repeats a stage too"
+	@echo "TASK=            which finetune-NAME.yaml of the profile; all of them if not given"
 	@echo "LAUNCH=$(LAUNCH)    how stages are started, e.g. LAUNCH='torchrun --nproc_per_node 2' or 'accelerate launch'"
 	@echo "PIP_ARGS=        more flags for pip, e.g. an index with another build of torch"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pipeline.stage import Run
 
 RESULT = ".result"
-_NEXT = {"pretrain": "make sft", "sft": "make dpo", "dpo": "make evaluate, then make chat"}
+_NEXT = {"pretrain": "make sft", "sft": "make dpo", "dpo": "make evaluate, then make chat",
+         "finetune": "read predictions.jsonl in it"}  # fmt: skip
 
 
 def current(asked: request.Request, record: dict[str, Any]) -> bool:

@@ -96,7 +96,7 @@ def test_old_checkpoints_go_only_after_the_new_one_is_sealed(run, chain, data, t
     seen = []
     prune = resume.prune
 
-    def watched(folder, keep):
+    def watched(folder, keep, best=None):
         seen.append([(path.name, resume.fault(path)) for path in sorted(folder.glob("checkpoint-*"))])
         prune(folder, keep)
 

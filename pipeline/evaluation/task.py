@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,8 @@ def values(task: Task, model: Any, vocabulary: Any, rows: Sequence[Row], max_len
 def judged(run: Run, task: Task, training: Sequence[Row], max_length: int, limit: int) -> None:
     """Judge the model that a stage hands on, as anybody would load it; write what it said and put the figures in the record."""
     held_out = run.recipe.rows(task.shape, "held_out", run.seed).kept
-    rows = held_out[:: -(-len(held_out) // limit)] if held_out else []
+    chosen = random.Random(run.seed).sample(range(len(held_out)), min(limit, len(held_out)))
+    rows = [held_out[place] for place in sorted(chosen)]
     if not rows:
         run.say("its data is too small to hold any row out, so nothing was judged")
         return
