@@ -79,12 +79,27 @@ FIGURES: dict[str, list[Figure]] = {
 }  # fmt: skip
 
 
+def of_tasks(folder: Path) -> list[Figure]:
+    """Return that each fine-tuned model of a profile beats its trivial baseline by its task's own figure."""
+
+    def gain(path: Path) -> Callable[[dict[str, Any]], float]:
+        found = json.loads(path.read_text(encoding="utf-8"))["evaluation"]
+        return lambda _: float(found["figures"][found["primary"]]["gain"]["low"])
+
+    return [
+        (f"{path.parent.name} over its baseline: lower end", gain(path), lambda x: x > 0, "> 0")
+        for path in sorted(folder.glob("finetune-*/manifest.json"))
+    ]
+
+
 def main() -> int:
     """Print the figures and say whether all are reached."""
     profile, runs = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "runs")
-    found = json.loads((runs / profile / "evaluate.json").read_text(encoding="utf-8"))
-    short = 0
-    for name, read, reached, bound in FIGURES[profile]:
+    summary = runs / profile / "evaluate.json"
+    found = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    wanted = [*FIGURES.get(profile, []), *of_tasks(runs / profile)]
+    short = int(not wanted)
+    for name, read, reached, bound in wanted:
         value = read(found)
         short += not reached(value)
         print(f"{'ok   ' if reached(value) else 'SHORT'} {name:<78} {value:8.3f}  wanted {bound}")

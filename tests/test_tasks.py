@@ -119,7 +119,7 @@ def test_an_answer_that_a_window_cuts_is_not_in_it(parents):
     row = {
         "context": "The cat saw the dog and was glad of it.",
         "question": "Who?",
-        "answers": [{"text": "cat saw the dog", "start": 4}],
+        "answers": [{"text": "cat saw the dog and was glad", "start": 4}],
     }
     *_, made, _ = examples_of("question_answering", parents["mlm"], [row], max_length=10, stride=1)
     assert {(window["start"], window["end"]) for window in made} == {(0, 0)}
