@@ -16,8 +16,8 @@ from typing import Any
 from data_recipes import world
 from data_recipes.world import CODAS, FACTS, ONSETS, VOWELS, Person
 
-_ROWS = {"train": 2000, "held_out": 500}
-_LONG = 1 / 8  # chance that a question is asked about several stories at once
+_ROWS = {"train": 4000, "held_out": 500}
+_LONG = 1 / 16  # chance that a question is asked about several stories at once
 _STORIES = 4  # of them
 
 
@@ -90,7 +90,7 @@ def translation(split: str, seed: int) -> Iterator[dict[str, str]]:
     """Yield one to three facts as a story tells them, and each in its first telling."""
     rng = random.Random(f"{seed}/translation/{split}")
     people = world.people()[::2] if split == "train" else world.people()[1::2]
-    for _ in range(_ROWS[split] * 4):
+    for _ in range(_ROWS[split] * 2):
         source, target = [], []
         for person in rng.sample(people, rng.randint(1, 3)):
             key = rng.choice(list(FACTS))

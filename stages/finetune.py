@@ -75,7 +75,7 @@ def train(run: Run) -> None:
     held_back = rows.hold_back(options.validation, run.seed) if options.patience else []
     set_seed(run.seed)
     vocabulary = tokenizer.load(run.parent)
-    model = tasks.with_head(task, run.parent, labels, options.init == "random")
+    model = task.load_model(run.parent, labels, options.init == "random")
     prompt: list[int] = []
     if options.strategy == "prompt":
         vocabulary, prompt = strategies.add_prompt(vocabulary, model, options.prompt_tokens)

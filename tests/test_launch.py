@@ -1,5 +1,6 @@
 """The same scripts under a launcher, with two processes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 
 from pipeline import ROOT, manifest, resume
 from tests.conftest import CHAIN, SMALL, flags_of
+from tests.test_tasks import flags as task_flags
+from tests.test_tasks import parent
 
 BIN = Path(sys.executable).parent
 ACCELERATE = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "2"]
@@ -65,3 +68,19 @@ def test_an_objective_whose_model_has_parts_without_a_loss(tmp_path, data):
     """BERT's pooler is in no contrastive loss; a process that waited for its gradient would wait for ever."""
     flags = [*SMALL["pretrain"], "--data", data / "text.jsonl", "--output", tmp_path / "out", "--objective", "contrastive"]
     assert launch(TORCHRUN, "pretrain", *flags, "--max_steps", "3").count("done in") == 1
+
+
+@pytest.mark.parametrize("name", ["classification", "similarity"])
+def test_two_processes_fine_tune_as_one_does(tmp_path, name):
+    """As above, for a task; with patience both processes validate and agree on when to stop."""
+    source = parent(tmp_path / "parent", "mlm")
+    settings = json.loads((source / "config.json").read_text())
+    still = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    (source / "config.json").write_text(json.dumps(settings | still))
+    more = ["--optim", "sgd", "--learning_rate", "0.5", "--patience", "1", "--validation", "0.3", "--max_steps", "1"]
+    flags = [*task_flags(name, {"mlm": source}, tmp_path), *more]
+    out = launch(TORCHRUN, "finetune", *flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two")
+    assert out.count("done in") == out.count("validation") == 1
+    launch([sys.executable], "finetune", *flags, "--per_device_train_batch_size", "2", "--output", tmp_path / "one")
+    two, one = (load_file(tmp_path / count / "model.safetensors") for count in ("two", "one"))
+    assert max((two[key] - one[key]).abs().max().item() for key in one) < 1e-5

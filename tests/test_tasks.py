@@ -77,7 +77,7 @@ def examples_of(name, folder, rows=None, max_length=32, **options):
     task = tasks.load(name, options)
     rows = Rows(kept=rows or ROWS[name][:24])
     vocabulary = tokenizer.load(str(folder))
-    model = tasks.with_head(task, str(folder), task.labels(rows.kept), False)
+    model = task.load_model(str(folder), task.labels(rows.kept))
     made = task.examples(rows, vocabulary, max_length, list(model.config.id2label.values()))
     return task, vocabulary, model, list(made), rows
 
@@ -313,20 +313,20 @@ def test_prompts_come_with_the_plain_checkpoint(parents, tmp_path):
 
 
 def test_what_leaves_nothing_to_train_is_refused(parents, tmp_path):
-    model = tasks.with_head(tasks.load("sequence_to_sequence"), str(parents["span_corruption"]), [], False)
+    model = tasks.load("sequence_to_sequence").load_model(str(parents["span_corruption"]))
     with pytest.raises(UserError, match="leaves nothing to train"):
         strategies.chosen("frozen", model, 1, 4, 8, [])
-    model = tasks.with_head(tasks.load("classification"), str(parents["mlm"]), ["a", "b"], False)
+    model = tasks.load("classification").load_model(str(parents["mlm"]), ["a", "b"])
     with pytest.raises(UserError, match="no 9 layers of its own"):
         strategies.chosen("last_n", model, 9, 4, 8, [])
-    albert = tasks.with_head(tasks.load("classification"), str(parent(tmp_path / "albert", "mlm", "albert")), ["a", "b"], False)
+    albert = tasks.load("classification").load_model(str(parent(tmp_path / "albert", "mlm", "albert")), ["a", "b"])
     with pytest.raises(UserError, match="no 1 layers of its own"):
         strategies.chosen("last_n", albert, 1, 4, 8, [])
 
 
 def test_both_stacks_of_an_encoder_decoder_train_their_last_layer(parents):
     for name in ("span_corruption", "denoising"):
-        model = tasks.with_head(tasks.load("sequence_to_sequence"), str(parents[name]), [], False)
+        model = tasks.load("sequence_to_sequence").load_model(str(parents[name]))
         strategies.chosen("last_n", model, 1, 4, 8, [])
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
         assert {side for side in ("encoder", "decoder") if any(side in name and ".1." in name for name in trained)} == {
@@ -644,14 +644,14 @@ def test_patience_keeps_the_best_epoch_and_goes_on_to_the_same_weights(run, pare
 
 def test_labels_of_a_parent_with_a_head_keep_their_numbers(parents, tmp_path):
     task = tasks.load("classification")
-    model = tasks.with_head(task, str(parents["mlm"]), ["sad", "glad"], False)
+    model = task.load_model(str(parents["mlm"]), ["sad", "glad"])
     assert model.config.id2label == {0: "sad", 1: "glad"}
     model.save_pretrained(tmp_path / "head")
     tokenizer.load(str(parents["mlm"])).save_pretrained(tmp_path / "head")
-    again = tasks.with_head(task, str(tmp_path / "head"), ["glad", "sad"], False)
+    again = task.load_model(str(tmp_path / "head"), ["glad", "sad"])
     assert again.config.id2label == {0: "sad", 1: "glad"}
     assert torch.equal(again.classifier.weight, model.classifier.weight)
-    other = tasks.with_head(task, str(tmp_path / "head"), ["a", "b", "c"], False)
+    other = task.load_model(str(tmp_path / "head"), ["a", "b", "c"])
     assert other.classifier.weight.shape[0] == 3
 
 

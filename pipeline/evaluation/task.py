@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import tasks
 from pipeline.data.shapes import Row
 from pipeline.errors import UserError
 from pipeline.evaluation.table import figure
@@ -50,7 +49,7 @@ def judged(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
     if not rows:
         run.say("its data is too small to hold any row out, so nothing was judged")
         return
-    model = tasks.with_head(task, str(run.result), [], random=False).to(device()).eval()
+    model = task.load_model(str(run.result)).to(device()).eval()
     said = task.predict(model, load_tokenizer(str(run.result)), rows, max_length)
     mine, theirs = task.figures(rows, said), task.figures(rows, task.guess(training, rows))
     groups = [str(row["group"]) for row in rows] if "group" in rows[0] else None

@@ -6,7 +6,6 @@ how good the answers are (`figures`) and what one answers who did not look (`gue
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -45,6 +44,34 @@ class Task(ABC):
     def labels(self, rows: Sequence[Row]) -> list[str]:
         """Return the names that a model of this task chooses from, in their order; none where it chooses from none."""
         return []
+
+    def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False) -> Any:
+        """Return the parent as a model of the task, in fp32, with a new head unless it has one of these labels.
+
+        With `random` the weights are new ones of the same sizes, which is the control. UserError where there
+        is no such model.
+        """
+        import torch
+        import transformers
+
+        auto: Any = getattr(transformers, self.auto)
+        try:
+            settings = transformers.AutoConfig.from_pretrained(parent)
+            had = [settings.id2label[number] for number in sorted(settings.id2label or {})]
+            if labels:
+                named = had if sorted(had) == sorted(labels) else labels
+                settings.id2label, settings.label2id = (
+                    dict(enumerate(named)),
+                    {name: number for number, name in enumerate(named)},
+                )
+            settings.use_cache = self.family == "seq2seq"
+            if random:
+                return auto.from_config(settings).float()
+            return auto.from_pretrained(
+                parent, config=settings, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"--parent {parent}: {self.auto} can't load it ({' '.join(str(error).split())[:200]})") from None
 
     @abstractmethod
     def examples(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str]) -> Iterator[Example]:
@@ -104,34 +131,3 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
     if faults := config.check(given, dict.fromkeys(given, "task_options"), kind, None):
         raise UserError(*faults)
     return kind(**given)
-
-
-def with_head(task: Task, parent: str, labels: list[str], random: bool) -> Any:
-    """Return the parent as a model of the task, in fp32, with a new head unless it has one of these labels.
-
-    With `random` the weights are new ones of the same sizes, which is the control. UserError where there
-    is no such model.
-    """
-    import torch
-    import transformers
-
-    auto: Any = getattr(transformers, task.auto)
-    try:
-        settings = transformers.AutoConfig.from_pretrained(parent)
-        had = [settings.id2label[number] for number in sorted(settings.id2label or {})]
-        if labels:
-            named = had if sorted(had) == sorted(labels) else labels
-            settings.id2label, settings.label2id = dict(enumerate(named)), {name: number for number, name in enumerate(named)}
-        settings.use_cache = task.family == "seq2seq"
-        if random:
-            return auto.from_config(settings).float()
-        return auto.from_pretrained(
-            parent, config=settings, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--parent {parent}: {task.auto} can't load it ({' '.join(str(error).split())[:200]})") from None
-
-
-def fields(task: Task) -> dict[str, Any]:
-    """Return the options of a task as a mapping."""
-    return dataclasses.asdict(task)  # type: ignore[call-overload, no-any-return]

@@ -32,6 +32,13 @@ class Similarity(Task):
     primary = "spearman"
     rival = "share of words in common"
 
+    def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False) -> Any:
+        """Return an encoder; a pooler, which is in no loss, stays as it is, or processes would wait for its gradient."""
+        model = super().load_model(parent, labels, random)
+        if getattr(model, "pooler", None) is not None:
+            model.pooler.requires_grad_(False)
+        return model
+
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield both texts of a pair and its score."""
         for number, row in enumerate(rows.kept):
