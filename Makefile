@@ -23,9 +23,13 @@ PROFILES := stages/profiles/$(PROFILE)
 OUT      := $(RUNS)/$(PROFILE)
 
 # The edges: stage, its script, its parent. A stage is in a profile if the profile has a file for it; of fine-tuning
-# a profile may have several, finetune-NAME.yaml each.
-STAGES          := pretrain sft dpo control
-SCRIPT_pretrain := $(if $(wildcard $(PROFILES)/adopt.yaml),adopt,pretrain)
+# a profile may have several, finetune-NAME.yaml each. A model that is adopted stands in the place of pretraining, or
+# before it where the profile has both.
+ADOPTED         := $(and $(wildcard $(PROFILES)/adopt.yaml),$(wildcard $(PROFILES)/pretrain.yaml))
+STAGES          := $(if $(ADOPTED),adopt) pretrain sft dpo control
+SCRIPT_adopt    := adopt
+SCRIPT_pretrain := $(if $(wildcard $(PROFILES)/pretrain.yaml),pretrain,$(if $(wildcard $(PROFILES)/adopt.yaml),adopt,pretrain))
+PARENT_pretrain := $(if $(ADOPTED),adopt)
 SCRIPT_sft      := sft
 SCRIPT_dpo      := dpo
 SCRIPT_control  := sft
@@ -74,7 +78,7 @@ finetune: $(if $(TASK),finetune-$(TASK),$(TASKS))
 	$(if $(TASK)$(TASKS),,$(error profile $(PROFILE) has no finetune-NAME.yaml; profiles that have: $(sort $(patsubst stages/profiles/%/,%,$(dir $(wildcard stages/profiles/*/finetune-*.yaml))))))@true
 
 evaluate: $(READY) $(PRESENT)
-	@python stages/eval.py --config $(PROFILES)/evaluate.yaml $(foreach stage,$(PRESENT),--parent $(OUT)/$(stage)) --output $(OUT)/evaluate.json $(MINE)
+	@python stages/eval.py --config $(PROFILES)/evaluate.yaml $(foreach stage,$(filter-out adopt,$(PRESENT)),--parent $(OUT)/$(stage)) --output $(OUT)/evaluate.json $(MINE)
 
 # What a stage descends from, the oldest first.
 line      = $(if $(PARENT_$(1)),$(call line,$(PARENT_$(1)))) $(1)

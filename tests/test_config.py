@@ -67,7 +67,8 @@ def test_there_are_profiles():
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_profile_parses(path):
-    module = script(SCRIPT.get(path.stem, path.stem))
+    stage = path.stem.partition("-")[0]  # finetune-NAME
+    module = script(SCRIPT.get(stage, stage))
     values = read_profile(path)
     library = module.STAGE.arguments if hasattr(module, "STAGE") else None
     assert config.check(values, {}, module.Options, library) == []

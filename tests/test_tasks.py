@@ -1,14 +1,15 @@
 """Every task: what a row becomes, its loss in parts, what is trained, what comes out, how it is judged, what is refused."""
 
 import json
+import subprocess
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline import manifest, objectives, strategies, tasks, tokenizer
+from pipeline import ROOT, manifest, objectives, strategies, tasks, tokenizer
+from pipeline.config import read_profile
 from pipeline.data import shapes, tokens
 from pipeline.data.recipe import Rows
 from pipeline.errors import UserError
@@ -718,18 +719,33 @@ def test_shipped_recipes_hold_out_what_they_say(name):
             assert 0.25 < sum(not row["answers"] for row in train) / len(train) < 0.45
 
 
-def test_every_profile_of_a_task_is_read():
-    from pipeline import ROOT
-    from pipeline.config import check, read_profile
-    from tests.conftest import script
-
-    found = sorted(Path(ROOT / "stages/profiles").glob("*/finetune-*.yaml"))
-    assert len(found) >= 7
-    module = script("finetune")
-    covered = set()
-    for path in found:
-        values = read_profile(path)
-        assert not check(values, dict.fromkeys(values, str(path)), module.Options, module.STAGE.arguments)
-        covered.add(values["task"])
+def test_every_task_has_a_profile():
+    profiles = [read_profile(path) for path in (ROOT / "stages/profiles").glob("*/finetune-*.yaml")]
+    assert {values["task"] for values in profiles} == set(tasks.known())
+    for values in profiles:
         tasks.load(values["task"], values.get("task_options"))
-    assert covered == set(tasks.known())
+        assert values["recipe"] in {path.stem for path in (ROOT / "data_recipes").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["PROFILE=continued"], "pretrain.py --config stages/profiles/continued/pretrain.yaml --parent runs/continued/adopt"),
+        (["PROFILE=smollm2"], "adopt.py --config stages/profiles/smollm2/adopt.yaml  --output runs/smollm2/pretrain"),
+        (["finetune", "PROFILE=minilm", "TASK=tags", "ARGS=--seed 3"], "--output runs/minilm/finetune-tags --seed 3"),
+        (["finetune", "PROFILE=t5", "ARGS=--seed 3"], "--parent runs/t5/pretrain --output runs/t5/finetune-telling --seed 3"),
+        (["PROFILE=minilm"], "--output runs/minilm/finetune-verses --upstream yes"),
+        (["finetune", "PROFILE=minilm"], "--output runs/minilm/finetune-verses "),
+    ],
+)
+def test_make_knows_the_edges(words, wanted):
+    said = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert wanted in said
+
+
+def test_make_says_which_profiles_have_tasks():
+    done = subprocess.run(
+        ["make", "-n", "finetune", "-o", ".venv/.ready"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "profile tiny has no finetune-NAME.yaml; profiles that have: minilm t5" in done.stderr

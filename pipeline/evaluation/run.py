@@ -60,7 +60,7 @@ def run_evaluation(options: type, measure: Callable[[Evaluation], None], story: 
             except UserError as error:
                 asked.gather(error)
         for parent, stage, made in made_from:
-            if made.get("stage") in outputs and made["outputs"] != outputs[made["stage"]][0]:
+            if made.get("stage") in outputs.keys() - {stage} and made["outputs"] != outputs[made["stage"]][0]:
                 asked.faults.append(
                     f"--parent {parent}: was made from another {made['stage']} than {folders[made['stage']]}; make {stage} again"
                 )
