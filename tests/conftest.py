@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import ROOT
@@ -102,3 +103,30 @@ def chain(tmp_path_factory, data):
 def copy(chain, tmp_path):
     """The finished chain in a folder of the test's own."""
     return Path(shutil.copytree(chain, tmp_path / "chain"))
+
+
+@pytest.fixture
+def one_step(tmp_path, monkeypatch):
+    """Take one step without dropout, in batches of a size; return the gradient's norm and the loss that the trainer logs."""
+    import torch
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda states, *_, **__: states)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *given, **named: attention(*given, **named | {"dropout_p": 0.0}),
+    )
+
+    def step(trainer, loss, model, collator, dataset, words, size, parts):
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=size, gradient_accumulation_steps=parts, max_steps=1, max_grad_norm=1e9, use_cpu=True,
+            remove_unused_columns=False, logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, seed=1, learning_rate=0.0,
+            label_names=["labels"],
+        )  # fmt: skip
+        made = trainer(loss, model, arguments, collator, dataset, processing_class=words)
+        made.train()
+        return np.array([made.state.log_history[0]["grad_norm"], made.state.log_history[0]["loss"]])
+
+    return step
