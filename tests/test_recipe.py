@@ -111,3 +111,13 @@ def test_the_code_of_a_python_recipe_counts(tmp_path):
     before = given.digest("text")
     path.write_text(path.read_text().replace("'a'", "'b'"))
     assert recipe.PythonRecipe(path).digest("text") != before
+
+
+def test_rows_of_a_group_stay_on_one_side(tmp_path):
+    rows = [{"text": f"row {number}", "label": "a", "group": number % 40} for number in range(400)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = recipe.from_data(str(tmp_path / "rows.jsonl"), "labels")
+    train, held_out = (data.rows("labels", split, 1).kept for split in recipe.SPLITS)
+    assert held_out
+    assert len(train) + len(held_out) == 400
+    assert not {row["group"] for row in train} & {row["group"] for row in held_out}

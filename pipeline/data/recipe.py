@@ -183,7 +183,7 @@ class SourceRecipe(Recipe):
         return hubs + [entry for source in self.given for entry in listing(source.files)]
 
     def rows(self, shape: str, split: str, seed: int) -> Rows:
-        """Return the rows of a split: told apart by content, so that a duplicate never sits on both sides."""
+        """Return the rows of a split: told apart by group or else by content, so that a duplicate never sits on both sides."""
         if shape != self.shape:
             raise UserError(f"{self.name}: gives rows of shape {self.shape}, but this stage trains on {shape}")
         result, seen, other = Rows(name=self.name), set[str](), list[tuple[Row, str]]()
@@ -191,8 +191,8 @@ class SourceRecipe(Recipe):
         faults = sources.Faults()
         for source in self.given:
             for where, row in self._converted(source, shape, result, faults):
-                key = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
-                held_out = int(key[:8], 16) < self.held_out * 2**32
+                key, together = _hashed(row), _hashed(row.get("group") or row)
+                held_out = int(together[:8], 16) < self.held_out * 2**32
                 if self.deduplicate and key in seen:
                     result.dropped["duplicate"] += 1
                 elif int(manifest.digest([key, seed])[:8], 16) >= source.weight * 2**32:
@@ -221,7 +221,7 @@ class SourceRecipe(Recipe):
                 columns = raw.keys()
             assert convert is not None
             try:
-                row = convert(raw)
+                row = convert(raw) | ({"group": str(raw["group"])} if raw.get("group") is not None else {})
             except Malformed as error:
                 faults.add(f"{where}: {error}")
                 continue
@@ -231,6 +231,10 @@ class SourceRecipe(Recipe):
                 result.dropped[reason] += 1
             else:
                 yield where, row
+
+
+def _hashed(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _not_empty(result: Rows, name: str, split: str) -> Rows:
