@@ -107,7 +107,7 @@ def test_the_code_of_a_python_recipe_counts(tmp_path):
     with pytest.raises(UserError, match="gives no rows of shape messages, only text"):
         given.rows("messages", "train", 1)
     path.write_text("from data_recipes import classics, world\n" + path.read_text())
-    assert [item.stem for item in recipe._code(path)] == ["mine", "classics", "world"]
+    assert [item.stem for item in recipe._code(path)] == ["mine", "classics", "verses", "world"]  # classics reads verses
     before = given.digest("text")
     path.write_text(path.read_text().replace("'a'", "'b'"))
     assert recipe.PythonRecipe(path).digest("text") != before
