@@ -39,10 +39,14 @@ def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int 
         raise UserError(*faults)
 
 
-def readable(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
-    """Take from the tokenizer the columns that the model does not read, such as BERT's token types for ModernBERT."""
+def agree(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    """Let tokenizer and model agree on the padding token, which says where a text ends, and on the columns that are read.
+
+    ModernBERT reads no token types, though a tokenizer like BERT's gives them.
+    """
     read = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in read]
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def batches(objective: Objective, arguments: Any) -> None:

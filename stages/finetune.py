@@ -80,7 +80,7 @@ def train(run: Run) -> None:
     if options.strategy == "prompt":
         vocabulary, prompt = strategies.add_prompt(vocabulary, model, options.prompt_tokens)
     guards.fits_parent(model, vocabulary, options.max_length)
-    guards.readable(vocabulary, model)
+    guards.agree(vocabulary, model)
     dataset = prepare(run, rows, task.examples(rows, vocabulary, options.max_length, list(model.config.id2label.values())))
     guards.learns(dataset, rows.dropped + rows.late)
     collator = task.collator(vocabulary, dataset)

@@ -1,6 +1,7 @@
 """Every task: what a row becomes, its loss in parts, what is trained, what comes out, how it is judged, what is refused."""
 
 import json
+import shutil
 import subprocess
 from collections import Counter
 
@@ -208,7 +209,7 @@ def test_every_family_is_taken_or_refused_in_words(parents, tmp_path, name, sour
     task, words, model, made, _ = examples_of(name, folder, **options)
     from pipeline import guards
 
-    guards.readable(words, model)
+    guards.agree(words, model)
     made = list(task.examples(Rows(kept=ROWS[name][:24]), words, 32, list(model.config.id2label.values())))
     dataset = tokens.numbered(tokens.write(made, tmp_path / "rows.arrow"))
     columns = [key for key in dataset.column_names if key not in ("row", "example")]
@@ -624,6 +625,24 @@ def test_patience_keeps_the_best_epoch_and_goes_on_to_the_same_weights(run, pare
     whole, killed = (manifest.read(tmp_path / name / "out")["files"] for name in ("whole", "killed"))
     assert whole["model.safetensors"] == killed["model.safetensors"]
     assert whole["predictions.jsonl"] == killed["predictions.jsonl"]
+
+
+def test_a_causal_parent_without_a_padding_token_reads_each_text_to_its_end(run, parents, tmp_path):
+    folder = tmp_path / "causal"
+    shutil.copytree(parents["causal"], folder)
+    for file, keys in (("config.json", ["pad_token_id"]), ("tokenizer_config.json", ["pad_token"])):
+        settings = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({key: value for key, value in settings.items() if key not in keys}))
+    status, _, err = run("finetune", *flags("classification", {"mlm": folder}, tmp_path))
+    assert status == 0, err
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model, words = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    texts = ["The cat saw the dog.", "The hen saw the owl and was glad of it, and so was the owl."]
+    with torch.no_grad():
+        together = model(**words(texts, return_tensors="pt", padding=True)).logits
+        alone = torch.cat([model(**words(text, return_tensors="pt")).logits for text in texts])
+    assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_labels_of_a_parent_with_a_head_keep_their_numbers(parents, tmp_path):
