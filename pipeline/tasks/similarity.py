@@ -56,12 +56,9 @@ class Similarity(Task):
         return {"loss": len(batch["score"])}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return Σ (cosine - score)²."""
-        both = [
-            embeddings(model, {"input_ids": batch[ids], "attention_mask": batch[mask]})
-            for ids, mask in (("input_ids", "attention_mask"), ("other_ids", "other_mask"))
-        ]
-        return {"loss": (((both[0] * both[1]).sum(-1) - batch["score"]) ** 2).sum()}
+        """Return Σ (cosine - score)²; the batch holds all first texts, then all second ones."""
+        one, two = embeddings(model, batch).chunk(2)
+        return {"loss": (((one * two).sum(-1) - batch["score"]) ** 2).sum()}
 
     def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
         """Return the cosine of each pair."""
@@ -102,14 +99,12 @@ class Scaled(Padding):
     most: float
 
     def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
-        """Return both sides with their masks, and `score`, (batch,) float32 between 0 and 1."""
-        one = super().__call__([{"input_ids": row["input_ids"]} for row in rows])
-        two = super().__call__([{"input_ids": row["other_ids"]} for row in rows])
+        """Return (2 · batch, length) ids, all first texts before all second ones, and `score`, (batch,) float32."""
         import torch
 
+        batch = super().__call__([{"input_ids": row[side]} for side in ("input_ids", "other_ids") for row in rows])
         scores = torch.tensor([row["score"] for row in rows], dtype=torch.float32)
-        scaled = (scores - self.least) / max(self.most - self.least, 1e-9)
-        return one | {"other_ids": two["input_ids"], "other_mask": two["attention_mask"], "score": scaled}
+        return batch | {"score": (scores - self.least) / max(self.most - self.least, 1e-9)}
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
