@@ -127,10 +127,8 @@ def close(run: Run, started: float) -> None:
     """Write the record last and say what was learned, in how long, where it lies, what to type next."""
     from pipeline.hardware import peak_memory
 
-    run.record |= {
-        "hardware": manifest.hardware(),
-        "seconds": round(time.time() - started, 1), "peak_memory_bytes": peak_memory(),
-    }  # fmt: skip
+    seconds = time.time() - started + run.record.pop("seconds_before", 0.0)
+    run.record |= {"hardware": manifest.hardware(), "seconds": round(seconds, 1), "peak_memory_bytes": peak_memory()}
     record = manifest.seal(run.output, run.result, run.record)
     _tidy(run.output)  # only now: whatever stopped us before could still go on
     learned = ""

@@ -14,13 +14,14 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline import checkpoint, process, resume, signals
+from pipeline import checkpoint, manifest, process, resume, signals
 from pipeline.data import tokens
 from pipeline.data.recipe import Rows
 from pipeline.errors import Stopped
 from pipeline.stage import Run
 from pipeline.trainer import StageTrainer
 
+SECONDS = "seconds.json"  # in a checkpoint: for how long it was trained
 # Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
 FORCED: dict[str, Any] = {
     "remove_unused_columns": False,
@@ -41,6 +42,8 @@ class Keeper(TrainerCallback):
     def __init__(self, run: Run, keep: int | None) -> None:
         self.run, self.keep = run, keep
         self.stopped = 0  # the signal that ended training, on whichever process it came
+        self.before = 0.0  # seconds that the processes before this one trained, up to the checkpoint it goes on from
+        self.started = time.time()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """Ask for room before the first step, and find the best checkpoint again where the stage goes on."""
@@ -72,9 +75,16 @@ class Keeper(TrainerCallback):
         """Seal what every process has written, then prune."""
         process.wait_for_all()
         if self.run.main:
-            resume.seal(self.run.output / f"checkpoint-{state.global_step}")
+            saved = self.run.output / f"checkpoint-{state.global_step}"
+            manifest.write_json(saved / SECONDS, {"seconds": self.seconds()})
+            resume.seal(saved)
             best = state.best_model_checkpoint
             resume.prune(self.run.output, self.keep, Path(best) if best else None)
+
+
+    def seconds(self) -> float:
+        """Return for how long the stage has been trained, by this process and those before it."""
+        return round(self.before + time.time() - self.started, 1)
 
 
 class Progress(TrainerCallback):
@@ -203,8 +213,10 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     if newest:
         run.record["resumed_from"] = int(newest.name.split("-")[1])
         run.say(f"goes on from {newest.name}")
+        keeper.before = float(json.loads((newest / SECONDS).read_text(encoding="utf-8"))["seconds"])
+        run.record["seconds_before"] = keeper.before
     run.unchanged()
-    started = time.time()
+    keeper.started = time.time()
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state = trainer.state
@@ -214,7 +226,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
             f"{run.name}: stopped; checkpoint-{state.global_step} is saved and the same command goes on from there",
         )
     run.record |= {
-        "training_seconds": round(time.time() - started, 1), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
+        "training_seconds": keeper.seconds(), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip
 
 

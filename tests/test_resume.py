@@ -215,8 +215,10 @@ def test_a_stage_that_was_killed_after_its_last_step_takes_no_other(run, chain, 
         patch.setattr("pipeline.directory.close", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
         assert run(name, *flags)[0] == 1
     log = (tmp_path / name / "log.jsonl").read_text()
+    spent = json.loads((resume.latest(tmp_path / name) / "seconds.json").read_text())["seconds"]
     status, out, _ = run(name, *flags)
     assert status == 0
+    assert 0 < spent <= manifest.read(tmp_path / name)["training_seconds"] < manifest.read(tmp_path / name)["seconds"]
     assert f"goes on from checkpoint-{6 if name == 'pretrain' else 4}" in out
     assert (tmp_path / name / "log.jsonl").read_text() == log
     assert run(name, *flags_of(name, chain, data, tmp_path / "whole"), "--lr_scheduler_type", "constant")[0] == 0
