@@ -41,7 +41,7 @@ MINE     = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
 EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(GOAL)),,--upstream yes)) $(if $(STRICT),--strict yes)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data $(STAGES) evaluate chat compare-objectives why verify test lint prove torture clean help
+.PHONY: all setup setup-data $(STAGES) evaluate report chat compare-objectives why verify test lint prove torture clean help
 
 all: evaluate
 
@@ -79,6 +79,9 @@ why: $(READY)
 verify: $(READY)
 	@python stages/verify.py --runs $(OUT)
 
+report: $(READY)
+	@python stages/report.py --runs $(OUT)
+
 chat: $(READY)
 	@python stages/chat.py --runs $(OUT) --stage $(STAGE) $(MINE)
 
@@ -106,6 +109,7 @@ help:
 	@echo "make dpo           a chat model and pairs -> an aligned model"
 	@echo "make control       SFT's rows and steps from random weights: what SFT alone would know"
 	@echo "make evaluate      held-out figures with intervals, and the same prompts answered by each stage"
+	@echo "make report        one page about the finished stages: chain, losses, figures, answers, masks, costs"
 	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control or dpo"
 	@echo "make compare-objectives   every objective at equal operations: held-out figures and a probe (after setup-data)"
 	@echo "make why           what changed since a stage was made, and its parents; STAGE=pretrain, sft, dpo or control"
