@@ -46,7 +46,7 @@ def run(monkeypatch, capfd):
         module = script(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
         capfd.readouterr()
-        if name == "verify":
+        if hasattr(module, "main"):
             from pipeline.process import execute
 
             status = execute(module.main)
