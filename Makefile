@@ -32,7 +32,7 @@ PARENT_control  := pretrain
 
 CONFIG   = $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$@)),adopt,$@).yaml
 PRESENT  := $(foreach stage,$(STAGES),$(if $(wildcard $(PROFILES)/$(stage).yaml $(if $(filter pretrain,$(stage)),$(PROFILES)/adopt.yaml)),$(stage)))
-GOAL     := $(firstword $(filter $(STAGES) evaluate chat compare-objectives,$(MAKECMDGOALS)))
+GOAL     := $(firstword $(filter $(STAGES) evaluate chat serve compare-objectives,$(MAKECMDGOALS)))
 ifneq ($(strip $(ARGS)$(DATA)),)
 $(if $(GOAL),,$(error ARGS and DATA go to one stage: say which, as in make sft DATA=my.jsonl))
 endif
@@ -41,7 +41,7 @@ MINE     = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
 EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(GOAL)),,--upstream yes)) $(if $(STRICT),--strict yes)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data $(STAGES) evaluate report chat compare-objectives why verify test lint prove torture clean help
+.PHONY: all setup setup-data $(STAGES) evaluate report chat serve compare-objectives why verify test lint prove torture clean help
 
 all: evaluate
 
@@ -82,6 +82,9 @@ verify: $(READY)
 report: $(READY)
 	@python stages/report.py --runs $(OUT)
 
+serve: $(READY)
+	@python stages/serve.py --runs $(OUT) --stage $(STAGE) $(MINE)
+
 chat: $(READY)
 	@python stages/chat.py --runs $(OUT) --stage $(STAGE) $(MINE)
 
@@ -110,7 +113,8 @@ help:
 	@echo "make control       SFT's rows and steps from random weights: what SFT alone would know"
 	@echo "make evaluate      held-out figures with intervals, and the same prompts answered by each stage"
 	@echo "make report        one page about the finished stages: chain, losses, figures, answers, masks, costs"
-	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control or dpo"
+	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control, dpo, or all side by side"
+	@echo "make serve         a stage behind an OpenAI-compatible server; STAGE=, ARGS='--port 8000'"
 	@echo "make compare-objectives   every objective at equal operations: held-out figures and a probe (after setup-data)"
 	@echo "make why           what changed since a stage was made, and its parents; STAGE=pretrain, sft, dpo or control"
 	@echo "make verify        read every finished stage again and hold it against its record and its parents"

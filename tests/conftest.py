@@ -98,6 +98,31 @@ def chain(tmp_path_factory, data):
     return folder
 
 
+@pytest.fixture(scope="session")
+def voices(chain, tmp_path_factory):
+    """The small chain with weights that answer each prompt in other words, which a few steps of training don't reach."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipeline import manifest
+
+    folder = shutil.copytree(chain, tmp_path_factory.mktemp("voices") / "chain")
+    for seed, name in enumerate(("pretrain", "sft", "dpo")):
+        model = AutoModelForCausalLM.from_pretrained(folder / name)
+        torch.manual_seed(seed)
+        for weights in model.parameters():
+            if weights.dim() == 2:
+                torch.nn.init.normal_(weights, std=0.4)
+        spoken = AutoTokenizer.from_pretrained(folder / name)
+        model.generation_config.suppress_tokens = [
+            token for token in range(len(spoken)) if not spoken.decode([token]).strip().isalpha()
+        ]
+        model.save_pretrained(folder / name)
+        record = manifest.read(folder / name)
+        manifest.write_json(folder / name / manifest.NAME, record | {"files": manifest.files(folder / name)})
+    return folder
+
+
 @pytest.fixture
 def copy(chain, tmp_path):
     """The finished chain in a folder of the test's own."""
