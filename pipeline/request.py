@@ -122,6 +122,19 @@ def unaltered(folder: Path, record: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
+def finished(runs: Path, stage: str) -> Path:
+    """Return the folder of a finished causal stage, to be used as it was made; UserError where there is none."""
+    folder = runs / stage
+    record = manifest.read(folder)
+    if record is None:
+        known = ", ".join(sorted(path.parent.name for path in runs.glob("*/manifest.json")))
+        raise UserError(f"{folder}: not finished; {f'finished are {known}' if known else 'run make first'}")
+    if record["family"] != "causal":
+        raise UserError(f"{folder}: a model of family {record['family']} gives no answers; only causal ones do")
+    unaltered(folder, record)
+    return folder
+
+
 def family_of(architecture: str) -> str:
     """Return the family of a model by the name of its class, or an empty string."""
     return next((family for ending, family in _FAMILIES.items() if architecture.endswith(ending)), "")

@@ -13,7 +13,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, manifest, process
+from pipeline import config, manifest, process, request
 from pipeline.errors import Stopped, UserError
 
 ALL = ("pretrain", "sft", "dpo")
@@ -27,13 +27,7 @@ class Speaker:
     def __init__(self, runs: Path, name: str) -> None:
         from pipeline import checkpoint, hardware, tokenizer
 
-        folder = runs / name
-        record = manifest.read(folder)
-        if record is None:
-            known = ", ".join(sorted(path.parent.name for path in runs.glob("*/manifest.json")))
-            raise UserError(f"{folder}: not finished; {f'finished are {known}' if known else 'run make first'}")
-        if record["family"] != "causal":
-            raise UserError(f"{folder}: a model of family {record['family']} gives no answers; only causal ones do")
+        folder = request.finished(runs, name)
         self.name, self.turns = name, list[dict[str, str]]()
         self.vocabulary = tokenizer.load(str(folder))
         if not self.vocabulary.chat_template and manifest.read(runs / "sft"):

@@ -14,24 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, manifest, process, request
+from pipeline import config, process, request
 from pipeline.errors import Stopped, UserError
 from pipeline.process import say
 
 MODULES = ("fastapi", "uvicorn", "openai")  # what transformers' server needs beside transformers
-
-
-def folder_of(runs: Path, stage: str) -> Path:
-    """Return the folder of a finished stage that can be served; UserError where there is none or it was altered."""
-    folder = runs / stage
-    record = manifest.read(folder)
-    if record is None:
-        known = ", ".join(sorted(path.parent.name for path in runs.glob("*/manifest.json")))
-        raise UserError(f"{folder}: not finished; {f'finished are {known}' if known else 'run make first'}")
-    if record["family"] != "causal":
-        raise UserError(f"{folder}: a model of family {record['family']} gives no answers; only causal ones do")
-    request.unaltered(folder, record)
-    return folder
 
 
 def engine() -> str:
@@ -74,7 +61,7 @@ def main() -> int:
         faults.append(f"command line: --port: expected a number from 1 to 65535, found {given['port']!r}")
     if faults:
         raise UserError(*faults)
-    folder = folder_of(Path(str(given["runs"])), str(given["stage"]))
+    folder = request.finished(Path(str(given["runs"])), str(given["stage"]))
     host, chosen = str(given["host"]), engine()
     if host not in ("127.0.0.1", "localhost", "::1"):
         say("serve", f"--host {host}: whoever reaches this machine can ask; the server has no password")

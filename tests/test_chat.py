@@ -93,6 +93,10 @@ def test_settings_come_from_the_stage(copy, talk):
     path = copy / "dpo" / "generation_config.json"
     _, before, _ = talk(QUESTION, runs=copy)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 5.0, "min_new_tokens": 4}))
+    _, _, err = talk(QUESTION, runs=copy)
+    assert "generation_config.json is not the file that was made" in err
+    record = manifest.read(copy / "dpo")
+    manifest.write_json(copy / "dpo" / manifest.NAME, record | {"files": manifest.files(copy / "dpo")})
     _, out, _ = talk(QUESTION, runs=copy)
     assert out.split("> ")[1] == answers(copy / "dpo", ("user", QUESTION)) + "\n"
     assert out != before
