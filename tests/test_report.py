@@ -3,6 +3,7 @@
 import html
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline import manifest, objectives, tokenizer
-from pipeline.report import batches, finished, lines, page
+from pipeline.report import batches, charts, finished, lines, page
 from pipeline.trainer import ROW, StageTrainer
 from tests.conftest import SMALL, flags_of
 
@@ -302,3 +303,18 @@ def test_a_screenshot_is_taken_and_is_not_blank(made, tmp_path):
     browser(made, f"--screenshot={shot}", "--window-size=320,2000")
     assert shot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert shot.stat().st_size > 20_000  # an empty page of this size has 4 kB
+
+
+def test_axes_are_round_and_hold_every_point():
+    assert charts.ticks(0, 2_259_503) == [0, 1e6, 2e6]
+    assert charts.ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
+    assert charts.ticks(3.3, 4.8) == [3.5, 4, 4.5]
+    assert [charts.brief(value) for value in (0, 0.25, 1500, 2e6, 3.12e12)] == ["0", "0.25", "1.5k", "2M", "3.12T"]
+    steps = [(tokens, 7 - tokens / 200) for tokens in range(1, 1001)]
+    drawn = charts.loss("SFT", "", {"a": steps, "b": [(1, math.nan), (1000, 5.0)]}, {"floor": 1.5})
+    points = [tuple(map(float, point.split())) for point in drawn.curves[0].path[1:].split("L")]
+    assert len(points) <= 240
+    assert all(40 <= x <= 348 and 10 <= y <= 200 for x, y in points)
+    assert points[0][1] < points[-1][1]  # a loss that falls goes down
+    assert "nan" not in drawn.curves[1].path
+    assert [curve.name for curve in drawn.curves] == ["a", "b", "floor: 1.500"]

@@ -117,7 +117,7 @@ def loss(name: str, text: str, curves: Mapping[str, Sequence[tuple[int, float]]]
     left, right, top, bottom = 40, WIDTH - 12, 10, 200
     most = max(tokens for points in curves.values() for tokens, _ in points)
     values = [value for points in curves.values() for _, value in points if math.isfinite(value)] + list(lines.values())
-    floor, ceiling = min(0.0, *values), max(values) * 1.04 or 1.0
+    floor, ceiling = _bounds(values)
 
     def x(tokens: float) -> float:
         return round(left + (right - left) * tokens / max(most, 1), 1)
@@ -136,6 +136,13 @@ def loss(name: str, text: str, curves: Mapping[str, Sequence[tuple[int, float]]]
         name, text, drawn, [Mark(x(tick), brief(tick)) for tick in ticks(0, most)],
         [Mark(y(tick), brief(tick)) for tick in ticks(floor, ceiling)], bottom + 44 + 20 * len(drawn),
     )  # fmt: skip
+
+
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis: from 0 where the values come near it, else from a little below them."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    low = min(0.0, low) if low < high / 2 or low == high else low - 0.3 * (high - low)
+    return low, high + 0.04 * ((high - low) or 1.0)
 
 
 def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:

@@ -32,7 +32,7 @@ class Stage:
     @property
     def title(self) -> str:
         """Its name for people; a model that was adopted was not pretrained here."""
-        return NAMES[self.name] if self.name != "pretrain" or "metrics" in self.record else "Base model, adopted"
+        return NAMES[self.name] if self.name != "pretrain" or "metrics" in self.record else "Base, adopted"
 
     @property
     def parent(self) -> str:

@@ -78,7 +78,7 @@ def _chain(stages: Mapping[str, Stage]) -> charts.Chain:
     for name, stage in stages.items():
         recipe, made = stage.record["recipe"], stage.record["parents"]
         rows = f"{recipe['kept']:,} rows" if "kept" in recipe else "adopted as it is"
-        said = [f"recipe {_short(stage.recipe)} {recipe['digest'][:8]}"] if recipe["digest"] else []
+        said = [f"{_short(stage.recipe)} {recipe['digest'][:8]}"] if recipe["digest"] else []
         parent = ""
         if made:
             parent = made[0].get("stage", "") if made[0].get("stage") in stages else stage.parent
