@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def template_path(name: str) -> Path:
     raise UserError(f"chat_template: {name}: no such file; give a path or one of {known}")
 
 
-def unaltered(folder: Path, record: dict[str, Any]) -> None:
+def unaltered(folder: Path, record: Mapping[str, Any]) -> None:
     """Raise UserError naming the files of a finished stage that are no longer those that it made."""
     if faults := manifest.altered(folder, record):
         raise UserError(

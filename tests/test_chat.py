@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from pipeline import ROOT, manifest
 from tests.conftest import script
@@ -129,9 +130,11 @@ def test_no_answer_moves_the_cursor(capfd):
     vocabulary = tokenizer.train(["abc"], 262, 64)
     streamer = script("chat")._stream(vocabulary)
     streamer.next_tokens_are_prompt = False
-    streamer.put(__import__("torch").tensor(vocabulary.encode("a\x1b[2J\x07\rb\n中")))
+    streamer.put(torch.tensor(vocabulary.encode("a\x1b[2J\x07 ")))
+    assert capfd.readouterr().out == "a[2J "  # as soon as a word is whole
+    streamer.put(torch.tensor(vocabulary.encode("\rb\n中")))
     streamer.end()
-    assert capfd.readouterr().out == "a[2Jb\n中\n"
+    assert capfd.readouterr().out == "b\n中\n"
 
 
 def start(runs, **how):

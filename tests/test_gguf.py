@@ -1,6 +1,7 @@
 """A stage as a GGUF file: its answers in llama.cpp are the stage's, and a file whose answers are others is not kept."""
 
 import json
+import shutil
 
 import pytest
 
@@ -13,8 +14,6 @@ pytest.importorskip("gguf", reason="gguf is not installed: make setup-data")
 @pytest.fixture
 def stages(voices, tmp_path):
     """Stages that answer in many ways, beside an evaluation that asked them something."""
-    import shutil
-
     folder = shutil.copytree(voices, tmp_path / "chain")
     (folder / "evaluate.json").write_text(json.dumps({"inputs": "0", "samples": [{"prompt": QUESTION, "answers": {}}]}))
     return folder

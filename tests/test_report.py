@@ -93,6 +93,17 @@ def test_a_recipe_that_changed_is_said_and_not_shown(copy, data, monkeypatch, tm
     assert text.count("first step: the same") == 2
 
 
+def test_a_stage_that_can_not_be_shown_whole_says_why(copy):
+    log = copy / "sft" / "log.jsonl"
+    log.write_text(log.read_text().replace('"tokens": ', '"tokens": 1', 1))
+    (copy / "dpo" / "tokenizer.json").write_text("{}")
+    manifest.write_json(copy / "pretrain" / manifest.NAME, manifest.read(copy / "pretrain") | {"stage": "reward"})
+    text = page.render(copy, finished.stages(copy), "x")
+    assert "several processes read it, or code or libraries have changed since" in text
+    assert "tokenizer.json is not the file that was made" in text
+    assert "reward: how its batches are made is not known here" in text
+
+
 def test_tokens_of_one_character_show_together():
     vocabulary = tokenizer.train(["abc"], 262, 64)
     ids = vocabulary.encode("a中\nb")

@@ -82,6 +82,7 @@ def test_vllm_serves_where_it_can(voices, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name)
     assert module.engine() == "vllm"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # and given back after the test
     called = []
     monkeypatch.setattr(module.os, "execvp", lambda file, words: called.append(words) or pytest.skip.Exception)
     monkeypatch.setattr("transformers.cli.serve.Serve", lambda *_, **__: None)

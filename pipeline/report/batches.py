@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config
+from pipeline import config, request
 from pipeline.data import recipe as recipes
 from pipeline.errors import UserError
 from pipeline.report.lines import Line, split
@@ -44,7 +44,7 @@ class Batch:
     @property
     def paired(self) -> bool:
         """Whether two lines belong together."""
-        return "," in self.lines[0].name and len(self.lines) > 1
+        return any(line.name.endswith(("rejected", "writes")) for line in self.lines)
 
     @property
     def agrees(self) -> bool | None:
@@ -57,6 +57,9 @@ def first(folder: Path, record: Mapping[str, Any]) -> Batch:
     from pipeline import tokenizer
     from pipeline.trainer import ROW
 
+    if record["stage"] not in SHAPES:
+        raise UserError(f"{record['stage']}: how its batches are made is not known here")
+    request.unaltered(folder, record)
     shape = SHAPES[record["stage"]]
     recipe = recipes.of(record, shape)
     if recipe.digest(shape) != record["recipe"]["digest"]:
@@ -147,8 +150,7 @@ def _pairs(
 def _beginning(lines: Sequence[Line]) -> list[Line]:
     ends = itertools.accumulate(len(line.tokens) for line in lines)
     shown = max(1, sum(end <= SHOWN for end in ends))
-    even = shown + shown % 2 if len(lines) > 1 and "," in lines[0].name else shown  # both sides of a pair
-    return list(lines[:even])
+    return list(lines[: shown + (shown < len(lines) and lines[shown].name.endswith(("rejected", "writes")))])  # both sides
 
 
 def _read(batch: Mapping[str, Any], vocabulary: Any) -> int:

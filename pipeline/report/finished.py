@@ -32,7 +32,7 @@ class Stage:
     @property
     def title(self) -> str:
         """Its name for people; a model that was adopted was not pretrained here."""
-        return NAMES[self.name] if self.name != "pretrain" or "metrics" in self.record else "Base, adopted"
+        return NAMES.get(self.name, self.name) if self.name != "pretrain" or "metrics" in self.record else "Base, adopted"
 
     @property
     def parent(self) -> str:
@@ -71,10 +71,10 @@ class Stage:
 def stages(runs: Path) -> list[Stage]:
     """Return the finished stages of a folder in the order of the chain; UserError if there is none."""
     found = [Stage(path.parent, manifest.read(path.parent) or {}) for path in runs.glob(f"*/{manifest.NAME}")]
-    known = sorted((stage for stage in found if stage.name in NAMES), key=lambda stage: [*NAMES].index(stage.name))
-    if not known:
+    if not found:
         raise UserError(f"{runs}: no finished stage; run make first")
-    return known
+    order = [*NAMES, *sorted(stage.name for stage in found)]
+    return sorted(found, key=lambda stage: order.index(stage.name))
 
 
 def inputs(runs: Path, stages: Sequence[Stage]) -> str:
@@ -91,8 +91,8 @@ def inputs(runs: Path, stages: Sequence[Stage]) -> str:
         log = stage.folder / "log.jsonl"
         found[stage.name] = [stage.record, hashes.sha256(log) if log.is_file() else None]
         try:
-            shape = batches.SHAPES[stage.name]
-            found[f"recipe of {stage.name}"] = recipes.of(stage.record, shape).digest(shape) if stage.log else None
+            shape = batches.SHAPES.get(stage.name)
+            found[f"recipe of {stage.name}"] = recipes.of(stage.record, shape).digest(shape) if stage.log and shape else None
         except UserError as error:
             found[f"recipe of {stage.name}"] = list(error.faults)
     return manifest.digest([found, manifest.read(runs, "evaluate.json")])

@@ -58,7 +58,7 @@ def split(batch: Mapping[str, Any], family: str, vocabulary: Any) -> list[Line]:
     for number, (row, asked, answer) in enumerate(zip(ids, labels, pair, strict=True)):
         mask = [label != IGNORED for label in asked]
         shown = [label if on else token for token, label, on in zip(row, asked, mask, strict=True)]
-        name = f"row {number + 1}" if answer is None else f"row {number + 1}, answer about the pair: {answer}"
+        name = f"row {number + 1}" if answer is None else f"row {number + 1}, the pair is {'wrong' if answer else 'right'}"
         lines.append(Line(name, _tokens(shown, mask, vocabulary, row)))
     return lines
 
