@@ -40,7 +40,8 @@ def agrees(folder, batch):
     record = manifest.read(folder)
     made = batches.first(folder, record)
     wanted = lines.split(batch, record["family"], tokenizer.load(str(folder)))
-    assert made.rows == len(wanted)
+    assert made.rows == len(batch["input_ids"])
+    assert len(made.lines) + made.more == len(wanted)
     assert list(made.lines) == wanted[: len(made.lines)]
     assert made.agrees is True
     return made
@@ -328,4 +329,7 @@ def test_axes_are_round_and_hold_every_point():
     assert all(40 <= x <= 348 and 10 <= y <= 200 for x, y in points)
     assert points[0][1] < points[-1][1]  # a loss that falls goes down
     assert "nan" not in drawn.curves[1].path
+    flat = charts.loss("SFT", "", {"a": [(1, 4.001), (2, 4.0)]}, {})
+    assert len({mark.text for mark in flat.up}) == len(flat.up) >= 2
+    assert abs(float(flat.curves[0].path.split()[1].split("L")[0]) - float(flat.curves[0].path.split()[2])) < 5
     assert [curve.name for curve in drawn.curves] == ["a", "b", "floor: 1.500"]

@@ -34,7 +34,8 @@ class Batch:
     """The first batch of a stage."""
 
     lines: Sequence[Line]
-    rows: int  # of the batch; the lines are the first ones
+    more: int  # lines that are not shown
+    rows: int  # of the batch
     read: int  # tokens of the batch, padding left out
     counted: int  # those of them that are in the loss
     note: str
@@ -73,9 +74,9 @@ def first(folder: Path, record: Mapping[str, Any]) -> Batch:
     for batch in made:
         batch.pop(ROW)
     lines = split(made[0], record["family"], vocabulary)
-    tokens = [token for line in lines for token in line.tokens]
+    tokens, shown = [token for line in lines for token in line.tokens], _beginning(lines)
     return Batch(
-        lines=_beginning(lines), rows=len(lines), read=_read(made[0], vocabulary), counted=sum(token.counts for token in tokens),
+        lines=shown, more=len(lines) - len(shown), rows=len(made[0]["input_ids"]), read=_read(made[0], vocabulary), counted=sum(token.counts for token in tokens),
         note=_NOTES.get(record["family"], ""), logged=_logged(folder), step=sum(_read(batch, vocabulary) for batch in made),
     )  # fmt: skip
 

@@ -134,14 +134,15 @@ def loss(name: str, text: str, curves: Mapping[str, Sequence[tuple[int, float]]]
     ]  # fmt: skip
     return Chart(
         name, text, drawn, [Mark(x(tick), brief(tick)) for tick in ticks(0, most)],
-        [Mark(y(tick), brief(tick)) for tick in ticks(floor, ceiling)], bottom + 44 + 20 * len(drawn),
+        [Mark(y(tick), f"{tick:g}") for tick in ticks(floor, ceiling)], bottom + 44 + 20 * len(drawn),
     )  # fmt: skip
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
     """Return the ends of an axis: from 0 where the values come near it, else from a little below them."""
     low, high = min(values, default=0.0), max(values, default=1.0)
-    low = min(0.0, low) if low < high / 2 or low == high else low - 0.3 * (high - low)
+    span = max(high - low, 0.05 * high)  # noise shall not look like a cliff
+    low = min(0.0, low) if low < high / 2 else high - 1.3 * span
     return low, high + 0.04 * ((high - low) or 1.0)
 
 

@@ -95,7 +95,7 @@ def _chain(stages: Mapping[str, Stage]) -> charts.Chain:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 14 else f"…{name[-13:]}"
+    return name if len(name) <= 12 else f"…{name[-11:]}"
 
 
 def _charts(stages: Mapping[str, Stage], summary: Mapping[str, Any] | None) -> list[charts.Chart]:
