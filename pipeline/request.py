@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,26 @@ def template_path(name: str) -> Path:
     raise UserError(f"chat_template: {name}: no such file; give a path or one of {known}")
 
 
-def unaltered(folder: Path, record: dict[str, Any]) -> None:
+def unaltered(folder: Path, record: Mapping[str, Any]) -> None:
     """Raise UserError naming the files of a finished stage that are no longer those that it made."""
     if faults := manifest.altered(folder, record):
         raise UserError(
             *(f"{folder}: {fault} when {record['stage']} was finished; put it back, or move the folder away and make "
               f"{record['stage']} again" for fault in faults)
         )  # fmt: skip
+
+
+def finished(runs: Path, stage: str) -> Path:
+    """Return the folder of a finished causal stage, to be used as it was made; UserError where there is none."""
+    folder = runs / stage
+    record = manifest.read(folder)
+    if record is None:
+        known = ", ".join(sorted(path.parent.name for path in runs.glob("*/manifest.json")))
+        raise UserError(f"{folder}: not finished; {f'finished are {known}' if known else 'run make first'}")
+    if record["family"] != "causal":
+        raise UserError(f"{folder}: a model of family {record['family']} gives no answers; only causal ones do")
+    unaltered(folder, record)
+    return folder
 
 
 def family_of(architecture: str) -> str:

@@ -81,7 +81,6 @@ class Keeper(TrainerCallback):
             best = state.best_model_checkpoint
             resume.prune(self.run.output, self.keep, Path(best) if best else None)
 
-
     def seconds(self) -> float:
         """Return for how long the stage has been trained, by this process and those before it."""
         return round(self.before + time.time() - self.started, 1)

@@ -17,6 +17,26 @@ def test_the_readme_shows_what_ci_runs():
     assert len(commands(ROOT / "README.md")) >= 6
 
 
+def blocks(path, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def figures(path):
+    """The numbers of the table of what was measured, row by row."""
+    table = re.findall(r"^(?:\|[^|\n]*){3}\|$", path.read_text().partition("tests/figures.py")[2], flags=re.MULTILINE)
+    return [re.findall(r"\d+(?:\.\d+)?", row.split("|", 2)[2]) for row in table]
+
+
+def test_the_chinese_readme_tells_the_same_story():
+    english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
+    assert len(commands(chinese)) >= 6
+    assert commands(chinese) <= commands(english)
+    for shown in blocks(chinese, "text"):
+        assert shown in blocks(english, "text"), "what is printed is not what README.md shows"
+    assert len(figures(english)) > 10
+    assert figures(chinese) == figures(english)
+
+
 def test_make_help_names_every_target():
     makefile = (ROOT / "Makefile").read_text()
     targets = (

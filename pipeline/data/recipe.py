@@ -14,7 +14,7 @@ import importlib.util
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -256,6 +256,12 @@ def from_data(data: str, shape: str) -> Recipe:
             raise UserError(f"{data}: no readable file in that folder")
         return SourceRecipe(data, [Source(files=tuple(sources.expand(data)))], shape, held_out=0.05)
     return SourceRecipe(data, [Source(hub={"name": data})], shape, held_out=0.05)
+
+
+def of(record: Mapping[str, Any], shape: str) -> Recipe:
+    """Return the recipe that a finished stage was made with, by its record."""
+    data = record["recipe"].get("data")
+    return from_data(data, shape) if data else load(record["config"]["recipe"])
 
 
 def _source(entry: Any, where: str) -> Source:

@@ -76,9 +76,7 @@ class Judged:
 
     def recipe(self) -> recipes.Recipe:
         """Return the recipe that the stage was trained on."""
-        shape = SHAPES[self.name]
-        data = self.record["recipe"].get("data")
-        return recipes.from_data(data, shape) if data else recipes.load(self.record["config"]["recipe"])
+        return recipes.of(self.record, SHAPES[self.name])
 
     def nats(self, rows: Sequence[Tokens]) -> list[float]:
         """Return −Σ log p of the rows' targets."""

@@ -14,17 +14,17 @@ COLUMNS = {
     "untrained": "untrained",
     "chance": "chance",
 }
-_ROWS = (
+METRICS = (
     "loss", "bits_per_byte", "floor", "loss_over_floor", "completion", "reply_loss", "reply_bits_per_byte",
     "generator_loss", "pair_accuracy", "detection", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
 )  # fmt: skip
-_SHARES = {"completion", "exact_match", "win_rate", "likelier", "accuracy", "pair_accuracy", "detection", "retrieval",
-           "macro_f1", "f1", "refused", "entity_f1"}  # fmt: skip
+SHARES = {"completion", "exact_match", "win_rate", "likelier", "accuracy", "pair_accuracy", "detection", "retrieval",
+          "macro_f1", "f1", "refused", "entity_f1"}  # fmt: skip
 
 
 def figure(metric: str, estimate: Mapping[str, float]) -> str:
     """Return a figure with its interval: shares in per cent, the rest as they are."""
-    if metric in _SHARES:
+    if metric in SHARES:
         return f"{100 * estimate['value']:.1f}% [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
@@ -35,7 +35,7 @@ def render(summary: Mapping[str, Any]) -> str:
     names = [name for name in COLUMNS if name in stages]
     width = 25
     lines = ["", " " * 22 + "".join(f"{COLUMNS[name]:<{width}}" for name in names).rstrip()]
-    for metric in _ROWS:
+    for metric in METRICS:
         cells = [figure(metric, stages[name][metric]) if metric in stages[name] else "" for name in names]
         if any(cells):
             lines.append(f"{metric:<22}" + "".join(f"{cell:<{width}}" for cell in cells).rstrip())

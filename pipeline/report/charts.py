@@ -1,0 +1,208 @@
+"""Geometry of the page's pictures: what the template draws, in the units of a picture 360 wide, the width of a phone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH = 360
+_POINTS = 240  # of a curve; more can't be told apart at this width
+_BOX, _ROW = (168, 102), 140  # a stage in the picture of the chain, and the distance of two generations
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A number at its place on an axis."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through a chart, or a straight one across it."""
+
+    name: str
+    path: str
+    kind: int  # its stroke
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Loss against tokens."""
+
+    name: str
+    text: str  # what it shows, for those who don't see it
+    curves: Sequence[Curve]
+    across: Sequence[Mark]
+    up: Sequence[Mark]
+    height: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One figure of one stage with its interval."""
+
+    name: str
+    y: float
+    at: float
+    low: float
+    wide: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Forest:
+    """One metric of all stages."""
+
+    title: str
+    text: str
+    intervals: Sequence[Interval]
+    across: Sequence[Mark]
+    height: int
+
+
+@dataclass(frozen=True)
+class Box:
+    """A stage, or a model from elsewhere, in the picture of the chain."""
+
+    x: float
+    y: float
+    name: str
+    lines: Sequence[str]
+    height: int = _BOX[1]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What was made from what."""
+
+    path: str
+    tip: str
+    agrees: bool
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The picture of the chain."""
+
+    width: int
+    height: int
+    boxes: Sequence[Box]
+    edges: Sequence[Edge]
+
+
+def brief(value: float) -> str:
+    """Return a number as an axis shows it: 1.5M, 200k, 0.25."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Return round numbers from `low` to `high`, about as many as wanted."""
+    span = (high - low) or 1.0
+    size: float = 10 ** math.floor(math.log10(span / wanted))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if span / (size * factor) <= wanted)
+    return [round(number * step, 12) for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def loss(name: str, text: str, curves: Mapping[str, Sequence[tuple[int, float]]], lines: Mapping[str, float]) -> Chart:
+    """Return a chart of training losses (tokens, nats) with straight lines to hold them against."""
+    left, right, top, bottom = 40, WIDTH - 12, 10, 200
+    most = max(tokens for points in curves.values() for tokens, _ in points)
+    values = [value for points in curves.values() for _, value in points if math.isfinite(value)] + list(lines.values())
+    floor, ceiling = _bounds(values)
+
+    def x(tokens: float) -> float:
+        return round(left + (right - left) * tokens / max(most, 1), 1)
+
+    def y(value: float) -> float:
+        return round(bottom - (bottom - top) * (value - floor) / (ceiling - floor), 1)
+
+    drawn = [
+        Curve(name, "M" + "L".join(f"{x(tokens)} {y(value)}" for tokens, value in _thin(points)), number)
+        for number, (name, points) in enumerate(curves.items())
+    ] + [
+        Curve(f"{name}: {value:.3f}", f"M{left} {y(value)}H{right}", 2 + number)
+        for number, (name, value) in enumerate(lines.items())
+    ]  # fmt: skip
+    return Chart(
+        name, text, drawn, [Mark(x(tick), brief(tick)) for tick in ticks(0, most)],
+        [Mark(y(tick), f"{tick:g}") for tick in ticks(floor, ceiling)], bottom + 44 + 20 * len(drawn),
+    )  # fmt: skip
+
+
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis: from 0 where the values come near it, else from a little below them."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    span = max(high - low, 0.05 * high)  # noise shall not look like a cliff
+    low = min(0.0, low) if low < high / 2 else high - 1.3 * span
+    return low, high + 0.04 * ((high - low) or 1.0)
+
+
+def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Return at most so many points as can be told apart: means of neighbours."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    size = max(1, math.ceil(len(finite) / _POINTS))
+    groups = [finite[start : start + size] for start in range(0, len(finite), size)]
+    return [(sum(at for at, _ in group) / len(group), sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def forest(title: str, text: str, figures: Mapping[str, tuple[Mapping[str, float], str]], share: bool) -> Forest:
+    """Return one metric of all stages: a point and its interval each, on one axis; shares from 0 to 1."""
+    left, right, row = 14, WIDTH - 24, 44
+    low = min(0.0, *(figure["low"] for figure, _ in figures.values()))
+    high = 1.0 if share else max(figure["high"] for figure, _ in figures.values()) * 1.05 or 1.0
+
+    def x(value: float) -> float:
+        return round(left + (right - left) * (value - low) / (high - low), 1)
+
+    intervals = [
+        Interval(
+            name,
+            number * row + 32,
+            x(figure["value"]),
+            x(figure["low"]) - 1.5,
+            3 + round(x(figure["high"]) - x(figure["low"]), 1),
+            said,
+        )
+        for number, (name, (figure, said)) in enumerate(figures.items())
+    ]
+    across = [Mark(x(tick), f"{100 * tick:.0f}%" if share else brief(tick)) for tick in ticks(low, high)]
+    return Forest(title, text, intervals, across, len(intervals) * row + 34)
+
+
+def chain(stages: Sequence[tuple[str, Sequence[str], str, bool]]) -> Chain:
+    """Return the picture of stages: (name, lines, its parent or nothing, whether the parent is the one that it was made from)."""
+    generation: dict[str, int] = {}
+    places: dict[str, tuple[float, float]] = {}
+    columns: dict[int, int] = {}
+    boxes, edges = [], []
+    (width, height), gap = _BOX, 16
+    for name, lines, parent, agrees in stages:
+        level = generation[name] = generation.get(parent, -1) + 1
+        column = columns[level] = columns.get(level, -1) + 1
+        at = places[name] = (4 + column * (width + gap), 4 + level * _ROW)
+        boxes.append(Box(*at, name, lines))
+        if parent in places:
+            x, y = places[parent][0] + width / 2, places[parent][1] + height
+            end = at[0] + width / 2
+            bend = (y + at[1]) / 2
+            tip = f"M{end:g} {at[1] - 1:g}l-5 -9h10z"
+            edges.append(Edge(f"M{x:g} {y:g}V{bend:g}H{end:g}V{at[1] - 8:g}", tip, agrees, end + 10, at[1] - 6))
+    wide = max(columns.values(), default=0) + 1
+    deep = max(generation.values(), default=0)
+    return Chain(max(WIDTH, 8 + wide * width + (wide - 1) * gap), 8 + deep * _ROW + height, boxes, edges)
+
+
+def described(points: Sequence[tuple[int, float]]) -> str:
+    """Return in words how a loss went."""
+    (_, start), (tokens, end) = points[0], points[-1]
+    least: Any = min(value for _, value in points)
+    return f"from {start:.3f} to {end:.3f} over {tokens:,} tokens, least {least:.3f}"

@@ -1,0 +1,169 @@
+"""Talking to a stage: by a pipe, by a terminal, stage by stage and side by side."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline import ROOT, manifest
+from tests.conftest import script
+
+CHAT = ROOT / "stages" / "chat.py"
+QUESTION = "Who saw the cat?"
+
+
+@pytest.fixture
+def copy(voices, tmp_path):
+    """These stages in a folder of the test's own."""
+    return shutil.copytree(voices, tmp_path / "chain")
+
+
+@pytest.fixture
+def talk(voices, monkeypatch, capfd):
+    """Give lines to a chat in this process; return its status and what it printed."""
+
+    def call(*lines, stage="dpo", runs=voices):
+        given = iter(lines)
+
+        def ask(prompt):
+            print(prompt, end="")
+            try:
+                return next(given)
+            except StopIteration:
+                raise EOFError from None
+
+        module = script("chat")
+        monkeypatch.setattr("builtins.input", ask)
+        monkeypatch.setattr(sys, "argv", ["chat.py", "--runs", str(runs), "--stage", stage])
+        monkeypatch.setattr(module, "_LONGEST", 4)
+        status = module.process.execute(module.main)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+def answers(folder, *conversation, length=4):
+    """Return what a stage says by transformers alone, with the settings that lie in its folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": role, "content": text} for role, text in conversation]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    said = model.generate(**ids, max_new_tokens=length)
+    return tokenizer.decode(said[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_it_answers_as_the_stage_does_and_remembers(voices, talk):
+    status, out, err = talk(QUESTION, "And the dog?")
+    assert (status, err) == (0, "")
+    first = answers(voices / "dpo", ("user", QUESTION))
+    second = answers(voices / "dpo", ("user", QUESTION), ("assistant", first.strip()), ("user", "And the dog?"))
+    assert out.split("> ")[1:3] == [f"{first}\n", f"{second}\n"]
+    assert answers(voices / "dpo", ("user", "And the dog?")) != second != first
+
+
+def test_reset_and_system_begin_anew(voices, talk):
+    _, out, _ = talk(QUESTION, "/reset", QUESTION, "/system Be kind.", QUESTION)
+    shown = out.split("> ")
+    assert shown[1] == shown[3] != ""
+    assert shown[5] != shown[1]
+    assert shown[5] == answers(voices / "dpo", ("system", "Be kind."), ("user", QUESTION)) + "\n"
+
+
+def test_stages_answer_side_by_side(voices, talk):
+    status, out, _ = talk(QUESTION, stage="all")
+    assert status == 0
+    for name in ("sft", "dpo"):
+        assert f"{name:<8} {answers(voices / name, ('user', QUESTION))}" in out
+    assert "\n> pretrain " in out  # by SFT's template, its own has none
+    _, again, _ = talk("/all", QUESTION)
+    assert again.split("> ")[2] == out.split("> ")[1]
+    _, switched, _ = talk("/stage sft", QUESTION)
+    assert switched.split("> ")[2] == answers(voices / "sft", ("user", QUESTION)) + "\n"
+
+
+def test_settings_come_from_the_stage(copy, talk):
+    path = copy / "dpo" / "generation_config.json"
+    _, before, _ = talk(QUESTION, runs=copy)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 5.0, "min_new_tokens": 4}))
+    _, _, err = talk(QUESTION, runs=copy)
+    assert "generation_config.json is not the file that was made" in err
+    record = manifest.read(copy / "dpo")
+    manifest.write_json(copy / "dpo" / manifest.NAME, record | {"files": manifest.files(copy / "dpo")})
+    _, out, _ = talk(QUESTION, runs=copy)
+    assert out.split("> ")[1] == answers(copy / "dpo", ("user", QUESTION)) + "\n"
+    assert out != before
+
+
+def test_what_can_not_be_done_is_said_and_the_chat_goes_on(copy, talk):
+    shutil.rmtree(copy / "pretrain")
+    status, out, err = talk("/stage nothing", "/stage pretrain", "/dance", "word " * 200, QUESTION, runs=copy)
+    assert (status, err) == (0, "")
+    assert "nothing: not finished; finished are dpo, sft" in out
+    assert "/dance: no such command" in out
+    assert "longer than the 64 tokens it can read; /reset" in out
+    assert out.split("> ")[5] == answers(copy / "dpo", ("user", QUESTION)) + "\n"
+
+
+def test_a_stage_that_can_not_talk_is_refused(copy, talk):
+    shutil.rmtree(copy / "sft")
+    status, out, err = talk(QUESTION, stage="pretrain", runs=copy)
+    assert (status, out) == (2, "")
+    assert err == f"chat: {copy / 'pretrain'}: has no chat template; only a chat model can be talked to\n"
+    record = manifest.read(copy / "dpo") | {"family": "masked"}
+    manifest.write_json(copy / "dpo" / manifest.NAME, record)
+    _, _, err = talk(QUESTION, runs=copy)
+    assert "a model of family masked gives no answers" in err
+
+
+def test_no_answer_moves_the_cursor(capfd):
+    from pipeline import tokenizer
+
+    vocabulary = tokenizer.train(["abc"], 262, 64)
+    streamer = script("chat")._stream(vocabulary)
+    streamer.next_tokens_are_prompt = False
+    streamer.put(torch.tensor(vocabulary.encode("a\x1b[2J\x07 ")))
+    assert capfd.readouterr().out == "a[2J "  # as soon as a word is whole
+    streamer.put(torch.tensor(vocabulary.encode("\rb\n中")))
+    streamer.end()
+    assert capfd.readouterr().out == "b\n中\n"
+
+
+def start(runs, **how):
+    command = [sys.executable, CHAT, "--runs", runs]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, **how)
+
+
+def test_a_pipe_is_read_to_its_end(voices):
+    process = start(voices, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    out, err = process.communicate(f"{QUESTION}\n", timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert out.startswith("dpo of ")
+    assert answers(voices / "dpo", ("user", QUESTION)) in out
+
+
+@pytest.mark.parametrize("how", ["Ctrl-D", "Ctrl-C"])
+def test_a_terminal_ends_it_well(voices, how):
+    ours, theirs = pty.openpty()
+    process = start(voices, stdin=theirs, stdout=theirs)
+    os.close(theirs)
+    shown, end = b"", time.time() + 60
+    while b"> " not in shown and time.time() < end:
+        shown += os.read(ours, 1000)
+    assert b"/reset" in shown
+    if how == "Ctrl-D":
+        os.write(ours, b"\x04")
+    else:
+        time.sleep(0.5)  # until it waits for a line
+        process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 0
+    assert process.stderr.read() == b""
+    os.close(ours)

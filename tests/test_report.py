@@ -1,0 +1,335 @@
+"""The report: its batches are those that the stages read, its page is whole, safe and readable."""
+
+import html
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from pipeline import manifest, objectives, tokenizer
+from pipeline.report import batches, charts, finished, lines, page
+from pipeline.trainer import ROW, StageTrainer
+from tests.conftest import SMALL, flags_of
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = '<script>alert(1)</script><img src="https://example.org/x.png"> &amp; "quoted" \u202e<b>'
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The batches that stages train on, as they come."""
+    found = []
+    real = StageTrainer.training_step
+
+    def spy(self, model, inputs, *more):
+        found.append({key: value for key, value in inputs.items() if key != ROW})
+        return real(self, model, inputs, *more)
+
+    monkeypatch.setattr(StageTrainer, "training_step", spy)
+    return found
+
+
+def agrees(folder, batch):
+    """Hold a stage's first batch, made again, against the one that it read."""
+    record = manifest.read(folder)
+    made = batches.first(folder, record)
+    wanted = lines.split(batch, record["family"], tokenizer.load(str(folder)))
+    assert made.rows == len(batch["input_ids"])
+    assert len(made.lines) + made.more == len(wanted)
+    assert list(made.lines) == wanted[: len(made.lines)]
+    assert made.agrees is True
+    return made
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft", "dpo"])
+def test_the_first_batch_is_the_one_that_the_stage_read(run, copy, data, tmp_path, seen, name):
+    more = ["--gradient_accumulation_steps", "2"] if name != "dpo" else ["--train_sampling_strategy", "group_by_length"]
+    status, _, err = run(name, *flags_of(name, copy, data, tmp_path / name), *more)
+    assert status == 0, err
+    made = agrees(tmp_path / name, seen[0])
+    assert 0 < made.counted < made.read
+    text = "".join(token.text for token in made.lines[0].tokens if token.counts)
+    wanted = {"pretrain": r"saw the", "sft": r"^The \w+ did\.<\|im_end\|>", "dpo": r"^The \w+ did\.<\|im_end\|>$"}
+    assert re.search(wanted[name], text), text
+    if name == "dpo":
+        assert [line.name for line in made.lines[:2]] == ["pair 1, chosen", "pair 1, rejected"]
+        assert "And so on" in "".join(token.text for token in made.lines[1].tokens if token.counts)
+
+
+@pytest.mark.parametrize("name", [name for name in objectives.known() if name != "causal"])
+def test_every_objective_shows_what_it_asks(run, data, tmp_path, seen, name):
+    stage = tmp_path / "pretrain"
+    size = ["--vocab_size", "400", "--max_steps", "1", "--objective", name]
+    status, _, err = run("pretrain", "--output", stage, "--data", data / "text.jsonl", *SMALL["pretrain"], *size)
+    assert status == 0, err
+    made = agrees(stage, seen[0])
+    family = objectives.load(name).family
+    assert bool(made.counted) == (family != "embedder")
+    if family == "masked":
+        assert any(token.saw == "[MASK]" and token.text != "[MASK]" for line in made.lines for token in line.tokens)
+    if family == "seq2seq":
+        assert not any(token.counts for token in made.lines[0].tokens)
+        assert all(token.counts for token in made.lines[1].tokens)
+    text = page.render(tmp_path, finished.stages(tmp_path), "x")
+    assert "Not measured yet" in text
+    assert "<mark>" in text.split('id="masks"')[1].split("</p>", 2)[2] or family == "embedder"
+
+
+def test_a_recipe_that_changed_is_said_and_not_shown(copy, data, monkeypatch, tmp_path):
+    shutil.copy(data / "chats.jsonl", tmp_path / "chats.jsonl")
+    record = manifest.read(copy / "sft")
+    record["recipe"]["data"] = str(tmp_path / "chats.jsonl")
+    (copy / "sft" / manifest.NAME).write_text(json.dumps(record))
+    assert "is no longer what" not in page.render(copy, finished.stages(copy), "x")
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho."}]}\n')
+    text = page.render(copy, finished.stages(copy), "x")
+    assert "is no longer what sft was made with" in text
+    assert text.count("first step: the same") == 2
+
+
+def test_a_stage_that_can_not_be_shown_whole_says_why(copy):
+    log = copy / "sft" / "log.jsonl"
+    log.write_text(log.read_text().replace('"tokens": ', '"tokens": 1', 1))
+    (copy / "dpo" / "tokenizer.json").write_text("{}")
+    manifest.write_json(copy / "pretrain" / manifest.NAME, manifest.read(copy / "pretrain") | {"stage": "reward"})
+    text = page.render(copy, finished.stages(copy), "x")
+    assert "several processes read it, or code or libraries have changed since" in text
+    assert "tokenizer.json is not the file that was made" in text
+    assert "reward: how its batches are made is not known here" in text
+
+
+def test_tokens_of_one_character_show_together():
+    vocabulary = tokenizer.train(["abc"], 262, 64)
+    ids = vocabulary.encode("a中\nb")
+    assert lines.texts(vocabulary, ids, set(vocabulary.all_special_ids)) == ["a", "", "", "中", "\n", "b"]
+    assert lines.texts(vocabulary, ids[:3], set())[-1] == "\N{REPLACEMENT CHARACTER}"
+    assert page.visible("a\n\tb\x1b\u202e") == "a↵\n⇥\tb␛⟨U+202E⟩"
+
+
+class Page(HTMLParser):
+    """What a page holds, read by the standard library's parser."""
+
+    VOID = ("meta", "link", "br", "img", "path", "rect")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.ids, self.text = [], [], {}, ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+        if "id" in dict(attrs):
+            assert dict(attrs)["id"] not in self.ids, "an id stands twice"
+            self.ids[dict(attrs)["id"]] = tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, "tags are not nested"
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, *names):
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def summary_of(copy, prompt="Who saw the cat?"):
+    """An evaluation in the form of the real one, with every kind of figure."""
+    figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
+    names = ("pretrain", "sft", "dpo")
+    return {
+        "inputs": "0", "measured": {name: manifest.read(copy / name)["outputs"] for name in names},
+        "stages": {name: {"loss": figure, "exact_match": figure, "bits_per_byte": figure} for name in names},
+        "comparisons": [{"stage": "sft", "against": "pretrain", "metric": "loss", **figure, "better": False}],
+        "samples": [{"prompt": prompt, "answers": dict.fromkeys(names, f"The dog did.\n{prompt}")}],
+        "left_out": {"rows that are too long": 3},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def made(copy, run):
+    """The page of a chain with an evaluation, as the script makes it."""
+    manifest.write_json(copy / "evaluate.json", summary_of(copy, HOSTILE))
+    status, out, err = run("report", "--runs", copy)
+    assert status == 0, err
+    assert "it lies in" in out
+    return copy / "report.html"
+
+
+def test_the_page_is_whole_and_needs_nothing_else(made):
+    found = Page(made.read_text(encoding="utf-8"))
+    assert found.open == []
+    assert made.stat().st_size < 5e6
+    assert len(found.all("h1")) == 1
+    assert [len(found.all(tag)) for tag in ("header", "nav", "main", "footer", "title")][:4] == [1, 1, 1, 1]
+    assert not found.all("script", "iframe", "object", "embed", "img", "form", "input", "base")
+    levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch(r"h\d", tag)]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    for tag, attributes in found.tags:
+        for key in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+            assert attributes.get(key, "#").startswith(("#", "data:,")), (tag, attributes)
+        assert not [key for key in attributes if key.startswith("on")]
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in found.ids
+    assert not re.search(r"url\(|@import|@font-face", made.read_text(encoding="utf-8"))
+    assert dict(found.tags)["html"]["lang"] == "en"
+
+
+def test_pictures_and_tables_have_names(made):
+    found = Page(made.read_text(encoding="utf-8"))
+    assert len(found.all("svg")) == 1 + 3 + 2  # the chain, three losses, two figures
+    for picture in found.all("svg"):
+        assert picture["role"] == "img"
+        assert [found.ids[name] for name in picture["aria-labelledby"].split()] == ["title", "desc"]
+    tables = len(found.all("table"))
+    assert tables == len(found.all("caption")) == 5
+    regions = [attributes for attributes in found.all("div") if attributes.get("role") == "region"]
+    assert len(regions) == tables
+    assert all(found.ids[region["aria-labelledby"]] == "caption" and region["tabindex"] == "0" for region in regions)
+    assert all(cell["scope"] in ("col", "row") for cell in found.all("th"))
+
+
+def test_hostile_text_is_shown_and_never_run(made):
+    text = made.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\u202e" not in text
+    assert "<script>alert(1)</script>" in Page(text).text
+
+
+def test_the_same_stages_give_the_same_bytes_once(made, run):
+    first, when = made.read_bytes(), made.stat().st_mtime_ns
+    status, out, _ = run("report", "--runs", made.parent)
+    assert (status, made.stat().st_mtime_ns) == (0, when)
+    assert "up to date" in out
+    status, _, _ = run("report", "--runs", made.parent, "--output", made.parent / "other" / "page.html")
+    assert (made.parent / "other" / "page.html").read_bytes() == first
+    manifest.write_json(made.parent / "evaluate.json", summary_of(made.parent))
+    status, out, _ = run("report", "--runs", made.parent)
+    assert "it lies in" in out
+    assert made.read_bytes() != first
+
+
+def test_a_chain_that_does_not_hang_together_is_said(copy, run, data):
+    manifest.write_json(copy / "evaluate.json", summary_of(copy))
+    status, _, err = run("sft", *flags_of("sft", copy, data), "--lora_rank", "4")
+    assert status == 0, err
+    text = page.render(copy, finished.stages(copy), "x")
+    assert "another than the one here; make dpo again" in text
+    assert text.count('class="edge broken"') == 1
+    assert "or not measured: SFT." in text
+
+
+def test_a_faulty_command_is_one_plain_line(run, tmp_path):
+    status, _, err = run("report", "--runs", tmp_path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "no finished stage; run make first" in err
+    status, _, err = run("report", "--rums", tmp_path)
+    assert status == 2
+    assert "--rums: unknown flag" in err
+
+
+# In a browser: what follows asks Chromium itself.
+
+PROBE = """<script>
+addEventListener("load", () => {
+  const luminance = color => {
+    const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if (color !== "rgba(0, 0, 0, 0)" && color !== "transparent") return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  let worst = [99, ""], count = 0;
+  for (const element of document.body.querySelectorAll("*")) {
+    if (["SCRIPT", "TITLE", "DESC"].includes(element.tagName.toUpperCase())) continue;
+    if (![...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())) continue;
+    const style = getComputedStyle(element), inside = element.closest("svg");
+    const over = inside && element.closest("svg").querySelector(".box") ? getComputedStyle(inside.querySelector(".box")).fill : ground(element);
+    const [a, b] = [luminance(inside ? style.fill : style.color), luminance(over)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    count += 1;
+    if (ratio < worst[0]) worst = [ratio, element.outerHTML.slice(0, 80)];
+  }
+  const small = [...document.querySelectorAll("svg text")].map(text => text.getBoundingClientRect().height);
+  const root = document.documentElement, answer = document.createElement("pre");
+  answer.id = "answer";
+  answer.textContent = JSON.stringify({
+    width: innerWidth, scrolls: root.scrollWidth, worst, count, paper: getComputedStyle(document.body).backgroundColor,
+    regions: [...document.querySelectorAll("[role=region]")].every(region => { region.focus(); return document.activeElement === region; }),
+    smallest: Math.min(...small),
+  });
+  parent.document.body.append(answer);
+});
+</script>"""
+
+
+def browser(source, *flags):
+    """Run Chromium without a window, a network or a profile of the user's; return what it prints."""
+    profile = source.parent / "profile"
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []
+    command = [CHROMIUM, "--headless", *root, "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}",
+               "--host-resolver-rules=MAP * ~NOTFOUND", *flags, source.as_uri()]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium here: apt-get install chromium")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [320, 1280])
+def test_it_reads_well_in_a_browser(made, tmp_path, width, dark):
+    probed = tmp_path / "probed.html"
+    inner = html.escape(made.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"))
+    frame = f'<iframe srcdoc="{inner}" style="border: 0; width: {width}px; height: 900px"></iframe>'  # no window is this narrow
+    probed.write_text(f'<!DOCTYPE html><meta charset="utf-8"><meta name="color-scheme" content="light dark">{frame}', "utf-8")
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    printed = browser(probed, "--dump-dom", "--window-size=1400,1000", scheme)
+    found = json.loads(html.unescape(re.search(r'<pre id="answer">(.*?)</pre>', printed)[1]))
+    assert found["width"] == width
+    assert found["scrolls"] <= width, "the page scrolls sideways"
+    assert found["count"] > 100
+    assert found["worst"][0] >= 4.5, found["worst"]
+    assert found["regions"], "a region that scrolls can't be reached with the keyboard"
+    assert found["smallest"] >= 10, "letters in a picture are too small to read"
+    assert (found["paper"] == "rgb(255, 255, 255)") != dark
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium here: apt-get install chromium")
+def test_a_screenshot_is_taken_and_is_not_blank(made, tmp_path):
+    shot = tmp_path / "phone.png"
+    browser(made, f"--screenshot={shot}", "--window-size=320,2000")
+    assert shot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert shot.stat().st_size > 20_000  # an empty page of this size has 4 kB
+
+
+def test_axes_are_round_and_hold_every_point():
+    assert charts.ticks(0, 2_259_503) == [0, 1e6, 2e6]
+    assert charts.ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
+    assert charts.ticks(3.3, 4.8) == [3.5, 4, 4.5]
+    assert [charts.brief(value) for value in (0, 0.25, 1500, 2e6, 3.12e12)] == ["0", "0.25", "1.5k", "2M", "3.12T"]
+    steps = [(tokens, 7 - tokens / 200) for tokens in range(1, 1001)]
+    drawn = charts.loss("SFT", "", {"a": steps, "b": [(1, math.nan), (1000, 5.0)]}, {"floor": 1.5})
+    points = [tuple(map(float, point.split())) for point in drawn.curves[0].path[1:].split("L")]
+    assert len(points) <= 240
+    assert all(40 <= x <= 348 and 10 <= y <= 200 for x, y in points)
+    assert points[0][1] < points[-1][1]  # a loss that falls goes down
+    assert "nan" not in drawn.curves[1].path
+    flat = charts.loss("SFT", "", {"a": [(1, 4.001), (2, 4.0)]}, {})
+    assert len({mark.text for mark in flat.up}) == len(flat.up) >= 2
+    assert abs(float(flat.curves[0].path.split()[1].split("L")[0]) - float(flat.curves[0].path.split()[2])) < 5
+    assert [curve.name for curve in drawn.curves] == ["a", "b", "floor: 1.500"]
