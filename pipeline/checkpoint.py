@@ -70,13 +70,18 @@ def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedMo
     model.float().eval()
     row = {key: torch.tensor([list(ids)], device=model.device) for key, ids in sample.items()}
     with torch.no_grad():
-        before: torch.Tensor = model(**row)[0]  # logits, or the last states of a model without a head
+        before = _states(model(**row))
         merged = model.merge_and_unload()
-        after: torch.Tensor = merged(**row)[0]
+        after = _states(merged(**row))
     moved = float((after - before).abs().max() / before.abs().max().clamp(min=1.0))
     if not moved <= _TOLERANCE:
         raise RuntimeError(f"the merged model is not the adapter's: logits differ by {moved:.1e} of the largest")
     return merged, moved
+
+
+def _states(outputs: Any) -> torch.Tensor:
+    """Return a model's logits, or the first of what it says: places, or states where it has no head."""
+    return outputs["logits"] if "logits" in outputs else outputs[0]  # type: ignore[no-any-return]
 
 
 def generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
 
 from pipeline.errors import UserError
 
 Strategy = Literal["full", "frozen", "last_n", "lora", "prompt"]
+PROMPT = re.compile(r"<prompt_\d+>")  # tokens of the strategy of that name
 _NO_LAYER = "dummy-target-modules"  # peft's word for an adapter of nothing but tokens and the head
 
 
@@ -24,9 +26,7 @@ def chosen(strategy: Strategy, model: Any, last_layers: int, rank: int, alpha: i
     if strategy in ("lora", "prompt"):
         from peft import LoraConfig, get_peft_model
 
-        layer = model.get_input_embeddings()
-        name = next(name for name, module in model.named_modules() if module is layer).rpartition(".")[2]
-        tokens = {name: prompt} if prompt else None
+        tokens = {_reader(model): prompt} if prompt else None
         target = "all-linear" if strategy == "lora" else _NO_LAYER
         return get_peft_model(
             model,
@@ -49,12 +49,28 @@ def chosen(strategy: Strategy, model: Any, last_layers: int, rank: int, alpha: i
 
 def _heads(model: Any) -> list[str]:
     """Return the names of what stands behind the layers: the task's head, and the pooler before it."""
+    import torch
+    from transformers import AutoModel
+
     body, words = model.base_model, model.get_output_embeddings()
-    found = [
-        name for name, module in model.named_children() if body is not model and module is not body and module is not words
-    ]
+    parts = {body}
+    if body is model:  # as of T5 with a head for questions, whose encoder and decoder are its own
+        with torch.device("meta"):
+            named = {name for name, _ in AutoModel.from_config(model.config).named_children()}
+        parts = {module for name, module in model.named_children() if name in named}
+    found = [name for name, module in model.named_children() if module not in parts and module is not words]
     pooler = [name for name, module in body.named_children() if name == "pooler" and body is not model and module is not None]
     return [name for name in found if any(True for _ in getattr(model, name).parameters())] + pooler
+
+
+def _reader(model: Any) -> str:
+    """Return the name of the layer that reads a text's tokens; of an encoder-decoder, which has several, the encoder's."""
+    from torch.nn import Embedding
+
+    weight = model.get_input_embeddings().weight
+    every = model.named_modules(remove_duplicate=False)
+    names = [name for name, module in every if isinstance(module, Embedding) and module.weight is weight]
+    return str(next((name for name in names if "encoder." in name), names[0]))
 
 
 def _stacks(model: Any, last_layers: int) -> list[Any]:
@@ -90,7 +106,14 @@ def add_prompt(vocabulary: Any, model: Any, count: int) -> tuple[Any, list[int]]
         "pair": [_part("A", 0), _part("B", 1)],
         "special_tokens": {},
     }
+    before: list[dict[str, Any]] = []
     template: dict[str, Any] = whole["post_processor"] or plain
+    if template["type"] == "Sequence":  # as of Llama 3: offsets first, then a template
+        *before, template = template["processors"]
+    if template["type"] == "ByteLevel":
+        before, template = [*before, template], plain
+    if template["type"] in ("BertProcessing", "RobertaProcessing"):
+        template = _as_template(template)
     if template["type"] != "TemplateProcessing":
         raise UserError(
             f"strategy: prompt: the tokenizer places its special tokens by {template['type']}, which can't take more; "
@@ -101,15 +124,31 @@ def add_prompt(vocabulary: Any, model: Any, count: int) -> tuple[Any, list[int]]
         template[form][begin:begin] = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
     placed = {name: {"id": name, "ids": [number], "tokens": [name]} for name, number in zip(names, ids, strict=True)}
     template["special_tokens"] |= placed
+    placing = {"type": "Sequence", "processors": [*before, template]} if before else template
     # A class of its own, such as BertTokenizer, would build its template anew when it is loaded.
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(whole | {"post_processor": template})),
+        tokenizer_object=Tokenizer.from_str(json.dumps(whole | {"post_processor": placing})),
         model_max_length=vocabulary.model_max_length, model_input_names=vocabulary.model_input_names,
         clean_up_tokenization_spaces=False, additional_special_tokens=vocabulary.extra_special_tokens,
         **vocabulary.special_tokens_map,
     )  # fmt: skip
     model.resize_token_embeddings(max(len(wrapped), model.get_input_embeddings().weight.shape[0]), mean_resizing=False)
     return wrapped, ids
+
+
+def _as_template(processor: dict[str, Any]) -> dict[str, Any]:
+    """Return the template that does what BERT's or RoBERTa's processor does; RoBERTa has two marks between its texts."""
+    roberta = processor["type"] == "RobertaProcessing"
+    first, last = ({"SpecialToken": {"id": processor[mark][0], "type_id": 0}} for mark in ("cls", "sep"))
+    between = [last, last] if roberta else [last]
+    end = last if roberta else {"SpecialToken": {"id": processor["sep"][0], "type_id": 1}}
+    special = {
+        token: {"id": token, "ids": [number], "tokens": [token]} for token, number in (processor["cls"], processor["sep"])
+    }
+    return {
+        "type": "TemplateProcessing", "single": [first, _part("A", 0), last],
+        "pair": [first, _part("A", 0), *between, _part("B", int(not roberta)), end], "special_tokens": special,
+    }  # fmt: skip
 
 
 def _part(side: str, kind: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 
 from pipeline.errors import UserError
 
@@ -145,14 +145,26 @@ class ObjectiveTrainer(StageTrainer):
         return loss * self.accelerator.num_processes  # type: ignore[no-any-return]
 
 
+def _out_of_patience(callback: Any) -> bool:
+    return (
+        isinstance(callback, EarlyStoppingCallback)
+        and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+    )
+
+
 class TaskTrainer(ObjectiveTrainer):
     """An ObjectiveTrainer that stops where answers to rows held back for it get no better."""
 
     validate: Callable[[Any], dict[str, float]]
 
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        """Train for one epoch, unless the stage was killed after it had stopped."""
+        if not any(_out_of_patience(callback) for callback in self.callback_handler.callbacks):
+            super()._run_epoch(*arguments, **named)
+
     def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
         """Return the figures of the rows that were held back, each under `eval_` and its name."""
         found = {f"eval_{name}": value for name, value in self.validate(self.model).items()}
-        self.log(found)
+        self.log(dict(found))  # which adds to it
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found

@@ -21,6 +21,7 @@ from pipeline.errors import Stopped
 from pipeline.stage import Run
 from pipeline.trainer import StageTrainer
 
+_EPOCH = 1e-6  # of an epoch, less than any step
 SECONDS = "seconds.json"  # in a checkpoint: for how long it was trained
 # Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
 FORCED: dict[str, Any] = {
@@ -50,13 +51,16 @@ class Keeper(TrainerCallback):
         if state.best_model_checkpoint:
             best = self.run.output / Path(state.best_model_checkpoint).name
             state.best_model_checkpoint = str(best)
-            if not best.is_dir():
-                state.best_model_checkpoint = state.best_metric = None
+            if wrong := resume.fault(best):
+                self.run.say(f"{best.name}, the best so far, {wrong}; the best is looked for anew")
+                state.best_model_checkpoint = state.best_metric = state.best_global_step = None
         if self.run.main:
             resume.has_room(self.run.output, more["model"], args.optim, _saves(args, state), self.keep)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Log with a save at an epoch's end, too."""
+        """Log with a save at an epoch's end, too; one that a signal cut short is no epoch, and nothing is looked at."""
+        if self.stopped and abs((state.epoch or 0.0) - round(state.epoch or 0.0)) > _EPOCH:
+            control.should_save = control.should_evaluate = False
         control.should_log = control.should_log or control.should_save
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -160,6 +164,7 @@ def prepare(run: Run, rows: Rows, examples: Iterable[dict[str, Any]]) -> Any:
     path = run.output / ".data" / "train.arrow"
     with PartialState().main_process_first():
         dataset = tokens.write(examples, path) if run.main else datasets.Dataset.from_file(str(path))
+    rows.left_out = +rows.left_out  # without what was counted and is none
     dropped = rows.dropped + rows.late
     kept = len(rows.kept) - rows.late.total()
     run.record["recipe"] |= {"rows": kept + dropped.total(), "kept": kept, "dropped": dict(dropped)}
@@ -212,7 +217,8 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     if newest:
         run.record["resumed_from"] = int(newest.name.split("-")[1])
         run.say(f"goes on from {newest.name}")
-        keeper.before = float(json.loads((newest / SECONDS).read_text(encoding="utf-8"))["seconds"])
+        spent = newest / SECONDS
+        keeper.before = float(json.loads(spent.read_text(encoding="utf-8"))["seconds"]) if spent.exists() else 0.0
         run.record["seconds_before"] = keeper.before
     run.unchanged()
     keeper.started = time.time()

@@ -69,7 +69,9 @@ def train(run: Run) -> None:
 
     options: Options = run.options
     task = options.chosen
-    arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED | judge.stopping(task, options.patience))
+    arguments = run.library_arguments(
+        **DEFAULTS | run.arguments | FORCED | judge.stopping(task, options.patience, run.arguments)
+    )
     rows = run.recipe.rows(task.shape, "train", run.seed)
     labels = task.labels(rows.kept)
     held_back = rows.hold_back(options.validation, run.seed) if options.patience else []
@@ -79,12 +81,17 @@ def train(run: Run) -> None:
     prompt: list[int] = []
     if options.strategy == "prompt":
         vocabulary, prompt = strategies.add_prompt(vocabulary, model, options.prompt_tokens)
-    guards.fits_parent(model, vocabulary, options.max_length)
+    guards.fits_parent(model, vocabulary, task.longest(options.max_length))
     guards.agree(vocabulary, model)
     dataset = prepare(run, rows, task.examples(rows, vocabulary, options.max_length, list(model.config.id2label.values())))
     guards.learns(dataset, rows.dropped + rows.late)
+    run.record["recipe"]["validation"] = len(held_back)
     collator = task.collator(vocabulary, dataset)
-    sample = {key: ids for key, ids in dataset[0].items() if key in ("input_ids", "token_type_ids")}
+    sample = {
+        key: ids
+        for key, ids in dataset[0].items()
+        if key in ("input_ids", "token_type_ids") or (task.family == "seq2seq" and key == "labels")
+    }
     dataset = tokens.numbered(task.arrange(dataset, run.seed))
     model = strategies.chosen(options.strategy, model, options.last_layers, options.lora_rank, options.lora_alpha, prompt)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -93,7 +100,7 @@ def train(run: Run) -> None:
         task, model, arguments, collator, dataset, held_back or None, processing_class=vocabulary,
         callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else None,
     )  # fmt: skip
-    trainer.validate = lambda model: judge.values(task, model, vocabulary, held_back, options.max_length)
+    trainer.validate = lambda model: judge.values(task, model, vocabulary, held_back[: options.held_out], options.max_length)
     decay(arguments, len(dataset))
     fit(run, trainer, rows)
     hand_over(run, trainer, vocabulary, sample, task.save)

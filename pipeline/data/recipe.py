@@ -51,11 +51,15 @@ class Rows:
         return f"{self.name}: row {number + 1} ({json.dumps(self.kept[number], ensure_ascii=False)[:60]}...)"
 
     def hold_back(self, share: float, seed: int) -> list[Row]:
-        """Take out and return about a share of the kept rows, told apart by group or else by content."""
+        """Take out and return about a share of the kept rows, told apart by group or else by content; UserError if none is left."""
         wanted = [int(manifest.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32 for row in self.kept]
         back = [row for row, out in zip(self.kept, wanted, strict=True) if out]
         self.places = [place for place, out in zip(self.places, wanted, strict=False) if not out]
         self.kept = [row for row, out in zip(self.kept, wanted, strict=True) if not out]
+        if not back or not self.kept:
+            raise UserError(
+                f"validation: {len(back):,} of {len(wanted):,} rows were held back; give another share, more rows, or patience: 0"
+            )
         return back
 
 

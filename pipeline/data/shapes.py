@@ -11,6 +11,8 @@ Any row may have a "group" where rows belong together, so that they are never on
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +21,7 @@ from pipeline.errors import UserError
 Row = dict[str, Any]
 SHAPES = ("text", "messages", "preference", "labels", "questions", "tags", "translation", "similarity")
 _TEXTS = {  # of each shape, what may not be empty
-    "text": ("text",), "labels": ("text", "text_pair"), "questions": ("context", "question"), "tags": ("tokens",),
+    "text": ("text",), "labels": ("text", "text_pair", "label"), "questions": ("context", "question"), "tags": ("tokens",),
     "translation": ("source", "target"), "similarity": ("text", "text_pair"),
 }  # fmt: skip
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
@@ -111,10 +113,13 @@ _PAIRS = (
 
 def _label(*texts: str) -> Callable[[Mapping[str, Any]], Row]:
     def convert(row: Mapping[str, Any]) -> Row:
-        if row["label"] is None or row["label"] == -1:
-            raise Malformed("label is missing (None or -1)")
+        label = row["label"]
+        if isinstance(label, (list, Mapping)):
+            raise Malformed(f"label is {type(label).__name__}, not one label")
         named = dict(zip(("text", "text_pair"), (_text(row, key) for key in texts), strict=False))
-        return named | {"label": str(row["label"])}
+        return named | {
+            "label": "" if label is None or label == -1 else str(label)
+        }  # -1 is how public data says that there is none
 
     return convert
 
@@ -125,22 +130,30 @@ def _score(*texts: str) -> Callable[[Mapping[str, Any]], Row]:
             score = float(row["score"])
         except (TypeError, ValueError):
             raise Malformed(f"score is {row['score']!r}, not a number") from None
+        if not math.isfinite(score):
+            raise Malformed(f"score is {row['score']!r}")
         return {"text": _text(row, texts[0]), "text_pair": _text(row, texts[1]), "score": score}
 
     return convert
 
 
 def _question(row: Mapping[str, Any]) -> Row:
-    """Convert SQuAD's columns; an answer that does not stand where it says is no answer."""
+    """Convert SQuAD's columns, the space around an answer aside; questions about one context belong together."""
     context, given = _text(row, "context"), row["answers"]
     if not isinstance(given, Mapping) or not {"text", "answer_start"} <= given.keys():
         raise Malformed("answers has not the columns text and answer_start")
-    answers = [{"text": text, "start": start} for text, start in zip(given["text"], given["answer_start"], strict=True)]
-    for answer in answers:
-        start = answer["start"]
-        if not isinstance(start, int) or context[start : start + len(answer["text"])] != answer["text"]:
-            raise Malformed(f"answers: {answer['text'][:40]!r} does not stand at {start} of the context")
-    return {"context": context, "question": _text(row, "question"), "answers": answers}
+    texts, starts = given["text"], given["answer_start"]
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        raise Malformed("answers: text and answer_start are no lists of the same length")
+    answers = []
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise Malformed(f"answers: {text!r} is no text; a question without an answer has none")
+        if not isinstance(start, int) or context[start : start + len(text)] != text:
+            raise Malformed(f"answers: {text[:40]!r} does not stand at {start} of the context")
+        answers.append({"text": text.strip(), "start": start + len(text) - len(text.lstrip())})
+    group = hashlib.sha256(context.encode()).hexdigest()[:12]
+    return {"context": context, "question": _text(row, "question"), "answers": answers, "group": group}
 
 
 def _tags(column: str) -> Callable[[Mapping[str, Any]], Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,26 @@ from pipeline.tasks import Prediction, Task
 from pipeline.tokenizer import load as load_tokenizer
 
 PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion.csv"
+_SAVING = ("save_strategy", "save_steps")
 _SHOWN = 8  # labels of a confusion matrix that is printed
 
 
-def stopping(task: Task, patience: int) -> dict[str, Any]:
-    """Return the Trainer's arguments that keep the epoch with the best figure."""
+def stopping(task: Task, patience: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Trainer's arguments that keep the epoch with the best figure; UserError where others are given."""
     if not patience:
         return {}
+    if faults := [
+        f"{key}: with patience a checkpoint is saved after each epoch; leave it away" for key in _SAVING if key in given
+    ]:
+        raise UserError(*faults)
     return {
         "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "greater_is_better": True,
-        "metric_for_best_model": task.primary,
+        "metric_for_best_model": task.primary, "restore_callback_states_from_checkpoint": True,
     }  # fmt: skip
 
 
 def values(task: Task, model: Any, vocabulary: Any, rows: Sequence[Row], max_length: int) -> dict[str, float]:
-    """Return the figures of a model on rows, without intervals; UserError if there is no row."""
-    if not rows:
-        raise UserError("validation: no row was held back for it; raise validation, or set patience to 0")
+    """Return the figures of a model on rows, without intervals."""
     found = task.figures(rows, task.predict(model, vocabulary, rows, max_length))
     model.train()
     return {name: float(one.of(one.items.sum(0))) for name, one in found.items()}
@@ -43,7 +46,8 @@ def values(task: Task, model: Any, vocabulary: Any, rows: Sequence[Row], max_len
 
 def judged(run: Run, task: Task, training: Sequence[Row], max_length: int, limit: int) -> None:
     """Judge the model that a stage hands on, as anybody would load it; write what it said and put the figures in the record."""
-    held_out = run.recipe.rows(task.shape, "held_out", run.seed).kept
+    found = run.recipe.rows(task.shape, "held_out", run.seed)
+    held_out = found.kept
     chosen = random.Random(run.seed).sample(range(len(held_out)), min(limit, len(held_out)))
     rows = [held_out[place] for place in sorted(chosen)]
     if not rows:
@@ -52,7 +56,8 @@ def judged(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
     model = task.load_model(str(run.result)).to(device()).eval()
     said = task.predict(model, load_tokenizer(str(run.result)), rows, max_length)
     mine, theirs = task.figures(rows, said), task.figures(rows, task.guess(training, rows))
-    groups = [str(row["group"]) for row in rows] if "group" in rows[0] else None
+    grouped = any("group" in row for row in rows)
+    groups = [str(row.get("group", f"row {number}")) for number, row in enumerate(rows)] if grouped else None
     figures = {
         name: {
             "value": asdict(one.estimate(groups=groups)), "rival": asdict(theirs[name].estimate(groups=groups)),
@@ -63,7 +68,7 @@ def judged(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
     confusion = task.confusion(rows, said)
     run.record["evaluation"] = {
         "rows": len(rows), "groups": len(set(groups)) if groups else None, "primary": task.primary, "rival": task.rival,
-        "figures": figures,
+        "figures": figures, "dropped": dict(found.dropped),
     }  # fmt: skip
     _write(run.result, rows, said, confusion)
     for line in _rendered(run.record["evaluation"], confusion):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Example = dict[str, Any]
 Prediction = dict[str, Any]  # what a model says of one row, with its probability
+_WHOLE = ("AutoModel", "AutoModelForSeq2SeqLM")  # classes that put no new head on a parent
 ENCODERS = ("masked", "discriminator", "embedder", "causal", "seq2seq")  # families whose states a new head can read
 
 
@@ -37,6 +38,7 @@ class Task(ABC):
     family: ClassVar[str]  # of the model that it hands on
     accepts: ClassVar[tuple[str, ...]]  # families of a parent
     auto: ClassVar[str]  # class of transformers that builds and loads the model
+    outputs: ClassVar[int] = 0  # of its head, where no labels say how many
     primary: ClassVar[str]  # the figure that the verdict and early stopping go by; more is better
     rival: ClassVar[str]  # what `guess` does, in words
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
@@ -46,36 +48,43 @@ class Task(ABC):
         return []
 
     def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False) -> Any:
-        """Return the parent as a model of the task, in fp32, with a new head unless it has one of these labels.
+        """Return the parent as a model of the task, in fp32; its head is new, unless it has one for these labels.
 
-        With `random` the weights are new ones of the same sizes, which is the control. UserError where there
+        With `random` all weights are new ones of the same sizes, which is the control. UserError where there
         is no such model.
         """
         import torch
         import transformers
 
         auto: Any = getattr(transformers, self.auto)
+        plain: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
         try:
             settings = transformers.AutoConfig.from_pretrained(parent)
             had = [settings.id2label[number] for number in sorted(settings.id2label or {})]
-            if labels:
-                named = had if sorted(had) == sorted(labels) else labels
-                settings.id2label, settings.label2id = (
-                    dict(enumerate(named)),
-                    {name: number for number, name in enumerate(named)},
-                )
+            same = not labels or sorted(had) == sorted(labels)
+            if not same:
+                settings.id2label = dict(enumerate(labels))
+                settings.label2id = {name: number for number, name in enumerate(labels)}
+            settings.num_labels = self.outputs or settings.num_labels
             settings.use_cache = self.family == "seq2seq"
+            if not random and self.auto in _WHOLE:
+                return auto.from_pretrained(parent, config=settings, **plain)
+            model = auto.from_config(settings).float()
             if random:
-                return auto.from_config(settings).float()
-            return auto.from_pretrained(
-                parent, config=settings, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
-            )
+                return model
+            if same and type(model).__name__ in (settings.architectures or []):
+                return auto.from_pretrained(parent, config=settings, **plain)
+            return _with_body(model, transformers.AutoModel.from_pretrained(parent, **plain))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"--parent {parent}: {self.auto} can't load it ({' '.join(str(error).split())[:200]})") from None
 
     @abstractmethod
     def examples(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield examples with the number of their row under `row`; count in `rows` what is left out."""
+
+    def longest(self, max_length: int) -> int:
+        """Return the tokens of the longest row that the model has to have places for."""
+        return max_length
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> Any:
         """Return what makes a batch of examples."""
@@ -115,6 +124,21 @@ class Task(ABC):
         """Write a plain checkpoint that transformers loads."""
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _with_body(model: Any, body: Any) -> Any:
+    """Return the model with the weights of another one's body; ValueError if a part of its own would stay random.
+
+    The library looks for a body by its name, which is another one in some classes (Llama's for questions): it would
+    leave it random and only log it.
+    """
+    heads = {name for name, module in model.named_children() if module is not model.base_model}
+    heads -= {name for name, _ in body.named_children()}
+    found = model.base_model.load_state_dict(body.state_dict(), strict=False)
+    random = [name for name in found.missing_keys if name.partition(".")[0] not in {*heads, "pooler"}]
+    if random:
+        raise ValueError(f"the parent has no {', '.join(random[:3])}")
+    return model
 
 
 def known() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,14 +27,19 @@ class Padding:
         return pad(rows, self.pad_id)
 
 
-def batches(model: Any, encoded: Sequence[Example], pad_id: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """Yield the places of examples of like length, and them as a batch where the model is, without gradients."""
+def batches(
+    model: Any, encoded: Sequence[Example], pad_id: int, answer: int = 0
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield the places of examples of like length, and them as a batch where the model is, without gradients.
+
+    `answer`: tokens that the model will write to each.
+    """
     import torch
 
     order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]["input_ids"]))
     model.eval()
     while order:
-        size = max(1, _TOKENS // len(encoded[order[0]]["input_ids"]))
+        size = max(1, _TOKENS // max(len(encoded[order[0]]["input_ids"]), answer))
         places, order = order[:size], order[size:]
         batch = pad([encoded[place] for place in places], pad_id)
         with torch.no_grad():
@@ -41,8 +47,17 @@ def batches(model: Any, encoded: Sequence[Example], pad_id: int) -> Iterator[tup
 
 
 def encode(tokenizer: Any, text: str, pair: str | None, max_length: int) -> tuple[Example, bool]:
-    """Return the columns of a text or of two, cut at the end of the longer one, and whether they were cut."""
-    whole = dict(tokenizer(text, pair, return_attention_mask=False))
+    """Return the columns of a text or of two, cut at the end of the longer one, and whether they were cut.
+
+    What looks like a special token in a text is text.
+    """
+    how = {"return_attention_mask": False, "split_special_tokens": True}
+    whole = dict(tokenizer(text, pair, **how))
     if len(whole["input_ids"]) <= max_length:
         return whole, False
-    return dict(tokenizer(text, pair, return_attention_mask=False, truncation=True, max_length=max_length)), True
+    return dict(tokenizer(text, pair, truncation=True, max_length=max_length, **how)), True
+
+
+def units(text: str) -> list[str]:
+    """Return the words of a text; each Chinese character is one."""
+    return re.findall(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+", text)

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.config import option
 from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
+from pipeline.errors import UserError
 from pipeline.evaluation.intervals import Figure, macro_f1, share
 from pipeline.tasks import ENCODERS, Example, Prediction, Task
 from pipeline.tasks._batches import Padding, batches, encode
@@ -35,8 +36,13 @@ class Classification(Task):
     balance: Literal["none", "weights", "sampling"] = option("none", "what is done for rare labels: none, weights or sampling")
 
     def labels(self, rows: Sequence[Row]) -> list[str]:
-        """Return the labels in the order of the alphabet."""
-        return sorted({row["label"] for row in rows})
+        """Return the labels in the order of the alphabet; UserError where there is nothing to tell apart."""
+        found = sorted({row["label"] for row in rows})
+        if len(found) < 2:
+            raise UserError(f"every row has the label {found[0]!r}; there is nothing to tell apart")
+        if len({"text_pair" in row for row in rows}) > 1:
+            raise UserError("some rows have one text and some have two; a model reads one or the other")
+        return found
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield texts with the number of their label; a long one loses its end."""
@@ -61,7 +67,7 @@ class Classification(Task):
         labels = np.array(dataset["label"])
         most = np.bincount(labels).max()
         chance = np.random.default_rng(seed)
-        places = [chance.permutation(np.resize(np.flatnonzero(labels == label), most)) for label in np.unique(labels)]
+        places = [np.resize(chance.permutation(np.flatnonzero(labels == label)), most) for label in np.unique(labels)]
         return dataset.select(np.sort(np.concatenate(places)))
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,9 +103,10 @@ class Classification(Task):
         """Return the share that is right, and F1 averaged over the labels that stand in the rows."""
         names = sorted({row["label"] for row in rows} | {said["label"] for said in predictions})
         place = {name: number for number, name in enumerate(names)}
-        cells = np.zeros((len(rows), len(names), len(names)))
+        cells = np.zeros((len(rows), 3, len(names)))  # of each label: right, true, said
         for number, (row, said) in enumerate(zip(rows, predictions, strict=True)):
-            cells[number, place[row["label"]], place[said["label"]]] = 1
+            cells[number, 0, place[row["label"]]] = row["label"] == said["label"]
+            cells[number, 1, place[row["label"]]] = cells[number, 2, place[said["label"]]] = 1
         right = [float(row["label"] == said["label"]) for row, said in zip(rows, predictions, strict=True)]
         return {"macro_f1": Figure(cells.reshape(len(rows), -1), macro_f1), "accuracy": share(right)}
 

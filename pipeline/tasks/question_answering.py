@@ -19,12 +19,12 @@ import numpy as np
 from pipeline.config import option
 from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
-from pipeline.errors import UserError
 from pipeline.evaluation.intervals import Figure, share
 from pipeline.tasks import ENCODERS, Example, Prediction, Task
-from pipeline.tasks._batches import batches
+from pipeline.tasks._batches import batches, units
 
 _COLUMNS = ("start", "end")
+_NONE = (0, 0)  # places of no answer
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class QuestionAnswering(Task):
     family = "reader"
     accepts: ClassVar[tuple[str, ...]] = (*ENCODERS, "reader")
     auto = "AutoModelForQuestionAnswering"
+    outputs = 2
     primary = "f1"
     rival = "most frequent answer"
 
@@ -44,27 +45,24 @@ class QuestionAnswering(Task):
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield windows with the places of the first answer's first and last token; a row may give several."""
         for number, row in enumerate(rows.kept):
-            answer = row["answers"][0] if row["answers"] else None
-            for window in self._windows(tokenizer, row, max_length):
-                start = end = 0
-                if answer:
-                    first, last = answer["start"], answer["start"] + len(answer["text"])
-                    held = [place for place, (a, b) in window.offsets.items() if a < last and b > first]
-                    if held and window.offsets[held[0]][0] <= first and window.offsets[held[-1]][1] >= last:
-                        start, end = held[0], held[-1]
-                yield window.columns | {"start": start, "end": end, "row": number}
+            windows = list(self._windows(tokenizer, row, max_length))
+            spans = [window.holds(row["answers"][0]) if row["answers"] else _NONE for window in windows]
+            if not windows:
+                rows.late[f"question that leaves no more than {self.stride} of {max_length} tokens for the context"] += 1
+            elif row["answers"] and set(spans) == {_NONE}:
+                rows.late["answer that no window holds"] += 1
+            else:
+                for window, (start, end) in zip(windows, spans, strict=True):
+                    yield window.columns | {"start": start, "end": end, "row": number}
 
     def _windows(self, tokenizer: Any, row: Row, max_length: int) -> Iterator[_Window]:
-        question = tokenizer(row["question"], add_special_tokens=False)["input_ids"]
-        room = max_length - len(question) - tokenizer.num_special_tokens_to_add(pair=True)
-        if room <= self.stride:
-            raise UserError(
-                f"max_length: {max_length} leaves {room} tokens for the context beside {row['question'][:40]!r}, and windows "
-                f"share {self.stride}; raise max_length or lower stride"
-            )
+        """Yield what the model reads; nothing where the question is so long that windows would not get on."""
+        question = tokenizer(row["question"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if max_length - len(question) - tokenizer.num_special_tokens_to_add(pair=True) <= self.stride:
+            return
         made = tokenizer(
             row["question"], row["context"], truncation="only_second", max_length=max_length, stride=self.stride,
-            return_overflowing_tokens=True, return_offsets_mapping=True, return_attention_mask=False,
+            return_overflowing_tokens=True, return_offsets_mapping=True, return_attention_mask=False, split_special_tokens=True,
         )  # fmt: skip
         for number, offsets in enumerate(made["offset_mapping"]):
             sides = made.sequence_ids(number)
@@ -99,7 +97,11 @@ class QuestionAnswering(Task):
                 number, window = windows[place]
                 best[number] = max(best[number], window.best(start, end, self.longest_answer, rows[number]["context"]))
         return [
-            {"answer": text if margin > 0 else "", "probability": round(float(1 / (1 + np.exp(-margin))), 6), "span": text}
+            {
+                "answer": text if margin > 0 else "",
+                "probability": round(float(1 / (1 + np.exp(-max(margin, -100.0)))), 6),
+                "span": text,
+            }
             for margin, text in best
         ]
 
@@ -128,6 +130,13 @@ class _Window:
 
     columns: Example
     offsets: dict[int, tuple[int, int]]
+
+    def holds(self, answer: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the places of an answer's first and last token, or those of no answer where the window cuts it."""
+        first, last = answer["start"], answer["start"] + len(answer["text"])
+        held = [place for place, (start, end) in self.offsets.items() if start < last and end > first]
+        whole = held and self.offsets[held[0]][0] <= first and self.offsets[held[-1]][1] >= last
+        return (held[0], held[-1]) if whole else _NONE
 
     def best(self, start: np.ndarray, end: np.ndarray, longest: int, context: str) -> tuple[float, str]:
         """Return the likeliest span's log-probability less that of none, and its text."""
@@ -158,7 +167,7 @@ def _plain(text: str) -> str:
 
 def _overlap(said: str, right: str) -> float:
     """Return F1 over the words of two answers; no answer agrees only with none."""
-    mine, theirs = _plain(said).split(), _plain(right).split()
+    mine, theirs = units(_plain(said)), units(_plain(right))
     if not mine or not theirs:
         return float(mine == theirs)
     common = sum((Counter(mine) & Counter(theirs)).values())

@@ -1,6 +1,7 @@
 """Sequence to sequence: translation, summarisation and whatever else turns one text into another (T5, BART).
 
-The loss is -Σ log p(target token | source, the target before it). Answers are greedy.
+The loss is -Σ log p(target token | source, the target before it). Answers are greedy, by the
+parent's own generation settings where it has some.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pipeline.data.shapes import Row
 from pipeline.data.tokens import IGNORED
 from pipeline.evaluation.intervals import Figure, share
 from pipeline.objectives._models import asked, token_nats
+from pipeline.strategies import PROMPT
 from pipeline.tasks import Example, Prediction, Task
-from pipeline.tasks._batches import batches, encode
+from pipeline.tasks._batches import batches, encode, units
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,20 @@ class SequenceToSequence(Task):
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield source and target ids; a long source loses its end, a row with a long target is counted."""
+        prompt = {number for token, number in tokenizer.get_added_vocab().items() if PROMPT.fullmatch(token)}
         for number, row in enumerate(rows.kept):
             source, cut = encode(tokenizer, self.prefix + row["source"], None, max_length)
             rows.left_out[f"ends of sources of more than {max_length} tokens"] += cut
-            target = tokenizer(text_target=row["target"])["input_ids"]
+            target = tokenizer(text_target=row["target"], split_special_tokens=True)["input_ids"]
+            target = [token for token in target if token not in prompt]  # it stands before sources alone
             if len(target) > self.longest_target:
                 rows.late[f"target of more than {self.longest_target} tokens"] += 1
             else:
                 yield {"input_ids": source["input_ids"], "labels": target, "row": number}
+
+    def longest(self, max_length: int) -> int:
+        """Return the tokens of the longest source or target."""
+        return max(max_length, self.longest_target)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of target tokens."""
@@ -62,12 +70,12 @@ class SequenceToSequence(Task):
         ]
         found: list[Prediction] = [{}] * len(rows)
         pad = int(tokenizer.pad_token_id)
-        for places, batch in batches(model, encoded, pad):
+        for places, batch in batches(model, encoded, pad, self.longest_target):
             ids = model.generate(**batch, max_new_tokens=self.longest_target, do_sample=False, num_beams=1)
             labels = ids[:, 1:].masked_fill(_after_end(ids[:, 1:], tokenizer.eos_token_id), IGNORED)
             nats = token_nats(model(**batch, decoder_input_ids=ids[:, :-1]).logits, labels).sum(-1).tolist()
             for place, text, nat in zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), nats, strict=True):
-                found[place] = {"target": text.strip(), "probability": round(math.exp(-nat), 6)}
+                found[place] = {"target": text.strip(), "probability": round(math.exp(-nat), 6), "nats": round(nat, 4)}
         return found
 
     def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
@@ -83,7 +91,9 @@ class SequenceToSequence(Task):
 
         said, right = [prediction["target"] for prediction in predictions], [row["target"] for row in rows]
         pairs = list(zip(said, right, strict=True))
-        chrf, bleu, rouge = CHRF(), BLEU(tokenize="zh" if _unspaced(right) else "13a"), RougeScorer(["rougeL"])
+        unspaced = _unspaced(right)
+        chrf, bleu = CHRF(), BLEU(tokenize="zh" if unspaced else "13a")
+        rouge = RougeScorer(["rougeL"], tokenizer=_Characters() if unspaced else None)
         parts = [bleu.corpus_score([text], [[one]]) for text, one in pairs]
         counted = np.array([[*part.counts, *part.totals, part.sys_len, part.ref_len] for part in parts], float)
         return {
@@ -103,6 +113,14 @@ def _bleu(sums: np.ndarray) -> np.ndarray:
         return float(BLEU.compute_bleu(matched, total, int(line[8]), int(line[9])).score / 100)
 
     return np.apply_along_axis(one, -1, sums)
+
+
+class _Characters:
+    """How ROUGE cuts a text that has no spaces between words."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return words, each Chinese character being one."""
+        return units(text.lower())
 
 
 def _unspaced(texts: Sequence[str]) -> bool:

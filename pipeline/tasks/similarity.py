@@ -33,10 +33,10 @@ class Similarity(Task):
     rival = "share of words in common"
 
     def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False) -> Any:
-        """Return an encoder; a pooler, which is in no loss, stays as it is, or processes would wait for its gradient."""
+        """Return an encoder without a pooler, which would be in no loss: processes would wait for its gradient."""
         model = super().load_model(parent, labels, random)
         if getattr(model, "pooler", None) is not None:
-            model.pooler.requires_grad_(False)
+            model.pooler = None
         return model
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
