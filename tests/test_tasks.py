@@ -235,6 +235,45 @@ def test_every_family_is_taken_or_refused_in_words(parents, tmp_path, name, sour
     assert set(task.figures(ROWS[name][:5], said)) >= {task.primary}
 
 
+@pytest.mark.parametrize("source", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_body_is_the_parents_and_each_strategy_trains_all_that_it_says(parents, name, source):
+    """Some classes look for a parent's body under another name and leave it random; some read tokens elsewhere."""
+    from transformers import AutoModel
+
+    task = tasks.load(name, {"stride": 4} if name == "question_answering" else {})
+    if objectives.load(source).family not in task.accepts or (name, source) in NO_HEAD:
+        pytest.skip("refused")
+    body = AutoModel.from_pretrained(parents[source]).state_dict()
+    for strategy in ("full", "frozen", "last_n", "lora", "prompt"):
+        words = tokenizer.load(str(parents[source]))
+        model = task.load_model(str(parents[source]), task.labels(ROWS[name]))
+        own = model.base_model.state_dict()
+        shared = [key for key in body if key in own and not key.startswith("pooler")]
+        assert len(shared) > 10
+        assert all(torch.equal(own[key], body[key]) for key in shared)
+        prompt = []
+        if strategy == "prompt":
+            words, prompt = strategies.add_prompt(words, model, 2)
+        made = list(task.examples(Rows(kept=ROWS[name][:8]), words, 32, list(model.config.id2label.values())))
+        if not any(True for _ in strategies._heads(model)) and strategy == "frozen":
+            with pytest.raises(UserError, match="leaves nothing to train"):
+                strategies.chosen(strategy, model, 1, 4, 8, prompt)
+            continue
+        model = strategies.chosen(strategy, model, 1, 4, 8, prompt)
+        assert all(token not in prompt for row in made for token in row.get("labels", []))
+        assert all(row["input_ids"].count(token) == 1 for row in made for token in prompt)
+        dataset = tokens.numbered(tokens.write(made, parents[source] / f"{name}-{strategy}.arrow"))
+        columns = [key for key in dataset.column_names if key not in ("row", "example", "token_type_ids")]
+        task.losses(model, task.collator(words, dataset)([{key: row[key] for key in columns} for row in dataset]))[
+            "loss"
+        ].backward()
+        trained = {key for key, value in model.named_parameters() if value.requires_grad}
+        still = {key for key in trained if model.get_parameter(key).grad is None}
+        assert trained
+        assert not still, strategy
+
+
 def changed(before, model):
     after = dict(model.named_parameters())
     return {name for name, value in before.items() if name in after and not torch.equal(value, after[name])}
@@ -574,6 +613,19 @@ def test_every_strategy_hands_on_a_plain_model(run, parents, tmp_path, strategy)
     assert (folder / "adapter").exists() == (strategy == "lora")
 
 
+@pytest.mark.parametrize("strategy", ["lora", "prompt", "last_n"])
+def test_every_strategy_of_an_encoder_decoder_hands_on_a_plain_model(run, parents, tmp_path, strategy):
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    given = flags(
+        "sequence_to_sequence", parents, tmp_path, "--strategy", strategy, "--last_layers", "1", "--prompt_tokens", "3"
+    )
+    status, _, err = run("finetune", *given)
+    assert status == 0, err
+    said = [json.loads(line)["said"] for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert all(line["nats"] >= 0 and "<prompt" not in line["target"] for line in said)
+
+
 def test_it_learns_what_can_be_learned_and_random_labels_it_does_not(run, parents, tmp_path):
     """With labels that follow from the text it beats the most frequent one; with drawn ones it can't."""
     verdicts = {}
@@ -658,6 +710,111 @@ def test_a_causal_parent_without_a_padding_token_reads_each_text_to_its_end(run,
         together = model(**words(texts, return_tensors="pt", padding=True)).logits
         alone = torch.cat([model(**words(text, return_tensors="pt")).logits for text in texts])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def stop_at(step, monkeypatch):
+    """Ask for a stop at the end of an optimizer step, as SIGTERM does."""
+    from pipeline import signals
+    from pipeline.trainer import TaskTrainer
+
+    before = TaskTrainer.training_step
+
+    def stopping(self, *arguments, **named):
+        if self.state.global_step + 1 == step:
+            monkeypatch.setattr(signals, "asked", lambda: 15)
+        return before(self, *arguments, **named)
+
+    monkeypatch.setattr(TaskTrainer, "training_step", stopping)
+
+
+def patient(folder, parents, *more):
+    folder.mkdir()
+    given = flags("classification", parents, folder, "--patience", "1", "--validation", "0.3", "--learning_rate", "2e-2", *more)
+    return given[: given.index("--max_steps")] + given[given.index("--max_steps") + 2 :] + ["--num_train_epochs", "6"]
+
+
+def test_a_stop_within_an_epoch_is_no_epoch_to_look_at(run, parents, tmp_path, monkeypatch):
+    status, out, err = run("finetune", *patient(tmp_path / "whole", parents))
+    assert status == 0, err
+    looks = out.count("validation")
+    steps = int(out.split(": validation")[0].rsplit("step ", 1)[1])
+    given = patient(tmp_path / "stopped", parents)
+    with monkeypatch.context() as patch:
+        stop_at(steps + steps // 2, patch)
+        status, first, err = run("finetune", *given)
+    assert status == 143, err
+    status, second, err = run("finetune", *given)
+    assert status == 0, err
+    assert first.count("validation") + second.count("validation") == looks
+    whole, stopped = (manifest.read(tmp_path / name / "out") for name in ("whole", "stopped"))
+    assert whole["files"] == stopped["files"]
+
+
+def test_a_stage_that_was_killed_after_it_had_stopped_trains_no_more(run, parents, tmp_path, monkeypatch):
+    from pipeline.evaluation import task as judge
+
+    given = patient(tmp_path / "one", parents)
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "judged", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        assert run("finetune", *given)[0] == 1
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    assert "validation" not in out
+    assert run("finetune", *patient(tmp_path / "two", parents))[0] == 0
+    assert manifest.read(tmp_path / "one/out")["files"] == manifest.read(tmp_path / "two/out")["files"]
+
+
+def test_a_damaged_best_checkpoint_is_not_the_best(run, parents, tmp_path, monkeypatch):
+    from pipeline.evaluation import task as judge
+
+    given = patient(tmp_path / "one", parents)
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "judged", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        assert run("finetune", *given)[0] == 1
+    (newest, *older) = sorted((tmp_path / "one/out").glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+    state = json.loads((newest / "trainer_state.json").read_text())
+    best = next(path for path in older if path.name == state["best_model_checkpoint"].rsplit("/", 1)[-1])
+    weights = bytearray((best / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (best / "model.safetensors").write_bytes(weights)
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    assert f"{best.name}, the best so far, is damaged: model.safetensors is not what was saved" in out
+
+
+def test_tags_of_another_scheme_are_refused_or_stand_for_themselves():
+    rows = [{"tokens": ["a"], "tags": ["NOUN"]}, {"tokens": ["b"], "tags": ["O"]}]
+    with pytest.raises(UserError, match=r"'NOUN' is not O, B-… or I-….*scheme: plain"):
+        tasks.load("token_classification").labels(rows)
+    plain = tasks.load("token_classification", {"scheme": "plain"})
+    assert plain.labels(rows) == ["NOUN", "O"]
+    assert set(plain.figures(rows, [{"tags": ["NOUN"]}, {"tags": [""]}])) == {plain.primary} == {"accuracy"}
+
+
+def test_words_without_a_piece_are_counted_and_not_answered(parents):
+    rows = [{"tokens": ["The", "\u200b", "cat"], "tags": ["O", "O", "B-PET"]}]
+    task, words, model, _, counted = examples_of("token_classification", parents["mlm"], rows)
+    assert counted.left_out == {"words that the tokenizer has no piece for": 1}
+    assert task.predict(model, words, rows, 32)[0]["tags"][1] == ""
+
+
+def test_chinese_is_compared_by_characters():
+    rows = [{"answers": [{"text": "洛陽城", "start": 0}]}]
+    found = tasks.load("question_answering").figures(rows, [{"answer": "洛陽城中"}])
+    assert found["f1"].estimate().value == pytest.approx(6 / 7)
+    pytest.importorskip("rouge_score")
+    pytest.importorskip("sacrebleu")
+    found = tasks.load("sequence_to_sequence").figures([{"target": "天下大勢"}], [{"target": "天下大勢"}])
+    assert [found[name].estimate().value for name in ("rouge_l", "bleu", "chrf")] == pytest.approx([1, 1, 1])
+
+
+def test_what_looks_like_a_special_token_is_text(parents):
+    rows = [{"text": "a [SEP] b </s>", "label": "x"}, {"text": "b", "label": "y"}]
+    for name in ("mlm", "span_corruption"):
+        _, words, _, made, _ = examples_of("classification", parents[name], rows)
+        assert sum(token in words.all_special_ids for token in made[0]["input_ids"]) == sum(
+            token in words.all_special_ids for token in made[1]["input_ids"]
+        ) + made[0]["input_ids"].count(words.unk_token_id)
 
 
 def test_labels_of_a_parent_with_a_head_keep_their_numbers(parents, tmp_path):
