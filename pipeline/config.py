@@ -211,12 +211,16 @@ def explain(name: str, text: str, options: type, library: str | None, trains: bo
     for field in dataclasses.fields(options):
         default = "{}" if field.default is dataclasses.MISSING else field.default
         lines.append(f"  {field.name:<22} {field.metadata['help']} [{default}]")
-    lines += ["", "also: --config FILE (a profile with these options)"] if not trains else [
-        "",
-        "always: --config FILE  --parent DIR-OR-HUB-ID  --output DIR  --data FILE, GLOB OR HUB ID (in place of the recipe)",
-        "also:   --why yes (only say what changed)  --strict yes (a change of code or library counts)",
-        "        --upstream yes (keep the flags that the stage was made with)",
-    ]
+    lines += (
+        ["", "also: --config FILE (a profile with these options)"]
+        if not trains
+        else [
+            "",
+            "always: --config FILE  --parent DIR-OR-HUB-ID  --output DIR  --data FILE, GLOB OR HUB ID (in place of the recipe)",
+            "also:   --why yes (only say what changed)  --strict yes (a change of code or library counts)",
+            "        --upstream yes (keep the flags that the stage was made with)",
+        ]
+    )
     if library:
         lines.append(f"every other key is one of {library}, under its own name and with its own meaning")
     return "\n".join(lines)

@@ -82,7 +82,9 @@ def pack(options: Options, folders: dict[str, Path], hub: Hub, forced: Sequence[
     """Return the stages ready to leave; UserError if a secret would leave with one."""
     from pipeline.hub import gate, leaks, parcel
 
-    shelves, faults, parcels = {}, [], []
+    shelves: dict[str, tuple[str, str]] = {}
+    faults: list[str] = []
+    parcels = []
     for folder, record in {path: record for last in folders.values() for path, record in gate.lineage(last)}.items():
         stage = str(record["stage"])
         place = repository(stage, options), parcel.tag(folder, record)
@@ -109,7 +111,7 @@ def push(packed: Parcel, hub: Hub, options: Options) -> None:
 
     delivery = packed.delivery
     say("push", f"{packed.folder} -> {delivery.repo}: {len(delivery.files)} files{stays(packed)}")
-    if not packed.base:
+    if packed.orphan:
         say("push", f"{delivery.repo}: its parent is not on the hub; the card links to none")
     hub.open(delivery, options.public, options.force)
     commit, changed = hub.commit(delivery)

@@ -85,7 +85,10 @@ class Refusal(Exception):
 
     def __init__(self, status: int, text: str, code: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(text)
-        self.status, self.headers = status, {"X-Error-Message": text, **({"X-Error-Code": code} if code else {}), **(headers or {})}
+        self.status, self.headers = (
+            status,
+            {"X-Error-Message": text, **({"X-Error-Code": code} if code else {}), **(headers or {})},
+        )
 
 
 @dataclass
@@ -174,8 +177,12 @@ def checked(card: str) -> list[str]:
             where = f'"model-index[0].results[{number}]'
             faults += [f'{where}.{key}" is required' for key in ("task", "dataset", "metrics") if not result.get(key)]
             faults += [f'{where}.task.type" is required'] * (not result.get("task", {}).get("type"))
-            faults += [f'{where}.dataset.{key}" is required' for key in ("type", "name") if not result.get("dataset", {}).get(key)]
-            faults += [f'{where}.metrics" need type and value' for item in result["metrics"] if not {"type", "value"} <= set(item)]
+            faults += [
+                f'{where}.dataset.{key}" is required' for key in ("type", "name") if not result.get("dataset", {}).get(key)
+            ]
+            faults += [
+                f'{where}.metrics" need type and value' for item in result["metrics"] if not {"type", "value"} <= set(item)
+            ]
     return faults
 
 
@@ -183,6 +190,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Hub
 
     def log_message(self, *_) -> None:
@@ -241,7 +249,7 @@ class Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             self.answer({"error": str(refusal)}, refusal.status, headers=refusal.headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = lambda self: self.handle_one()  # noqa: E731
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = lambda self: self.handle_one()
 
     def route(self, path: str) -> dict:
         for method, pattern, handler in ROUTES:
@@ -277,7 +285,10 @@ class Handler(BaseHTTPRequestHandler):
             self.server.repos[kind, name] = Repo(kind, name, asked.get("visibility") == "private")
             self.server.repos[kind, name].commit({".gitattributes": File(_ATTRIBUTES, False)})
         found = {"url": f"{self.server.url}/{prefix}{name}", "name": name}
-        return {"value": {**found, **({"error": "You already created this repo"} if there else {})}, "status": 409 if there else 200}
+        return {
+            "value": {**found, **({"error": "You already created this repo"} if there else {})},
+            "status": 409 if there else 200,
+        }
 
     def settings(self, kind: str, name: str) -> dict:
         repo, asked = self.repo(kind, name, write=True), json.loads(self.body)

@@ -23,4 +23,6 @@ def of(family: str, config: Mapping[str, Any]) -> str:
     if family == "vectors":
         return ""
     architecture = str((config.get("architectures") or [""])[0])
-    return next((name for ending, name in _ENDINGS.items() if architecture.endswith(ending)), _FAMILIES.get(family, "AutoModel"))
+    return next(
+        (name for ending, name in _ENDINGS.items() if architecture.endswith(ending)), _FAMILIES.get(family, "AutoModel")
+    )

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.evaluation import table
-from pipeline.hub import auto, leaks
+from pipeline.hub import auto
 
 CURVE = "loss.svg"
 _CPU_WATTS, _ACCELERATOR_WATTS = 65, 350
@@ -26,6 +26,18 @@ _TASKS = {
     "AutoModelForCausalLM": "text-generation", "AutoModelForMaskedLM": "fill-mask", "AutoModelForSeq2SeqLM": "text2text-generation",
     "AutoModelForSequenceClassification": "text-classification", "AutoModelForTokenClassification": "token-classification",
     "AutoModelForQuestionAnswering": "question-answering", "AutoModel": "feature-extraction",
+}  # fmt: skip
+
+
+_MEANINGS = {
+    "loss": "nats a token on the rows that a stage is about: text for a base model, replies for chat models, chosen answers for DPO",
+    "bits_per_byte": "the same in bits a byte of text, which does not depend on the vocabulary",
+    "reply_loss": "another stage's loss on SFT's rows", "chosen_loss": "another stage's loss on DPO's rows",
+    "floor": "the exact entropy of the held-out text under its generator: no model can be below it",
+    "completion": "facts that the base model completes right", "exact_match": "answers that are right to the letter, up to the first full stop",
+    "accuracy": "pairs in which the chosen answer gained more log-probability over the base model than the rejected one",
+    "likelier": "pairs in which the chosen answer is likelier than the rejected one",
+    "win_rate": "how often a judge by rule prefers its answer to the parent's, a tie counting half",
 }  # fmt: skip
 
 
@@ -103,14 +115,25 @@ def _results(subject: Subject) -> list[Any]:
             task_type=task, dataset_type=data, dataset_name=data, dataset_split="held_out", metric_type=metric,
             metric_value=round(found["value"], 4), metric_name=f"{metric}, 95% interval {found['low']:.4f} to {found['high']:.4f}",
         )
-        for metric, found in (subject.summary or {"stages": {}})["stages"].get(subject.stage, {}).items()
+        for metric, found in _own(subject).items()
     ]  # fmt: skip
+
+
+def _own(subject: Subject) -> dict[str, Any]:
+    """Return a stage's figures on the rows that it is about, without those that only its children are held against."""
+    if not subject.summary:
+        return {}
+    compared = {item["metric"] for item in subject.summary["comparisons"] if item["stage"] == subject.stage}
+    found = subject.summary["stages"].get(subject.stage, {})
+    return {metric: figure for metric, figure in found.items() if metric in compared | {"completion", "win_rate"}} or found
 
 
 def _title(subject: Subject) -> Iterator[str]:
     family = subject.record["family"]
     adopted = "A model that was adopted from elsewhere as it is, in fp32, to start a chain of stages from."
-    told = _TITLES.get(subject.stage, f"A {family} model, the stage {subject.stage} of a chain.") if subject.trained else adopted
+    told = (
+        _TITLES.get(subject.stage, f"A {family} model, the stage {subject.stage} of a chain.") if subject.trained else adopted
+    )
     if subject.stage == "pretrain" and family != "causal" and subject.trained:
         told = f"A {family} model, pretrained with the objective {subject.record['config'].get('objective')}."
     yield f"# {subject.repo.split('/')[1]}\n\n{told}"
@@ -140,6 +163,7 @@ def _use(subject: Subject) -> Iterator[str]:
     if subject.adapter:
         base = f'AutoModelForCausalLM.from_pretrained("{subject.base}")'
         yield f"\nThe LoRA adapter alone, on the model that it was trained on (`{subject.base}`):\n\n```python"
+        yield "from peft import PeftModel"
         yield f'model = PeftModel.from_pretrained({base}, "{subject.repo}", subfolder="adapter")\n```'
     yield f"\nThe revision `{subject.tag}` names exactly these weights."
 
@@ -223,9 +247,14 @@ def _evaluation(subject: Subject) -> Iterator[str]:
     names += [name for name in shown if name in summary["stages"] and name not in names]
     yield "On rows that no stage was trained on, with 95% intervals (bootstrap over rows).\n"
     yield f"| | {' | '.join(table.COLUMNS.get(name, name) for name in names)} |\n|---|{'---|' * len(names)}"
-    for metric in dict.fromkeys(metric for name in names for metric in summary["stages"][name]):
+    metrics = dict.fromkeys(metric for name in names for metric in summary["stages"][name])
+    for metric in metrics:
         cells = [table.figure(metric, found[metric]) if metric in (found := summary["stages"][name]) else "" for name in names]
         yield f"| {metric} | {' | '.join(cells)} |"
+    yield ""
+    yield from (f"- `{metric}`: {meaning}" for metric, meaning in _MEANINGS.items() if metric in metrics)
+    if "control" in names:
+        yield "- control: SFT's rows and steps from random weights, which is what SFT alone would know"
     paired = [item for item in summary["comparisons"] if item["stage"] == subject.stage]
     if paired:
         yield "\nPaired differences on the same rows, of this model less the other:\n"
@@ -240,7 +269,9 @@ def _samples(subject: Subject) -> Iterator[str]:
     lines = []
     for sample in samples:
         lines += [f"> {' '.join(sample['prompt'].split())[:300]}"]
-        lines += [f"  {table.COLUMNS.get(name, name):<8} {' '.join(text.split())[:200]}" for name, text in sample["answers"].items()]
+        lines += [
+            f"  {table.COLUMNS.get(name, name):<8} {' '.join(text.split())[:200]}" for name, text in sample["answers"].items()
+        ]
         lines.append("")
     text = "\n".join(lines).rstrip()
     fence = "`" * max(3, 1 + max((len(run) for run in text.replace("\n", " ").split() if set(run) == {"`"}), default=0))
@@ -273,7 +304,9 @@ def _training(subject: Subject) -> Iterator[str]:
 
 
 def _limits(subject: Subject) -> Iterator[str]:
-    size = sum(entry["size"] for name, entry in subject.record["files"].items() if name.endswith(".safetensors") and "/" not in name)
+    size = sum(
+        entry["size"] for name, entry in subject.record["files"].items() if name.endswith(".safetensors") and "/" not in name
+    )
     longest = subject.config.get("max_position_embeddings")
     yield "## Limits\n"
     yield f"- {size / 1e6:,.1f} MB of weights{f', a context of {longest:,} tokens' if longest else ''}."
@@ -281,7 +314,9 @@ def _limits(subject: Subject) -> Iterator[str]:
     yield "- The figures above are of held-out rows of the same data: they say little about other text."
     if subject.stage == "pretrain":
         yield "- It was not taught to follow instructions or to refuse anything."
-    given = "as its publisher gave it" if subject.license_given else "tristage's default, which nobody has checked against the data"
+    given = (
+        "as its publisher gave it" if subject.license_given else "tristage's default, which nobody has checked against the data"
+    )
     yield f"- Licence: {subject.license}, {given}. Terms of the data and of a parent model hold beside it."
 
 
@@ -291,18 +326,17 @@ def _repeat(subject: Subject) -> Iterator[str]:
     commit = record["code"].get("commit")
     at = f"at commit `{commit}`" if commit else "from a tree without a commit"
     dirty = ", **with changes that no commit holds**" if record["code"].get("dirty") else ""
-    parent = " --parent PARENT" if record["parents"] else ""
+    made = record["parents"]
+    parent = " --parent PARENT" if made else ""
+    whose = f", `PARENT` being {_parent(subject, made[0])}" if made else ""
     data = " --data DATA" if record["recipe"].get("data") else ""
-    yield f"## Repeat it\n\nMade by `{script}` of tristage {at}{dirty}, seed {record['seed']}, with these settings:\n"
+    yield f"## Repeat it\n\nMade by `{script}` of tristage {at}{dirty}, seed {record['seed']}{whose}, with these settings:\n"
     yield f"```yaml\n{yaml.safe_dump(record['config'], sort_keys=False, allow_unicode=True).strip()}\n```\n"
     yield f"```console\n$ python {script} --config settings.yaml{parent}{data} --output runs/again\n```\n"
     yield f"The same inputs have the digest `{record['inputs'][:12]}`; the same weights, on the same kind of machine, `{record['outputs'][:12]}`."
 
 
-def checked(text: str) -> None:
-    """Raise ValueError if the hub's library does not read from a card what was written into it."""
-    from huggingface_hub import ModelCard
-
-    card = ModelCard(text)
-    if card.data.to_dict() != yaml.safe_load(text.split("---\n")[1]) or leaks.secrets(text):
-        raise ValueError("the card's metadata do not come back as they were written")
+def _parent(subject: Subject, made: Mapping[str, Any]) -> str:
+    if "hub" in made:
+        return f"`{made['hub']}`"
+    return f"a folder with {made.get('stage', 'a model')} of outputs `{made['outputs'][:12]}`"

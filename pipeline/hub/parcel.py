@@ -36,7 +36,7 @@ class Parcel:
     delivery: Delivery
     loader: str  # Auto class that loads it
     weights: frozenset[str]  # the files that its tag stands for
-    base: str = ""  # hub id of its parent
+    orphan: bool = False  # it has a parent, which is not on the hub
     under: tuple[str, str] | None = None  # repository and revision that its adapter goes on
     stays: Sequence[str] = ()  # files of the stage that are not among those that may leave
 
@@ -79,7 +79,9 @@ def pack(
     files[manifest.NAME] = (json.dumps(leaks.clean(record) | sent, indent=2, ensure_ascii=False) + "\n").encode()
     delivery = Delivery(repo, files, shelves[stage][1], f"{stage} {record['outputs'][:12]}, by tristage")
     stays = sorted(name for name in own if name not in files)
-    return Parcel(folder, delivery, subject.auto, weights, base, under if adapter else None, stays)
+    return Parcel(
+        folder, delivery, subject.auto, weights, bool(record["parents"]) and not base, under if adapter else None, stays
+    )
 
 
 def _base(record: Mapping[str, Any], shelves: Mapping[str, tuple[str, str]]) -> tuple[str, tuple[str, str] | None]:
@@ -90,7 +92,9 @@ def _base(record: Mapping[str, Any], shelves: Mapping[str, tuple[str, str]]) -> 
         if made.get("stage") in shelves:
             return shelves[made["stage"]][0], shelves[made["stage"]]
     adopted = str(record["config"].get("model", ""))
-    return (adopted if adopted.count("/") == 1 and not adopted.startswith((".", "/", "~")) and not Path(adopted).exists() else ""), None
+    return (
+        adopted if adopted.count("/") == 1 and not adopted.startswith((".", "/", "~")) and not Path(adopted).exists() else ""
+    ), None
 
 
 def _adapter(
@@ -102,7 +106,9 @@ def _adapter(
     if len(line) > 1:
         sizes = [json.loads((path / "config.json").read_text(encoding="utf-8")).get("vocab_size") for path, _ in line[-2:]]
         if sizes[0] != sizes[1]:
-            raise UserError(f"ADAPTER=1: {folder}: added tokens to its base, so its adapter fits no pushed model; leave ADAPTER away")
+            raise UserError(
+                f"ADAPTER=1: {folder}: added tokens to its base, so its adapter fits no pushed model; leave ADAPTER away"
+            )
     settings = json.loads(own["adapter/adapter_config.json"].read_text(encoding="utf-8"))
     settings |= {"base_model_name_or_path": base, "revision": under[1]}
     found: dict[str, Content] = {name: path for name, path in own.items() if leaks.ADAPTER.fullmatch(name)}
@@ -130,5 +136,7 @@ def _language(line: Sequence[tuple[Path, Any]]) -> str:
 
 def _datasets(line: Sequence[tuple[Path, Any]]) -> list[str]:
     """Return the data sets of a hub among what a stage and those before it were trained on."""
-    given = [name for _, record in line for name, mark in record["recipe"]["sources"] if name.count("/") == 1 and len(mark) != 64]
+    given = [
+        name for _, record in line for name, mark in record["recipe"]["sources"] if name.count("/") == 1 and len(mark) != 64
+    ]
     return list(dict.fromkeys(given))

@@ -156,7 +156,9 @@ class Hub:
         if delivery.tag not in shelf.tags:
             self.attempt(
                 f"tag {delivery.repo}",
-                lambda: self.api.create_tag(delivery.repo, tag=delivery.tag, revision=commit, repo_type=delivery.kind, exist_ok=True),
+                lambda: self.api.create_tag(
+                    delivery.repo, tag=delivery.tag, revision=commit, repo_type=delivery.kind, exist_ok=True
+                ),
             )
             shelf = self._shelf(delivery)
         named = shelf.tags[delivery.tag]
