@@ -61,7 +61,7 @@ def _names() -> re.Pattern[str] | None:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container without a user of that number
         user = ""
-    names = {name for name in (host, host.split(".")[0], user, Path.home().name) if len(name) > 2}
+    names = {name for name in (host, host.split(".")[0], user, Path.home().name) if len(name) > 1}
     return re.compile(rf"(?i)(?<![A-Za-z0-9])({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})(?![A-Za-z0-9])") if names else None  # fmt: skip
 
 
@@ -73,9 +73,17 @@ def without_paths(value: Any) -> Any:
         return [without_paths(item) for item in value]
     if not isinstance(value, str):
         return value
+    return _nameless(_last(value)) if _ABSOLUTE.match(value) else sentence(value)
+
+
+def sentence(text: str) -> str:
+    """Return a text for people whose paths are cut to their last name and that names neither host nor user."""
+    return _nameless(_PATH.sub(lambda found: _last(found[0]), text))
+
+
+def _nameless(text: str) -> str:
     names = _names()
-    short = _last(value) if _ABSOLUTE.match(value) else _PATH.sub(lambda found: _last(found[0]), value)
-    return names.sub("…", short) if names else short
+    return names.sub("…", text) if names else text
 
 
 def clean(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,12 +112,24 @@ def _texts(name: str, content: Content) -> Iterator[str]:
             yield file.read(int.from_bytes(file.read(8), "little")).decode("utf-8", errors="replace")
 
 
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield f"{key}: "
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    else:
+        yield str(value)
+
+
 def _unescaped(name: str, text: str) -> str:
-    """Return a text together with the strings of its JSON, in which `/` or letters may be escaped."""
+    """Return a text together with the strings of its JSON, in which a slash, a quote or any letter may be escaped."""
     if not name.endswith((".json", ".safetensors")):
         return text
     try:
-        return text + "\n" + json.dumps(json.loads(text), ensure_ascii=False)
+        return text + "\n" + "\n".join(_strings(json.loads(text)))
     except ValueError:
         return text
 

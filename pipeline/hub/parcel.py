@@ -66,6 +66,7 @@ def pack(
     weights = frozenset(files)
     if adapter:
         files |= _adapter(own, folder, line, base, under)
+    forced = [leaks.sentence(reason) for reason in forced]
     log = _log(folder)
     if log:
         files[card.CURVE] = curve.draw(log, f"{stage}: training loss, nats a token", *_floor(stage, summary)).encode()
@@ -75,7 +76,7 @@ def pack(
         terms.license or LICENSE, bool(terms.license), terms.language or _language(line), terms.datasets or _datasets(line), terms.watts,
     )  # fmt: skip
     files["README.md"] = card.write(subject).encode()
-    sent = {"pushed": {name: sha256(content) for name, content in sorted(files.items())}, "forced": list(forced)}
+    sent = {"pushed": {name: sha256(content) for name, content in sorted(files.items())}, "forced": forced}
     files[manifest.NAME] = (json.dumps(leaks.clean(record) | sent, indent=2, ensure_ascii=False) + "\n").encode()
     delivery = Delivery(repo, files, shelves[stage][1], f"{stage} {record['outputs'][:12]}, by tristage")
     stays = sorted(name for name in own if name not in files)
