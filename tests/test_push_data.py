@@ -67,7 +67,7 @@ def test_a_generated_recipe_has_a_subset_for_each_shape(run, hub, monkeypatch):
     assert "public" in out
 
 
-def test_a_secret_in_a_row_stops_the_push(run, own, own, hub, tmp_path):
+def test_a_secret_in_a_row_stops_the_push(run, own, hub, tmp_path):
     chats = (ROOT / "tests" / "data" / "chats.jsonl").read_text().splitlines()
     secret = SECRETS["a hub token"]
     (tmp_path / "mine.jsonl").write_text("\n".join([*chats, f'{{"messages": [{{"role": "user", "content": "x"}}, {{"role": "assistant", "content": "{secret}"}}]}}']) + "\n")  # fmt: skip
