@@ -312,6 +312,11 @@ class Handler(BaseHTTPRequestHandler):
             "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": repo.head}], "converts": [], "tags": tags,
         }}  # fmt: skip
 
+    @staticmethod
+    def entry(path: str, file: File) -> dict:
+        large = {"lfs": {"oid": file.sha256, "size": len(file.data), "pointerSize": len(file.pointer)}} if file.large else {}
+        return {"type": "file", "path": path, "size": len(file.data), "oid": file.oid, **large}
+
     def tree(self, kind: str, name: str, revision: str, folder: str | None = None) -> dict:
         repo = self.repo(kind, name)
         start = f"{folder}/" if folder else ""
@@ -322,14 +327,17 @@ class Handler(BaseHTTPRequestHandler):
         entries, folders = [], set()
         for path, file in found.items():
             parts = path.removeprefix(start).split("/")
-            for depth in range(1, len(parts)):
-                folders.add(start + "/".join(parts[:depth]))
-            if len(parts) == 1 or deep:
-                entry = {"type": "file", "path": path, "size": len(file.data), "oid": file.oid}
-                large = {"lfs": {"oid": file.sha256, "size": len(file.data), "pointerSize": len(file.pointer)}}
-                entries.append(entry | (large if file.large else {}))
+            folders |= {start + "/".join(parts[:depth]) for depth in range(1, len(parts))}
+            entries += [self.entry(path, file)] if len(parts) == 1 or deep else []
         kept = [name for name in folders if deep or "/" not in name.removeprefix(start)]
         return {"value": [{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in sorted(kept)] + entries}
+
+    def paths(self, kind: str, name: str, revision: str) -> dict:
+        repo = self.repo(kind, name)
+        there = repo.commits[repo.resolve(revision)]
+        form = "json" not in self.headers.get("Content-Type", "")
+        asked = parse_qs(self.body.decode())["paths"] if form else json.loads(self.body)["paths"]
+        return {"value": [self.entry(path, there[path]) for path in asked if path in there]}
 
     def commits(self, kind: str, name: str, revision: str) -> dict:
         repo = self.repo(kind, name)
@@ -436,7 +444,8 @@ ROUTES = [
     ("PUT", f"{_API}/settings", Handler.settings),
     ("ANY", f"{_API}(?:/revision/(?P<revision>[^/]+))?", Handler.info),
     ("GET", f"{_API}/refs", Handler.refs),
-    ("GET", f"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", Handler.tree),
+    ("GET", f"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", Handler.tree),
+    ("POST", f"{_API}/paths-info/(?P<revision>[^/]+)", Handler.paths),
     ("GET", f"{_API}/commits/(?P<revision>[^/]+)", Handler.commits),
     ("POST", f"{_API}/preupload/(?P<revision>[^/]+)", Handler.preupload),
     ("POST", f"{_API}/commit/(?P<revision>[^/]+)", Handler.commit),
