@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from pipeline import manifest
 from pipeline.evaluation import table
-from pipeline.hub import card, curve, gate, leaks
+from pipeline.hub import card, curve, gate, leaks, sections
 from tests.hub import checked
 from tests.test_push import edit, head, push
 
@@ -71,7 +71,7 @@ def test_the_card_tells_what_the_records_say(ready):
 
 def test_the_assumed_power_can_be_given(ready):
     assert "Wh at 300 W" in card.write(subject(ready, "sft", watts=300.0))
-    assert card.power({"accelerators": ["a", "b"]}, 0) == 65 + 2 * 350
+    assert sections.power({"accelerators": ["a", "b"]}, 0) == 65 + 2 * 350
 
 
 def test_an_unevaluated_stage_says_so(ready):

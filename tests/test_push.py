@@ -1,6 +1,9 @@
 """What is pushed arrives whole and is the stage; what should not be pushed is refused with every reason."""
 
+import contextlib
+import io
 import json
+import re
 import shutil
 
 import pytest
@@ -8,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from pipeline import manifest
 from pipeline.hub import auto, gate
+from tests.test_objectives import flags
 
 
 def push(run, ready, *flags):
@@ -301,3 +305,28 @@ def test_what_is_wrong_with_the_command_is_told_at_once(run, ready):
     status, _, err = run("push", "--hub", "me/x", "--runs", ready / "nowhere")
     assert status == 2
     assert err.count("no finished stage; make it first") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "loader"),
+    [("mlm_nsp", "AutoModelForPreTraining"), ("mlm", "AutoModelForMaskedLM"), ("rtd", "AutoModelForPreTraining"),
+     ("denoising", "AutoModelForSeq2SeqLM"), ("contrastive", "AutoModel"), ("cbow", "")],
+)  # fmt: skip
+def test_models_of_every_family_are_pushed_and_the_code_on_their_card_runs(run, hub, tmp_path, name, loader):
+    assert run("pretrain", *flags(name, tmp_path, "--max_steps", "1"))[0] == 0
+    (tmp_path / "out").rename(tmp_path / "pretrain")
+    status, out, err = run("push", "--hub", "me/any", "--runs", tmp_path, "--stages", "[pretrain]", "--force", "yes")
+    assert status == 0, err
+    assert f"of 3 prompts by {loader}" in out if loader else "files by digest" in out
+    files = head(hub, "me/any")
+    assert ("vectors.txt" in files) is (name == "cbow")
+    assert ("generator/model.safetensors" in files) is (name == "rtd")
+    assert ("modules.json" in files) is (name == "contrastive")
+    block = re.search(r"```python\n(.*?)```", files["README.md"].data.decode(), flags=re.DOTALL)[1]
+    if loader:
+        where = HfApi(endpoint=hub.url).snapshot_download("me/any", cache_dir=tmp_path / "cache")
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            exec(block.replace('"me/any"', repr(where)), {})
+        assert said.getvalue()
+    else:
+        compile(block, "card", "exec")

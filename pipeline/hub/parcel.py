@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import hashes, manifest
 from pipeline.errors import UserError
-from pipeline.hub import card, curve, gate, leaks
+from pipeline.hub import card, curve, gate, leaks, sections
 from pipeline.hub.leaks import Content
 from pipeline.hub.upload import Delivery, sha256
 
@@ -69,7 +69,7 @@ def pack(
     forced = [leaks.sentence(reason) for reason in forced]
     log = _log(folder)
     if log:
-        files[card.CURVE] = curve.draw(log, f"{stage}: training loss, nats a token", *_floor(stage, summary)).encode()
+        files[sections.CURVE] = curve.draw(log, f"{stage}: training loss, nats a token", *_floor(stage, summary)).encode()
     subject = card.Subject(
         repo, shelves[stage][1], [leaks.clean(older) for _, older in line], shelves, config, "chat_template.jinja" in files,
         log, summary if (summary or {}).get("measured", {}).get(stage) == record["outputs"] else None, base, adapter, forced,

@@ -8,22 +8,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import hashes
 from pipeline.errors import UserError, WorldError
+from pipeline.hub import faults
 from pipeline.hub.leaks import Content
 
 T = TypeVar("T")
 _LOADED = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".py", ".parquet")  # a library would load it
 _OWN = ("manifest.json", ".gitattributes")
 _LONGEST_WAIT = 30.0  # seconds between two tries
-_NO_ROOM = re.compile(r"quota|storage|exceed|too large|no space|payment", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,11 @@ class Hub:
 
         huggingface_hub.set_client_factory(client)  # the library's own waits for ever
         huggingface_hub.utils.logging.set_verbosity_error()
-        told = logging.getLogger(_http.__name__)
-        told.handlers, told.propagate = [_Retries(say)], False
-        told.setLevel(logging.WARNING)
         self.api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         self.token: str | None = huggingface_hub.get_token()
+        told = logging.getLogger(_http.__name__)
+        told.handlers, told.propagate = [faults.Retries(say, self.token)], False
+        told.setLevel(logging.WARNING)
         self.say, self.patience, self.user = say, patience, ""
 
     def greet(self) -> None:
@@ -79,8 +78,10 @@ class Hub:
         while True:
             try:
                 return call()
+            except (UserError, WorldError):  # of a step inside of this one, explained already
+                raise
             except Exception as error:
-                verdict, text = self._explained(error)
+                verdict, text = faults.explained(error, self.user, self.token)
                 if verdict == "user":
                     raise UserError(f"{what}: {text}") from None
                 if verdict == "world" or time.monotonic() + wait - started > self.patience:
@@ -186,68 +187,6 @@ class Hub:
         if shelf is None:
             raise UserError(f"{delivery.repo}: is not there, or the token may not see it; make it on the hub or choose another")
         return shelf
-
-    def _explained(self, error: Exception) -> tuple[str, str]:
-        """Return who has to act (user, world, or again: nobody, it may pass) and what happened; others are raised on."""
-        import httpx2
-        from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-        chain = list(_causes(error))
-        if any(isinstance(cause, LocalTokenNotFoundError) for cause in chain):
-            return "user", "no token: set HF_TOKEN, or run `hf auth login`; it is never taken from a flag or a file of ours"
-        if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
-            return "user", "HF_HUB_OFFLINE is set; unset it to push"
-        if any(isinstance(cause, HFValidationError) for cause in chain) or "Invalid metadata" in str(error):
-            return "user", self._plain(error)
-        for cause in chain:
-            if (response := getattr(cause, "response", None)) is not None:
-                return self._refused(int(response.status_code), getattr(cause, "server_message", "") or "")
-            if isinstance(cause, httpx2.TransportError):
-                return "again", f"the network fails ({type(cause).__name__}: {self._plain(cause)})"
-        if "LFS batch API" in str(error):
-            return "world", self._plain(error)
-        raise error
-
-    def _refused(self, status: int, text: str) -> tuple[str, str]:
-        said = f"{status}{f': {self._plain(text)}' if text else ''}"
-        if status in (402, 413, 507) or (status == 403 and _NO_ROOM.search(text)):
-            return "world", f"the hub has no room for it ({said}): free some there, or ask for more"
-        if status == 401:
-            return "user", "the hub refuses the token (401): set HF_TOKEN to a valid one, or run `hf auth login`"
-        if status in (403, 404):
-            whose = f"; the token is that of {self.user}" if self.user else ""
-            return "user", f"not allowed ({said}): the name is someone else's, or the token may not write{whose}"
-        if status in (409, 412):
-            return "world", f"somebody else pushed there just now ({status}); look at it, then run the same command again"
-        if status in (408, 429) or status >= 500:
-            return "again", f"the hub {'asks to wait' if status == 429 else 'fails'} ({said})"
-        return "world", f"the hub refuses the request ({said})"
-
-    def _plain(self, error: object) -> str:
-        text = " ".join(re.sub(r"https?://\S+", "the hub", str(error)).split())[:300]
-        return text.replace(self.token, "…") if self.token else text
-
-
-class _Retries(logging.Handler):
-    """Say what the library's own retries wait for; an upload's address is a key to it and is not shown."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__()
-        self.say, self.reason = say, "no answer"
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say one line for each wait."""
-        text = re.sub(r"https?://\S+", "the hub", record.getMessage())
-        if " thrown while requesting " in text:
-            self.reason = text.partition(" thrown while requesting ")[0].strip("'")
-        elif "etry" in text:
-            self.say(f"the hub fails ({self.reason}): {text[0].lower()}{text[1:].rstrip('.')}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def same(there: Any, content: Content) -> bool:
