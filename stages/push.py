@@ -86,11 +86,10 @@ def pack(options: Options, folders: dict[str, Path], hub: Hub, forced: Sequence[
     faults: list[str] = []
     parcels = []
     for folder, record in {path: record for last in folders.values() for path, record in gate.lineage(last)}.items():
-        stage = str(record["stage"])
-        place = repository(stage, options), parcel.tag(folder, record)
-        shelf = hub.look(place[0]) if stage not in folders else None
-        if stage in folders or (shelf and place[1] in shelf.tags):
-            shelves[stage] = place
+        place = repository(str(record["stage"]), options), parcel.tag(folder, record)
+        shelf = hub.look(place[0]) if folder not in folders.values() else None
+        if folder in folders.values() or (shelf and place[1] in shelf.tags):
+            shelves[record["outputs"]] = place
     summary = manifest.read(Path(options.runs), "evaluate.json")
     terms = parcel.Terms(options.license, options.language, options.datasets, options.watts, options.adapter)
     for folder in folders.values():

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,12 +21,15 @@ SHELVES = {"pretrain": ("me/x-base", "t0"), "sft": ("me/x-sft", "t1"), "dpo": ("
 
 
 def subject(ready, stage, **more):
-    records = [leaks.clean(record) for _, record in gate.lineage(ready / stage)]
+    line = gate.lineage(ready / stage)
+    records = [leaks.clean(record) for _, record in line]
     summary = manifest.read(ready, "evaluate.json")
     config = json.loads((ready / stage / "config.json").read_text())
     base = {"pretrain": "", "sft": "me/x-base", "dpo": "me/x-sft"}[stage]
     given = {"summary": summary, "base": base, "template": stage != "pretrain", "language": "en"} | more
-    return card.Subject(*SHELVES[stage], records, SHELVES, config, **given)
+    return card.Subject(
+        *SHELVES[stage], records, {record["outputs"]: SHELVES[folder.name] for folder, record in line}, config, **given
+    )
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
@@ -110,6 +115,34 @@ def test_the_code_on_the_card_runs(run, ready, hub, tmp_path, stage):
             exec(block, scope)
     assert said.getvalue().strip()
     assert (type(scope["model"]).__name__ == "PeftModelForCausalLM") is (stage == "sft")
+
+
+def test_an_adopted_model_has_a_card_and_no_figures(run, ready, hub, tmp_path):
+    assert run("adopt", "--model", ready / "sft", "--output", tmp_path / "other" / "pretrain")[0] == 0
+    status, _, err = run("push", "--hub", "me/own", "--runs", tmp_path / "other", "--stages", "[pretrain]", "--force", "yes")
+    assert status == 0, err
+    text = head(hub, "me/own")["README.md"].data.decode()
+    assert "adopted from elsewhere as it is" in text
+    assert "not evaluated" in text
+    assert checked(text) == []
+    assert "loss.svg" not in head(hub, "me/own")
+
+
+def test_a_parent_of_the_same_name_elsewhere_is_not_linked(run, ready, hub, tmp_path):
+    """DPO was made from another SFT than the one beside it, which is pushed under the name of its parent."""
+    from tests.conftest import flags_of
+
+    foreign = tmp_path / "foreign"
+    data = manifest.read(ready / "sft")["recipe"]["data"]
+    assert run("sft", *flags_of("sft", ready, Path(data).parent, foreign / "sft"), "--seed", "7")[0] == 0
+    given = ["--parent", foreign / "sft", *flags_of("dpo", ready, Path(data).parent, tmp_path / "dpo")[2:]]
+    assert run("dpo", *given)[0] == 0
+    shutil.rmtree(ready / "dpo")
+    (tmp_path / "dpo").rename(ready / "dpo")
+    status, out, err = push(run, ready, "--force", "yes")
+    assert status == 0, err
+    assert "me/small: its parent is not on the hub; the card links to none" in out
+    assert "base_model" not in head(hub, "me/small")["README.md"].data.decode()
 
 
 def test_the_same_stage_has_the_same_card(ready):

@@ -26,7 +26,7 @@ class Subject:
     repo: str
     tag: str
     records: list[dict[str, Any]]  # cleaned, of all that it descends from; its own is the last
-    shelves: Mapping[str, tuple[str, str]]  # stage → repository and tag of those that are on the hub
+    shelves: Mapping[str, tuple[str, str]]  # outputs → repository and tag of the stages that are on the hub
     config: Mapping[str, Any]  # the model's config.json
     template: bool = False  # whether it has a chat template
     log: Sequence[Mapping[str, Any]] = ()

@@ -42,6 +42,11 @@ class Rows:
                 if rows:
                     yield shape, split, rows
 
+    def shared(self, shape: str) -> int:
+        """Return how many held-out rows of a shape are among those for training."""
+        train, held_out = ({manifest.digest(row) for row in self.kept[shape][split]} for split in recipes.SPLITS)
+        return len(train & held_out)
+
 
 def read(name: str, seed: int) -> Rows:
     """Return the rows of a recipe in every shape that it gives, as a stage with this seed reads them."""
@@ -81,10 +86,10 @@ def pack(rows: Rows, repo: str, folder: Path, license: str, language: str) -> De
         pyarrow.parquet.write_table(pyarrow.table(columns), path)
         files[path.relative_to(folder).as_posix()] = path
     digest = manifest.outputs({name: {"sha256": sha256(content)} for name, content in files.items()})
-    tag, code = f"tristage-{digest[:12]}", manifest.commit()
-    files["README.md"] = _card(rows, repo, tag, code, license, language).encode()
+    tag = f"tristage-{digest[:12]}"
+    files["README.md"] = _card(rows, repo, tag, license, language).encode()
     record = {
-        "recipe": rows.name, "seed": rows.seed, "outputs": digest, "sources": rows.sources, "dropped": rows.dropped, "code": code,
+        "recipe": rows.name, "seed": rows.seed, "outputs": digest, "sources": rows.sources, "dropped": rows.dropped,
         "rows": {f"{shape}/{split}": len(part) for shape, split, part in rows.parts()},
         "pushed": {name: sha256(content) for name, content in sorted(files.items())},
     }  # fmt: skip
@@ -92,7 +97,7 @@ def pack(rows: Rows, repo: str, folder: Path, license: str, language: str) -> De
     return Delivery(repo, files, tag, f"{rows.name} {digest[:12]}, by tristage", "dataset")
 
 
-def _card(rows: Rows, repo: str, tag: str, code: Mapping[str, Any], license: str, language: str) -> str:
+def _card(rows: Rows, repo: str, tag: str, license: str, language: str) -> str:
     from huggingface_hub import DatasetCardData
 
     total = sum(len(part) for _, _, part in rows.parts())
@@ -104,21 +109,22 @@ def _card(rows: Rows, repo: str, tag: str, code: Mapping[str, Any], license: str
         size_categories=next((name for size, name in _SIZES if total < size), "n>10M"),
         configs=[{"config_name": shape, "data_files": given} for shape, given in parts.items()],
     )  # fmt: skip
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(_body(rows, repo, tag, code, license, list(parts))) + "\n"
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(_body(rows, repo, tag, license, list(parts))) + "\n"
 
 
-def _body(rows: Rows, repo: str, tag: str, code: Mapping[str, Any], license: str, parts: Sequence[str]) -> Iterator[str]:
+def _body(rows: Rows, repo: str, tag: str, license: str, parts: Sequence[str]) -> Iterator[str]:
     yield f"# {repo.split('/')[1]}\n\nThe rows of tristage's recipe `{rows.name}`, as a stage with seed {rows.seed} reads them.\n"
     yield f'```python\nfrom datasets import load_dataset\nrows = load_dataset("{repo}", "{parts[0]}", split="train")\n```\n'
     yield f"The revision `{tag}` names exactly these rows.\n\n| subset | split | rows | columns |\n|---|---|---:|---|"
     yield from (f"| {shape} | {split} | {len(part):,} | {_TELLS.get(shape, shape)} |" for shape, split, part in rows.parts())
-    yield "\nNo row of `held_out` is in `train`: models are measured on it and never trained.\n\n## Dropped\n"
+    shared = sum(rows.shared(shape) for shape in parts)
+    yield f"\n{shared or 'No'} rows of `held_out` are in `train`, too; models are trained on `train` and measured on `held_out`.\n"
+    yield "## Dropped\n"
     lost = [f"- {shape}: {count:,} {reason}" for shape, reasons in rows.dropped.items() for reason, count in reasons.items()]
     yield "\n".join(lost or ["Nothing."])
     yield "\n## Where it comes from\n\n| file or data set | sha256 or revision |\n|---|---|"
     yield from (f"| {name} | `{mark or 'the newest'}` |" for name, mark in rows.sources)
-    dirty = ", with changes that no commit holds" if code["dirty"] else ""
-    yield f"\nMade by tristage at commit `{code['commit'] or 'unknown'}`{dirty}; repeated by `make push-data RECIPE={rows.name}`."
+    yield f"\nRepeated by `make push-data RECIPE={rows.name}` of tristage."
     said = "as its publisher gave it" if license else "nobody said which; the terms of the sources hold"
     yield f"\nLicence: {license or 'unknown'}, {said}."
 

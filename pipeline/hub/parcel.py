@@ -51,7 +51,7 @@ def pack(
     folder: Path, repo: str, shelves: Mapping[str, tuple[str, str]], summary: Mapping[str, Any] | None, terms: Terms,
     forced: Sequence[str] = (),
 ) -> Parcel:  # fmt: skip
-    """Return a finished stage as it will lie in `repo`; `shelves`: stage → repository and tag of those that are on the hub.
+    """Return a finished stage as it will lie in `repo`; `shelves`: outputs → repository and tag of the stages on the hub.
 
     Raises UserError where an adapter is asked for and its base is not on the hub.
     """
@@ -71,14 +71,14 @@ def pack(
     if log:
         files[sections.CURVE] = curve.draw(log, f"{stage}: training loss, nats a token", *_floor(stage, summary)).encode()
     subject = card.Subject(
-        repo, shelves[stage][1], [leaks.clean(older) for _, older in line], shelves, config, "chat_template.jinja" in files,
+        repo, shelves[record["outputs"]][1], [leaks.clean(older) for _, older in line], shelves, config, "chat_template.jinja" in files,
         log, summary if (summary or {}).get("measured", {}).get(stage) == record["outputs"] else None, base, adapter, forced,
         terms.license or LICENSE, bool(terms.license), terms.language or _language(line), terms.datasets or _datasets(line), terms.watts,
     )  # fmt: skip
     files["README.md"] = card.write(subject).encode()
     sent = {"pushed": {name: sha256(content) for name, content in sorted(files.items())}, "forced": forced}
     files[manifest.NAME] = (json.dumps(leaks.clean(record) | sent, indent=2, ensure_ascii=False) + "\n").encode()
-    delivery = Delivery(repo, files, shelves[stage][1], f"{stage} {record['outputs'][:12]}, by tristage")
+    delivery = Delivery(repo, files, shelves[record["outputs"]][1], f"{stage} {record['outputs'][:12]}, by tristage")
     stays = sorted(name for name in own if name not in files)
     return Parcel(
         folder, delivery, subject.auto, weights, bool(record["parents"]) and not base, under if adapter else None, stays
@@ -90,8 +90,8 @@ def _base(record: Mapping[str, Any], shelves: Mapping[str, tuple[str, str]]) -> 
     for made in record["parents"]:
         if "hub" in made:
             return str(made["hub"]), (str(made["hub"]), "main")
-        if made.get("stage") in shelves:
-            return shelves[made["stage"]][0], shelves[made["stage"]]
+        if made.get("outputs") in shelves:
+            return shelves[made["outputs"]][0], shelves[made["outputs"]]
     adopted = str(record["config"].get("model", ""))
     return (
         adopted if adopted.count("/") == 1 and not adopted.startswith((".", "/", "~")) and not Path(adopted).exists() else ""

@@ -69,7 +69,7 @@ def warning(subject: Subject) -> Iterator[str]:
 
 
 def _place(subject: Subject, record: Mapping[str, Any]) -> str:
-    repo, tag = subject.shelves.get(str(record["stage"]), ("", ""))
+    repo, tag = subject.shelves.get(record["outputs"], ("", ""))
     return f"[{repo}](/{repo}/tree/{tag})" if repo else "not pushed"
 
 
