@@ -46,6 +46,39 @@ def test_metadata_come_back_as_they_were_written(ready, stage):
     assert data.get("base_model_relation") == (None if stage == "pretrain" else "finetune")
 
 
+def test_the_librarys_own_validation_passes(ready, hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    ModelCard(card.write(subject(ready, "dpo"))).validate()
+    assert hub.log == ["POST /api/validate-yaml"]
+    with pytest.raises(ValueError, match="ISO 639"):
+        ModelCard(card.write(subject(ready, "dpo", language="English"))).validate()
+
+
+@pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_a_model_with_any_head_is_compared_and_its_code_runs(run, ready, tmp_path, kind):
+    """As `stages/finetune.py` will hand on: another family, the head named in config.json alone."""
+    import transformers
+
+    from pipeline.hub import readback
+    from tests.test_objectives import flags
+
+    assert run("pretrain", *flags("mlm", tmp_path, "--max_steps", "1"))[0] == 0
+    loader = f"AutoModelFor{kind}"
+    getattr(transformers, loader).from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "head")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "head")
+    record = manifest.read(ready / "sft") | {"stage": "finetune", "family": "classifier"}
+    config = json.loads((tmp_path / "head" / "config.json").read_text())
+    told = card.Subject(str(tmp_path / "head"), "t", [leaks.clean(record)], {}, config)
+    assert told.auto == loader
+    assert readback._behaves(tmp_path / "head", tmp_path / "head", loader) == []
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(re.search(r"```python\n(.*?)```", card.write(told), flags=re.DOTALL)[1], {})
+    assert said.getvalue().strip()
+
+
 def test_figures_of_the_index_are_those_measured(ready):
     summary = manifest.read(ready, "evaluate.json")
     results = ModelCard(card.write(subject(ready, "sft"))).data.eval_results

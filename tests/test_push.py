@@ -167,6 +167,23 @@ def test_what_was_read_back_must_be_what_was_pushed(run, ready, hub, monkeypatch
     assert hub.repos["model", "me/small-sft"].private
 
 
+def test_a_file_that_changes_while_it_is_pushed_is_no_success(run, ready, hub, monkeypatch):
+    from pipeline.hub import upload
+
+    commit = upload.Hub.commit
+
+    def changing(self, delivery):
+        path = ready / "sft" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        return commit(self, delivery)
+
+    monkeypatch.setattr(upload.Hub, "commit", changing)
+    status, out, err = push(run, ready, "--stage", "sft")
+    assert status == 1
+    assert "model.safetensors is another file" in err
+    assert "pushed:" not in out
+
+
 @pytest.mark.parametrize("harm", ["logits", "answers", "tokens"])
 def test_the_comparison_sees_another_model(ready, harm):
     """The digests aside: other weights, other generation settings, another template."""

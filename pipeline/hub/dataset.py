@@ -94,7 +94,8 @@ def pack(rows: Rows, repo: str, folder: Path, license: str, language: str) -> De
         "pushed": {name: sha256(content) for name, content in sorted(files.items())},
     }  # fmt: skip
     files[manifest.NAME] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
-    return Delivery(repo, files, tag, f"{rows.name} {digest[:12]}, by tristage", "dataset")
+    digests = {name: sha256(content) for name, content in files.items()}
+    return Delivery(repo, files, digests, tag, f"{rows.name} {digest[:12]}, by tristage", "dataset")
 
 
 def _card(rows: Rows, repo: str, tag: str, license: str, language: str) -> str:
@@ -136,7 +137,7 @@ def compare(hub: Hub, delivery: Delivery, commit: str, rows: Rows) -> str:
     import datasets
 
     with readback.fetched(hub, delivery.repo, commit, "dataset") as folder, tempfile.TemporaryDirectory() as cache:
-        faults = readback.differences(folder, delivery.files)
+        faults = readback.differences(folder, delivery.digests)
         for shape, split, part in rows.parts() if not faults else ():
             read = datasets.load_dataset(str(folder), shape, split=split, cache_dir=cache)
             if len(read) != len(part) or any(_row(one) != _row(other) for one, other in zip(read, part, strict=True)):

@@ -76,9 +76,11 @@ def pack(
         terms.license or LICENSE, bool(terms.license), terms.language or _language(line), terms.datasets or _datasets(line), terms.watts,
     )  # fmt: skip
     files["README.md"] = card.write(subject).encode()
-    sent = {"pushed": {name: sha256(content) for name, content in sorted(files.items())}, "forced": forced}
-    files[manifest.NAME] = (json.dumps(leaks.clean(record) | sent, indent=2, ensure_ascii=False) + "\n").encode()
-    delivery = Delivery(repo, files, shelves[record["outputs"]][1], f"{stage} {record['outputs'][:12]}, by tristage")
+    digests = {name: sha256(content) for name, content in sorted(files.items())}
+    sent = leaks.clean(record) | {"pushed": dict(digests), "forced": forced}
+    files[manifest.NAME] = (json.dumps(sent, indent=2, ensure_ascii=False) + "\n").encode()
+    digests[manifest.NAME] = sha256(files[manifest.NAME])
+    delivery = Delivery(repo, files, digests, shelves[record["outputs"]][1], f"{stage} {record['outputs'][:12]}, by tristage")
     stays = sorted(name for name in own if name not in files)
     return Parcel(
         folder, delivery, subject.auto, weights, bool(record["parents"]) and not base, under if adapter else None, stays

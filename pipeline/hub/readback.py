@@ -10,8 +10,7 @@ from typing import Any
 
 from pipeline import hashes
 from pipeline.errors import WorldError
-from pipeline.hub.leaks import Content
-from pipeline.hub.upload import Delivery, Hub, sha256
+from pipeline.hub.upload import Delivery, Hub
 
 PROMPTS = ("Who are you?", "Once there was", "What do you know about the sea, and what not?")
 _LONGEST = 32  # new tokens of a greedy answer
@@ -31,14 +30,11 @@ def fetched(hub: Hub, repo: str, revision: str, kind: str = "model") -> Iterator
         yield Path(where)
 
 
-def differences(folder: Path, files: Mapping[str, Content]) -> list[str]:
-    """Return in words how downloaded files differ from those that were pushed."""
-    missing = [f"{name} is missing" for name in files if not (folder / name).is_file()]
-    return missing + [
-        f"{name} is another file"
-        for name, content in files.items()
-        if (folder / name).is_file() and hashes.read(folder / name) != sha256(content)
-    ]
+def differences(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Return in words how downloaded files differ from those that were pushed, by their sha256."""
+    missing = [f"{name} is missing" for name in digests if not (folder / name).is_file()]
+    there = {name: digest for name, digest in digests.items() if (folder / name).is_file()}
+    return missing + [f"{name} is another file" for name, digest in there.items() if hashes.read(folder / name) != digest]
 
 
 def model(hub: Hub, delivery: Delivery, commit: str, stage: Path, loader: str, base: tuple[str, str] | None = None) -> str:
@@ -48,7 +44,7 @@ def model(hub: Hub, delivery: Delivery, commit: str, stage: Path, loader: str, b
     Raises WorldError if anything differs.
     """
     with fetched(hub, delivery.repo, commit) as folder:
-        faults = differences(folder, delivery.files)
+        faults = differences(folder, delivery.digests)
         if not faults and loader:
             faults = _behaves(folder, stage, loader)
         if not faults and base:

@@ -21,7 +21,6 @@ from pipeline.hub.leaks import Content
 
 T = TypeVar("T")
 _LOADED = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".py", ".parquet")  # a library would load it
-_OWN = ("manifest.json", ".gitattributes")
 _LONGEST_WAIT = 30.0  # seconds between two tries
 
 
@@ -31,6 +30,7 @@ class Delivery:
 
     repo: str
     files: Mapping[str, Content]
+    digests: Mapping[str, str]  # sha256 of each, from when it was packed: a file that changes after that is noticed
     tag: str
     message: str
     kind: str = "model"  # or dataset
@@ -135,9 +135,9 @@ class Hub:
             operations: list[Any] = [
                 CommitOperationAdd(path, str(content) if isinstance(content, Path) else content)
                 for path, content in delivery.files.items()
-                if not same(shelf.files.get(path), content)
+                if not same(shelf.files.get(path), content, delivery.digests[path])
             ]
-            gone = [path for path in shelf.files if path not in delivery.files and path not in _OWN and path.endswith(_LOADED)]
+            gone = [path for path in shelf.files if path not in delivery.files and path.endswith(_LOADED)]
             operations += [CommitOperationDelete(path) for path in gone]
             if not operations:
                 return shelf.head, 0
@@ -168,7 +168,7 @@ class Hub:
                 self.api.list_repo_tree(delivery.repo, recursive=True, revision=named, repo_type=delivery.kind)
             ))  # fmt: skip
             there = {entry.path: entry for entry in tree}
-            if others := [path for path in what if not same(there.get(path), delivery.files[path])]:
+            if others := [path for path in what if not same(there.get(path), delivery.files[path], delivery.digests[path])]:
                 raise UserError(
                     f"{delivery.repo}: the tag {delivery.tag} names another {', '.join(sorted(others))}; delete it on the hub"
                 )
@@ -189,12 +189,12 @@ class Hub:
         return shelf
 
 
-def same(there: Any, content: Content) -> bool:
-    """Say whether a file on the hub (huggingface_hub's RepoFile, or None) is the one given."""
+def same(there: Any, content: Content, digest: str) -> bool:
+    """Say whether a file on the hub (huggingface_hub's RepoFile, or None) is the one given, `digest` being its sha256."""
     if there is None:
         return False
     if there.lfs is not None:
-        return str(there.lfs.sha256) == sha256(content)
+        return str(there.lfs.sha256) == digest
     data = content.read_bytes() if isinstance(content, Path) else content
     return str(there.blob_id) == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
