@@ -142,6 +142,14 @@ def test_an_adapter_without_its_base_on_the_hub_is_refused(run, ready, hub):
     assert not hub.repos
 
 
+def test_an_adapter_that_brought_tokens_is_refused(run, ready, hub):
+    edit(ready / "pretrain" / "config.json", lambda config: config.update(vocab_size=config["vocab_size"] - 2))
+    status, _, err = push(run, ready, "--adapter", "yes", "--force", "yes")
+    assert status == 2
+    assert "sft: added tokens to its base, so its adapter fits no pushed model" in err
+    assert not hub.repos
+
+
 def test_names_can_be_set(run, ready, hub):
     assert push(run, ready, "--names", "{pretrain: ground, dpo: me/roof}")[0] == 0
     assert {name for _, name in hub.repos} == {"me/ground", "me/small-sft", "me/roof"}
@@ -279,7 +287,9 @@ def test_a_win_rate_is_held_against_even_chances(low, high, refused):
     record = {"stage": "dpo", "parents": [{"stage": "sft"}], "outputs": "x", "steps": 4}
     won = {"value": (low + high) / 2, "low": low, "high": high, "n": 9}
     summary = {"measured": {"dpo": "x"}, "stages": {"dpo": {"win_rate": won}}, "comparisons": []}
-    assert bool(gate._worth(record, summary, "evaluate.json")) is refused
+    found = gate._worth(record, summary, "evaluate.json")
+    assert bool(found) is refused
+    assert not found or "dpo: worse than even chances by win_rate" in found[0]
 
 
 def test_a_stage_of_another_kind_is_held_against_its_parent():

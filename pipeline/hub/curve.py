@@ -10,7 +10,7 @@ _TICKS = 4
 
 
 def draw(log: Sequence[Mapping[str, Any]], title: str, line: float | None = None, named: str = "") -> str:
-    """Return an SVG of training loss (nats a token) against tokens; `line` is a height to compare with, such as a floor."""
+    """Return an SVG of training loss against tokens; `line` is a height to compare with, such as a floor."""
     points = [(float(entry["tokens"]), float(entry["loss"])) for entry in log]
     high = max([loss for _, loss in points] + ([line] if line else []))
     last = max(tokens for tokens, _ in points) or 1.0

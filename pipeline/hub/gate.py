@@ -38,7 +38,7 @@ def primary(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, 
     won = summary["stages"].get(stage, {}).get("win_rate")
     if won:
         less = {key: won[key] - _EVEN for key in ("value", "low", "high")}
-        compared["sft", "win_rate"] = {"metric": "win_rate", "against": "sft", **less, "better": less["low"] > 0}
+        compared["sft", "win_rate"] = {"metric": "win_rate", "against": "even chances", **less, "better": less["low"] > 0}
     wanted = PRIMARY.get(stage) or [key for key in compared if key[0] in parents]
     return next((compared[key] for key in wanted if key in compared), None)
 

@@ -67,13 +67,15 @@ def pack(
     if adapter:
         files |= _adapter(own, folder, line, base, under)
     forced = [leaks.sentence(reason) for reason in forced]
+    measured = summary if summary and summary["measured"].get(stage) == record["outputs"] else None
     log = _log(folder)
     if log:
-        files[sections.CURVE] = curve.draw(log, f"{stage}: training loss, nats a token", *_floor(stage, summary)).encode()
+        files[sections.CURVE] = curve.draw(log, f"{stage}: training loss", *_floor(stage, measured)).encode()
     subject = card.Subject(
-        repo, shelves[record["outputs"]][1], [leaks.clean(older) for _, older in line], shelves, config, "chat_template.jinja" in files,
-        log, summary if (summary or {}).get("measured", {}).get(stage) == record["outputs"] else None, base, adapter, forced,
-        terms.license or LICENSE, bool(terms.license), terms.language or _language(line), terms.datasets or _datasets(line), terms.watts,
+        repo, shelves[record["outputs"]][1], [leaks.clean(older) for _, older in line], shelves, config, log=log, summary=measured,
+        template="chat_template.jinja" in files, base=base, adapter=adapter, forced=forced, watts=terms.watts,
+        license=terms.license or LICENSE, license_given=bool(terms.license), language=terms.language or _language(line),
+        datasets=terms.datasets or _datasets(line),
     )  # fmt: skip
     files["README.md"] = card.write(subject).encode()
     digests = {name: sha256(content) for name, content in sorted(files.items())}

@@ -79,7 +79,7 @@ def chain(subject: Subject) -> Iterator[str]:
     made = subject.records[0]["parents"]
     if made:
         yield f"The chain begins with `{made[0].get('hub') or made[0]['outputs'][:12]}`.\n"
-    yield "| stage | repository | outputs | tokens | steps | training loss, nats a token |\n|---|---|---|---:|---:|---|"
+    yield "| stage | repository | outputs | tokens | steps | training loss, first → last |\n|---|---|---|---:|---:|---|"
     for record in subject.records:
         loss = record.get("metrics")
         told = f"{loss['first_loss']:.3f} → {loss['last_loss']:.3f}" if loss else "none"
