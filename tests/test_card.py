@@ -157,6 +157,8 @@ def test_an_adopted_model_has_a_card_and_no_figures(run, ready, hub, tmp_path):
     text = head(hub, "me/own")["README.md"].data.decode()
     assert "adopted from elsewhere as it is" in text
     assert "not evaluated" in text
+    assert "not taught" not in text
+    assert "The figures above" not in text
     assert checked(text) == []
     assert "loss.svg" not in head(hub, "me/own")
 

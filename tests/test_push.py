@@ -3,13 +3,15 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-from pipeline import manifest
+from pipeline import ROOT, manifest
 from pipeline.hub import auto, gate
 from tests.test_objectives import flags
 
@@ -357,3 +359,19 @@ def test_models_of_every_family_are_pushed_and_the_code_on_their_card_runs(run, 
         assert said.getvalue()
     else:
         compile(block, "card", "exec")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [([], ""), (["PUBLIC=1"], "--public yes"), (["PUBLIC=0", "FORCE=no"], ""), (["FORCE=1", "ADAPTER=1"], "--adapter yes --force yes"),
+     (["STAGE=sft"], "--stage 'sft'"), (["ARGS=--license mit"], "--license mit")],
+)  # fmt: skip
+def test_make_publishes_only_what_its_command_line_says(given, wanted):
+    """A PUBLIC or FORCE that happens to be in the environment publishes and forces nothing."""
+    environment = os.environ | {"PUBLIC": "1", "FORCE": "1", "ADAPTER": "1"}
+    command = ["make", "-n", "push", "HUB=me/tiny", *given]
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()[
+        -1
+    ]
+    start = "python stages/push.py --hub 'me/tiny' --runs runs/tiny --stages '[pretrain,sft,dpo]'"
+    assert " ".join(said.split()) == f"{start} {wanted}".strip()

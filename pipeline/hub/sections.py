@@ -184,8 +184,9 @@ def limits(subject: Subject) -> Iterator[str]:
     yield "## Limits\n"
     yield f"- {size / 1e6:,.1f} MB of weights{f', a context of {longest:,} tokens' if longest else ''}."
     yield "- It knows what its training data says and nothing else, and it repeats what is wrong there. Nobody has tested it for safety."
-    yield "- The figures above are of held-out rows of the same data: they say little about other text."
-    if subject.stage == "pretrain":
+    if subject.summary:
+        yield "- The figures above are of held-out rows of the same data: they say little about other text."
+    if subject.stage == "pretrain" and subject.trained:
         yield "- It was not taught to follow instructions or to refuse anything."
     given = (
         "as its publisher gave it" if subject.license_given else "tristage's default, which nobody has checked against the data"
