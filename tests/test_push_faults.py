@@ -11,6 +11,7 @@ import time
 import pytest
 
 from pipeline import ROOT
+from tests import hub as server
 from tests.hub import SIGNATURE
 from tests.test_push import head, push
 
@@ -108,6 +109,22 @@ def test_what_does_not_pass_is_one_plain_line_and_the_same_command_goes_on(run, 
     assert whole(hub) == 1
 
 
+def test_an_object_that_storage_refuses_is_a_plain_line(hub, run, ready, monkeypatch):
+    """Large file storage may answer 200 and refuse one object."""
+    from tests.hub import Handler
+
+    def batch(self, name, kind=None):
+        objects = json.loads(self.body)["objects"]
+        return {
+            "value": {"objects": [{**item, "error": {"code": 507, "message": "Repository quota exceeded"}} for item in objects]}
+        }
+
+    monkeypatch.setattr("tests.hub.ROUTES", [(method, pattern, batch if handler is Handler.batch else handler) for method, pattern, handler in server.ROUTES])  # fmt: skip
+    status, _, err = push(run, ready, "--stage", "sft")
+    assert status == 1
+    assert "Repository quota exceeded" in plain(err)
+
+
 def test_no_token(run, ready, hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     status, _, err = push(run, ready)
@@ -165,8 +182,6 @@ def test_offline(run, ready, hub, monkeypatch):
 
 def test_the_token_and_the_keys_of_uploads_are_shown_nowhere(run, ready, hub, monkeypatch, tmp_path):
     """With every kind of failure, and with a hub that says the token in its answers."""
-    from tests import hub as server
-
     token = "hf_" + "tEsT" * 8
     monkeypatch.setitem(server.TOKENS, token, "me")
     monkeypatch.setenv("HF_TOKEN", token)
