@@ -14,6 +14,12 @@ TASKS   := $(patsubst stages/profiles/$(PROFILE)/%.yaml,%,$(wildcard stages/prof
 TASK    ?= $(if $(word 2,$(TASKS)),,$(TASKS:finetune-%=%))
 STRICT  ?=
 KILLS   ?= 100
+HUB     ?=
+# From the command line alone: a variable of the environment by this name must not publish anything.
+PUBLIC  :=
+FORCE   :=
+ADAPTER :=
+RECIPE  ?= world
 PIP_ARGS ?=
 
 VENV     := .venv
@@ -40,7 +46,7 @@ $(foreach task,$(TASKS),$(eval SCRIPT_$(task) := finetune)$(eval PARENT_$(task) 
 
 CONFIG   = $(PROFILES)/$(if $(filter adopt,$(SCRIPT_$@)),adopt,$@).yaml
 PRESENT  := $(foreach stage,$(STAGES),$(if $(wildcard $(PROFILES)/$(stage).yaml $(if $(filter pretrain,$(stage)),$(PROFILES)/adopt.yaml)),$(stage)))
-GOAL     := $(firstword $(filter $(STAGES) $(TASKS) evaluate chat serve export compare-objectives,$(MAKECMDGOALS:finetune=finetune-$(TASK))))
+GOAL     := $(firstword $(filter $(STAGES) $(TASKS) evaluate chat serve export compare-objectives push push-data,$(MAKECMDGOALS:finetune=finetune-$(TASK))))
 ifneq ($(strip $(ARGS)$(DATA)),)
 $(if $(GOAL),,$(error ARGS and DATA go to one stage: say which, as in make sft DATA=my.jsonl))
 endif
@@ -50,7 +56,7 @@ ASKED    := $(GOAL) $(if $(filter finetune,$(MAKECMDGOALS)),$(TASKS))
 EXTRA    = $(or $(strip $(MINE)),$(if $(filter $@,$(ASKED)),,--upstream yes)) $(if $(STRICT),--strict yes)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data $(STAGES) finetune $(TASKS) evaluate report chat serve export compare-objectives why verify test lint prove torture clean help
+.PHONY: all setup setup-data $(STAGES) finetune $(TASKS) evaluate report chat serve export compare-objectives why verify push push-data test lint prove torture torture-push clean help
 
 all: $(if $(wildcard $(PROFILES)/evaluate.yaml),evaluate,$(if $(TASKS),,$(PRESENT))) $(TASKS)
 
@@ -103,6 +109,20 @@ export: $(READY)
 chat: $(READY)
 	@python stages/chat.py --runs $(OUT) --stage $(STAGE) $(MINE)
 
+# The chain for push is what the profile has, without the control; its last stage gets the name itself.
+empty    :=
+space    := $(empty) $(empty)
+comma    := ,
+CHAIN    = [$(subst $(space),$(comma),$(strip $(filter-out control,$(PRESENT))))]
+yes      = $(if $(filter-out 0 no false,$($(1))),--$(2) yes)
+SENT     = $(call yes,PUBLIC,public) $(call yes,FORCE,force) $(MINE)
+
+push: $(READY)
+	@python stages/push.py $(addprefix --config ,$(wildcard $(PROFILES)/push.yaml)) --hub '$(HUB)' --runs $(OUT) --stages '$(CHAIN)' $(if $(filter file,$(origin STAGE)),,--stage '$(STAGE)') $(call yes,ADAPTER,adapter) $(SENT)
+
+push-data: $(READY)
+	@python stages/push_data.py --hub '$(HUB)' --recipe '$(RECIPE)' $(SENT)
+
 test: $(READY)
 	@python -m pytest -m "not slow"
 
@@ -114,6 +134,9 @@ prove: $(READY)
 
 torture: $(READY)
 	@python tests/torture.py $(KILLS)
+
+torture-push: $(READY)
+	@python -m pytest -m slow tests/test_push_faults.py -k killed
 
 clean:
 	rm -rf $(RUNS)
@@ -135,8 +158,11 @@ help:
 	@echo "make compare-objectives   every objective at equal operations: held-out figures and a probe (after setup-data)"
 	@echo "make why           what changed since a stage was made, and its parents; STAGE=pretrain, sft, dpo or control"
 	@echo "make verify        read every finished stage again and hold it against its record and its parents"
+	@echo "make push          finished stages to a hub and read back from there: HUB=name/model, STAGE=, PUBLIC=1, FORCE=1, ADAPTER=1"
+	@echo "make push-data     a recipe's rows to a hub as parquet: HUB=name/data RECIPE=$(RECIPE), PUBLIC=1"
 	@echo "make test          the tests that take minutes together;  make prove: the long proofs"
 	@echo "make torture       kill stages at KILLS=$(KILLS) moments and compare the weights that they end with"
+	@echo "make torture-push  kill a push at 20 moments: a repeat ends well, and no reader ever sees half a model"
 	@echo "make lint          ruff and mypy"
 	@echo "make clean         remove $(RUNS)"
 	@echo

@@ -35,6 +35,7 @@ RESERVED = {
     "metric_for_best_model": "a task names its own figure",
     "push_to_hub": "a stage never pushes while it trains",
     "hub_token": "the token comes from the environment or the hub login",
+    "token": "the token comes from the environment or the hub login",
     "dataset_text_field": "the recipe names the shape of its rows",
     "dataset_kwargs": "rows are prepared by the recipe",
     "assistant_only_loss": "SFT always trains on the assistant's tokens alone",
@@ -204,18 +205,25 @@ def check(
     return faults
 
 
-def explain(name: str, text: str, options: type, library: str | None) -> str:
-    """Return what --help prints: the story, our options with their defaults, and where the rest comes from."""
+def explain(name: str, text: str, options: type, library: str | None, trains: bool = True) -> str:
+    """Return what --help prints: the story, our options with their defaults, and where the rest comes from.
+
+    `trains`: whether it is a stage that takes a parent and leaves an output.
+    """
     lines = [text.strip(), "", f"options of {name} (in the profile as `key: value`, here as --key value):"]
     for field in dataclasses.fields(options):
         default = "{}" if field.default is dataclasses.MISSING else field.default
         lines.append(f"  {field.name:<22} {field.metadata['help']} [{default}]")
-    lines += [
-        "",
-        "always: --config FILE  --parent DIR-OR-HUB-ID  --output DIR  --data FILE, GLOB OR HUB ID (in place of the recipe)",
-        "also:   --why yes (only say what changed)  --strict yes (a change of code or library counts)",
-        "        --upstream yes (keep the flags that the stage was made with)",
-    ]
+    lines += (
+        ["", "also: --config FILE (a profile with these options)"]
+        if not trains
+        else [
+            "",
+            "always: --config FILE  --parent DIR-OR-HUB-ID  --output DIR  --data FILE, GLOB OR HUB ID (in place of the recipe)",
+            "also:   --why yes (only say what changed)  --strict yes (a change of code or library counts)",
+            "        --upstream yes (keep the flags that the stage was made with)",
+        ]
+    )
     if library:
         lines.append(f"every other key is one of {library}, under its own name and with its own meaning")
     return "\n".join(lines)

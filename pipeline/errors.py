@@ -11,6 +11,10 @@ class UserError(Exception):
         self.faults = faults
 
 
+class WorldError(Exception):
+    """Something outside of the project failed, such as a network: one plain line; status 1."""
+
+
 class Stopped(BaseException):
     """A signal asked the process to end, status 128 + its number; no library may swallow it as it may an Exception."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import signals
-from pipeline.errors import Stopped, UserError
+from pipeline.errors import Stopped, UserError, WorldError
 
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
@@ -98,6 +98,9 @@ def execute(body: Callable[[], int]) -> int:
             for fault in error.faults:
                 print(f"{name}: {fault}", file=sys.stderr)
         return 2
+    except WorldError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
     except Stopped as stop:
         if main_process():
             print(f"\n{stop.text}", file=sys.stderr)

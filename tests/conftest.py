@@ -125,6 +125,61 @@ def voices(chain, tmp_path_factory):
 
 
 @pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on loopback that takes the token in the environment; nobody waits between tries."""
+    import time
+    import types
+
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    from pipeline.hub import upload
+    from tests.hub import Hub
+
+    server = Hub().start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the library read the environment when it was imported
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    hasty = types.SimpleNamespace(**vars(time) | {"sleep": lambda seconds: time.sleep(min(seconds, 0.01))})
+    for module in (_http, upload):
+        monkeypatch.setattr(module, "time", hasty)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def evaluated(chain, tmp_path_factory):
+    """The small chain with its evaluation, made once: DPO is as good as SFT, SFT better than its base."""
+    from pipeline.evaluation.run import run_evaluation
+
+    folder = Path(shutil.copytree(chain, tmp_path_factory.mktemp("evaluated") / "runs"))
+    module, previous = script("eval"), sys.argv
+    parents = [word for name in CHAIN for word in ("--parent", str(folder / name))]
+    sys.argv = ["eval.py", *parents, "--output", str(folder / "evaluate.json"), "--resamples", "100", "--max_new_tokens", "8"]
+    assert run_evaluation(module.Options, module.measure, module.__doc__) == 0
+    sys.argv = previous
+    for name in CHAIN:  # whoever runs the tests may be at work on the code
+        path = folder / name / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"code": {"files": {f"stages/{name}.py": "0" * 64}, "commit": "c" * 40, "dirty": False}}))  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def ready(evaluated, tmp_path):
+    """Stages that may be pushed, in a folder of the test's own; six steps of pretraining count as enough."""
+    folder = Path(shutil.copytree(evaluated, tmp_path / "runs"))
+    path = folder / "evaluate.json"
+    summary = json.loads(path.read_text())
+    for item in summary["comparisons"]:
+        if item["stage"] == "pretrain":
+            item |= {"value": -0.3, "low": -0.4, "high": -0.2, "better": True}
+    path.write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
 def copy(chain, tmp_path):
     """The finished chain in a folder of the test's own."""
     return Path(shutil.copytree(chain, tmp_path / "chain"))

@@ -1,0 +1,1 @@
+"""What leaves for a hub: what may (gate), what must not (leaks), what goes along (card), how (upload), what arrived (readback)."""

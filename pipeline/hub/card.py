@@ -1,0 +1,108 @@
+"""The model card: what a stage is, how to use it, where it comes from and what was measured, from its records alone.
+
+Nothing in it depends on the time or the machine, so that the same stage has the same card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.hub import auto, usage
+from pipeline.hub import sections as s
+
+_TASKS = {
+    "AutoModelForCausalLM": "text-generation", "AutoModelForMaskedLM": "fill-mask", "AutoModelForSeq2SeqLM": "text2text-generation",
+    "AutoModelForSequenceClassification": "text-classification", "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering", "AutoModel": "feature-extraction",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A stage that is pushed, and all that its card tells."""
+
+    repo: str
+    tag: str
+    records: list[dict[str, Any]]  # cleaned, of all that it descends from; its own is the last
+    shelves: Mapping[str, tuple[str, str]]  # outputs → repository and tag of the stages that are on the hub
+    config: Mapping[str, Any]  # the model's config.json
+    template: bool = False  # whether it has a chat template
+    log: Sequence[Mapping[str, Any]] = ()
+    summary: Mapping[str, Any] | None = None  # of the evaluation, if it measured these very outputs
+    base: str = ""  # hub id of the parent
+    adapter: bool = False
+    forced: Sequence[str] = ()
+    license: str = "apache-2.0"
+    license_given: bool = False
+    language: str = ""
+    datasets: Sequence[str] = field(default_factory=list)
+    watts: float = 0.0
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The stage's own record."""
+        return self.records[-1]
+
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+        return str(self.record["stage"])
+
+    @property
+    def auto(self) -> str:
+        """The library's class that loads the model; empty where none does."""
+        return auto.of(self.record["family"], self.config)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the stage trained anything, or adopted a model as it was."""
+        return "steps" in self.record
+
+
+_SECTIONS = (s.title, usage.use, s.warning, s.chain, s.data, s.evaluation, s.samples, s.training, s.limits, s.repeat)
+
+
+def write(subject: Subject) -> str:
+    """Return the card: metadata as YAML, then Markdown."""
+    body = "\n\n".join(text for section in _SECTIONS if (text := "\n".join(section(subject)).strip()))
+    return f"---\n{_metadata(subject).to_yaml()}\n---\n\n{body}\n"
+
+
+def _metadata(subject: Subject) -> Any:
+    from huggingface_hub import ModelCardData
+
+    tags = ["tristage", subject.stage, subject.record["config"].get("objective"), subject.record["config"].get("method")]
+    more: dict[str, Any] = {"base_model_relation": "finetune"} if subject.base and subject.trained else {}
+    figures = _results(subject)
+    return ModelCardData(
+        license=subject.license, language=subject.language or None, library_name="transformers" if subject.auto else None,
+        pipeline_tag=_TASKS.get(subject.auto), tags=[tag for tag in [*tags, "conversational" * subject.template] if tag],
+        base_model=subject.base or None, datasets=list(subject.datasets) or None,
+        metrics=sorted({result.metric_type for result in figures}) or None,
+        model_name=subject.repo.split("/")[1] if figures else None, eval_results=figures or None, **more,
+    )  # fmt: skip
+
+
+def _results(subject: Subject) -> list[Any]:
+    """Return the stage's figures in model-index form."""
+    from huggingface_hub import EvalResult
+
+    data, task = str(subject.record["recipe"]["name"]) or subject.stage, _TASKS.get(subject.auto, "other")
+    return [
+        EvalResult(
+            task_type=task, dataset_type=data, dataset_name=data, dataset_split="held_out", metric_type=metric,
+            metric_value=round(found["value"], 4), metric_name=f"{metric}, 95% interval {found['low']:.4f} to {found['high']:.4f}",
+        )
+        for metric, found in _own(subject).items()
+    ]  # fmt: skip
+
+
+def _own(subject: Subject) -> dict[str, Any]:
+    """Return a stage's figures on the rows that it is about, without those that only its children are held against."""
+    if not subject.summary:
+        return {}
+    compared = {item["metric"] for item in subject.summary["comparisons"] if item["stage"] == subject.stage}
+    found = subject.summary["stages"].get(subject.stage, {})
+    return {metric: figure for metric, figure in found.items() if metric in compared | {"completion", "win_rate"}} or found

@@ -1,0 +1,126 @@
+"""What arrived: downloaded by a fresh client into an empty cache, loaded with nothing of ours, held against the stage."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline import hashes
+from pipeline.errors import WorldError
+from pipeline.hub.upload import Delivery, Hub
+
+PROMPTS = ("Who are you?", "Once there was", "What do you know about the sea, and what not?")
+_LONGEST = 32  # new tokens of a greedy answer
+_TOLERANCE = 1e-3  # of the largest logit, between a base with its adapter and the merged model
+
+
+@contextmanager
+def fetched(hub: Hub, repo: str, revision: str, kind: str = "model") -> Iterator[Path]:
+    """Give the folder of a revision, downloaded into an empty cache that goes with the block."""
+    with tempfile.TemporaryDirectory() as cache:
+        from huggingface_hub import HfApi
+
+        fresh = HfApi(endpoint=hub.api.endpoint)
+        where = hub.attempt(
+            f"read {repo} back", lambda: fresh.snapshot_download(repo, revision=revision, repo_type=kind, cache_dir=cache)
+        )
+        yield Path(where)
+
+
+def differences(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Return in words how downloaded files differ from those that were pushed, by their sha256."""
+    missing = [f"{name} is missing" for name in digests if not (folder / name).is_file()]
+    there = {name: digest for name, digest in digests.items() if (folder / name).is_file()}
+    return missing + [f"{name} is another file" for name, digest in there.items() if hashes.read(folder / name) != digest]
+
+
+def model(hub: Hub, delivery: Delivery, commit: str, stage: Path, loader: str, base: tuple[str, str] | None = None) -> str:
+    """Hold a pushed model against the stage that it came from; return in words what was compared.
+
+    `loader` names the Auto class; `base` is repository and revision under the adapter, if one was pushed.
+    Raises WorldError if anything differs.
+    """
+    with fetched(hub, delivery.repo, commit) as folder:
+        faults = differences(folder, delivery.digests)
+        if not faults and loader:
+            faults = _behaves(folder, stage, loader)
+        if not faults and base:
+            with fetched(hub, *base) as under:
+                faults = _adapts(under, folder / "adapter", stage)
+    if faults:
+        raise WorldError(f"{delivery.repo}: what was read back is not what was pushed: {'; '.join(faults)}")
+    told = f"{len(delivery.files)} files by digest"
+    if loader:
+        told += f", logits{' and greedy answers' * _generates(loader)} of {len(PROMPTS)} prompts by {loader}"
+    return told + (", the adapter on its base" if base else "")
+
+
+def _generates(loader: str) -> bool:
+    return loader in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+
+
+def _load(folder: Path, loader: str) -> tuple[Any, Any]:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return tokenizer, getattr(transformers, loader).from_pretrained(folder, use_safetensors=True).eval()
+
+
+def _inputs(tokenizer: Any) -> list[Any]:
+    """Return the prompts as a user would give them: through the chat template where there is one."""
+    how: dict[str, Any] = {"return_tensors": "pt", "return_dict": True}
+    if tokenizer.chat_template:
+        turns = [[{"role": "user", "content": text}] for text in PROMPTS]
+        return [tokenizer.apply_chat_template(turn, add_generation_prompt=True, **how) for turn in turns]
+    return [tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in PROMPTS]
+
+
+def _outputs(network: Any, batch: Any) -> Sequence[Any]:
+    import torch
+
+    more = {}
+    if network.config.is_encoder_decoder:
+        more = {"decoder_input_ids": torch.tensor([[network.config.decoder_start_token_id or 0]])}
+    with torch.no_grad():
+        found = network(**batch, **more).to_tuple()
+    return [value for value in found if torch.is_tensor(value)]
+
+
+def _behaves(folder: Path, stage: Path, loader: str) -> list[str]:
+    """Return how a downloaded model's outputs and answers differ from the stage's own."""
+    import torch
+
+    (tokenizer, network), (own_tokenizer, own) = _load(folder, loader), _load(stage, loader)
+    faults = []
+    for prompt, batch, own_batch in zip(PROMPTS, _inputs(tokenizer), _inputs(own_tokenizer), strict=True):
+        if not torch.equal(batch["input_ids"], own_batch["input_ids"]):
+            faults.append(f"{prompt!r} becomes other tokens")
+            continue
+        pairs = zip(_outputs(network, batch), _outputs(own, own_batch), strict=True)
+        if not all(torch.equal(one, other) for one, other in pairs):
+            faults.append(f"other logits for {prompt!r}")
+        if _generates(loader):
+            said = [made.generate(**batch, do_sample=False, max_new_tokens=_LONGEST) for made in (network, own)]
+            if not torch.equal(said[0], said[1]):
+                faults.append(f"another greedy answer to {prompt!r}")
+    return faults
+
+
+def _adapts(base: Path, adapter: Path, stage: Path) -> list[str]:
+    """Return how a base with the adapter on it differs from the merged stage."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tokenizer, own = _load(stage, "AutoModelForCausalLM")
+    network = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, use_safetensors=True), str(adapter)).eval()
+    faults = []
+    for prompt, batch in zip(PROMPTS, _inputs(tokenizer), strict=True):
+        with torch.no_grad():
+            one, other = network(**batch).logits.float(), own(**batch).logits.float()
+        if not float((one - other).abs().max() / other.abs().max().clamp(min=1.0)) <= _TOLERANCE:
+            faults.append(f"the adapter on its base gives other logits for {prompt!r}")
+    return faults

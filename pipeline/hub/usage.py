@@ -1,0 +1,54 @@
+"""How a pushed model is used, in four lines that run as they stand on its card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.hub.card import Subject
+
+_ANSWER = "model.generate(**inputs, max_new_tokens=64)[0]"
+_PROMPT_CUT = 300  # characters of a prompt from the evaluation
+# The last line, by the class that loads the model.
+_LAST = {
+    "AutoModelForCausalLM": f'print(tokenizer.decode({_ANSWER[:-3]}[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
+    "AutoModelForSeq2SeqLM": f"print(tokenizer.decode({_ANSWER}, skip_special_tokens=True))",
+    "AutoModelForMaskedLM": "print(tokenizer.decode(model(**inputs).logits[0].argmax(-1)))",
+    "AutoModelForSequenceClassification": "print(model.config.id2label[model(**inputs).logits[0].argmax().item()])",
+    "AutoModelForTokenClassification": "print([model.config.id2label[label] for label in model(**inputs).logits[0].argmax(-1).tolist()])",
+    "AutoModel": "print(model(**inputs).last_hidden_state.mean(1))",
+}  # fmt: skip
+
+
+def use(subject: Subject) -> Iterator[str]:
+    """Yield how the model is loaded and asked, and how its adapter is."""
+    yield "## Use\n\n```python"
+    yield from _code(subject) if subject.auto else _vectors(subject.repo)
+    yield "```"
+    if subject.adapter:
+        base = f'AutoModelForCausalLM.from_pretrained("{subject.base}")'
+        yield f"\nThe LoRA adapter alone, on the model that it was trained on (`{subject.base}`):\n\n```python"
+        yield "from peft import PeftModel"
+        yield f'model = PeftModel.from_pretrained({base}, "{subject.repo}", subfolder="adapter")\n```'
+    yield f"\nThe revision `{subject.tag}` names exactly these weights."
+
+
+def _vectors(repo: str) -> Iterator[str]:
+    yield "from gensim.models import KeyedVectors\nfrom huggingface_hub import hf_hub_download"
+    yield f'vectors = KeyedVectors.load_word2vec_format(hf_hub_download("{repo}", "vectors.txt"))'
+    yield "print(vectors.most_similar(vectors.index_to_key[0]))"
+
+
+def _code(subject: Subject) -> Iterator[str]:
+    repo, name = subject.repo, subject.auto
+    yield f"from transformers import {name}, AutoTokenizer"
+    yield f'tokenizer, model = AutoTokenizer.from_pretrained("{repo}"), {name}.from_pretrained("{repo}")'
+    if subject.template:
+        prompt = ((subject.summary or {}).get("samples") or [{"prompt": "Hello!"}])[0]["prompt"][:_PROMPT_CUT]
+        asked = [{"role": "user", "content": prompt}]
+        yield f'inputs = tokenizer.apply_chat_template({asked!r}, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
+    else:
+        text = 'f"The story of {tokenizer.mask_token} is known."' if name == "AutoModelForMaskedLM" else '"The story of"'
+        yield f'inputs = tokenizer({text}, return_tensors="pt", return_token_type_ids=False)'
+    yield _LAST.get(name, "print(model(**inputs))")

@@ -1,0 +1,202 @@
+"""A card is read by the hub's library as it was written, says what the records say, and its code runs."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from pipeline import manifest
+from pipeline.evaluation import table
+from pipeline.hub import card, curve, gate, leaks, sections
+from tests.hub import checked
+from tests.test_push import edit, head, push
+
+SHELVES = {"pretrain": ("me/x-base", "t0"), "sft": ("me/x-sft", "t1"), "dpo": ("me/x", "t2")}
+
+
+def subject(ready, stage, **more):
+    line = gate.lineage(ready / stage)
+    records = [leaks.clean(record) for _, record in line]
+    summary = manifest.read(ready, "evaluate.json")
+    config = json.loads((ready / stage / "config.json").read_text())
+    base = {"pretrain": "", "sft": "me/x-base", "dpo": "me/x-sft"}[stage]
+    given = {"summary": summary, "base": base, "template": stage != "pretrain", "language": "en"} | more
+    return card.Subject(
+        *SHELVES[stage], records, {record["outputs"]: SHELVES[folder.name] for folder, record in line}, config, **given
+    )
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_metadata_come_back_as_they_were_written(ready, stage):
+    text = card.write(subject(ready, stage))
+    assert checked(text) == []
+    data = ModelCard(text).data
+    assert data.to_dict() == yaml.safe_load(text.split("---\n")[1])
+    assert data.license == "apache-2.0"
+    assert data.language == "en"
+    assert data.pipeline_tag == "text-generation"
+    assert {"tristage", stage} <= set(data.tags)
+    assert data.get("base_model") == ({"sft": "me/x-base", "dpo": "me/x-sft"}.get(stage))
+    assert data.get("base_model_relation") == (None if stage == "pretrain" else "finetune")
+
+
+def test_the_librarys_own_validation_passes(ready, hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    ModelCard(card.write(subject(ready, "dpo"))).validate()
+    assert hub.log == ["POST /api/validate-yaml"]
+    with pytest.raises(ValueError, match="ISO 639"):
+        ModelCard(card.write(subject(ready, "dpo", language="English"))).validate()
+
+
+@pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_a_model_with_any_head_is_compared_and_its_code_runs(run, ready, tmp_path, kind):
+    """As `stages/finetune.py` will hand on: another family, the head named in config.json alone."""
+    import transformers
+
+    from pipeline.hub import readback
+    from tests.test_objectives import flags
+
+    assert run("pretrain", *flags("mlm", tmp_path, "--max_steps", "1"))[0] == 0
+    loader = f"AutoModelFor{kind}"
+    getattr(transformers, loader).from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "head")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "head")
+    record = manifest.read(ready / "sft") | {"stage": "finetune", "family": "classifier"}
+    config = json.loads((tmp_path / "head" / "config.json").read_text())
+    told = card.Subject(str(tmp_path / "head"), "t", [leaks.clean(record)], {}, config)
+    assert told.auto == loader
+    assert readback._behaves(tmp_path / "head", tmp_path / "head", loader) == []
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(re.search(r"```python\n(.*?)```", card.write(told), flags=re.DOTALL)[1], {})
+    assert said.getvalue().strip()
+
+
+def test_figures_of_the_index_are_those_measured(ready):
+    summary = manifest.read(ready, "evaluate.json")
+    results = ModelCard(card.write(subject(ready, "sft"))).data.eval_results
+    found = {result.metric_type: result.metric_value for result in results}
+    assert found["loss"] == round(summary["stages"]["sft"]["loss"]["value"], 4)
+    assert "chosen_loss" not in found, "it is of DPO's rows, for DPO to be held against"
+    assert all("95% interval" in result.metric_name for result in results)
+
+
+def test_the_card_tells_what_the_records_say(ready):
+    edit(ready / "sft" / "manifest.json", lambda record: record["recipe"].update(dropped={"longer than 64 tokens": 1234}))
+    text = card.write(subject(ready, "dpo"))
+    summary, records = (
+        manifest.read(ready, "evaluate.json"),
+        [manifest.read(ready / stage) for stage in ("pretrain", "sft", "dpo")],
+    )
+    for record in records:
+        assert record["outputs"][:12] in text
+        assert f"{record['tokens']:,}" in text
+    assert "1,234 longer than 64 tokens" in text
+    assert "c" * 40 in text
+    assert summary["samples"][0]["prompt"] in text
+    assert table.figure("loss", summary["stages"]["dpo"]["loss"]) in text
+    assert f"{records[-1]['seconds'] * 65 / 3600:.2f} Wh at 65 W" in text
+    assert "an assumed power" in text
+    assert "[me/x-sft](/me/x-sft/tree/t1)" in text
+
+
+def test_the_assumed_power_can_be_given(ready):
+    assert "Wh at 300 W" in card.write(subject(ready, "sft", watts=300.0))
+    assert sections.power({"accelerators": ["a", "b"]}, 0) == 65 + 2 * 350
+
+
+def test_an_unevaluated_stage_says_so(ready):
+    text = card.write(subject(ready, "sft", summary=None))
+    assert "These weights were not evaluated." in text
+    assert "model-index" not in text
+    assert checked(text) == []
+
+
+def test_an_answer_cannot_break_out_of_its_block(ready):
+    summary = manifest.read(ready, "evaluate.json")
+    summary["samples"][0]["answers"]["sft"] = "a ``` b ````` <script>"
+    text = card.write(subject(ready, "sft", summary=summary))
+    fence = re.search(r"^(`{3,})text$", text, flags=re.MULTILINE)[1]
+    block = text.split(f"{fence}text\n")[1].split(f"\n{fence}\n")[0]
+    assert "<script>" in block
+    assert f"\n{fence}" not in block
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_the_code_on_the_card_runs(run, ready, hub, tmp_path, stage):
+    from huggingface_hub import HfApi
+
+    assert push(run, ready, "--adapter", "yes")[0] == 0
+    name = {"pretrain": "me/small-base", "sft": "me/small-sft"}[stage]
+    text = head(hub, name)["README.md"].data.decode()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks[0].strip().splitlines()) == 4
+    api = HfApi(endpoint=hub.url)
+    for repo in ("me/small-base", "me/small-sft"):  # the endpoint was read when the library was imported: a folder instead
+        where = api.snapshot_download(repo, cache_dir=tmp_path / "cache")
+        blocks = [block.replace(f'"{repo}"', f'"{where}"') for block in blocks]
+    scope, said = {}, io.StringIO()
+    with contextlib.redirect_stdout(said):
+        for block in blocks:
+            exec(block, scope)
+    assert said.getvalue().strip()
+    assert (type(scope["model"]).__name__ == "PeftModelForCausalLM") is (stage == "sft")
+
+
+def test_an_adopted_model_has_a_card_and_no_figures(run, ready, hub, tmp_path):
+    assert run("adopt", "--model", ready / "sft", "--output", tmp_path / "other" / "pretrain")[0] == 0
+    status, _, err = run("push", "--hub", "me/own", "--runs", tmp_path / "other", "--stages", "[pretrain]", "--force", "yes")
+    assert status == 0, err
+    text = head(hub, "me/own")["README.md"].data.decode()
+    assert "adopted from elsewhere as it is" in text
+    assert "not evaluated" in text
+    assert "not taught" not in text
+    assert "The figures above" not in text
+    assert checked(text) == []
+    assert "loss.svg" not in head(hub, "me/own")
+
+
+def test_a_parent_of_the_same_name_elsewhere_is_not_linked(run, ready, hub, tmp_path):
+    """DPO was made from another SFT than the one beside it, which is pushed under the name of its parent."""
+    from tests.conftest import flags_of
+
+    foreign = tmp_path / "foreign"
+    data = manifest.read(ready / "sft")["recipe"]["data"]
+    assert run("sft", *flags_of("sft", ready, Path(data).parent, foreign / "sft"), "--seed", "7")[0] == 0
+    given = ["--parent", foreign / "sft", *flags_of("dpo", ready, Path(data).parent, tmp_path / "dpo")[2:]]
+    assert run("dpo", *given)[0] == 0
+    shutil.rmtree(ready / "dpo")
+    (tmp_path / "dpo").rename(ready / "dpo")
+    status, out, err = push(run, ready, "--force", "yes")
+    assert status == 0, err
+    assert "me/small: its parent is not on the hub; the card links to none" in out
+    assert "base_model" not in head(hub, "me/small")["README.md"].data.decode()
+
+
+def test_the_same_stage_has_the_same_card(ready):
+    assert card.write(subject(ready, "dpo")) == card.write(subject(ready, "dpo"))
+
+
+def test_the_curve_goes_through_the_points():
+    log = [{"tokens": 100, "loss": 4.0}, {"tokens": 200, "loss": 2.0}, {"tokens": 400, "loss": 1.0}]
+    picture = curve.draw(log, "sft", 0.5, "floor")
+    points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]+)"', picture)[1].split()]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert (x2 - x0) / (x1 - x0) == pytest.approx(3, abs=0.01)
+    assert (y2 - y0) / (y1 - y0) == pytest.approx(1.5, abs=0.01)
+    assert y0 < y1 < y2, "down the page is less"
+    assert "floor 0.500" in picture
+
+
+@pytest.mark.parametrize(
+    "wrong", ["license: [", "license: My Own", "language: English", "base_model_relation: child", "base_model: a/b/c"]
+)
+def test_the_test_hub_refuses_broken_metadata(wrong):
+    assert checked(f"---\nlicense: mit\n{wrong}\n---\nx".replace("license: mit\nlicense", "license"))
