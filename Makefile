@@ -113,7 +113,7 @@ chat: $(READY)
 empty    :=
 space    := $(empty) $(empty)
 comma    := ,
-CHAIN    = [$(subst $(space),$(comma),$(strip $(filter-out control,$(PRESENT))))]
+CHAIN    = [$(subst $(space),$(comma),$(strip $(filter-out control adopt,$(PRESENT))))]
 yes      = $(if $(filter-out 0 no false,$($(1))),--$(2) yes)
 SENT     = $(call yes,PUBLIC,public) $(call yes,FORCE,force) $(MINE)
 

@@ -86,7 +86,8 @@ def pack(options: Options, folders: dict[str, Path], hub: Hub, forced: Sequence[
     faults: list[str] = []
     parcels = []
     for folder, record in {path: record for last in folders.values() for path, record in gate.lineage(last)}.items():
-        place = repository(str(record["stage"]), options), parcel.tag(folder, record)
+        named = folder.name if folder in folders.values() else str(record["stage"])
+        place = repository(named, options), parcel.tag(folder, record)
         shelf = hub.look(place[0]) if folder not in folders.values() else None
         if folder in folders.values() or (shelf and place[1] in shelf.tags):
             shelves[record["outputs"]] = place

@@ -375,3 +375,26 @@ def test_make_publishes_only_what_its_command_line_says(given, wanted):
     ]
     start = "python stages/push.py --hub 'me/tiny' --runs runs/tiny --stages '[pretrain,sft,dpo]'"
     assert " ".join(said.split()) == f"{start} {wanted}".strip()
+
+
+def test_a_fine_tuned_stage_is_judged_by_its_own_figures(run, tmp_path, hub, monkeypatch):
+    from tests.test_tasks import flags, parent
+
+    monkeypatch.setattr(manifest, "commit", lambda: {"commit": "0" * 40, "dirty": False})
+    source = parent(tmp_path / "parent", "mlm")
+    folder = tmp_path / "runs" / "finetune-moods"
+    given = [*flags("classification", {"mlm": source}, tmp_path, "--output", folder)]
+    assert run("finetune", *given)[0] == 0
+    only = ("--stages", "[finetune-moods]")
+    edit(folder / "manifest.json", lambda record: record["evaluation"]["figures"]["macro_f1"]["gain"].update(low=-0.3, high=-0.1))
+    status, _, err = push(run, tmp_path / "runs", *only)
+    assert status == 2
+    assert "finetune: worse than baseline by macro_f1" in err
+    edit(folder / "manifest.json", lambda record: record["evaluation"]["figures"]["macro_f1"]["gain"].update(low=0.1, high=0.3))
+    status, out, err = push(run, tmp_path / "runs", *only)
+    assert status == 0, err
+    assert "AutoModelForSequenceClassification" in out
+    card = head(hub, "me/small")["README.md"].data.decode()
+    assert "macro_f1" in card
+    assert "text-classification" in card
+    assert not {"predictions.jsonl", "confusion.csv"} & set(head(hub, "me/small"))

@@ -13,6 +13,8 @@ COLUMNS = {
     "unigram": "unigram",
     "untrained": "untrained",
     "chance": "chance",
+    "finetune": "fine-tuned",
+    "baseline": "baseline",
 }
 METRICS = (
     "loss", "bits_per_byte", "floor", "loss_over_floor", "completion", "reply_loss", "reply_bits_per_byte",

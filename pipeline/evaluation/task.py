@@ -75,6 +75,26 @@ def judged(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
         run.say(line)
 
 
+def summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the figures of a fine-tuned stage in the form that the evaluation gives those of a chain; None where it has none."""
+    found = record.get("evaluation")
+    if not found:
+        return None
+    stage, figures = str(record["stage"]), found["figures"]
+    return {
+        "measured": {stage: record["outputs"]},
+        "stages": {
+            stage: {name: one["value"] for name, one in figures.items()},
+            "baseline": {name: one["rival"] for name, one in figures.items()},
+        },
+        "comparisons": [
+            {"stage": stage, "against": "baseline", "metric": name, **one["gain"], "better": one["gain"]["low"] > 0}
+            for name, one in sorted(figures.items(), key=lambda item: item[0] != found["primary"])
+        ],
+        "samples": [], "left_out": found["dropped"],
+    }  # fmt: skip
+
+
 def _write(folder: Path, rows: Sequence[Row], said: Sequence[Prediction], confusion: dict[str, dict[str, int]]) -> None:
     with (folder / PREDICTIONS).open("w", encoding="utf-8") as file:
         for row, line in zip(rows, said, strict=True):

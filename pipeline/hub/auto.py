@@ -14,6 +14,7 @@ _ENDINGS = {  # the first that fits
 _FAMILIES = {
     "causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "discriminator": "AutoModelForPreTraining",
     "seq2seq": "AutoModelForSeq2SeqLM", "embedder": "AutoModel", "classifier": "AutoModelForSequenceClassification",
+    "tagger": "AutoModelForTokenClassification", "reader": "AutoModelForQuestionAnswering",
     "reward": "AutoModelForSequenceClassification",
 }  # fmt: skip
 

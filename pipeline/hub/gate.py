@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import manifest, verify
+from pipeline.evaluation import task
 
 # A stage's own metric and what it is held against, the first that was measured; other stages: any figure against their parent.
 PRIMARY = {
@@ -39,20 +40,21 @@ def primary(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, 
     if won:
         less = {key: won[key] - _EVEN for key in ("value", "low", "high")}
         compared["sft", "win_rate"] = {"metric": "win_rate", "against": "even chances", **less, "better": less["low"] > 0}
-    wanted = PRIMARY.get(stage) or [key for key in compared if key[0] in parents]
+    wanted = PRIMARY.get(stage) or [key for key in compared if key[0] in (*parents, "baseline")]
     return next((compared[key] for key in wanted if key in compared), None)
 
 
 def _worth(record: Mapping[str, Any], summary: Mapping[str, Any] | None, path: Path) -> list[str]:
     """Return why the evaluation does not speak for a stage."""
     stage = record["stage"]
+    if "steps" not in record:  # adopted as it is: nothing was trained that could be worse
+        return []
+    summary = task.summary(record) or summary
     measured = (summary or {}).get("measured", {})
     if summary is None or stage not in measured:
         return [f"{stage}: not evaluated: {path} {'has no figures of it' if summary else 'is missing'}; make evaluate"]
     if measured[stage] != record["outputs"]:
         return [f"{stage}: {path} measured another {stage}; make evaluate"]
-    if "steps" not in record:  # adopted as it is: nothing was trained that could be worse
-        return []
     found = primary(record, summary)
     if found is None:
         return [f"{stage}: {path} has no figure that holds it against its parent or a baseline"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import hashes, manifest
 from pipeline.errors import UserError
+from pipeline.evaluation import task
 from pipeline.hub import card, curve, gate, leaks, sections
 from pipeline.hub.leaks import Content
 from pipeline.hub.upload import Delivery, sha256
@@ -57,7 +58,7 @@ def pack(
     """
     line = gate.lineage(folder)
     record = line[-1][1]
-    stage = str(record["stage"])
+    stage, summary = str(record["stage"]), task.summary(record) or summary
     own = {name: folder / name for name in record["files"] if (folder / name).is_file()}
     files: dict[str, Content] = {name: path for name, path in own.items() if leaks.may_leave(name)}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if "config.json" in files else {}

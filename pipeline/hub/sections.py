@@ -18,6 +18,7 @@ _CPU_WATTS, _ACCELERATOR_WATTS = 65, 350
 _TITLES = {
     "pretrain": "A base model, pretrained from nothing: it goes on with a text, and was never taught to answer.",
     "sft": "A chat model: a base model fine-tuned on conversations, trained on the assistant's tokens alone.",
+    "finetune": "A model of one supervised task, fine-tuned on labelled rows.",
     "dpo": "An aligned chat model: direct preference optimisation (Rafailov et al. 2023) of a chat model on pairs of answers.",
     "control": "A control and not a product: SFT's rows and steps from random weights, which shows what SFT alone would know.",
 }
