@@ -1,7 +1,7 @@
 """Supervised tasks on stories of invented people: what is told is known exactly, so every answer can be judged.
 
 The stories are those of `world`, about other people: nobody's name and no town, job, dish, pet or hobby of the
-held-out rows stands in a training row. `questions` has questions in the form of SQuAD, one in three without an
+held-out rows stands in a training row. `answers` has questions in the form of SQuAD, one in three without an
 answer, some in long texts. `tags` marks names and values by BIO tags. `translation` turns any way of telling a
 fact of `world` into the first one; there the people are those of `world`, and the held-out half is asked about
 only in the end.
@@ -44,7 +44,7 @@ def _told(rng: random.Random, people: list[Person]) -> Iterator[tuple[Person, st
                 yield person, "", rng.choice(world.REMARKS)
 
 
-def questions(split: str, seed: int) -> Iterator[dict[str, Any]]:
+def answers(split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield a text, a question and where its answer stands, if it does."""
     rng = random.Random(f"{seed}/questions/{split}")
     for number in range(_ROWS[split]):
@@ -54,16 +54,16 @@ def questions(split: str, seed: int) -> Iterator[dict[str, Any]]:
         context = " ".join(sentence for _, _, sentence in told)
         facts = [(person, key, sentence) for person, key, sentence in told if key]
         person, key, sentence = rng.choice(facts)
-        answers = []
+        found = []
         if number % 3:
             value = person.facts[key]
             start = context.index(sentence) + sentence.rindex(value)
-            answers = [{"text": value, "start": start}]
+            found = [{"text": value, "start": start}]
         else:  # something that is told of others, or of nobody
             known = {(one.name, fact) for one, fact, _ in facts}
             person, key = rng.choice([(one, fact) for one in people for fact in FACTS if (one.name, fact) not in known])
         question = rng.choice(FACTS[key].questions).format(name=person.name)
-        yield {"context": context, "question": question, "answers": answers}
+        yield {"context": context, "question": question, "answers": found}
 
 
 def tags(split: str, seed: int) -> Iterator[dict[str, Any]]:

@@ -386,7 +386,9 @@ def test_a_fine_tuned_stage_is_judged_by_its_own_figures(run, tmp_path, hub, mon
     given = [*flags("classification", {"mlm": source}, tmp_path, "--output", folder)]
     assert run("finetune", *given)[0] == 0
     only = ("--stages", "[finetune-moods]")
-    edit(folder / "manifest.json", lambda record: record["evaluation"]["figures"]["macro_f1"]["gain"].update(low=-0.3, high=-0.1))
+    edit(
+        folder / "manifest.json", lambda record: record["evaluation"]["figures"]["macro_f1"]["gain"].update(low=-0.3, high=-0.1)
+    )
     status, _, err = push(run, tmp_path / "runs", *only)
     assert status == 2
     assert "finetune: worse than baseline by macro_f1" in err

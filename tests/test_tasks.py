@@ -483,11 +483,11 @@ def test_an_interval_over_groups_is_wider_where_groups_agree():
 @pytest.mark.parametrize(
     ("shape", "row", "wanted"),
     [
-        ("questions", {"id": "1", "title": "t", "context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": [2]}},
+        ("answers", {"id": "1", "title": "t", "context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": [2]}},
          {"context": "A cat.", "question": "Who?", "answers": [{"text": "cat", "start": 2}], "group": ""}),
-        ("questions", {"context": "A cat .", "question": "Who?", "answers": {"text": [" cat "], "answer_start": [1]}},
+        ("answers", {"context": "A cat .", "question": "Who?", "answers": {"text": [" cat "], "answer_start": [1]}},
          {"context": "A cat .", "question": "Who?", "answers": [{"text": "cat", "start": 2}], "group": ""}),
-        ("questions", {"context": "A cat.", "question": "Who?", "answers": {"text": [], "answer_start": []}},
+        ("answers", {"context": "A cat.", "question": "Who?", "answers": {"text": [], "answer_start": []}},
          {"context": "A cat.", "question": "Who?", "answers": [], "group": ""}),
         ("tags", {"id": "0", "tokens": ["EU"], "pos_tags": [1], "chunk_tags": [2], "ner_tags": ["B-ORG"]}, {"tokens": ["EU"], "tags": ["B-ORG"]}),
         ("labels", {"sentence1": "a", "sentence2": "b", "label": "equivalent", "idx": 0}, {"text": "a", "text_pair": "b", "label": "equivalent"}),
@@ -512,13 +512,13 @@ def test_layouts_of_public_data_sets(shape, row, wanted):
 @pytest.mark.parametrize(
     ("shape", "row", "said"),
     [
-        ("questions", {"context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": [3]}}, "'cat' does not stand at 3"),
+        ("answers", {"context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": [3]}}, "'cat' does not stand at 3"),
         ("tags", {"tokens": ["a", "b"], "tags": ["O"]}, "no lists of the same length"),
         ("similarity", {"text": "a", "text_pair": "b", "score": "near"}, "score is 'near', not a number"),
         ("labels", {"text": "a", "label": ["b"]}, "label is list, not one label"),
         ("similarity", {"text": "a", "text_pair": "b", "score": "nan"}, "score is 'nan'"),
-        ("questions", {"context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": []}}, "no lists of the same length"),
-        ("questions", {"context": "A cat.", "question": "Who?", "answers": {"text": [None], "answer_start": [2]}}, "None is no text"),
+        ("answers", {"context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": []}}, "no lists of the same length"),
+        ("answers", {"context": "A cat.", "question": "Who?", "answers": {"text": [None], "answer_start": [2]}}, "None is no text"),
         ("translation", {"translation": {"en": "a"}}, "has not two languages"),
     ],
 )  # fmt: skip
@@ -843,7 +843,7 @@ def test_labels_of_a_parent_with_a_head_keep_their_numbers(parents, tmp_path):
         (["--task", "similarity"], "no layout for similarity: found columns {label, text}"),
         (["--task", "sequence_to_sequence"], "is a model of family masked, but finetune takes seq2seq"),
         (["--max_length", "200"], "max_length: 200 does not fit the parent, which has 64 positions"),
-        (["--task", "question_answering"], "no layout for questions"),
+        (["--task", "question_answering"], "no layout for answers"),
         (["--eval_strategy", "epoch"], "eval_strategy: can't be set here; a stage is judged when it is done"),
         (["--patience", "2", "--save_strategy", "steps"], "save_strategy: with patience a checkpoint is saved after each epoch"),
         (["--patience", "2", "--validation", "0.001"], "validation: 0 of"),
@@ -895,7 +895,7 @@ def test_shipped_recipes_hold_out_what_they_say(name):
                 for rows in (train, held_out)
             ]
             assert len(named[0] & named[1]) < 0.05 * len(named[1])
-        if shape == "questions":
+        if shape == "answers":
             assert all(row["context"][one["start"] :].startswith(one["text"]) for row in train for one in row["answers"])
             assert 0.25 < sum(not row["answers"] for row in train) / len(train) < 0.45
 

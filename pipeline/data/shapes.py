@@ -3,7 +3,7 @@
 `text`: {"text": str}. `messages`: {"messages": [{"role", "content"}, …]}, ending with the assistant.
 `preference`: {"prompt": messages, "chosen": messages, "rejected": messages}.
 `labels`: {"text": str, "label": str}, and a "text_pair" where two texts are read together.
-`questions`: {"context": str, "question": str, "answers": [{"text": str, "start": int}, …]}, none where there is no answer.
+`answers`: {"context": str, "question": str, "answers": [{"text": str, "start": int}, …]}, none where there is no answer.
 `tags`: {"tokens": [str, …], "tags": [str, …]}. `translation`: {"source": str, "target": str}.
 `similarity`: {"text": str, "text_pair": str, "score": float}.
 Any row may have a "group" where rows belong together, so that they are never on both sides of a split.
@@ -19,9 +19,9 @@ from typing import Any
 from pipeline.errors import UserError
 
 Row = dict[str, Any]
-SHAPES = ("text", "messages", "preference", "labels", "questions", "tags", "translation", "similarity")
+SHAPES = ("text", "messages", "preference", "labels", "answers", "tags", "translation", "similarity")
 _TEXTS = {  # of each shape, what may not be empty
-    "text": ("text",), "labels": ("text", "text_pair", "label"), "questions": ("context", "question"), "tags": ("tokens",),
+    "text": ("text",), "labels": ("text", "text_pair", "label"), "answers": ("context", "question"), "tags": ("tokens",),
     "translation": ("source", "target"), "similarity": ("text", "text_pair"),
 }  # fmt: skip
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
@@ -203,7 +203,7 @@ _LAYOUTS: dict[str, list[tuple[str, frozenset[str], Callable[[Mapping[str, Any]]
         ("text and label", frozenset({"text", "label"}), _label("text")),
         ("sentence and label", frozenset({"sentence", "label"}), _label("sentence")),
     ],
-    "questions": [("SQuAD", frozenset({"context", "question", "answers"}), _question)],
+    "answers": [("SQuAD", frozenset({"context", "question", "answers"}), _question)],
     "tags": [
         ("tokens and ner_tags", frozenset({"tokens", "ner_tags"}), _tags("ner_tags")),
         ("tokens and tags", frozenset({"tokens", "tags"}), _tags("tags")),

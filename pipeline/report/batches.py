@@ -87,7 +87,7 @@ def _trainer(folder: Path, record: Mapping[str, Any], recipe: recipes.Recipe, vo
     from transformers import set_seed
 
     from pipeline.hardware import placement
-    from pipeline.trainer import StageTrainer, Traced
+    from pipeline.trainer import StageTrainer
     from pipeline.training import DEFAULTS, FORCED
 
     shape, seed = SHAPES[record["stage"]], int(record["seed"])
@@ -99,7 +99,7 @@ def _trainer(folder: Path, record: Mapping[str, Any], recipe: recipes.Recipe, vo
     set_seed(seed)
     make = {"text": _text, "messages": _conversations, "preference": _pairs}[shape]
     dataset, collator = make(folder, record, rows, vocabulary, arguments, scratch / "rows.arrow")
-    return StageTrainer(torch.nn.Linear(1, 1), arguments, Traced(collator), dataset, processing_class=vocabulary)
+    return StageTrainer(torch.nn.Linear(1, 1), arguments, collator, dataset, processing_class=vocabulary)
 
 
 def _text(folder: Path, record: Mapping[str, Any], rows: recipes.Rows, vocabulary: Any, _: Any, path: Path) -> tuple[Any, Any]:

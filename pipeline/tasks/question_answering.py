@@ -31,7 +31,7 @@ _NONE = (0, 0)  # places of no answer
 class QuestionAnswering(Task):
     """Find the answer to a question in a text, or say that it is not there."""
 
-    shape = "questions"
+    shape = "answers"
     family = "reader"
     accepts: ClassVar[tuple[str, ...]] = (*ENCODERS, "reader")
     auto = "AutoModelForQuestionAnswering"
