@@ -39,8 +39,11 @@ class WordVectors(Objective):
     threshold: float = option(1e-3, "t: words more frequent than this are left out now and then", at_least=1e-6)
 
     @abstractmethod
-    def asks(self, words: np.ndarray, place: int, around: np.ndarray) -> Iterator[tuple[list[int], int]]:
-        """Yield (context words, word to tell from negatives) for one place of a text."""
+    def asks(self, words: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return contexts (n, any), padded with -1, and the words to tell from negatives (n,).
+
+        `words` (length,) are a text, `around` (length, 2·window) the words beside each, -1 where there is none.
+        """
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return two tables of vectors; the second begins at 0, so that the first loss is (1 + k) ln 2."""
@@ -128,28 +131,29 @@ class Windows(Corrupting):
         """Return the windows of all rows."""
         import torch
 
-        contexts: list[list[int]] = []
-        told: list[np.ndarray] = []
-        for row in rows:
-            chance = np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]])
-            words = np.array(row["input_ids"])
-            words = words[chance.random(len(words)) < self.keep[words]]
-            reach = chance.integers(1, self.objective.window + 1, len(words))
-            asks = [
-                ask
-                for place, size in enumerate(reach)
-                for ask in self.objective.asks(
-                    words, place, np.r_[max(0, place - size) : place, place + 1 : min(len(words), place + size + 1)]
-                )
-            ]
-            negatives = np.searchsorted(self.drawn_below, chance.random((len(asks), self.objective.negatives)))
-            contexts += [context for context, _ in asks]
-            told += [np.array([target, *drawn]) for (_, target), drawn in zip(asks, negatives, strict=True)]
-        longest = max(map(len, contexts), default=1)
-        padded = [[*context, *[-1] * (longest - len(context))] for context in contexts]
-        ids = torch.tensor(np.array(told, dtype=np.int64).reshape(-1, 1 + self.objective.negatives))
+        asked = [self._asked(row) for row in rows]
+        longest = max((contexts.shape[1] for contexts, _ in asked), default=1)
+        contexts = [np.pad(found, ((0, 0), (0, longest - found.shape[1])), constant_values=-1) for found, _ in asked]
         read = torch.tensor([[word for row in rows for word in row["input_ids"]]])  # what the Trainer counts as tokens
-        return {"contexts": torch.tensor(padded, dtype=torch.long).reshape(-1, longest), "input_ids": ids, "words": read}
+        return {
+            "contexts": torch.tensor(np.concatenate(contexts)),
+            "input_ids": torch.tensor(np.concatenate([told for _, told in asked])),
+            "words": read,
+        }
+
+    def _asked(self, row: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Return contexts and told words of one text."""
+        chance = np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]])
+        words = np.array(row["input_ids"])
+        words = words[chance.random(len(words)) < self.keep[words]]
+        reach = chance.integers(1, self.objective.window + 1, len(words))
+        beside = np.delete(np.arange(-self.objective.window, self.objective.window + 1), self.objective.window)
+        places = np.arange(len(words))[:, None] + beside
+        there = (places >= 0) & (places < len(words)) & (abs(beside) <= reach[:, None])
+        around = np.where(there, words[np.clip(places, 0, len(words) - 1)], -1) if len(words) else places
+        contexts, told = self.objective.asks(words, around)
+        drawn = np.searchsorted(self.drawn_below, chance.random((len(told), self.objective.negatives)))
+        return contexts, np.column_stack([told, drawn])
 
 
 def table(size: int, width: int) -> Any:
