@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokens import IGNORED
@@ -84,6 +85,24 @@ def token_nats(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "non
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction=reduction
     )
     return nats if reduction == "sum" else nats.view(labels.shape)
+
+
+@contextmanager
+def at(model: Any, places: torch.Tensor) -> Iterator[None]:
+    """Have a model give logits of some places alone, (places, vocabulary): most of a head's work would be thrown away."""
+    head = getattr(model, "module", model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: (states[0][places],))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return -Σ log p of targets, (places,) in nats; 0 where there is none."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def asked(labels: torch.Tensor) -> torch.Tensor:

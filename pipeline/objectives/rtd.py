@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.data.tokens import IGNORED
 from pipeline.objectives import Example, Scores
-from pipeline.objectives._models import asked, build, load, one_of, token_nats
+from pipeline.objectives._models import asked, at, build, load, one_of, summed
 from pipeline.objectives.mlm import MaskedLanguageModel, choose
 
 if TYPE_CHECKING:
@@ -68,21 +68,25 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         generated, found, replaced = model(**batch)
         each = torch.nn.functional.binary_cross_entropy_with_logits(found.float(), replaced.float(), reduction="none")
         return {
-            "generator": token_nats(generated, batch["labels"], "sum"),
+            "generator": summed(generated, batch["labels"][batch["labels"] != IGNORED]),
             "discriminator": (each * batch["attention_mask"]).sum(),
         }
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the generator's nats, and how often a replaced token looks more so than an original one of its text."""
+        import torch
+
         generated, found, replaced = model(**batch)
-        nats = token_nats(generated, batch["labels"]).sum(-1).tolist()
+        hidden = batch["labels"] != IGNORED
+        each = torch.nn.functional.cross_entropy(generated.float(), batch["labels"][hidden], reduction="none")
+        nats = torch.zeros(hidden.shape, device=each.device).masked_scatter(hidden, each).sum(-1).tolist()
         wins, pairs = [], []
         for logits, flags, mask in zip(found, replaced, batch["attention_mask"].bool(), strict=True):
             fake, real = logits[flags & mask], logits[~flags & mask]
             better = (fake.unsqueeze(1) > real).float() + 0.5 * (fake.unsqueeze(1) == real).float()
             wins.append(float(better.sum()))
             pairs.append(float(better.numel()))
-        targets = (batch["labels"] != IGNORED).sum(-1).float().tolist()
+        targets = hidden.sum(-1).float().tolist()
         return {"generator_loss": (nats, targets), "detection": (wins, pairs)}
 
     def fresh(self, model: Any) -> Any:
@@ -96,7 +100,11 @@ class ReplacedTokenDetection(MaskedLanguageModel):
 
 
 def _joined(generator: Any, discriminator: Any) -> Any:
-    """Return both as one model that the Trainer can save: forward gives the generator's logits, the discriminator's, and what was replaced."""
+    """Return both as one model that the Trainer can save.
+
+    forward gives the generator's logits at masked places, (masked, vocabulary), and for all (batch, length) the
+    discriminator's logits and what was replaced.
+    """
     import torch
     from transformers import PreTrainedModel
 
@@ -120,10 +128,11 @@ def _joined(generator: Any, discriminator: Any) -> Any:
             return self.discriminator.get_input_embeddings()
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Any:
-            generated = self.generator(input_ids=input_ids, attention_mask=attention_mask).logits
             hidden = labels != IGNORED
+            with at(self.generator, hidden):
+                generated = self.generator(input_ids=input_ids, attention_mask=attention_mask).logits
             with torch.no_grad():
-                drawn = torch.distributions.Categorical(logits=generated[hidden].float()).sample()
+                drawn = torch.distributions.Categorical(logits=generated.float()).sample()
             filled = input_ids.masked_scatter(hidden, drawn)
             replaced = hidden & (filled != labels)
             found = self.discriminator(input_ids=filled, attention_mask=attention_mask).logits
