@@ -16,9 +16,9 @@ COLUMNS = {
 }
 _ROWS = (
     "loss", "bits_per_byte", "floor", "loss_over_floor", "completion", "reply_loss", "reply_bits_per_byte",
-    "generator_loss", "pair_accuracy", "detection", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
+    "cloze", "cloze_loss", "generator_loss", "pair_accuracy", "detection", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
 )  # fmt: skip
-_SHARES = {"completion", "exact_match", "win_rate", "likelier", "accuracy", "pair_accuracy", "detection", "retrieval"}
+_SHARES = {"completion", "cloze", "exact_match", "win_rate", "likelier", "accuracy", "pair_accuracy", "detection", "retrieval"}
 
 
 def figure(metric: str, estimate: Mapping[str, float]) -> str:
