@@ -36,10 +36,13 @@ class Options:
 
 
 def pretrained(name: str, options: Options, profile: Path, output: Path) -> Path:
-    """Pretrain one objective, or find that it is done; return its folder."""
-    own = [word for key, value in (options.objectives[name] or {}).items() for word in (f"--{key}", json.dumps(value))]
+    """Pretrain one objective, or find that it is done; return its folder. A parent may be another one of them by name."""
+    given = {"flops": options.flops} | (options.objectives[name] or {})
+    if given.get("parent") in options.objectives:
+        given["parent"] = str(output / given["parent"])
+    own = [word for key, value in given.items() for word in (f"--{key}", value if key == "parent" else json.dumps(value))]
     script = [sys.executable, str(Path(__file__).with_name("pretrain.py")), "--config", str(profile)]
-    flags = ["--objective", name, "--flops", str(options.flops), "--output", str(output / name)]
+    flags = ["--objective", name, "--output", str(output / name)]
     if status := subprocess.run([*script, *flags, *own], check=False).returncode:
         raise UserError(f"objective {name}: pretraining ended with status {status}")
     return output / name

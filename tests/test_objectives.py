@@ -478,6 +478,40 @@ def test_every_architecture_reads_the_longest_row(vocabularies, tmp_path, name, 
 
 
 @pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        (name, kind)
+        for name in NAMES
+        if name not in ("causal", "contrastive", "skipgram", "cbow")
+        for kind in objectives.load(name).architectures
+    ],
+)
+def test_pretraining_goes_without_dropout(vocabularies, tmp_path, name, architecture):
+    objective = objectives.load(name)
+    vocabulary = vocabularies[objective.vocabulary]
+    dataset = tokens.numbered(write_rows(list(objective.examples(text_of(vocabulary))), tmp_path / "rows.arrow"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    model = objective.build_model(vocabulary, architecture, **sizes).train()
+    batch = objective.collator(vocabulary, dataset, 1)([dataset[0], dataset[1]])
+    batch.pop("row", None)
+    found = []
+    for _ in range(2):
+        losses = objective.losses(model, batch)
+        found.append(next(iter(losses.values())).item())  # of rtd the generator's: the other one is of what was drawn
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_a_parent_without_dropout_gets_views(run, tmp_path, architecture):
+    assert run("pretrain", *flags("mlm", tmp_path, "--max_steps", "1", "--architecture", architecture))[0] == 0
+    (tmp_path / "out").rename(tmp_path / "parent")
+    status, _, err = run("pretrain", *flags("contrastive", tmp_path, "--max_steps", "2", "--parent", tmp_path / "parent"))
+    assert status == 0, err
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert 0.1 in (config.get("hidden_dropout_prob"), config.get("mlp_dropout"))
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--objective", "mlm", "--architecture", "llama"], "architecture: llama: no model of it can be built for this objective"),

@@ -16,9 +16,8 @@ from pipeline.config import option
 from pipeline.errors import UserError
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import sentences
-from pipeline.objectives._models import build, load
+from pipeline.objectives._models import build, dropout, load
 
-_DROPOUT = {"modernbert": dict.fromkeys(("embedding_dropout", "mlp_dropout", "attention_dropout"), 0.1)}
 _SHORTEST = 4  # tokens of a sentence that says something
 # What makes the folder a model of sentence-transformers, too.
 _MODULES = [
@@ -37,14 +36,17 @@ class Contrastive(Objective):
     accumulates = False  # the negatives are the batch: parts of it would be another task
 
     temperature: float = option(0.05, "τ, what cosines are divided by", at_least=0.001)
+    dropout: float = option(0.1, "share of the states that each view lacks", at_least=0.001, at_most=0.9)
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
-        """Return an encoder without a head; a type that has no dropout gets BERT's, without which there are no two views."""
-        return _viewed(build("AutoModel", architecture, tokenizer, sizes, **_DROPOUT.get(architecture, {})), "architecture")
+        """Return an encoder without a head."""
+        return _viewed(
+            build("AutoModel", architecture, tokenizer, sizes, **dropout(architecture, self.dropout)), "architecture"
+        )
 
     def load_model(self, parent: str) -> Any:
-        """Return an encoder; a head that the parent has is left behind."""
-        return _viewed(load("AutoModel", parent), f"--parent {parent}")
+        """Return an encoder, its dropout the one of the options; a head that the parent has is left behind."""
+        return _viewed(load("AutoModel", parent, self.dropout), f"--parent {parent}")
 
     def examples(self, text: Text) -> Iterator[Example]:
         """Yield sentences between the tokens that begin and end a text; very short ones are counted."""
