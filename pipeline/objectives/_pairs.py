@@ -35,8 +35,12 @@ class PairObjective(MaskedLanguageModel):
 
     accepts: ClassVar[tuple[str, ...]] = ("masked",)
     architectures: ClassVar[tuple[str, ...]] = ("bert", "albert")
-    weights: ClassVar[Mapping[str, float]] = {"loss": 1.0, "pair": 1.0}
     chance: ClassVar[Mapping[str, float]] = {"pair_accuracy": 0.5}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Both parts count alike."""
+        return {"loss": 1.0, "pair": 1.0}
 
     @abstractmethod
     def pair(self, first: list[int], follows: list[int], other: list[int], chance: np.random.Generator) -> Pair:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from pipeline.config import option
 from pipeline.data.tokens import IGNORED
 from pipeline.objectives import Example, Scores
 from pipeline.objectives._models import asked, at, build, load, one_of, summed
@@ -33,8 +34,14 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     family = "discriminator"
     accepts: ClassVar[tuple[str, ...]] = ("discriminator",)
     architectures: ClassVar[tuple[str, ...]] = ("electra",)
-    weights: ClassVar[Mapping[str, float]] = {"generator": 1.0, "discriminator": 50.0}
     chance: ClassVar[Mapping[str, float]] = {"detection": 0.5}
+
+    discriminator_weight: float = option(50.0, "λ, what the discriminator's loss is multiplied by", at_least=0.0)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The generator's loss counts once, the discriminator's λ times."""
+        return {"generator": 1.0, "discriminator": self.discriminator_weight}
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return generator and discriminator, which share their embeddings."""
