@@ -85,10 +85,10 @@ class WordVectors(Objective):
         return {"loss": _nats(model, batch).sum()}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
-        """Return the nats of each word, and how often it is likelier than one that was drawn."""
+        """Return the nats of each text's words, and how often a word is likelier than one that was drawn."""
         right, wrong = model(batch["contexts"], batch["input_ids"])
-        wins = _wins(right.unsqueeze(1), wrong)
-        return {"loss": (_nats(model, batch).tolist(), [1.0] * len(wins)), "detection": (wins, [1.0] * len(wins))}
+        wins = _by_text(_wins(right.unsqueeze(1), wrong), batch)
+        return {"loss": _by_text(_nats(model, batch), batch), "detection": wins}
 
     def fresh(self, model: Any) -> Any:
         """Return tables as they begin."""
@@ -97,8 +97,7 @@ class WordVectors(Objective):
     def by_frequency(self, collator: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
         """Return how often the word that is there is more frequent than one that was drawn."""
         often = _counts(collator, batch["input_ids"])
-        wins = _wins(often[:, :1], often[:, 1:])
-        return {"detection": (wins, [1.0] * len(wins))}
+        return {"detection": _by_text(_wins(often[:, :1], often[:, 1:]), batch)}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the vectors in word2vec's text format, beside weights and tokenizer."""
@@ -114,7 +113,10 @@ class WordVectors(Objective):
 
 @dataclass
 class Windows(Corrupting):
-    """Windows over texts: `contexts` (n, at most 2·window, padded with -1), and `input_ids` (n, 1 + k): the word, then negatives."""
+    """Windows over texts: `contexts` (n, at most 2·window, padded with -1), `input_ids` (n, 1 + k): the word, then negatives.
+
+    `sizes` (texts,) says how many of the n are of each text, `words` which words were read.
+    """
 
     objective: WordVectors
     counts: np.ndarray | None = None
@@ -139,6 +141,7 @@ class Windows(Corrupting):
             "contexts": torch.tensor(np.concatenate(contexts)),
             "input_ids": torch.tensor(np.concatenate([told for _, told in asked])),
             "words": read,
+            "sizes": torch.tensor([len(told) for _, told in asked]),
         }
 
     def _asked(self, row: Example) -> tuple[np.ndarray, np.ndarray]:
@@ -195,9 +198,15 @@ def _counts(collator: Any, ids: Any) -> Any:
     return torch.tensor(collator.counts)[ids.cpu()]
 
 
-def _wins(there: Any, drawn: Any) -> list[float]:
+def _wins(there: Any, drawn: Any) -> Any:
     """Return how often the one is larger than the others, a tie counting half."""
-    return ((there > drawn).float() + 0.5 * (there == drawn).float()).mean(1).tolist()  # type: ignore[no-any-return]
+    return ((there > drawn).float() + 0.5 * (there == drawn).float()).mean(1)
+
+
+def _by_text(values: Any, batch: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Return the sum over each text, and of how many words it is: words beside each other are no independent items."""
+    sizes = batch["sizes"].tolist()
+    return [float(part.sum()) for part in values.split(sizes)], [float(size) for size in sizes]
 
 
 def _nats(model: Any, batch: Mapping[str, Any]) -> Any:
