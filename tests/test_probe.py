@@ -152,6 +152,17 @@ def test_objectives_are_compared(tmp_path):
     found = json.loads((tmp_path / "out" / "compare.json").read_text())["objectives"]
     assert set(found) == {"TF-IDF", "majority", "mlm", "skipgram"}
     assert found["mlm"]["held_out"][0]["against"] == "unigram"
+    kept = json.loads((tmp_path / "out" / "mlm.json").read_text())  # what was measured is not measured again
+    (tmp_path / "out" / "mlm.json").write_text(json.dumps(kept | {"tokens_per_second": 12345.6}))
+    done = subprocess.run([*script, "--resamples", "50"], capture_output=True, text=True)
+    assert "| `mlm` |" in done.stdout
+    assert "| 12,346 |" in done.stdout
+    done = subprocess.run(
+        [*script, "--resamples", "49", "--objectives", "{mlm: {}, causal: {parent: mlm}}"], capture_output=True, text=True
+    )
+    assert "| 12,346 |" not in done.stdout
+    assert done.returncode == 2
+    assert "pretrain made a model of family masked, but pretrain takes causal" in done.stderr  # a parent by its name here
     done = subprocess.run([*script, "--objectives", "{guess: {}}"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "objectives: guess: no such objective" in done.stderr

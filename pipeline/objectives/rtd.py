@@ -23,7 +23,6 @@ from pipeline.objectives.mlm import MaskedLanguageModel, choose
 if TYPE_CHECKING:
     import torch
 
-_SMALLER = 4  # the generator is this much narrower than the discriminator, as in ELECTRA
 GENERATOR = "generator"
 
 
@@ -36,6 +35,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     architectures: ClassVar[tuple[str, ...]] = ("electra",)
     chance: ClassVar[Mapping[str, float]] = {"detection": 0.5}
 
+    generator_share: float = option(0.25, "width of the generator over the discriminator's", at_least=0.01, at_most=1.0)
     discriminator_weight: float = option(50.0, "λ, what the discriminator's loss is multiplied by", at_least=0.0)
 
     @property
@@ -46,8 +46,9 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return generator and discriminator, which share their embeddings."""
         one_of(self.architectures, architecture)
-        heads = max(1, sizes["num_attention_heads"] // _SMALLER)
-        small = {"hidden_size": sizes["hidden_size"] // _SMALLER // heads * heads, "num_attention_heads": heads}
+        heads = max(1, int(sizes["num_attention_heads"] * self.generator_share))
+        width = max(heads, int(sizes["hidden_size"] * self.generator_share) // heads * heads)
+        small = {"hidden_size": width, "num_attention_heads": heads}
         discriminator = build("AutoModelForPreTraining", architecture, tokenizer, sizes)
         generator = build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, embedding_size=sizes["hidden_size"])
         return _joined(generator, discriminator)
