@@ -178,6 +178,16 @@ def test_rtd_shows_the_generators_samples_and_asks_about_every_token(vocabularie
     assert model.generator.generator_lm_head.weight is shared
 
 
+@pytest.mark.parametrize(("share", "width", "heads"), [(0.25, 8, 1), (0.5, 16, 2), (0.01, 1, 1)])
+def test_the_generator_is_as_wide_as_asked(vocabularies, share, width, heads):
+    rtd = objectives.load("rtd", {"generator_share": share, "discriminator_weight": 7.0})
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 16}
+    generator = rtd.build_model(vocabularies["wordpiece"], "electra", **sizes).generator.config
+    assert (generator.hidden_size, generator.num_attention_heads, generator.embedding_size) == (width, heads, 32)
+    assert rtd.weights == {"generator": 1.0, "discriminator": 7.0}
+    assert objectives.load("rtd").weights == {"generator": 1.0, "discriminator": 50.0}
+
+
 def test_span_corruption_by_hand(vocabularies):
     words = vocabularies["characters"]
     one, two, three = tokenizer.sentinels(words)[:3]
