@@ -13,7 +13,7 @@ import torch
 from pipeline import manifest, objectives, resume, tokenizer
 from pipeline.data import tokens
 from pipeline.errors import UserError
-from pipeline.objectives import Text
+from pipeline.objectives import Text, rtd
 from pipeline.objectives._batches import pad
 from pipeline.objectives._documents import spans
 from tests.conftest import SMALL
@@ -388,6 +388,48 @@ def test_it_goes_on_from_its_own_kind(run, tmp_path, name):
     shutil.copytree(tmp_path / "parent", bare)
     (bare / manifest.NAME).unlink()  # a folder from elsewhere is known by its config.json
     assert run("pretrain", *flags(name, tmp_path, "--max_steps", "2", "--parent", bare))[0] == 0
+
+
+class Fails:
+    """A method that works until it is called for the last time."""
+
+    def __init__(self, method, at):
+        self.method, self.left = method, at
+
+    def __get__(self, owner, _):
+        def call(*given):
+            self.left -= 1
+            if not self.left:
+                raise OSError("pulled the plug")
+            return self.method(owner, *given)
+
+        return call
+
+
+def test_rtd_of_modernbert_resumes_and_goes_on(run, tmp_path, monkeypatch):
+    """Its halves share a table, and its head is another class than ELECTRA's."""
+    from transformers import AutoModelForTokenClassification
+
+    given = flags("rtd", tmp_path, "--architecture", "modernbert", "--max_steps", "6", "--save_steps", "3")
+    status, _, err = run("pretrain", *given)
+    assert status == 0, err
+    expected = bits(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "parent")
+    with monkeypatch.context() as patch:
+        patch.setattr(rtd.ReplacedTokenDetection, "losses", Fails(rtd.ReplacedTokenDetection.losses, at=5))
+        assert run("pretrain", *given)[0] == 1
+    status, said, err = run("pretrain", *given)
+    assert status == 0, err
+    assert "goes on from checkpoint-3" in said
+    assert bits(tmp_path / "out") == expected
+    model, told = AutoModelForTokenClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not told["missing_keys"]
+    pair = objectives.load("rtd").load_model(str(tmp_path / "out"))
+    assert torch.equal(pair.generator.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert pair.generator.get_output_embeddings().weight is pair.discriminator.get_input_embeddings().weight
+    assert pair.generator.config.num_hidden_layers < pair.discriminator.config.num_hidden_layers
+    shutil.rmtree(tmp_path / "out")
+    assert run("pretrain", *flags("rtd", tmp_path, "--max_steps", "2", "--parent", tmp_path / "parent"))[0] == 0
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if objectives.load(name).accumulates])
