@@ -110,9 +110,10 @@ def _frequencies(batches: Iterable[Mapping[str, Any]], size: int) -> np.ndarray:
     """Return -log p of each token among the targets, one added to each count; (vocabulary,) in nats."""
     counts = np.ones(size)
     for batch in batches:
-        if "labels" in batch:
-            labels = batch["labels"].cpu().numpy()
-            counts += np.bincount(labels[labels != IGNORED], minlength=size)
+        if "labels" not in batch:  # nor in any other: there is no token to tell
+            break
+        labels = batch["labels"].cpu().numpy()
+        counts += np.bincount(labels[labels != IGNORED], minlength=size)
     return math.log(counts.sum()) - np.log(counts)
 
 
