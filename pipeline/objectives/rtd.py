@@ -48,6 +48,10 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     generator_share: float = option(0.25, "width of the generator over the discriminator's", at_least=0.01, at_most=1.0)
     discriminator_weight: float = option(50.0, "λ, what the discriminator's loss is multiplied by", at_least=0.0)
 
+    disentangled: bool = option(
+        False, "keep the discriminator's gradient from the shared embeddings (DeBERTaV3, He et al. 2021, section 3.3)"
+    )
+
     @property
     def weights(self) -> Mapping[str, float]:
         """The generator's loss counts once, the discriminator's λ times."""
@@ -70,14 +74,16 @@ class ReplacedTokenDetection(MaskedLanguageModel):
             more = {"embedding_size": sizes["hidden_size"], "initializer_range": _first(width)}
             own = {"initializer_range": _first(sizes["hidden_size"])}
         discriminator = build(_HEAD[architecture], architecture, tokenizer, sizes, **own)
-        return _joined(build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, **more), discriminator)
+        return _joined(
+            build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, **more), discriminator, self.disentangled
+        )
 
     def load_model(self, parent: str) -> Any:
         """Return a discriminator with the generator that lies beside it."""
         generator = load("AutoModelForMaskedLM", str(Path(parent) / GENERATOR))
         kind = generator.config.model_type
         one_of(self.architectures, kind)
-        return _joined(generator, load(_HEAD[kind], parent))
+        return _joined(generator, load(_HEAD[kind], parent), self.disentangled)
 
     def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
         """Return the text with all of its chosen tokens masked, and labels where they were."""
@@ -120,7 +126,8 @@ class ReplacedTokenDetection(MaskedLanguageModel):
 
     def fresh(self, model: Any) -> Any:
         """Return both halves with random weights."""
-        return _joined(type(model.generator)(model.generator.config), type(model.discriminator)(model.discriminator.config))
+        generator, discriminator = (type(half)(half.config) for half in (model.generator, model.discriminator))
+        return _joined(generator, discriminator, self.disentangled)
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the discriminator as the model, and the generator beside it."""
@@ -136,7 +143,7 @@ def _first(width: int) -> float:
     return float(0.02 * math.sqrt(768 / width))
 
 
-def _joined(generator: Any, discriminator: Any) -> Any:
+def _joined(generator: Any, discriminator: Any, disentangled: bool) -> Any:
     """Return both as one model that the Trainer can save.
 
     forward gives the generator's logits at masked places, (masked, vocabulary), and for all (batch, length) the
@@ -174,7 +181,8 @@ def _joined(generator: Any, discriminator: Any) -> Any:
                 drawn = torch.distributions.Categorical(logits=generated.float()).sample()
             filled = input_ids.masked_scatter(hidden, drawn)
             replaced = hidden & (filled != labels)
-            found = self.discriminator(input_ids=filled, attention_mask=attention_mask).logits.view(input_ids.shape)
+            read = {"inputs_embeds": self.get_input_embeddings()(filled).detach()} if disentangled else {"input_ids": filled}
+            found = self.discriminator(**read, attention_mask=attention_mask).logits.view(input_ids.shape)
             return generated, found, replaced
 
     return Pair()
