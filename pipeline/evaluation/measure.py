@@ -280,6 +280,7 @@ _PAIRS = (
     ("pretrain", "pair_accuracy", "chance", "pair_accuracy", False),
     ("pretrain", "detection", "chance", "detection", False),
     ("pretrain", "detection", "unigram", "detection", False),
+    ("pretrain", "view_loss", "untrained", "view_loss", True),
     ("pretrain", "retrieval", "untrained", "retrieval", False),
     ("sft", "loss", "pretrain", "reply_loss", True),
     ("sft", "loss", "control", "loss", True),

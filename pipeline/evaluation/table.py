@@ -16,7 +16,7 @@ COLUMNS = {
 }
 _ROWS = (
     "loss", "bits_per_byte", "floor", "loss_over_floor", "completion", "reply_loss", "reply_bits_per_byte",
-    "cloze", "cloze_loss", "generator_loss", "pair_accuracy", "detection", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
+    "cloze", "cloze_loss", "generator_loss", "pair_accuracy", "detection", "view_loss", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
 )  # fmt: skip
 _SHARES = {"completion", "cloze", "exact_match", "win_rate", "likelier", "accuracy", "pair_accuracy", "detection", "retrieval"}
 

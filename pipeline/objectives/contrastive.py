@@ -64,16 +64,18 @@ class Contrastive(Objective):
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return -Σ log p(a sentence's second view | its first), over the second views of the batch."""
+        return {"loss": self._nats(model, batch).sum()}
+
+    def _nats(self, model: Any, batch: Mapping[str, Any]) -> Any:
         import torch
 
         twice = {key: torch.cat([value, value]) for key, value in batch.items()}
         one, two = embeddings(model, twice).chunk(2)
         likeness = one @ two.T / self.temperature
-        targets = torch.arange(len(one), device=likeness.device)
-        return {"loss": torch.nn.functional.cross_entropy(likeness, targets, reduction="sum")}
+        return torch.nn.functional.cross_entropy(likeness, torch.arange(len(one), device=likeness.device), reduction="none")
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
-        """Return how often the first half of a text is nearest to its own second half, of all in the batch."""
+        """Return the loss of two views, and how often a text's first half is nearest to its own second half, of all in the batch."""
         import torch
 
         halves: list[list[Any]] = [[], []]
@@ -84,7 +86,9 @@ class Contrastive(Objective):
                 halves[side].append(torch.cat([ids[:1], part, ids[int(mask.sum()) - 1 :][:1]]))
         first, second = (embeddings(model, _padded(side)) for side in halves)
         right = ((first @ second.T).argmax(-1) == torch.arange(len(first), device=first.device)).float().tolist()
-        return {"retrieval": (right, [1.0] * len(right))}
+        views = self._nats(model.train(), batch).tolist()  # dropout makes the views
+        model.eval()
+        return {"view_loss": (views, [1.0] * len(views)), "retrieval": (right, [1.0] * len(right))}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write an encoder that transformers loads, and sentence-transformers too."""
