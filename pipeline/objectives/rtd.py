@@ -45,11 +45,16 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     architectures: ClassVar[tuple[str, ...]] = ("electra", "modernbert")
     chance: ClassVar[Mapping[str, float]] = {"detection": 0.5}
 
-    generator_share: float = option(0.25, "width of the generator over the discriminator's", at_least=0.01, at_most=1.0)
+    generator_share: float = option(
+        0.25,
+        "size of the generator over the discriminator's: its width, or for ModernBERT its depth",
+        at_least=0.01,
+        at_most=1.0,
+    )
     discriminator_weight: float = option(50.0, "λ, what the discriminator's loss is multiplied by", at_least=0.0)
 
     disentangled: bool = option(
-        False, "keep the discriminator's gradient from the shared embeddings (DeBERTaV3, He et al. 2021, section 3.3)"
+        False, "keep the discriminator's gradient from the shared embeddings (DeBERTaV3, He et al. 2021)"
     )
 
     @property
@@ -60,12 +65,12 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return generator and discriminator, which share their embeddings.
 
-        ELECTRA's generator is narrower. ModernBERT projects no embeddings, so its generator is as wide and half as deep,
-        as that of DeBERTaV3 (He et al. 2021, section 5.1).
+        ELECTRA's generator is narrower. ModernBERT projects no embeddings, so its generator is as wide and less deep, as
+        that of DeBERTaV3 (He et al. 2021).
         """
         one_of(self.architectures, architecture)
         if architecture == "modernbert":
-            small, more = {"num_hidden_layers": max(1, sizes["num_hidden_layers"] // 2)}, {}
+            small, more = {"num_hidden_layers": max(1, int(sizes["num_hidden_layers"] * self.generator_share))}, {}
             own: dict[str, Any] = {"num_labels": 1}
         else:
             heads = max(1, int(sizes["num_attention_heads"] * self.generator_share))
