@@ -36,10 +36,13 @@ class Options:
 
 
 def pretrained(name: str, options: Options, profile: Path, output: Path) -> Path:
-    """Pretrain one objective, or find that it is done; return its folder."""
-    own = [word for key, value in (options.objectives[name] or {}).items() for word in (f"--{key}", json.dumps(value))]
+    """Pretrain one objective, or find that it is done; return its folder. A parent may be another one of them by name."""
+    given = {"flops": options.flops} | (options.objectives[name] or {})
+    if given.get("parent") in options.objectives:
+        given["parent"] = str(output / given["parent"])
+    own = [word for key, value in given.items() for word in (f"--{key}", value if key == "parent" else json.dumps(value))]
     script = [sys.executable, str(Path(__file__).with_name("pretrain.py")), "--config", str(profile)]
-    flags = ["--objective", name, "--flops", str(options.flops), "--output", str(output / name)]
+    flags = ["--objective", name, "--output", str(output / name)]
     if status := subprocess.run([*script, *flags, *own], check=False).returncode:
         raise UserError(f"objective {name}: pretraining ended with status {status}")
     return output / name
@@ -82,20 +85,34 @@ def compared(options: Options, profile: Path, output: Path) -> dict[str, Any]:
         "majority": {"probe": {"value": most}},
     }
     for name in options.objectives:
-        folder = pretrained(name, options, profile, output)
-        record = manifest.read(folder) or {}
-        learned = probe.classify(probe.features(folder, record["family"], texts), labels, groups)
-        fresh = [probe.features(folder, record["family"], texts, random=True, seed=seed) for seed in range(CONTROLS)]
-        control = probe.mean([probe.classify(found, labels, groups) for found in fresh])
-        table[name] = {
-            "family": record["family"], "steps": record["steps"], "tokens": record["tokens"],
-            "tokens_per_second": record["tokens"] / record["training_seconds"], "training_loss": record["metrics"], "held_out": figures(folder, options),
-            "probe": dataclasses.asdict(learned.accuracy(resamples=options.resamples)),
-            "random": dataclasses.asdict(control.accuracy(resamples=options.resamples)),
-            "gain": dataclasses.asdict(learned.accuracy(control, options.resamples)),
-        }  # fmt: skip
+        table[name] = row(pretrained(name, options, profile, output), options, labelled)
         say("compare", f"{name}: {line(name, table[name])}")
     return {"objectives": table, "flops": options.flops, "items": len(texts), "groups": len(set(groups))}
+
+
+def row(folder: Path, options: Options, labelled: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the table says of one pretraining, measured once and kept beside it."""
+    from pipeline.evaluation import probe
+
+    record = manifest.read(folder) or {}
+    kept = folder.with_suffix(".json")
+    inputs = manifest.digest([record["outputs"], labelled, options.rows, options.resamples, CONTROLS])
+    done = manifest.read(kept.parent, kept.name)
+    if done and done["inputs"] == inputs:
+        return done
+    texts, labels, groups = ([row[key] for row in labelled] for key in ("text", "label", "group"))
+    learned = probe.classify(probe.features(folder, record["family"], texts), labels, groups)
+    fresh = [probe.features(folder, record["family"], texts, random=True, seed=seed) for seed in range(CONTROLS)]
+    control = probe.mean([probe.classify(found, labels, groups) for found in fresh])
+    found = {
+        "inputs": inputs, "family": record["family"], "steps": record["steps"], "tokens": record["tokens"],
+        "tokens_per_second": record["tokens"] / record["training_seconds"], "training_loss": record["metrics"], "held_out": figures(folder, options),
+        "probe": dataclasses.asdict(learned.accuracy(resamples=options.resamples)),
+        "random": dataclasses.asdict(control.accuracy(resamples=options.resamples)),
+        "gain": dataclasses.asdict(learned.accuracy(control, options.resamples)),
+    }  # fmt: skip
+    manifest.write_json(kept, found)
+    return found
 
 
 def interval(found: dict[str, float], scale: float = 100, digits: int = 1) -> str:

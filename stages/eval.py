@@ -42,7 +42,7 @@ def measure(run: Evaluation) -> None:
         if base.record["config"].get("objective", "causal") == "causal":
             m.text_loss(base, texts, findings)
         else:
-            m.objective_figures(base, texts, findings)
+            m.objective_figures(base, texts, findings, options.samples)
     if sft and (rows := m.fitting(chats, m.held_out(sft, options.rows, findings), findings)):
         m.reply_loss([stage for stage in chats if stage.name != "dpo"], rows, findings)
         asked = [row["messages"][:-1] for row in rows[:: -(-len(rows) // options.samples)]]

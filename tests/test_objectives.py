@@ -13,7 +13,7 @@ import torch
 from pipeline import manifest, objectives, resume, tokenizer
 from pipeline.data import tokens
 from pipeline.errors import UserError
-from pipeline.objectives import Text
+from pipeline.objectives import Text, rtd
 from pipeline.objectives._batches import pad
 from pipeline.objectives._documents import spans
 from tests.conftest import SMALL
@@ -168,7 +168,7 @@ def test_rtd_shows_the_generators_samples_and_asks_about_every_token(vocabularie
     assert rtd.counts(batch) == {"generator": 2, "discriminator": 5}
     losses = rtd.losses(model, batch)
     nats = -generated.log_softmax(-1)
-    assert losses["generator"].item() == pytest.approx((nats[0, 1, 30] + nats[0, 3, 32]).item(), rel=1e-5)
+    assert losses["generator"].item() == pytest.approx((nats[0, 30] + nats[1, 32]).item(), rel=1e-5)
     signs = torch.tensor([[-1.0, -1, -1, 1, -1]])
     assert losses["discriminator"].item() == pytest.approx(torch.nn.functional.softplus(-signs * found).sum().item(), rel=1e-5)
     losses["discriminator"].backward()
@@ -176,6 +176,34 @@ def test_rtd_shows_the_generators_samples_and_asks_about_every_token(vocabularie
     shared = model.discriminator.get_input_embeddings().weight
     assert model.generator.get_input_embeddings().weight is shared
     assert model.generator.generator_lm_head.weight is shared
+
+
+@pytest.mark.parametrize("architecture", ["electra", "modernbert"])
+def test_a_disentangled_discriminator_leaves_the_shared_embeddings_alone(vocabularies, architecture):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 16}
+    batch = pad([{"input_ids": [2, 4, 31, 4, 3], "labels": [_, 30, _, 32, _]}], 0)
+    moved, said = [], []
+    for apart in (False, True):
+        torch.manual_seed(1)
+        rtd = objectives.load("rtd", {"disentangled": apart})
+        model = rtd.build_model(vocabularies["wordpiece"], architecture, **sizes).eval()
+        losses = rtd.losses(model, batch)
+        losses["discriminator"].backward()
+        said.append(losses["discriminator"].item())
+        moved.append(model.get_input_embeddings().weight.grad is not None)
+        assert any(parameter.grad is not None for parameter in model.discriminator.parameters())
+    assert moved == [True, False]
+    assert said[0] == pytest.approx(said[1], rel=1e-5)  # it reads the same
+
+
+@pytest.mark.parametrize(("share", "width", "heads"), [(0.25, 8, 1), (0.5, 16, 2), (0.01, 1, 1)])
+def test_the_generator_is_as_wide_as_asked(vocabularies, share, width, heads):
+    rtd = objectives.load("rtd", {"generator_share": share, "discriminator_weight": 7.0})
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 16}
+    generator = rtd.build_model(vocabularies["wordpiece"], "electra", **sizes).generator.config
+    assert (generator.hidden_size, generator.num_attention_heads, generator.embedding_size) == (width, heads, 32)
+    assert rtd.weights == {"generator": 1.0, "discriminator": 7.0}
+    assert objectives.load("rtd").weights == {"generator": 1.0, "discriminator": 50.0}
 
 
 def test_span_corruption_by_hand(vocabularies):
@@ -380,6 +408,48 @@ def test_it_goes_on_from_its_own_kind(run, tmp_path, name):
     assert run("pretrain", *flags(name, tmp_path, "--max_steps", "2", "--parent", bare))[0] == 0
 
 
+class Fails:
+    """A method that works until it is called for the last time."""
+
+    def __init__(self, method, at):
+        self.method, self.left = method, at
+
+    def __get__(self, owner, _):
+        def call(*given):
+            self.left -= 1
+            if not self.left:
+                raise OSError("pulled the plug")
+            return self.method(owner, *given)
+
+        return call
+
+
+def test_rtd_of_modernbert_resumes_and_goes_on(run, tmp_path, monkeypatch):
+    """Its halves share a table, and its head is another class than ELECTRA's."""
+    from transformers import AutoModelForTokenClassification
+
+    given = flags("rtd", tmp_path, "--architecture", "modernbert", "--max_steps", "6", "--save_steps", "3")
+    status, _, err = run("pretrain", *given)
+    assert status == 0, err
+    expected = bits(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "parent")
+    with monkeypatch.context() as patch:
+        patch.setattr(rtd.ReplacedTokenDetection, "losses", Fails(rtd.ReplacedTokenDetection.losses, at=5))
+        assert run("pretrain", *given)[0] == 1
+    status, said, err = run("pretrain", *given)
+    assert status == 0, err
+    assert "goes on from checkpoint-3" in said
+    assert bits(tmp_path / "out") == expected
+    model, told = AutoModelForTokenClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not told["missing_keys"]
+    pair = objectives.load("rtd").load_model(str(tmp_path / "out"))
+    assert torch.equal(pair.generator.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert pair.generator.get_output_embeddings().weight is pair.discriminator.get_input_embeddings().weight
+    assert pair.generator.config.num_hidden_layers < pair.discriminator.config.num_hidden_layers
+    shutil.rmtree(tmp_path / "out")
+    assert run("pretrain", *flags("rtd", tmp_path, "--max_steps", "2", "--parent", tmp_path / "parent"))[0] == 0
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if objectives.load(name).accumulates])
 def test_accumulation_is_exact(vocabularies, tmp_path, monkeypatch, one_step, name):
     """The gradient's norm of 4 batches of 2 over that of 1 batch of 8, each part by its own items."""
@@ -460,6 +530,40 @@ def test_every_architecture_reads_the_longest_row(vocabularies, tmp_path, name, 
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert sum(parameter.grad is not None for parameter in model.parameters()) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        (name, kind)
+        for name in NAMES
+        if name not in ("causal", "contrastive", "skipgram", "cbow")
+        for kind in objectives.load(name).architectures
+    ],
+)
+def test_pretraining_goes_without_dropout(vocabularies, tmp_path, name, architecture):
+    objective = objectives.load(name)
+    vocabulary = vocabularies[objective.vocabulary]
+    dataset = tokens.numbered(write_rows(list(objective.examples(text_of(vocabulary))), tmp_path / "rows.arrow"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    model = objective.build_model(vocabulary, architecture, **sizes).train()
+    batch = objective.collator(vocabulary, dataset, 1)([dataset[0], dataset[1]])
+    batch.pop("row", None)
+    found = []
+    for _ in range(2):
+        losses = objective.losses(model, batch)
+        found.append(next(iter(losses.values())).item())  # of rtd the generator's: the other one is of what was drawn
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_a_parent_without_dropout_gets_views(run, tmp_path, architecture):
+    assert run("pretrain", *flags("mlm", tmp_path, "--max_steps", "1", "--architecture", architecture))[0] == 0
+    (tmp_path / "out").rename(tmp_path / "parent")
+    status, _, err = run("pretrain", *flags("contrastive", tmp_path, "--max_steps", "2", "--parent", tmp_path / "parent"))
+    assert status == 0, err
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert 0.1 in (config.get("hidden_dropout_prob"), config.get("mlp_dropout"))
 
 
 @pytest.mark.parametrize(

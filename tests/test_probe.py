@@ -49,7 +49,7 @@ def test_features_of_every_family(run, tmp_path, name):
     learned, again, control = (
         probe.features(tmp_path / "out", family, texts, random=random) for random in (False, False, True)
     )
-    assert learned.shape == (len(texts), 32)
+    assert learned.shape == (len(texts), 32 if name == "skipgram" else 3 * 32)  # two layers, and the embeddings
     assert np.isfinite(learned).all()
     assert np.array_equal(learned, again)
     assert not np.allclose(learned, control, atol=1e-3)
@@ -152,6 +152,17 @@ def test_objectives_are_compared(tmp_path):
     found = json.loads((tmp_path / "out" / "compare.json").read_text())["objectives"]
     assert set(found) == {"TF-IDF", "majority", "mlm", "skipgram"}
     assert found["mlm"]["held_out"][0]["against"] == "unigram"
+    kept = json.loads((tmp_path / "out" / "mlm.json").read_text())  # what was measured is not measured again
+    (tmp_path / "out" / "mlm.json").write_text(json.dumps(kept | {"tokens_per_second": 12345.6}))
+    done = subprocess.run([*script, "--resamples", "50"], capture_output=True, text=True)
+    assert "| `mlm` |" in done.stdout
+    assert "| 12,346 |" in done.stdout
+    done = subprocess.run(
+        [*script, "--resamples", "49", "--objectives", "{mlm: {}, causal: {parent: mlm}}"], capture_output=True, text=True
+    )
+    assert "| 12,346 |" not in done.stdout
+    assert done.returncode == 2
+    assert "pretrain made a model of family masked, but pretrain takes causal" in done.stderr  # a parent by its name here
     done = subprocess.run([*script, "--objectives", "{guess: {}}"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "objectives: guess: no such objective" in done.stderr
@@ -178,7 +189,7 @@ def test_sentence_transformers_reads_an_embedder(run, tmp_path):
     assert run("pretrain", *flags("contrastive", tmp_path, "--max_steps", "3"))[0] == 0
     texts = [row["text"] for row in ROWS[:3]]
     told = library.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts)
-    assert np.allclose(told, probe.features(tmp_path / "out", "embedder", texts), atol=1e-5)
+    assert np.allclose(told, probe.features(tmp_path / "out", "embedder", texts)[:, -32:], atol=1e-5)
 
 
 def test_gensim_reads_word_vectors(run, tmp_path):

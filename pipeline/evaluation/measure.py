@@ -132,12 +132,26 @@ def text_loss(stage: Judged, rows: list[Row], findings: Findings) -> None:
         findings.add("pretrain", "loss_over_floor", nats, floors)
 
 
-def objective_figures(stage: Judged, rows: list[Row], findings: Findings) -> None:
-    """Measure a base model that is not causal by what its objective asks, against a unigram and against chance."""
-    from pipeline.evaluation import objective
+def objective_figures(stage: Judged, rows: list[Row], findings: Findings, samples: int) -> None:
+    """Measure a base model that is not causal by what its objective asks, against a unigram and against chance.
+
+    A masked one fills gaps in sentences, too.
+    """
+    from pipeline.evaluation import cloze, objective
 
     training = stage.recipe().rows("text", "train", int(stage.record["seed"]))
     for name, metrics in objective.scores(stage.folder, training, rows).items():
+        for metric, (scores, weights) in metrics.items():
+            findings.add(name, metric, scores, weights)
+    if stage.record["family"] != "masked":
+        return
+    config = stage.record["config"]
+    asked = cloze.questions(rows, stage.tokenizer, config["language"], config["max_length"], int(stage.record["seed"]))
+    if not asked:
+        findings.left_out["cloze: no held-out sentence is long enough"] += 1
+        return
+    found, findings.samples = cloze.figures(stage.folder, stage.tokenizer, asked, training.kept, samples)
+    for name, metrics in found.items():
         for metric, (scores, weights) in metrics.items():
             findings.add(name, metric, scores, weights)
 
@@ -258,10 +272,13 @@ def side_by_side(
 _PAIRS = (
     ("pretrain", "bits_per_byte", "unigram", "bits_per_byte", True),
     ("pretrain", "loss", "unigram", "loss", True),
+    ("pretrain", "cloze", "unigram", "cloze", False),
+    ("pretrain", "cloze_loss", "unigram", "cloze_loss", True),
     ("pretrain", "generator_loss", "unigram", "generator_loss", True),
     ("pretrain", "pair_accuracy", "chance", "pair_accuracy", False),
     ("pretrain", "detection", "chance", "detection", False),
     ("pretrain", "detection", "unigram", "detection", False),
+    ("pretrain", "view_loss", "untrained", "view_loss", True),
     ("pretrain", "retrieval", "untrained", "retrieval", False),
     ("sft", "loss", "pretrain", "reply_loss", True),
     ("sft", "loss", "control", "loss", True),

@@ -41,13 +41,13 @@ class Judge:
         )
         return [example | {EXAMPLE: number} for number, example in enumerate(self.objective.examples(text))]
 
-    def batches(self, examples: list[Example], collator: Any) -> Iterable[dict[str, Any]]:
-        """Yield batches; a rest too small to hold negatives is left out."""
+    def batches(self, examples: list[Example], collator: Any, marks: bool = False) -> Iterable[dict[str, Any]]:
+        """Yield batches, with or without marks among the targets; a rest too small to hold negatives is left out."""
         rows = [{key: value for key, value in example.items() if key != "row"} for example in examples]
         for start in range(0, len(rows), HELD_OUT_BATCH):
             if len(rows) - start >= HELD_OUT_BATCH or self.objective.accumulates:
                 batch = {key: value.to(device()) for key, value in collator(rows[start : start + HELD_OUT_BATCH]).items()}
-                yield self._without_marks(batch)
+                yield batch if marks else self._without_marks(batch)
 
     def _without_marks(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take special tokens out of the targets; what a decoder reads stays as it is."""
@@ -65,7 +65,8 @@ def scores(folder: Path, training: recipes.Rows, held_out: list[Row]) -> dict[st
     """Return metric → what is summed and what it is divided by, of the stage and of those that it is held against.
 
     `pretrain`; `unigram`, which knows how frequent words are; `untrained`, the same model with random
-    weights; `chance`. Sentinels and ends of text are no targets here: their order is nearly given.
+    weights; `chance`. Sentinels and ends of text are no targets here: their order is nearly given. The unigram
+    has counted them, since it knows no more than the model that a target is none of them.
     """
     import datasets
     import torch
@@ -77,7 +78,7 @@ def scores(folder: Path, training: recipes.Rows, held_out: list[Row]) -> dict[st
     collator = judge.objective.collator(
         judge.tokenizer, datasets.Dataset.from_list([{key: row[key] for key in lists} for row in known]), judge.seed
     )
-    frequencies = _frequencies(judge.batches(known, collator), len(judge.tokenizer))
+    frequencies = _frequencies(judge.batches(known, collator, marks=True), len(judge.tokenizer))
     torch.manual_seed(judge.seed)
     untrained = judge.objective.fresh(judge.model).to(device()).eval()
     found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
@@ -109,9 +110,10 @@ def _frequencies(batches: Iterable[Mapping[str, Any]], size: int) -> np.ndarray:
     """Return -log p of each token among the targets, one added to each count; (vocabulary,) in nats."""
     counts = np.ones(size)
     for batch in batches:
-        if "labels" in batch:
-            labels = batch["labels"].cpu().numpy()
-            counts += np.bincount(labels[labels != IGNORED], minlength=size)
+        if "labels" not in batch:  # nor in any other: there is no token to tell
+            break
+        labels = batch["labels"].cpu().numpy()
+        counts += np.bincount(labels[labels != IGNORED], minlength=size)
     return math.log(counts.sum()) - np.log(counts)
 
 

@@ -1,4 +1,4 @@
-"""What frozen features know: a linear classifier on the mean of a model's last states, cross-validated by group.
+"""What frozen features know: a linear classifier on the means of a model's states, cross-validated by group.
 
 Needs scikit-learn (the extra `probe`).
 """
@@ -23,9 +23,11 @@ _BATCH = 32
 
 
 def features(folder: Path, family: str, texts: Sequence[str], random: bool = False, seed: int = 0) -> np.ndarray:
-    """Return the mean over tokens of the last states of a stage's encoder; (texts, hidden) float32.
+    """Return the mean over tokens of the states of a stage's encoder, of all layers side by side, the embeddings first.
 
-    With `random` the weights are new ones of the same sizes, which is the control.
+    Which layer knows most differs by objective: the last of a discriminator, say, holds little but its answer (Peters
+    et al. 2018, section 5.1, mix all layers for this reason). (texts, (layers + 1) · hidden) float32; word vectors have
+    one layer. With `random` the weights are new ones of the same sizes, which is the control.
     """
     import torch
     from transformers import AutoConfig, AutoModel
@@ -47,9 +49,11 @@ def features(folder: Path, family: str, texts: Sequence[str], random: bool = Fal
             list(texts[start : start + _BATCH]), padding=True, truncation=True, return_tensors="pt", return_token_type_ids=False
         ).to(device())
         with torch.no_grad():
-            states = model(**batch).last_hidden_state
+            told = model(**batch, output_hidden_states=True)
         mask = batch["attention_mask"].unsqueeze(-1)
-        found.append(((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy())
+        layers = [*told.hidden_states[:-1], told.last_hidden_state]
+        means = [(states * mask).sum(1) / mask.sum(1) for states in layers]
+        found.append(torch.cat(means, 1).float().cpu().numpy())
     return np.concatenate(found)
 
 

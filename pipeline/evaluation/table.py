@@ -18,9 +18,9 @@ COLUMNS = {
 }
 METRICS = (
     "loss", "bits_per_byte", "floor", "loss_over_floor", "completion", "reply_loss", "reply_bits_per_byte",
-    "generator_loss", "pair_accuracy", "detection", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
+    "cloze", "cloze_loss", "generator_loss", "pair_accuracy", "detection", "view_loss", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
 )  # fmt: skip
-SHARES = {"completion", "exact_match", "win_rate", "likelier", "accuracy", "pair_accuracy", "detection", "retrieval",
+SHARES = {"completion", "cloze", "exact_match", "win_rate", "likelier", "accuracy", "pair_accuracy", "detection", "retrieval",
           "macro_f1", "f1", "refused", "entity_f1"}  # fmt: skip
 
 

@@ -49,10 +49,14 @@ class Objective(ABC):
     accepts: ClassVar[tuple[str, ...]]  # families of a parent that it goes on from
     architectures: ClassVar[tuple[str, ...]]  # model types of transformers, the default first
     vocabulary: ClassVar[str] = "wordpiece"  # kind of tokenizer, one of pipeline.tokenizer.KINDS
-    weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
     chance: ClassVar[Mapping[str, float]] = {}  # metric → what one reaches who knows nothing
     packs: ClassVar[bool] = False  # whether a row may hold several documents
     accumulates: ClassVar[bool] = True  # whether a batch may be cut in parts
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """What each part of the loss is multiplied by."""
+        return {"loss": 1.0}
 
     @abstractmethod
     def build_model(self, tokenizer: PreTrainedTokenizerBase, architecture: str, **sizes: int) -> Any:

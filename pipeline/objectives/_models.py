@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,13 @@ _MODULES = [
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
 _WIDER = 4  # feed-forward layers of all but Llama-like models are this much wider than the rest
+# What each model type calls its dropout. Pretraining goes without: it reads a text once or a few times, and learns
+# sooner (so do ALBERT and T5 1.1). Contrastive learning, whose views it makes, asks for it.
+_BERT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_DROPOUT = {
+    "bert": _BERT, "roberta": _BERT, "electra": _BERT, "albert": _BERT, "t5": ("dropout_rate",), "bart": ("dropout",),
+    "modernbert": ("embedding_dropout", "mlp_dropout", "attention_dropout"),
+}  # fmt: skip
 
 
 def configuration(architecture: str, tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, int], **more: Any) -> Any:
@@ -47,8 +55,13 @@ def configuration(architecture: str, tokenizer: PreTrainedTokenizerBase, sizes: 
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
         "cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id,
     }  # fmt: skip
-    given = names.get(architecture, {**sizes, "intermediate_size": _WIDER * width})
+    given = names.get(architecture, {**sizes, "intermediate_size": _WIDER * width}) | dropout(architecture, 0.0)
     return AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special, **(given | more))
+
+
+def dropout(architecture: str, share: float) -> dict[str, float]:
+    """Return a dropout under the names that a model type has for it."""
+    return dict.fromkeys(_DROPOUT.get(architecture, ()), share)
 
 
 def build(auto: str, architecture: str, tokenizer: PreTrainedTokenizerBase, sizes: Mapping[str, int], **more: Any) -> Any:
@@ -72,13 +85,19 @@ def one_of(architectures: Sequence[str], architecture: str) -> None:
         )
 
 
-def load(auto: str, parent: str) -> Any:
-    """Return a model of an Auto class from a folder or hub id, in fp32; UserError if it can't be loaded."""
+def load(auto: str, parent: str, share: float | None = None) -> Any:
+    """Return a model of an Auto class from a folder or hub id, in fp32; UserError if it can't be loaded.
+
+    share: of its dropout, if it is to be another one than it has.
+    """
     import torch
     import transformers
 
     try:
-        return getattr(transformers, auto).from_pretrained(parent, dtype=torch.float32, use_safetensors=True)
+        config = transformers.AutoConfig.from_pretrained(parent)
+        if share is not None:
+            config.update(dropout(config.model_type, share))
+        return getattr(transformers, auto).from_pretrained(parent, config=config, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--parent {parent}: {auto} can't load it ({' '.join(str(error).split())[:200]})") from None
 
@@ -91,6 +110,24 @@ def token_nats(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "non
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction=reduction
     )
     return nats if reduction == "sum" else nats.view(labels.shape)
+
+
+@contextmanager
+def at(model: Any, places: torch.Tensor) -> Iterator[None]:
+    """Have a model give logits of some places alone, (places, vocabulary): most of a head's work would be thrown away."""
+    head = getattr(model, "module", model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: (states[0][places],))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return -Σ log p of targets, (places,) in nats; 0 where there is none."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def asked(labels: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from pipeline.data.tokens import IGNORED
 from pipeline.errors import UserError
 from pipeline.objectives import Example, Scores, Text
 from pipeline.objectives._documents import sentences
-from pipeline.objectives._models import build, load, one_of, token_nats, token_scores
+from pipeline.objectives._models import at, build, load, one_of, summed, token_scores
 from pipeline.objectives.mlm import MaskedLanguageModel
 
 _SHORT = 0.1  # of the examples are cut to a random length, as in BERT, so that short texts are met too
@@ -34,8 +35,12 @@ class PairObjective(MaskedLanguageModel):
 
     accepts: ClassVar[tuple[str, ...]] = ("masked",)
     architectures: ClassVar[tuple[str, ...]] = ("bert", "albert")
-    weights: ClassVar[Mapping[str, float]] = {"loss": 1.0, "pair": 1.0}
     chance: ClassVar[Mapping[str, float]] = {"pair_accuracy": 0.5}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Both parts count alike."""
+        return {"loss": 1.0, "pair": 1.0}
 
     @abstractmethod
     def pair(self, first: list[int], follows: list[int], other: list[int], chance: np.random.Generator) -> Pair:
@@ -95,9 +100,11 @@ class PairObjective(MaskedLanguageModel):
         """Return -Σ log p(hidden token) and -Σ log p(answer about the pair)."""
         import torch
 
-        tokens, pairs = _logits(model, batch)
+        chosen = batch["labels"] != IGNORED
+        with at(model, chosen):
+            tokens, pairs = _logits(model, batch)
         pair = torch.nn.functional.cross_entropy(pairs.float(), batch["pair"], reduction="sum")
-        return {"loss": token_nats(tokens, batch["labels"], "sum"), "pair": pair}
+        return {"loss": summed(tokens, batch["labels"][chosen]), "pair": pair}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the nats of each row, and whether the answer about the pair is right."""

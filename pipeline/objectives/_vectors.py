@@ -39,8 +39,11 @@ class WordVectors(Objective):
     threshold: float = option(1e-3, "t: words more frequent than this are left out now and then", at_least=1e-6)
 
     @abstractmethod
-    def asks(self, words: np.ndarray, place: int, around: np.ndarray) -> Iterator[tuple[list[int], int]]:
-        """Yield (context words, word to tell from negatives) for one place of a text."""
+    def asks(self, words: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return contexts (n, any), padded with -1, and the words to tell from negatives (n,).
+
+        `words` (length,) are a text, `around` (length, 2·window) the words beside each, -1 where there is none.
+        """
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return two tables of vectors; the second begins at 0, so that the first loss is (1 + k) ln 2."""
@@ -82,10 +85,10 @@ class WordVectors(Objective):
         return {"loss": _nats(*model(batch["contexts"], batch["input_ids"])).sum()}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
-        """Return the nats of each word, and how often it is likelier than one that was drawn."""
+        """Return the nats of each text's words, and how often a word is likelier than one that was drawn."""
         right, wrong = model(batch["contexts"], batch["input_ids"])
-        wins = _wins(right.unsqueeze(1), wrong)
-        return {"loss": (_nats(right, wrong).tolist(), [1.0] * len(wins)), "detection": (wins, [1.0] * len(wins))}
+        wins = _by_text(_wins(right.unsqueeze(1), wrong), batch)
+        return {"loss": _by_text(_nats(right, wrong), batch), "detection": wins}
 
     def fresh(self, model: Any) -> Any:
         """Return tables as they begin."""
@@ -94,8 +97,7 @@ class WordVectors(Objective):
     def by_frequency(self, collator: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
         """Return how often the word that is there is more frequent than one that was drawn."""
         often = _counts(collator, batch["input_ids"])
-        wins = _wins(often[:, :1], often[:, 1:])
-        return {"detection": (wins, [1.0] * len(wins))}
+        return {"detection": _by_text(_wins(often[:, :1], often[:, 1:]), batch)}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the vectors in word2vec's text format, beside weights and tokenizer."""
@@ -111,7 +113,10 @@ class WordVectors(Objective):
 
 @dataclass
 class Windows(Corrupting):
-    """Windows over texts: `contexts` (n, at most 2·window, padded with -1), and `input_ids` (n, 1 + k): the word, then negatives."""
+    """Windows over texts: `contexts` (n, at most 2·window, padded with -1), `input_ids` (n, 1 + k): the word, then negatives.
+
+    `sizes` (texts,) says how many of the n are of each text, `words` which words were read.
+    """
 
     objective: WordVectors
     counts: np.ndarray | None = None
@@ -128,28 +133,30 @@ class Windows(Corrupting):
         """Return the windows of all rows."""
         import torch
 
-        contexts: list[list[int]] = []
-        told: list[np.ndarray] = []
-        for row in rows:
-            chance = self.chance(row)
-            words = np.array(row["input_ids"])
-            words = words[chance.random(len(words)) < self.keep[words]]
-            reach = chance.integers(1, self.objective.window + 1, len(words))
-            asks = [
-                ask
-                for place, size in enumerate(reach)
-                for ask in self.objective.asks(
-                    words, place, np.r_[max(0, place - size) : place, place + 1 : min(len(words), place + size + 1)]
-                )
-            ]
-            negatives = np.searchsorted(self.drawn_below, chance.random((len(asks), self.objective.negatives)))
-            contexts += [context for context, _ in asks]
-            told += [np.array([target, *drawn]) for (_, target), drawn in zip(asks, negatives, strict=True)]
-        longest = max(map(len, contexts), default=1)
-        padded = [[*context, *[-1] * (longest - len(context))] for context in contexts]
-        ids = torch.tensor(np.array(told, dtype=np.int64).reshape(-1, 1 + self.objective.negatives))
+        asked = [self._asked(row) for row in rows]
+        longest = max((contexts.shape[1] for contexts, _ in asked), default=1)
+        contexts = [np.pad(found, ((0, 0), (0, longest - found.shape[1])), constant_values=-1) for found, _ in asked]
         read = torch.tensor([[word for row in rows for word in row["input_ids"]]])  # what the Trainer counts as tokens
-        return {"contexts": torch.tensor(padded, dtype=torch.long).reshape(-1, longest), "input_ids": ids, "words": read}
+        return {
+            "contexts": torch.tensor(np.concatenate(contexts)),
+            "input_ids": torch.tensor(np.concatenate([told for _, told in asked])),
+            "words": read,
+            "sizes": torch.tensor([len(told) for _, told in asked]),
+        }
+
+    def _asked(self, row: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Return contexts and told words of one text."""
+        chance = self.chance(row)
+        words = np.array(row["input_ids"])
+        words = words[chance.random(len(words)) < self.keep[words]]
+        reach = chance.integers(1, self.objective.window + 1, len(words))
+        beside = np.delete(np.arange(-self.objective.window, self.objective.window + 1), self.objective.window)
+        places = np.arange(len(words))[:, None] + beside
+        there = (places >= 0) & (places < len(words)) & (abs(beside) <= reach[:, None])
+        around = np.where(there, words[np.clip(places, 0, len(words) - 1)], -1) if len(words) else places
+        contexts, told = self.objective.asks(words, around)
+        drawn = np.searchsorted(self.drawn_below, chance.random((len(told), self.objective.negatives)))
+        return contexts, np.column_stack([told, drawn])
 
 
 def table(size: int, width: int) -> Any:
@@ -191,9 +198,15 @@ def _counts(collator: Any, ids: Any) -> Any:
     return torch.tensor(collator.counts)[ids.cpu()]
 
 
-def _wins(there: Any, drawn: Any) -> list[float]:
+def _wins(there: Any, drawn: Any) -> Any:
     """Return how often the one is larger than the others, a tie counting half."""
-    return ((there > drawn).float() + 0.5 * (there == drawn).float()).mean(1).tolist()  # type: ignore[no-any-return]
+    return ((there > drawn).float() + 0.5 * (there == drawn).float()).mean(1)
+
+
+def _by_text(values: Any, batch: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Return the sum over each text, and of how many words it is: words beside each other are no independent items."""
+    sizes = batch["sizes"].tolist()
+    return [float(part.sum()) for part in values.split(sizes)], [float(size) for size in sizes]
 
 
 def _nats(right: Any, wrong: Any) -> Any:

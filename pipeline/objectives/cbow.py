@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +13,12 @@ from pipeline.objectives._vectors import WordVectors
 class ContinuousBagOfWords(WordVectors):
     """One question for each word."""
 
-    def asks(self, words: np.ndarray, place: int, around: np.ndarray) -> Iterator[tuple[list[int], int]]:
-        """Yield all neighbours as context of the word."""
-        if len(around):
-            yield [int(words[other]) for other in around], int(words[place])
+    def asks(self, words: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return all neighbours as context of the word."""
+        asked = (around >= 0).any(1)
+        order = np.argsort(around < 0, axis=1, kind="stable")  # what is there comes first
+        contexts = np.take_along_axis(around, order, 1)[asked]
+        return contexts[:, : max(1, int((contexts >= 0).sum(1).max(initial=0)))], words[asked]
 
 
 OBJECTIVE = ContinuousBagOfWords

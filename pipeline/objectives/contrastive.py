@@ -15,9 +15,8 @@ from pipeline.config import option
 from pipeline.errors import UserError
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import sentences
-from pipeline.objectives._models import build, load, save_embedder
+from pipeline.objectives._models import build, dropout, load, save_embedder
 
-_DROPOUT = {"modernbert": dict.fromkeys(("embedding_dropout", "mlp_dropout", "attention_dropout"), 0.1)}
 _SHORTEST = 4  # tokens of a sentence that says something
 
 
@@ -31,14 +30,17 @@ class Contrastive(Objective):
     accumulates = False  # the negatives are the batch: parts of it would be another task
 
     temperature: float = option(0.05, "τ, what cosines are divided by", at_least=0.001)
+    dropout: float = option(0.1, "share of the states that each view lacks", at_least=0.001, at_most=0.9)
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
-        """Return an encoder without a head; a type that has no dropout gets BERT's, without which there are no two views."""
-        return _viewed(build("AutoModel", architecture, tokenizer, sizes, **_DROPOUT.get(architecture, {})), "architecture")
+        """Return an encoder without a head."""
+        return _viewed(
+            build("AutoModel", architecture, tokenizer, sizes, **dropout(architecture, self.dropout)), "architecture"
+        )
 
     def load_model(self, parent: str) -> Any:
-        """Return an encoder; a head that the parent has is left behind."""
-        return _viewed(load("AutoModel", parent), f"--parent {parent}")
+        """Return an encoder, its dropout the one of the options; a head that the parent has is left behind."""
+        return _viewed(load("AutoModel", parent, self.dropout), f"--parent {parent}")
 
     def examples(self, text: Text) -> Iterator[Example]:
         """Yield sentences between the tokens that begin and end a text; very short ones are counted."""
@@ -56,16 +58,18 @@ class Contrastive(Objective):
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return -Σ log p(a sentence's second view | its first), over the second views of the batch."""
+        return {"loss": self._nats(model, batch).sum()}
+
+    def _nats(self, model: Any, batch: Mapping[str, Any]) -> Any:
         import torch
 
         twice = {key: torch.cat([value, value]) for key, value in batch.items()}
         one, two = embeddings(model, twice).chunk(2)
         likeness = one @ two.T / self.temperature
-        targets = torch.arange(len(one), device=likeness.device)
-        return {"loss": torch.nn.functional.cross_entropy(likeness, targets, reduction="sum")}
+        return torch.nn.functional.cross_entropy(likeness, torch.arange(len(one), device=likeness.device), reduction="none")
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
-        """Return how often the first half of a text is nearest to its own second half, of all in the batch."""
+        """Return the loss of two views, and how often a text's first half is nearest to its own second half, of all in the batch."""
         import torch
 
         halves: list[list[Any]] = [[], []]
@@ -76,7 +80,9 @@ class Contrastive(Objective):
                 halves[side].append(torch.cat([ids[:1], part, ids[int(mask.sum()) - 1 :][:1]]))
         first, second = (embeddings(model, _padded(side)) for side in halves)
         right = ((first @ second.T).argmax(-1) == torch.arange(len(first), device=first.device)).float().tolist()
-        return {"retrieval": (right, [1.0] * len(right))}
+        views = self._nats(model.train(), batch).tolist()  # dropout makes the views
+        model.eval()
+        return {"view_loss": (views, [1.0] * len(views)), "retrieval": (right, [1.0] * len(right))}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write an encoder that transformers loads, and sentence-transformers too."""

@@ -17,7 +17,7 @@ from pipeline.config import option
 from pipeline.data.tokens import IGNORED
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces
-from pipeline.objectives._models import asked, build, load, token_nats, token_scores
+from pipeline.objectives._models import asked, at, build, load, summed, token_scores
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class MaskedLanguageModel(Objective):
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return -Σ log p(hidden token)."""
-        return {"loss": token_nats(_logits(model, batch), batch["labels"], "sum")}
+        chosen = batch["labels"] != IGNORED
+        with at(model, chosen):
+            return {"loss": summed(_logits(model, batch), batch["labels"][chosen])}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the nats of each row."""

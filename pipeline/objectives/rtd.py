@@ -7,6 +7,7 @@ discriminator's binary cross-entropy, the mean over all tokens. The samples carr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from pipeline.config import option
 from pipeline.data.tokens import IGNORED
 from pipeline.objectives import Example, Scores
-from pipeline.objectives._models import asked, build, load, one_of, token_nats
+from pipeline.objectives._models import asked, at, build, load, one_of, summed
 from pipeline.objectives.mlm import MaskedLanguageModel, choose
 
 if TYPE_CHECKING:
     import torch
 
-_SMALLER = 4  # the generator is this much narrower than the discriminator, as in ELECTRA
 GENERATOR = "generator"
+_HEAD = {
+    "electra": "AutoModelForPreTraining",
+    "modernbert": "AutoModelForTokenClassification",
+}  # that says yes or no of a token
+# Where a model type has what both halves share.
+_SHARED = {
+    "electra": ("electra.embeddings", ("word_embeddings", "position_embeddings", "token_type_embeddings"), "generator_lm_head"),
+    "modernbert": ("model.embeddings", ("tok_embeddings",), "decoder"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,23 +42,53 @@ class ReplacedTokenDetection(MaskedLanguageModel):
 
     family = "discriminator"
     accepts: ClassVar[tuple[str, ...]] = ("discriminator",)
-    architectures: ClassVar[tuple[str, ...]] = ("electra",)
-    weights: ClassVar[Mapping[str, float]] = {"generator": 1.0, "discriminator": 50.0}
+    architectures: ClassVar[tuple[str, ...]] = ("electra", "modernbert")
     chance: ClassVar[Mapping[str, float]] = {"detection": 0.5}
 
+    generator_share: float = option(
+        0.25,
+        "size of the generator over the discriminator's: its width, or for ModernBERT its depth",
+        at_least=0.01,
+        at_most=1.0,
+    )
+    discriminator_weight: float = option(50.0, "λ, what the discriminator's loss is multiplied by", at_least=0.0)
+
+    disentangled: bool = option(
+        False, "keep the discriminator's gradient from the shared embeddings (DeBERTaV3, He et al. 2021)"
+    )
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The generator's loss counts once, the discriminator's λ times."""
+        return {"generator": 1.0, "discriminator": self.discriminator_weight}
+
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
-        """Return generator and discriminator, which share their embeddings."""
+        """Return generator and discriminator, which share their embeddings.
+
+        ELECTRA's generator is narrower. ModernBERT projects no embeddings, so its generator is as wide and less deep, as
+        that of DeBERTaV3 (He et al. 2021).
+        """
         one_of(self.architectures, architecture)
-        heads = max(1, sizes["num_attention_heads"] // _SMALLER)
-        small = {"hidden_size": sizes["hidden_size"] // _SMALLER // heads * heads, "num_attention_heads": heads}
-        discriminator = build("AutoModelForPreTraining", architecture, tokenizer, sizes)
-        generator = build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, embedding_size=sizes["hidden_size"])
-        return _joined(generator, discriminator)
+        if architecture == "modernbert":
+            small, more = {"num_hidden_layers": max(1, int(sizes["num_hidden_layers"] * self.generator_share))}, {}
+            own: dict[str, Any] = {"num_labels": 1}
+        else:
+            heads = max(1, int(sizes["num_attention_heads"] * self.generator_share))
+            width = max(heads, int(sizes["hidden_size"] * self.generator_share) // heads * heads)
+            small = {"hidden_size": width, "num_attention_heads": heads}
+            more = {"embedding_size": sizes["hidden_size"], "initializer_range": _first(width)}
+            own = {"initializer_range": _first(sizes["hidden_size"])}
+        discriminator = build(_HEAD[architecture], architecture, tokenizer, sizes, **own)
+        return _joined(
+            build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, **more), discriminator, self.disentangled
+        )
 
     def load_model(self, parent: str) -> Any:
         """Return a discriminator with the generator that lies beside it."""
-        folder = Path(parent) / GENERATOR
-        return _joined(load("AutoModelForMaskedLM", str(folder)), load("AutoModelForPreTraining", parent))
+        generator = load("AutoModelForMaskedLM", str(Path(parent) / GENERATOR))
+        kind = generator.config.model_type
+        one_of(self.architectures, kind)
+        return _joined(generator, load(_HEAD[kind], parent), self.disentangled)
 
     def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
         """Return the text with all of its chosen tokens masked, and labels where they were."""
@@ -68,26 +108,31 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         generated, found, replaced = model(**batch)
         each = torch.nn.functional.binary_cross_entropy_with_logits(found.float(), replaced.float(), reduction="none")
         return {
-            "generator": token_nats(generated, batch["labels"], "sum"),
+            "generator": summed(generated, batch["labels"][batch["labels"] != IGNORED]),
             "discriminator": (each * batch["attention_mask"]).sum(),
         }
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the generator's nats, and how often a replaced token looks more so than an original one of its text."""
+        import torch
+
         generated, found, replaced = model(**batch)
-        nats = token_nats(generated, batch["labels"]).sum(-1).tolist()
+        hidden = batch["labels"] != IGNORED
+        each = torch.nn.functional.cross_entropy(generated.float(), batch["labels"][hidden], reduction="none")
+        nats = torch.zeros(hidden.shape, device=each.device).masked_scatter(hidden, each).sum(-1).tolist()
         wins, pairs = [], []
         for logits, flags, mask in zip(found, replaced, batch["attention_mask"].bool(), strict=True):
             fake, real = logits[flags & mask], logits[~flags & mask]
             better = (fake.unsqueeze(1) > real).float() + 0.5 * (fake.unsqueeze(1) == real).float()
             wins.append(float(better.sum()))
             pairs.append(float(better.numel()))
-        targets = (batch["labels"] != IGNORED).sum(-1).float().tolist()
+        targets = hidden.sum(-1).float().tolist()
         return {"generator_loss": (nats, targets), "detection": (wins, pairs)}
 
     def fresh(self, model: Any) -> Any:
         """Return both halves with random weights."""
-        return _joined(type(model.generator)(model.generator.config), type(model.discriminator)(model.discriminator.config))
+        generator, discriminator = (type(half)(half.config) for half in (model.generator, model.discriminator))
+        return _joined(generator, discriminator, self.disentangled)
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the discriminator as the model, and the generator beside it."""
@@ -95,38 +140,54 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         model.generator.save_pretrained(folder / GENERATOR)
 
 
-def _joined(generator: Any, discriminator: Any) -> Any:
-    """Return both as one model that the Trainer can save: forward gives the generator's logits, the discriminator's, and what was replaced."""
+def _first(width: int) -> float:
+    """Return the spread of first weights: as much of a signal goes through as with ELECTRA's 0.02 at a width of 768.
+
+    At 32 or 64, 0.02 leaves attention so little to say that the generator stays a unigram for a thousand steps.
+    """
+    return float(0.02 * math.sqrt(768 / width))
+
+
+def _joined(generator: Any, discriminator: Any, disentangled: bool) -> Any:
+    """Return both as one model that the Trainer can save.
+
+    forward gives the generator's logits at masked places, (masked, vocabulary), and for all (batch, length) the
+    discriminator's logits and what was replaced.
+    """
     import torch
     from transformers import PreTrainedModel
+
+    place, tables, head = _SHARED[discriminator.config.model_type]
+    first = f"discriminator.{place}.{tables[0]}.weight"
 
     class Pair(PreTrainedModel):
         base_model_prefix = "discriminator"
         main_input_name = "input_ids"
         _supports_sdpa = _supports_flash_attn = True  # as both of its halves do
-        _tied_weights_keys = {
-            f"generator.electra.embeddings.{name}": f"discriminator.electra.embeddings.{name}"
-            for name in ("word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight")
-        } | {"generator.generator_lm_head.weight": "discriminator.electra.embeddings.word_embeddings.weight"}
+        _tied_weights_keys = {f"generator.{place}.{name}.weight": f"discriminator.{place}.{name}.weight" for name in tables} | {
+            f"generator.{head}.weight": first
+        }
 
         def __init__(self) -> None:
             super().__init__(discriminator.config)
             self.generator, self.discriminator = generator, discriminator
-            for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-                setattr(generator.electra.embeddings, name, getattr(discriminator.electra.embeddings, name))
-            generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
+            for name in tables:
+                setattr(generator.get_submodule(place), name, discriminator.get_submodule(f"{place}.{name}"))
+            generator.get_submodule(head).weight = discriminator.get_input_embeddings().weight
 
         def get_input_embeddings(self) -> Any:
             return self.discriminator.get_input_embeddings()
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Any:
-            generated = self.generator(input_ids=input_ids, attention_mask=attention_mask).logits
             hidden = labels != IGNORED
+            with at(self.generator, hidden):
+                generated = self.generator(input_ids=input_ids, attention_mask=attention_mask).logits
             with torch.no_grad():
-                drawn = torch.distributions.Categorical(logits=generated[hidden].float()).sample()
+                drawn = torch.distributions.Categorical(logits=generated.float()).sample()
             filled = input_ids.masked_scatter(hidden, drawn)
             replaced = hidden & (filled != labels)
-            found = self.discriminator(input_ids=filled, attention_mask=attention_mask).logits
+            read = {"inputs_embeds": self.get_input_embeddings()(filled).detach()} if disentangled else {"input_ids": filled}
+            found = self.discriminator(**read, attention_mask=attention_mask).logits.view(input_ids.shape)
             return generated, found, replaced
 
     return Pair()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,10 @@ from pipeline.objectives._vectors import WordVectors
 class SkipGram(WordVectors):
     """One question for each pair of a word and one beside it."""
 
-    def asks(self, words: np.ndarray, place: int, around: np.ndarray) -> Iterator[tuple[list[int], int]]:
-        """Yield the word as context of each of its neighbours."""
-        yield from (([int(words[place])], int(words[other])) for other in around)
+    def asks(self, words: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the word as context of each of its neighbours."""
+        place, side = np.nonzero(around >= 0)
+        return words[place, None], around[place, side]
 
 
 OBJECTIVE = SkipGram
