@@ -3,14 +3,15 @@
 The stories are those of `world`, about other people: nobody's name and no town, job, dish, pet or hobby of the
 held-out rows stands in a training row. `answers` has questions in the form of SQuAD, one in three without an
 answer, some in long texts. `tags` marks names and values by BIO tags. `translation` turns any way of telling a
-fact of `world` into the first one; there the people are those of `world`, and the held-out half is asked about
-only in the end.
+fact into the first one; there a name is any first name of `world` with any family name, and those of its people
+that SFT never asks about are held out.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from data_recipes import world
@@ -87,13 +88,16 @@ def _mark(word: str, person: Person, key: str) -> str:
 
 
 def translation(split: str, seed: int) -> Iterator[dict[str, str]]:
-    """Yield one to three facts as a story tells them, and each in its first telling."""
+    """Yield one or two facts as a story tells them, and each in its first telling; any name with any value."""
     rng = random.Random(f"{seed}/translation/{split}")
-    people = world.people()[::2] if split == "train" else world.people()[1::2]
-    for _ in range(_ROWS[split] * 2):
+    held_out = {person.name for person in world.people()[1::2]}
+    first, last = (sorted({person.name.split()[part] for person in world.people()}) for part in (0, 1))
+    names = [name for one, two in product(first, last) if ((name := f"{one} {two}") in held_out) == (split == "held_out")]
+    for _ in range(_ROWS[split] * 4):
         source, target = [], []
-        for person in rng.sample(people, rng.randint(1, 3)):
-            key = rng.choice(list(FACTS))
-            source.append(rng.choice(FACTS[key].tellings[1:]).format(name=person.name, value=person.facts[key]))
-            target.append(world.answer(person, key))
+        for name in rng.sample(names, rng.randint(1, 2)):
+            fact = rng.choice(list(FACTS.values()))
+            value = rng.choice(fact.values)
+            source.append(rng.choice(fact.tellings[1:]).format(name=name, value=value))
+            target.append(fact.tellings[0].format(name=name, value=value))
         yield {"source": " ".join(source), "target": " ".join(target)}
