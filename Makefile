@@ -124,7 +124,7 @@ push-data: $(READY)
 	@python stages/push_data.py --hub '$(HUB)' --recipe '$(RECIPE)' $(SENT)
 
 test: $(READY)
-	@python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n logical --dist loadfile
 
 lint: $(READY)
 	@ruff check . && ruff format --check . && mypy
