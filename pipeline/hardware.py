@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
 from typing import Any
+
+CORE_WATTS, ACCELERATOR_WATTS = 10, 400  # what an estimate of energy assumes of one core, of one accelerator
+
+
+def watts(recorded: Mapping[str, Any]) -> float:
+    """Return the power that a stage's recorded hardware is assumed to take; nobody measured it."""
+    return float(CORE_WATTS * recorded["cores"] + ACCELERATOR_WATTS * len(recorded["accelerators"]))
 
 
 def placement() -> dict[str, Any]:

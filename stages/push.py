@@ -40,7 +40,7 @@ class Options:
     license: str = option("", "licence of the models, by the hub's name for it; empty: apache-2.0")
     language: str = option("", "language of the models, ISO 639; empty: what pretraining was told")
     datasets: tuple[str, ...] = option((), "ids of data sets on the hub that the cards link to")
-    watts: float = option(0.0, "power that the energy estimate assumes; 0: 65 W, and 350 W for each accelerator", at_least=0)
+    watts: float = option(0.0, "power that the energy estimate assumes; 0: 10 W a core, and 400 W an accelerator", at_least=0)
     patience: float = option(120.0, "seconds for which a hub that fails or is silent is asked again", at_least=1)
 
 

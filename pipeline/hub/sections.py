@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.evaluation import table
+from pipeline.hardware import watts
 from pipeline.hub import gate
 
 if TYPE_CHECKING:
     from pipeline.hub.card import Subject
 
 CURVE = "loss.svg"
-_CPU_WATTS, _ACCELERATOR_WATTS = 65, 350
 _TITLES = {
     "pretrain": "A base model, pretrained from nothing: it goes on with a text, and was never taught to answer.",
     "sft": "A chat model: a base model fine-tuned on conversations, trained on the assistant's tokens alone.",
@@ -152,7 +152,7 @@ def samples(subject: Subject) -> Iterator[str]:
 
 def power(hardware: Mapping[str, Any], given: float) -> float:
     """Return the watts that an energy estimate assumes: those given, or a number for each kind of machine."""
-    return given or _CPU_WATTS + _ACCELERATOR_WATTS * len(hardware["accelerators"])
+    return given or watts(hardware)
 
 
 def training(subject: Subject) -> Iterator[str]:
@@ -162,16 +162,16 @@ def training(subject: Subject) -> Iterator[str]:
         yield f"![Training loss against tokens]({CURVE})\n"
     yield "| stage | machine | time | memory at most | floating point operations | energy, estimated |\n|---|---|---:|---:|---:|---:|"
     for record in subject.records:
-        machine, watts = record["hardware"], power(record["hardware"], subject.watts)
+        machine, taken = record["hardware"], power(record["hardware"], subject.watts)
         named = ", ".join(machine["accelerators"]) or f"{machine['threads']} of {machine['cores']} {machine['machine']} cores"
         yield (
             f"| {record['stage']} | {named} | {record['seconds']:,.0f} s | {record['peak_memory_bytes'] / 1e9:.2f} GB "
-            f"| {record.get('flops', 0):.2e} | {record['seconds'] * watts / 3600:.2f} Wh at {watts:.0f} W |"
+            f"| {record.get('flops', 0):.2e} | {record['seconds'] * taken / 3600:.2f} Wh at {taken:.0f} W |"
         )
     yield "\nThe energy is seconds times an assumed power of the whole machine, not a measurement."
     resumed = [str(record["stage"]) for record in subject.records if "resumed_from" in record]
     if resumed:
-        yield f"{', '.join(resumed)}: interrupted and resumed; the time is that of the last process alone."
+        yield f"{', '.join(resumed)}: interrupted and resumed; what was trained after the last checkpoint and lost is not counted."
     versions = ", ".join(f"{name} {version}" for name, version in subject.record["versions"].items())
     yield f"\nVersions: {versions}."
 

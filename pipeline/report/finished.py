@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline import manifest
 from pipeline.errors import UserError
+from pipeline.hardware import watts
 from pipeline.report import batches
 
 NAMES = {"pretrain": "Pretraining", "sft": "SFT", "dpo": "DPO", "control": "Control"}
-CORE_WATTS, ACCELERATOR_WATTS = 10, 400  # what the estimate of energy assumes of one core, of one accelerator
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,14 @@ class Stage:
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second of training; None where a resumed run's seconds are not the whole."""
-        record = self.record
-        whole = record.get("training_seconds") and "resumed_from" not in record
-        return record["tokens"] / record["training_seconds"] if whole else None
+        """Tokens a second of training; None where nothing was trained."""
+        seconds = self.record.get("training_seconds")
+        return self.record["tokens"] / seconds if seconds else None
 
     @property
     def energy(self) -> float:
         """Watt-hours, estimated from the time and what the hardware is assumed to draw."""
-        machine = self.record["hardware"]
-        watts = CORE_WATTS * machine["cores"] + ACCELERATOR_WATTS * len(machine["accelerators"])
-        return float(watts * self.record["seconds"] / 3600)
+        return float(watts(self.record["hardware"]) * self.record["seconds"] / 3600)
 
 
 def stages(runs: Path) -> list[Stage]:

@@ -10,8 +10,9 @@ from typing import Any
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.evaluation import table
+from pipeline.hardware import ACCELERATOR_WATTS, CORE_WATTS
 from pipeline.report import batches, charts
-from pipeline.report.finished import ACCELERATOR_WATTS, CORE_WATTS, Stage
+from pipeline.report.finished import Stage
 
 _MEANINGS = {
     "loss": "nats a token on held-out rows of the stage's own kind; less is better",
