@@ -102,14 +102,15 @@ def test_the_card_tells_what_the_records_say(ready):
     assert "c" * 40 in text
     assert summary["samples"][0]["prompt"] in text
     assert table.figure("loss", summary["stages"]["dpo"]["loss"]) in text
-    assert f"{records[-1]['seconds'] * 65 / 3600:.2f} Wh at 65 W" in text
+    power = 10 * records[-1]["hardware"]["cores"]
+    assert f"{records[-1]['seconds'] * power / 3600:.2f} Wh at {power} W" in text
     assert "an assumed power" in text
     assert "[me/x-sft](/me/x-sft/tree/t1)" in text
 
 
 def test_the_assumed_power_can_be_given(ready):
     assert "Wh at 300 W" in card.write(subject(ready, "sft", watts=300.0))
-    assert sections.power({"accelerators": ["a", "b"]}, 0) == 65 + 2 * 350
+    assert sections.power({"cores": 8, "accelerators": ["a", "b"]}, 0) == 8 * 10 + 2 * 400
 
 
 def test_an_unevaluated_stage_says_so(ready):
