@@ -369,7 +369,7 @@ def test_models_of_every_family_are_pushed_and_the_code_on_their_card_runs(run, 
 def test_make_publishes_only_what_its_command_line_says(given, wanted):
     """A PUBLIC or FORCE that happens to be in the environment publishes and forces nothing."""
     environment = os.environ | {"PUBLIC": "1", "FORCE": "1", "ADAPTER": "1"}
-    command = ["make", "-n", "push", "HUB=me/tiny", *given]
+    command = ["make", "--no-print-directory", "-n", "push", "HUB=me/tiny", *given]
     said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()[
         -1
     ]

@@ -920,13 +920,13 @@ def test_every_task_has_a_profile():
     ],
 )
 def test_make_knows_the_edges(words, wanted):
-    said = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["make", "--no-print-directory", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert wanted in said
 
 
 def test_make_says_which_profiles_have_tasks():
     done = subprocess.run(
-        ["make", "-n", "finetune", "-o", ".venv/.ready"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["make", "--no-print-directory", "-n", "finetune", "-o", ".venv/.ready"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert "profile tiny has no finetune-NAME.yaml; profiles that have: minilm t5" in done.stderr
