@@ -1,5 +1,6 @@
 """Every task: what a row becomes, its loss in parts, what is trained, what comes out, how it is judged, what is refused."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -798,6 +799,15 @@ def test_words_without_a_piece_are_counted_and_not_answered(parents):
     assert task.predict(model, words, rows, 32)[0]["tags"][1] == ""
 
 
+def test_what_judges_a_task_is_asked_for_before_it_trains(run, parents, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "sacrebleu" else found(name, *more))
+    status, _, err = run("finetune", *flags("sequence_to_sequence", parents, tmp_path))
+    assert status == 2
+    assert "task: sequence_to_sequence needs sacrebleu" in err
+    assert "`make setup-data` installs them" in err
+
+
 def test_chinese_is_compared_by_characters():
     rows = [{"answers": [{"text": "洛陽城", "start": 0}]}]
     found = tasks.load("question_answering").figures(rows, [{"answer": "洛陽城中"}])
@@ -920,13 +930,19 @@ def test_every_task_has_a_profile():
     ],
 )
 def test_make_knows_the_edges(words, wanted):
-    said = subprocess.run(["make", "--no-print-directory", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["make", "--no-print-directory", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert wanted in said
 
 
 def test_make_says_which_profiles_have_tasks():
     done = subprocess.run(
-        ["make", "--no-print-directory", "-n", "finetune", "-o", ".venv/.ready"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["make", "--no-print-directory", "-n", "finetune", "-o", ".venv/.ready"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert "profile tiny has no finetune-NAME.yaml; profiles that have: minilm t5" in done.stderr

@@ -7,6 +7,7 @@ how good the answers are (`figures`) and what one answers who did not look (`gue
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ class Task(ABC):
     accepts: ClassVar[tuple[str, ...]]  # families of a parent
     auto: ClassVar[str]  # class of transformers that builds and loads the model
     outputs: ClassVar[int] = 0  # of its head, where no labels say how many
+    needs: ClassVar[Mapping[str, str]] = {}  # module → distribution, of what judges it and is no dependency of ours
     primary: ClassVar[str]  # the figure that the verdict and early stopping go by; more is better
     rival: ClassVar[str]  # what `guess` does, in words
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
@@ -151,6 +153,8 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
     if name not in known():
         raise UserError(f"task: {name or '(none)'}: no such task; known are {', '.join(known())}")
     kind: type[Task] = importlib.import_module(f"{__name__}.{name}").TASK
+    if missing := [package for module, package in kind.needs.items() if importlib.util.find_spec(module) is None]:
+        raise UserError(f"task: {name} needs {' and '.join(missing)}, which judge it; `make setup-data` installs them")
     given = dict(options or {})
     if faults := config.check(given, dict.fromkeys(given, "task_options"), kind, None):
         raise UserError(*faults)

@@ -32,6 +32,7 @@ class SequenceToSequence(Task):
     family = "seq2seq"
     accepts: ClassVar[tuple[str, ...]] = ("seq2seq",)
     auto = "AutoModelForSeq2SeqLM"
+    needs: ClassVar[Mapping[str, str]] = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
     primary = "chrf"
     rival = "the beginning of the source"
 
