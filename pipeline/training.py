@@ -87,7 +87,7 @@ class Keeper(TrainerCallback):
 
     def seconds(self) -> float:
         """Return for how long the stage has been trained, by this process and those before it."""
-        return round(self.before + time.time() - self.started, 1)
+        return round(self.before + time.time() - self.started, 3)
 
 
 class Progress(TrainerCallback):

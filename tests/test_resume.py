@@ -218,7 +218,8 @@ def test_a_stage_that_was_killed_after_its_last_step_takes_no_other(run, chain, 
     spent = json.loads((resume.latest(tmp_path / name) / "seconds.json").read_text())["seconds"]
     status, out, _ = run(name, *flags)
     assert status == 0
-    assert 0 < spent <= manifest.read(tmp_path / name)["training_seconds"] < manifest.read(tmp_path / name)["seconds"]
+    record = manifest.read(tmp_path / name)
+    assert 0 < spent <= record["training_seconds"] < record["seconds"] + 0.1  # which is rounded
     assert f"goes on from checkpoint-{6 if name == 'pretrain' else 4}" in out
     assert (tmp_path / name / "log.jsonl").read_text() == log
     assert run(name, *flags_of(name, chain, data, tmp_path / "whole"), "--lr_scheduler_type", "constant")[0] == 0
