@@ -131,6 +131,15 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return flags, faults
 
 
+def only(known: Sequence[str], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split the flags of a script that has these few and no profile; the second part holds the faults, unknown flags too."""
+    flags, faults = read_flags(argv)
+    flags = {key: value for key, value in flags.items() if key != "parent" or value}
+    verb = "are" if len(known) > 1 else "is"
+    unknown = [key for key in flags if key not in known]
+    return flags, faults + [f"command line: --{key}: unknown flag; known {verb} --{', --'.join(known)}" for key in unknown]
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Say whether a plain YAML value can stand for an annotation (unions, literals, enums, containers)."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

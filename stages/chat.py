@@ -111,12 +111,7 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return 0
-    flags, faults = config.read_flags(sys.argv[1:])
-    faults += [
-        f"command line: --{key}: unknown flag; known are --runs, --stage"
-        for key in flags
-        if key not in ("parent", "runs", "stage") or (key == "parent" and flags[key])
-    ]
+    flags, faults = config.only(("runs", "stage"), sys.argv[1:])
     if faults:
         raise UserError(*faults)
     runs, stage = Path(str(flags.get("runs", "runs/tiny"))), str(flags.get("stage", "dpo"))

@@ -49,10 +49,7 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return 0
-    flags, faults = config.read_flags(sys.argv[1:])
-    known = ("runs", "stage", "type", "output")
-    faults += [f"command line: --{key}: unknown flag; known are --{', --'.join(known)}" for key in flags
-               if key not in known and (key != "parent" or flags[key])]  # fmt: skip
+    flags, faults = config.only(("runs", "stage", "type", "output"), sys.argv[1:])
     runs, stage, kind = (
         Path(str(flags.get("runs", "runs/tiny"))),
         str(flags.get("stage", "dpo")),

@@ -20,14 +20,9 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return 0
-    flags, faults = config.read_flags(sys.argv[1:])
-    runs = Path(str(flags.pop("runs", "runs/tiny")))
-    output = Path(str(flags.pop("output", runs / "report.html")))
-    faults += [
-        f"command line: --{key}: unknown flag; known are --runs, --output"
-        for key in flags
-        if key != "parent" or flags["parent"]
-    ]
+    flags, faults = config.only(("runs", "output"), sys.argv[1:])
+    runs = Path(str(flags.get("runs", "runs/tiny")))
+    output = Path(str(flags.get("output", runs / "report.html")))
     if faults:
         raise UserError(*faults)
     from pipeline.report import finished

@@ -52,10 +52,8 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return 0
-    flags, faults = config.read_flags(sys.argv[1:])
     given: dict[str, Any] = {"runs": "runs/tiny", "stage": "dpo", "host": "127.0.0.1", "port": 8000}
-    faults += [f"command line: --{key}: unknown flag; known are --{', --'.join(given)}" for key in flags
-               if key not in given and (key != "parent" or flags[key])]  # fmt: skip
+    flags, faults = config.only(tuple(given), sys.argv[1:])
     given |= flags
     if not isinstance(given["port"], int) or not 0 < given["port"] < 65536:
         faults.append(f"command line: --port: expected a number from 1 to 65535, found {given['port']!r}")

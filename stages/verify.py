@@ -19,9 +19,8 @@ from pipeline.verify import agrees, descends
 
 def main() -> int:
     """Check one folder of stages."""
-    flags, faults = config.read_flags(sys.argv[1:])
-    runs = Path(str(flags.pop("runs", "runs/tiny")))
-    faults += [f"command line: --{key}: unknown flag; known is --runs" for key in flags if key != "parent" or flags["parent"]]
+    flags, faults = config.only(("runs",), sys.argv[1:])
+    runs = Path(str(flags.get("runs", "runs/tiny")))
     folders = sorted(path.parent for path in runs.glob(f"*/{manifest.NAME}"))
     if not folders:
         faults.append(f"{runs}: no finished stage; run make first")

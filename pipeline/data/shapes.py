@@ -117,9 +117,8 @@ def _label(*texts: str) -> Callable[[Mapping[str, Any]], Row]:
         if isinstance(label, (list, Mapping)):
             raise Malformed(f"label is {type(label).__name__}, not one label")
         named = dict(zip(("text", "text_pair"), (_text(row, key) for key in texts), strict=False))
-        return named | {
-            "label": "" if label is None or label == -1 else str(label)
-        }  # -1 is how public data says that there is none
+        none = label is None or label == -1  # how public data says that there is none
+        return named | {"label": "" if none else str(label)}
 
     return convert
 
