@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 
@@ -205,8 +206,8 @@ def patient(folder, parents, *more):
 def test_a_stop_within_an_epoch_is_no_epoch_to_look_at(run, parents, tmp_path, monkeypatch):
     status, out, err = run("finetune", *patient(tmp_path / "whole", parents))
     assert status == 0, err
-    looks = out.count("validation")
-    steps = int(out.split(": validation")[0].rsplit("step ", 1)[1])
+    looks = re.findall(r"step (\d+): validation", out)
+    steps = int(looks[0])
     given = patient(tmp_path / "stopped", parents)
     with monkeypatch.context() as patch:
         stop_at(steps + steps // 2, patch)
@@ -214,7 +215,7 @@ def test_a_stop_within_an_epoch_is_no_epoch_to_look_at(run, parents, tmp_path, m
     assert status == 143, err
     status, second, err = run("finetune", *given)
     assert status == 0, err
-    assert first.count("validation") + second.count("validation") == looks
+    assert re.findall(r"step (\d+): validation", first + second) == looks
     whole, stopped = (manifest.read(tmp_path / name / "out") for name in ("whole", "stopped"))
     assert whole["files"] == stopped["files"]
 
