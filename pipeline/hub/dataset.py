@@ -21,7 +21,10 @@ _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 _TELLS = {
     "text": "`text`: one document", "messages": "`messages`: a conversation, a list of `role` and `content`",
     "preference": "`prompt`, `chosen`, `rejected`: each a list of messages",
-    "labels": "`text`, its `label`, and a `group` where rows belong together and are never on both sides of a split",
+    "labels": "`text`, a `text_pair` where two are read together, and their `label`",
+    "answers": "`context`, `question`, and `answers`, each a `text` and where it has its `start`; none where there is no answer",
+    "tags": "`tokens` and their `tags`", "translation": "`source` and `target`",
+    "similarity": "`text`, `text_pair` and their `score`",
 }  # fmt: skip
 
 
@@ -120,6 +123,7 @@ def _body(rows: Rows, repo: str, tag: str, license: str, parts: Sequence[str]) -
     yield from (f"| {shape} | {split} | {len(part):,} | {_TELLS.get(shape, shape)} |" for shape, split, part in rows.parts())
     shared = sum(rows.shared(shape) for shape in parts)
     yield f"\n{shared or 'No'} rows of `held_out` are in `train`, too; models are trained on `train` and measured on `held_out`.\n"
+    yield "A `group`, where there is one, names rows that belong together and are never on both sides of a split.\n"
     yield "## Dropped\n"
     lost = [f"- {shape}: {count:,} {reason}" for shape, reasons in rows.dropped.items() for reason, count in reasons.items()]
     yield "\n".join(lost or ["Nothing."])
