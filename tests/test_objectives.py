@@ -145,8 +145,9 @@ def test_rtd_by_hand(vocabularies):
     words = vocabularies["wordpiece"]
     mask, first, last = words.mask_token_id, words.cls_token_id, words.sep_token_id
     text = {"input_ids": [first, 30, 31, 32, last]}
-    found = objectives.load("rtd").corrupt(text, words, Scripted([1, 3]))
-    assert shown(found, "input_ids", "labels") == {"input_ids": [first, mask, 31, mask, last], "labels": [_, 30, _, 32, _]}
+    # the first and the third are chosen; of them the third stays to be seen
+    found = objectives.load("rtd").corrupt(text, words, Scripted([1, 3], [0.9, 0.8, 0.8, 0.9, 0.8]))
+    assert shown(found, "input_ids", "labels") == {"input_ids": [first, mask, 31, 32, last], "labels": [_, 30, _, 32, _]}
 
 
 def test_rtd_shows_the_generators_samples_and_asks_about_every_token(vocabularies, monkeypatch):
@@ -266,11 +267,50 @@ def test_contrastive_by_hand():
             states = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.6, 0.8], [0.0, 1.0]]).unsqueeze(1).expand(4, 3, 2)
             return type("Out", (), {"last_hidden_state": states})
 
-    batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    ids = torch.ones(2, 3, dtype=torch.long)
+    batch = {"input_ids": ids, "attention_mask": ids, "views": torch.tensor([[0, 1, 0, 1]] * 2)}
     one = -np.log(np.exp(0.6 / 0.5) / (np.exp(0.6 / 0.5) + np.exp(0)))
     two = -np.log(np.exp(1 / 0.5) / (np.exp(0.8 / 0.5) + np.exp(1 / 0.5)))
     assert objective.losses(Views(), batch)["loss"].item() == pytest.approx(one + two, rel=1e-5)
     assert objective.counts(batch) == {"loss": 2}
+
+
+def test_contrastive_reads_two_stretches_by_hand(vocabularies):
+    words = vocabularies["wordpiece"]
+    first, last = words.cls_token_id, words.sep_token_id
+    objective = objectives.load("contrastive", {"crop": 0.5})
+    texts = [[first, 30, 31, 32, 33, last], [first, 40, 41, last]]
+    starts = [[0, 2], [1, 0]]  # of two tokens in four, and of one in two
+    rows = [objective.corrupt({"input_ids": ids}, words, Scripted(each)) for ids, each in zip(texts, starts, strict=True)]
+    batch = pad(rows, words.pad_token_id)
+    assert batch["views"].tolist() == [[0, 2, 2, 4], [1, 2, 0, 1]]
+    seen = []
+
+    class Reader(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            seen.append([ids[: mask.sum()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)])
+            return type("Out", (), {"last_hidden_state": torch.ones(*input_ids.shape, 2)})
+
+    objective.losses(Reader(), batch)
+    # the first views of all texts, then the second ones, each between the marks
+    assert seen == [
+        [[first, 30, 31, last], [first, 41, last], [first, 32, 33, last], [first, 40, last]],
+    ]
+    seen.clear()
+    objective.scores(Reader(), batch)  # which half belongs to which: the whole text is read, whatever was cropped
+    assert seen[0] == [[first, 30, 31, last], [first, 40, last], [first, 32, 33, last], [first, 41, last]]
+
+
+def test_contrastive_reads_sentences_or_as_much_as_fits(vocabularies):
+    words = vocabularies["wordpiece"]
+    short, long = (
+        list(objectives.load("contrastive", {"sentences": asked}).examples(text_of(words, max_length=32)))
+        for asked in (True, False)
+    )
+    assert len(short) == 3 * 3 * len(ROWS)
+    assert max(len(example["input_ids"]) for example in long) == 32
+    inside = [token for row in ROWS for token in words(row["text"], add_special_tokens=False)["input_ids"]]
+    assert [token for example in long for token in example["input_ids"][1:-1]] == inside
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 GENERATOR = "generator"
+_MASKED = 0.85  # of the chosen tokens
 _HEAD = {
     "electra": "AutoModelForPreTraining",
     "modernbert": "AutoModelForTokenClassification",
@@ -91,10 +92,14 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         return _joined(generator, load(_HEAD[kind], parent), self.disentangled)
 
     def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
-        """Return the text with all of its chosen tokens masked, and labels where they were."""
+        """Return the text with 85% of its chosen tokens masked, and labels where the chosen ones were.
+
+        The rest stays for the generator to see, as in ELECTRA's own code: what can be copied is what it learns first.
+        """
         ids = np.array(example["input_ids"])
         chosen = choose(ids, tokenizer, self.mask_share, self.whole_words, chance)
-        masked, labels = np.where(chosen, tokenizer.mask_token_id, ids), np.where(chosen, ids, IGNORED)
+        hidden = chosen & (chance.random(len(ids)) < _MASKED)
+        masked, labels = np.where(hidden, tokenizer.mask_token_id, ids), np.where(chosen, ids, IGNORED)
         return example | {"input_ids": masked.tolist(), "labels": labels.tolist()}
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
