@@ -14,17 +14,13 @@ from typing import Any
 from pipeline import config, hashes, manifest
 from pipeline.data import recipe as recipes
 from pipeline.errors import UserError
+from pipeline.families import family_of
 
 # Keys of the libraries that change where or how loudly a stage runs, never what it learns.
 _NEUTRAL = {
     "use_cpu", "report_to", "run_name", "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step",
     "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataset_num_proc", "log_level", "project",
-}  # fmt: skip
-_FAMILIES = {  # by the end of a class's name; the first that fits
-    "ForCausalLM": "causal", "LMHeadModel": "causal", "ForMaskedLM": "masked", "ElectraForPreTraining": "discriminator",
-    "ForPreTraining": "masked", "ForConditionalGeneration": "seq2seq", "ForSequenceClassification": "classifier",
-    "ForTokenClassification": "tagger", "ForQuestionAnswering": "reader", "Model": "embedder",
 }  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -146,11 +142,6 @@ def finished(runs: Path, stage: str) -> Path:
         raise UserError(f"{folder}: a model of family {record['family']} gives no answers; only causal ones do")
     unaltered(folder, record)
     return folder
-
-
-def family_of(architecture: str) -> str:
-    """Return the family of a model by the name of its class, or an empty string."""
-    return next((family for ending, family in _FAMILIES.items() if architecture.endswith(ending)), "")
 
 
 def parent_identity(parent: str, stage: str, accepts: Sequence[str]) -> dict[str, Any]:

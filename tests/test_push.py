@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from pipeline import ROOT, manifest
-from pipeline.hub import auto, gate
+from pipeline.families import auto_class
+from pipeline.hub import gate
 from tests.test_objectives import flags
 
 
@@ -318,7 +319,7 @@ def test_a_stage_of_another_kind_is_held_against_its_parent():
      ("classifier", "BertForQuestionAnswering", "AutoModelForQuestionAnswering"), ("vectors", "Table", ""), ("reward", "", "AutoModelForSequenceClassification")],
 )  # fmt: skip
 def test_the_class_that_loads_a_model(family, architecture, wanted):
-    assert auto.of(family, {"architectures": [architecture]}) == wanted
+    assert auto_class(family, {"architectures": [architecture]}) == wanted
 
 
 def test_what_is_wrong_with_the_command_is_told_at_once(run, ready):

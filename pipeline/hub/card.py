@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.hub import auto, usage
+from pipeline.families import auto_class
 from pipeline.hub import sections as s
+from pipeline.hub import usage
 
 _TASKS = {
     "AutoModelForCausalLM": "text-generation", "AutoModelForMaskedLM": "fill-mask", "AutoModelForSeq2SeqLM": "text2text-generation",
@@ -53,7 +54,7 @@ class Subject:
     @property
     def auto(self) -> str:
         """The library's class that loads the model; empty where none does."""
-        return auto.of(self.record["family"], self.config)
+        return auto_class(self.record["family"], self.config)
 
     @property
     def trained(self) -> bool:

@@ -1,0 +1,36 @@
+"""What a model's class says of it: its family in the chain, and the library's Auto class that loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# The end of a class's name, the family, the Auto class; the first that fits. No family: no stage reads such a model.
+_KINDS = [
+    ("ForCausalLM", "causal", "AutoModelForCausalLM"),
+    ("LMHeadModel", "causal", "AutoModelForCausalLM"),
+    ("ForMaskedLM", "masked", "AutoModelForMaskedLM"),
+    ("ElectraForPreTraining", "discriminator", "AutoModelForPreTraining"),
+    ("ForPreTraining", "masked", "AutoModelForPreTraining"),
+    ("ForConditionalGeneration", "seq2seq", "AutoModelForSeq2SeqLM"),
+    ("ForSequenceClassification", "classifier", "AutoModelForSequenceClassification"),
+    ("ForTokenClassification", "tagger", "AutoModelForTokenClassification"),
+    ("ForQuestionAnswering", "reader", "AutoModelForQuestionAnswering"),
+    ("ForMultipleChoice", "", "AutoModelForMultipleChoice"),
+    ("Model", "embedder", "AutoModel"),
+]
+
+
+def family_of(architecture: str) -> str:
+    """Return the family of a model by the name of its class, or an empty string."""
+    return next((family for ending, family, _ in _KINDS if architecture.endswith(ending)), "")
+
+
+def auto_class(family: str, config: Mapping[str, Any]) -> str:
+    """Return the Auto class for a family and a model's config.json; empty where no class loads it, as word vectors."""
+    if family == "vectors":
+        return ""
+    architecture = str((config.get("architectures") or [""])[0])
+    by_name = (auto for ending, _, auto in _KINDS if architecture.endswith(ending))
+    by_family = (auto for _, known, auto in _KINDS if known == ("classifier" if family == "reward" else family))
+    return next(by_name, None) or next(by_family, "AutoModel")
