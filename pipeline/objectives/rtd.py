@@ -54,10 +54,6 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     )
     discriminator_weight: float = option(50.0, "λ, what the discriminator's loss is multiplied by", at_least=0.0)
 
-    disentangled: bool = option(
-        False, "keep the discriminator's gradient from the shared embeddings (DeBERTaV3, He et al. 2021)"
-    )
-
     @property
     def weights(self) -> Mapping[str, float]:
         """The generator's loss counts once, the discriminator's λ times."""
@@ -80,16 +76,14 @@ class ReplacedTokenDetection(MaskedLanguageModel):
             more = {"embedding_size": sizes["hidden_size"], "initializer_range": _first(width)}
             own = {"initializer_range": _first(sizes["hidden_size"])}
         discriminator = build(_HEAD[architecture], architecture, tokenizer, sizes, **own)
-        return _joined(
-            build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, **more), discriminator, self.disentangled
-        )
+        return _joined(build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, **more), discriminator)
 
     def load_model(self, parent: str) -> Any:
         """Return a discriminator with the generator that lies beside it."""
         generator = load("AutoModelForMaskedLM", str(Path(parent) / GENERATOR))
         kind = generator.config.model_type
         one_of(self.architectures, kind)
-        return _joined(generator, load(_HEAD[kind], parent), self.disentangled)
+        return _joined(generator, load(_HEAD[kind], parent))
 
     def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
         """Return the text with 85% of its chosen tokens masked, and labels where the chosen ones were.
@@ -137,7 +131,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     def fresh(self, model: Any) -> Any:
         """Return both halves with random weights."""
         generator, discriminator = (type(half)(half.config) for half in (model.generator, model.discriminator))
-        return _joined(generator, discriminator, self.disentangled)
+        return _joined(generator, discriminator)
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the discriminator as the model, and the generator beside it."""
@@ -153,7 +147,7 @@ def _first(width: int) -> float:
     return float(0.02 * math.sqrt(768 / width))
 
 
-def _joined(generator: Any, discriminator: Any, disentangled: bool) -> Any:
+def _joined(generator: Any, discriminator: Any) -> Any:
     """Return both as one model that the Trainer can save.
 
     forward gives the generator's logits at masked places, (masked, vocabulary), and for all (batch, length) the
@@ -191,8 +185,7 @@ def _joined(generator: Any, discriminator: Any, disentangled: bool) -> Any:
                 drawn = torch.distributions.Categorical(logits=generated.float()).sample()
             filled = input_ids.masked_scatter(hidden, drawn)
             replaced = hidden & (filled != labels)
-            read = {"inputs_embeds": self.get_input_embeddings()(filled).detach()} if disentangled else {"input_ids": filled}
-            found = self.discriminator(**read, attention_mask=attention_mask).logits.view(input_ids.shape)
+            found = self.discriminator(input_ids=filled, attention_mask=attention_mask).logits.view(input_ids.shape)
             return generated, found, replaced
 
     return Pair()
