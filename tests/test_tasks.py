@@ -170,11 +170,12 @@ def test_source_and_target_by_hand(parents):
 
 
 def test_cut_texts_are_counted(parents):
-    *_, made, rows = examples_of(
-        "classification", parents["mlm"], [{"text": TEXTS[0] * 9, "label": "a"}, {"text": "b", "label": "b"}]
-    )
+    rows = [{"text": TEXTS[0] * 9, "label": "a"}, {"text": "b", "label": "b"}]
+    task, words, model, made, counted = examples_of("classification", parents["mlm"], rows)
     assert len(made[0]["input_ids"]) == 32
-    assert rows.left_out["ends of texts of more than 32 tokens"] == 1
+    judged = Rows(kept=rows)
+    task.predict(model, words, judged, 32)
+    assert counted.left_out == judged.left_out == {"ends of texts of more than 32 tokens": 1}
 
 
 # The loss and what is trained.
@@ -219,8 +220,8 @@ def test_every_family_is_taken_or_refused_in_words(parents, tmp_path, name, sour
     loss = task.losses(model, batch)["loss"]
     loss.backward()
     assert torch.isfinite(loss)
-    said = task.predict(model, words, ROWS[name][:5], 32)
-    alone = task.predict(model, words, ROWS[name][:1], 32)
+    said = task.predict(model, words, Rows(kept=ROWS[name][:5]), 32)
+    alone = task.predict(model, words, Rows(kept=ROWS[name][:1]), 32)
     assert len(said) == 5
     assert json.loads(json.dumps(said)) == said
     assert said[0].keys() == alone[0].keys()
@@ -553,7 +554,9 @@ def test_words_without_a_piece_are_counted_and_not_answered(parents):
     rows = [{"tokens": ["The", "\u200b", "cat"], "tags": ["O", "O", "B-PET"]}]
     task, words, model, _, counted = examples_of("token_classification", parents["mlm"], rows)
     assert counted.left_out == {"words that the tokenizer has no piece for": 1}
-    assert task.predict(model, words, rows, 32)[0]["tags"][1] == ""
+    judged = Rows(kept=rows)
+    assert task.predict(model, words, judged, 32)[0]["tags"][1] == ""
+    assert judged.left_out == counted.left_out
 
 
 def test_chinese_is_compared_by_characters():

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
 from pipeline.errors import UserError
 from pipeline.evaluation.table import figure
@@ -39,7 +40,7 @@ def stopping(task: Task, patience: int, given: Mapping[str, Any]) -> dict[str, A
 
 def values(task: Task, model: Any, vocabulary: Any, rows: Sequence[Row], max_length: int) -> dict[str, float]:
     """Return the figures of a model on rows, without intervals."""
-    found = task.figures(rows, task.predict(model, vocabulary, rows, max_length))
+    found = task.figures(rows, task.predict(model, vocabulary, Rows(kept=list(rows)), max_length))
     model.train()
     return {name: float(one.of(one.items.sum(0))) for name, one in found.items()}
 
@@ -54,7 +55,8 @@ def judged(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
         run.say("its data is too small to hold any row out, so nothing was judged")
         return
     model = task.load_model(str(run.result)).to(device()).eval()
-    said = task.predict(model, load_tokenizer(str(run.result)), rows, max_length)
+    read = Rows(kept=rows)
+    said = task.predict(model, load_tokenizer(str(run.result)), read, max_length)
     mine, theirs = task.figures(rows, said), task.figures(rows, task.guess(training, rows))
     grouped = any("group" in row for row in rows)
     groups = [str(row.get("group", f"row {number}")) for number, row in enumerate(rows)] if grouped else None
@@ -68,7 +70,7 @@ def judged(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
     confusion = task.confusion(rows, said)
     run.record["evaluation"] = {
         "rows": len(rows), "groups": len(set(groups)) if groups else None, "primary": task.primary, "rival": task.rival,
-        "figures": figures, "dropped": dict(found.dropped),
+        "figures": figures, "dropped": dict(found.dropped), "left_out": dict(+read.left_out),
     }  # fmt: skip
     _write(run.result, rows, said, confusion)
     for line in _rendered(run.record["evaluation"], confusion):
@@ -91,7 +93,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
             {"stage": stage, "against": "baseline", "metric": name, **one["gain"], "better": one["gain"]["low"] > 0}
             for name, one in sorted(figures.items(), key=lambda item: item[0] != found["primary"])
         ],
-        "samples": [], "left_out": found["dropped"],
+        "samples": [], "left_out": {**found["dropped"], **found.get("left_out", {})},
     }  # fmt: skip
 
 

@@ -123,6 +123,16 @@ def at(model: Any, places: torch.Tensor) -> Iterator[None]:
         hook.remove()
 
 
+def decoder_logits(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Return an encoder-decoder's logits, (batch, length, vocabulary); with labels it would make a second loss that nobody reads."""
+    given = {key: value for key, value in batch.items() if key != "labels"}
+    if "decoder_input_ids" not in given:
+        plain = getattr(model, "module", model)
+        given["decoder_input_ids"] = plain.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+    logits: torch.Tensor = model(**given).logits
+    return logits
+
+
 def summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return -Σ log p of targets, (places,) in nats; 0 where there is none."""
     import torch

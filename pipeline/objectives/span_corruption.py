@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.config import option
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces, spans
-from pipeline.objectives._models import asked, build, load, token_nats, token_scores
+from pipeline.objectives._models import asked, build, decoder_logits, load, token_nats, token_scores
 from pipeline.tokenizer import sentinels
 
 
@@ -74,11 +74,11 @@ class SpanCorruption(Objective):
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return -Σ log p(target token)."""
-        return {"loss": token_nats(model(**batch).logits, batch["labels"], "sum")}
+        return {"loss": token_nats(decoder_logits(model, batch), batch["labels"], "sum")}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the nats of each row."""
-        return {"loss": token_scores(model(**batch).logits, batch["labels"])}
+        return {"loss": token_scores(decoder_logits(model, batch), batch["labels"])}
 
 
 OBJECTIVE = SpanCorruption

@@ -107,8 +107,8 @@ class Task(ABC):
         """Return each part of the loss, summed over its items."""
 
     @abstractmethod
-    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
-        """Return what a model says of each row."""
+    def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
+        """Return what a model says of each row; count in `rows` what of them it does not read."""
 
     @abstractmethod
     def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:

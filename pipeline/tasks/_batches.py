@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,16 +47,17 @@ def batches(
             yield places, {key: value.to(model.device) for key, value in batch.items()}
 
 
-def encode(tokenizer: Any, text: str, pair: str | None, max_length: int) -> tuple[Example, bool]:
-    """Return the columns of a text or of two, cut at the end of the longer one, and whether they were cut.
+def encode(tokenizer: Any, text: str, pair: str | None, max_length: int, cut: Counter[str]) -> Example:
+    """Return the columns of a text or of two, cut at the end of the longer one, which is counted.
 
     What looks like a special token in a text is text.
     """
     how = {"return_attention_mask": False, "split_special_tokens": True}
     whole = dict(tokenizer(text, pair, **how))
     if len(whole["input_ids"]) <= max_length:
-        return whole, False
-    return dict(tokenizer(text, pair, truncation=True, max_length=max_length, **how)), True
+        return whole
+    cut[f"ends of texts of more than {max_length} tokens"] += 1
+    return dict(tokenizer(text, pair, truncation=True, max_length=max_length, **how))
 
 
 def units(text: str) -> list[str]:

@@ -48,8 +48,7 @@ class Classification(Task):
         """Yield texts with the number of their label; a long one loses its end."""
         numbers = {name: number for number, name in enumerate(labels)}
         for number, row in enumerate(rows.kept):
-            encoded, cut = encode(tokenizer, row["text"], row.get("text_pair"), max_length)
-            rows.left_out[f"ends of texts of more than {max_length} tokens"] += cut
+            encoded = encode(tokenizer, row["text"], row.get("text_pair"), max_length, rows.left_out)
             yield encoded | {"label": numbers[row["label"]], "row": number}
 
     def collator(self, tokenizer: Any, dataset: Any) -> Any:
@@ -82,11 +81,11 @@ class Classification(Task):
         nats = torch.nn.functional.cross_entropy(model(**inputs).logits.float(), batch["label"], reduction="none")
         return {"loss": (nats * batch["weight"]).sum()}
 
-    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+    def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the likeliest label of each row, with the probability of every label."""
-        encoded = [encode(tokenizer, row["text"], row.get("text_pair"), max_length)[0] for row in rows]
+        encoded = [encode(tokenizer, row["text"], row.get("text_pair"), max_length, rows.left_out) for row in rows.kept]
         names = model.config.id2label
-        found: list[Prediction] = [{}] * len(rows)
+        found: list[Prediction] = [{}] * len(rows.kept)
         for places, batch in batches(model, encoded, int(tokenizer.pad_token_id)):
             for place, chances in zip(places, model(**batch).logits.float().softmax(-1).tolist(), strict=True):
                 said = {names[number]: round(chance, 6) for number, chance in enumerate(chances)}

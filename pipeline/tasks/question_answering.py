@@ -87,15 +87,17 @@ class QuestionAnswering(Task):
             )
         }
 
-    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+    def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the span that is likeliest against none in any window, and σ of that margin; empty below one half."""
-        windows = [(number, window) for number, row in enumerate(rows) for window in self._windows(tokenizer, row, max_length)]
-        best = [(-np.inf, "")] * len(rows)
+        windows = [
+            (number, window) for number, row in enumerate(rows.kept) for window in self._windows(tokenizer, row, max_length)
+        ]
+        best = [(-np.inf, "")] * len(rows.kept)
         for places, batch in batches(model, [window.columns for _, window in windows], int(tokenizer.pad_token_id)):
             starts, ends = (logs.cpu().numpy() for logs in _places(model, batch))
             for place, start, end in zip(places, starts, ends, strict=True):
                 number, window = windows[place]
-                best[number] = max(best[number], window.best(start, end, self.longest_answer, rows[number]["context"]))
+                best[number] = max(best[number], window.best(start, end, self.longest_answer, rows.kept[number]["context"]))
         return [
             {
                 "answer": text if margin > 0 else "",

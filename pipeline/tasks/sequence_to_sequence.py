@@ -18,7 +18,7 @@ from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
 from pipeline.data.tokens import IGNORED
 from pipeline.evaluation.intervals import Figure, share
-from pipeline.objectives._models import asked, token_nats
+from pipeline.objectives._models import asked, decoder_logits, token_nats
 from pipeline.strategies import PROMPT
 from pipeline.tasks import Example, Prediction, Task
 from pipeline.tasks._batches import batches, encode, units
@@ -43,8 +43,7 @@ class SequenceToSequence(Task):
         """Yield source and target ids; a long source loses its end, a row with a long target is counted."""
         prompt = {number for token, number in tokenizer.get_added_vocab().items() if PROMPT.fullmatch(token)}
         for number, row in enumerate(rows.kept):
-            source, cut = encode(tokenizer, self.prefix + row["source"], None, max_length)
-            rows.left_out[f"ends of sources of more than {max_length} tokens"] += cut
+            source = encode(tokenizer, self.prefix + row["source"], None, max_length, rows.left_out)
             target = tokenizer(text_target=row["target"], split_special_tokens=True)["input_ids"]
             target = [token for token in target if token not in prompt]  # it stands before sources alone
             if len(target) > self.longest_target:
@@ -62,14 +61,13 @@ class SequenceToSequence(Task):
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return -Σ log p(target token)."""
-        return {"loss": token_nats(model(**batch).logits, batch["labels"], "sum")}
+        return {"loss": token_nats(decoder_logits(model, batch), batch["labels"], "sum")}
 
-    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+    def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the greedy target of each row, and its probability under the model."""
-        encoded = [
-            {"input_ids": encode(tokenizer, self.prefix + row["source"], None, max_length)[0]["input_ids"]} for row in rows
-        ]
-        found: list[Prediction] = [{}] * len(rows)
+        sources = [encode(tokenizer, self.prefix + row["source"], None, max_length, rows.left_out) for row in rows.kept]
+        encoded = [{"input_ids": source["input_ids"]} for source in sources]
+        found: list[Prediction] = [{}] * len(rows.kept)
         pad = int(tokenizer.pad_token_id)
         for places, batch in batches(model, encoded, pad, self.longest_target):
             ids = model.generate(**batch, max_new_tokens=self.longest_target, do_sample=False, num_beams=1)

@@ -42,8 +42,7 @@ class Similarity(Task):
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield both texts of a pair and its score."""
         for number, row in enumerate(rows.kept):
-            (one, cut), (two, too) = (encode(tokenizer, row[side], None, max_length) for side in ("text", "text_pair"))
-            rows.left_out[f"ends of texts of more than {max_length} tokens"] += cut + too
+            one, two = (encode(tokenizer, row[side], None, max_length, rows.left_out) for side in ("text", "text_pair"))
             yield {"input_ids": one["input_ids"], "other_ids": two["input_ids"], "score": float(row["score"]), "row": number}
 
     def collator(self, tokenizer: Any, dataset: Any) -> Any:
@@ -60,12 +59,13 @@ class Similarity(Task):
         one, two = embeddings(model, batch).chunk(2)
         return {"loss": (((one * two).sum(-1) - batch["score"]) ** 2).sum()}
 
-    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+    def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the cosine of each pair."""
         found = []
         for side in ("text", "text_pair"):
-            encoded = [{"input_ids": encode(tokenizer, row[side], None, max_length)[0]["input_ids"]} for row in rows]
-            vectors: list[Any] = [None] * len(rows)
+            encoded = [encode(tokenizer, row[side], None, max_length, rows.left_out) for row in rows.kept]
+            encoded = [{"input_ids": columns["input_ids"]} for columns in encoded]
+            vectors: list[Any] = [None] * len(rows.kept)
             for places, batch in batches(model, encoded, int(tokenizer.pad_token_id)):
                 for place, vector in zip(places, embeddings(model, batch).cpu().numpy(), strict=True):
                     vectors[place] = vector

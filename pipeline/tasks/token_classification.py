@@ -25,6 +25,7 @@ from pipeline.tasks import ENCODERS, Example, Prediction, Task
 from pipeline.tasks._batches import batches
 
 _OUTSIDE = "O"
+_NO_PIECE = "words that the tokenizer has no piece for"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class TokenClassification(Task):
                     tags[place] = numbers[row["tags"][word]]
                 found += len(ends)
                 yield columns | {"labels": tags, "row": number}
-            rows.left_out["words that the tokenizer has no piece for"] += len(row["tokens"]) - found
+            rows.left_out[_NO_PIECE] += len(row["tokens"]) - found
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of words."""
@@ -79,14 +80,16 @@ class TokenClassification(Task):
         logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
         return {"loss": token_nats(logits, batch["labels"], "sum")}
 
-    def predict(self, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+    def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the likeliest tag of each word with its probability; none of a word that the tokenizer has no piece for."""
         windows = [
-            (number, *made) for number, row in enumerate(rows) for made in _windows(tokenizer, row["tokens"], max_length)
+            (number, *made) for number, row in enumerate(rows.kept) for made in _windows(tokenizer, row["tokens"], max_length)
         ]
         found: list[Prediction] = [
-            {"tags": [""] * len(row["tokens"]), "probabilities": [0.0] * len(row["tokens"])} for row in rows
+            {"tags": [""] * len(row["tokens"]), "probabilities": [0.0] * len(row["tokens"])} for row in rows.kept
         ]
+        answered = sum(len(ends) for _, _, ends in windows)
+        rows.left_out[_NO_PIECE] += sum(len(row["tokens"]) for row in rows.kept) - answered
         for places, batch in batches(model, [columns for _, columns, _ in windows], int(tokenizer.pad_token_id)):
             chances, tags = model(**batch).logits.float().softmax(-1).max(-1)
             for place, line, chance in zip(places, tags.tolist(), chances.tolist(), strict=True):
