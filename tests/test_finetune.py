@@ -66,6 +66,20 @@ def test_a_task_from_rows_to_predictions(run, parents, tmp_path, name):
     assert "up to date" in out
 
 
+def test_what_is_not_read_of_held_out_texts_is_told(run, parents, tmp_path):
+    from transformers import AutoTokenizer
+
+    from pipeline.evaluation.task import summary
+
+    assert run("finetune", *flags("classification", parents, tmp_path, "--max_length", "12"))[0] == 0
+    folder = tmp_path / "out"
+    words, record = AutoTokenizer.from_pretrained(folder), manifest.read(folder)
+    texts = [json.loads(line)["row"]["text"] for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    cut = sum(len(words(text)["input_ids"]) > 12 for text in texts)
+    assert cut
+    assert summary(record)["left_out"] == record["evaluation"]["left_out"] == {"ends of texts of more than 12 tokens": cut}
+
+
 @pytest.mark.parametrize("strategy", ["frozen", "last_n", "lora", "prompt"])
 def test_every_strategy_hands_on_a_plain_model(run, parents, tmp_path, strategy):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -202,6 +202,20 @@ def test_span_corruption_by_hand(vocabularies):
     }
 
 
+@pytest.mark.parametrize(("name", "architecture"), [("span_corruption", "t5"), ("denoising", "bart")])
+def test_a_decoder_reads_its_targets_and_makes_no_loss_of_its_own(vocabularies, name, architecture):
+    objective = objectives.load(name)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 16}
+    model = objective.build_model(vocabularies[objective.vocabulary], architecture, **sizes).eval()
+    batch = pad([{"input_ids": [5, 6, 7], "labels": [8, 9]}, {"input_ids": [5, 6], "labels": [9, 8, 7]}], 0)
+    expected, made = model(**batch), []
+    model.register_forward_hook(lambda *called: made.append(called[-1]))
+    loss = objective.losses(model, batch)["loss"]
+    assert loss.item() == pytest.approx(expected.loss.item() * 5, rel=1e-5)
+    assert torch.equal(made[0].logits, expected.logits)
+    assert made[0].loss is None
+
+
 @pytest.mark.parametrize("length", [2, 3, 7, 50, 511])
 def test_spans_cover_their_share_and_never_touch(length):
     for seed in range(20):
