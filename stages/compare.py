@@ -97,7 +97,9 @@ def row(folder: Path, options: Options, labelled: list[dict[str, Any]]) -> dict[
 
     record = manifest.read(folder) or {}
     kept = folder.with_suffix(".json")
-    inputs = manifest.digest([record["outputs"], labelled, options.rows, options.resamples, CONTROLS])
+    inputs = manifest.digest(
+        [record["outputs"], labelled, options.rows, options.resamples, CONTROLS, probe.FOLDS, probe.REPEATS]
+    )
     done = manifest.read(kept.parent, kept.name)
     if done and done["inputs"] == inputs:
         return done
@@ -107,7 +109,7 @@ def row(folder: Path, options: Options, labelled: list[dict[str, Any]]) -> dict[
     control = probe.mean([probe.classify(found, labels, groups) for found in fresh])
     found = {
         "inputs": inputs, "family": record["family"], "steps": record["steps"], "tokens": record["tokens"],
-        "tokens_per_second": record["tokens"] / record["training_seconds"], "training_loss": record["metrics"], "held_out": figures(folder, options),
+        "seconds": record["training_seconds"], "tokens_per_second": record["tokens"] / record["training_seconds"], "training_loss": record["metrics"], "held_out": figures(folder, options),
         "probe": dataclasses.asdict(learned.accuracy(resamples=options.resamples)),
         "random": dataclasses.asdict(control.accuracy(resamples=options.resamples)),
         "gain": dataclasses.asdict(learned.accuracy(control, options.resamples)),
@@ -124,9 +126,9 @@ def interval(found: dict[str, float], scale: float = 100, digits: int = 1) -> st
 def line(name: str, found: dict[str, Any]) -> str:
     """Return one row of the table."""
     if name == "majority":
-        return f"| {name} | | | | | {100 * found['probe']['value']:.1f} | |"
+        return f"| {name} | | | | | | {100 * found['probe']['value']:.1f} | |"
     if name == "TF-IDF":
-        return f"| {name} | | | | | {interval(found['probe'])} | |"
+        return f"| {name} | | | | | | {interval(found['probe'])} | |"
     held_out = "; ".join(
         f"{row['metric']} {interval(row, 1, 3)}"
         + f" ({row['against']} {row['rival']:.3f}{'' if row['better'] else ', not clearly worse'})"
@@ -134,15 +136,15 @@ def line(name: str, found: dict[str, Any]) -> str:
     )
     loss = found["training_loss"]
     return (
-        f"| `{name}` | {found['steps']:,} | {found['tokens_per_second']:,.0f} | {loss['first_loss']:.2f} -> {loss['last_loss']:.2f} "
+        f"| `{name}` | {found['steps']:,} | {found['seconds']:.0f} | {found['tokens_per_second']:,.0f} | {loss['first_loss']:.2f} -> {loss['last_loss']:.2f} "
         f"| {held_out} | {interval(found['probe'])} | {interval(found['gain'])} |"
     )
 
 
 def rendered(summary: dict[str, Any]) -> Iterable[str]:
     """Yield the table as Markdown."""
-    yield "| objective | steps | tokens/s | training loss | held out | probe, % right | over random weights, points |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| objective | steps | seconds | tokens/s | training loss | held out | probe, % right | over random weights, points |"
+    yield "|---|---|---|---|---|---|---|---|"
     for name, found in summary["objectives"].items():
         yield line(name, found)
 
