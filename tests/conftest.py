@@ -31,6 +31,11 @@ def flags_of(name, chain, data, output=None):
     return [*where, "--output", output or chain / name, "--data", data / f"{shape}.jsonl", *SMALL[name]]
 
 
+def command(name, flags):
+    """Return the command line of a stage."""
+    return [sys.executable, str(ROOT / "stages" / f"{name}.py"), *map(str, flags)]
+
+
 def script(name):
     spec = importlib.util.spec_from_file_location(f"stages_{name}", ROOT / "stages" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -219,3 +224,12 @@ def parents(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("parents")
     return {name: parent(folder / name, name) for name in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def vocabularies():
+    """One vocabulary of every kind, trained on the texts of tests/objectives.py."""
+    from pipeline import tokenizer
+    from tests.objectives import ROWS
+
+    return {kind: tokenizer.train([row["text"] for row in ROWS], 350, 64, kind) for kind in tokenizer.KINDS}

@@ -62,7 +62,7 @@ def test_a_model_with_any_head_is_compared_and_its_code_runs(run, ready, tmp_pat
     import transformers
 
     from pipeline.hub import readback
-    from tests.test_objectives import flags
+    from tests.objectives import flags
 
     assert run("pretrain", *flags("mlm", tmp_path, "--max_steps", "1"))[0] == 0
     loader = f"AutoModelFor{kind}"

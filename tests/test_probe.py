@@ -10,7 +10,7 @@ import torch
 
 from pipeline import ROOT, objectives
 from pipeline.evaluation import probe
-from tests.test_objectives import NAMES, ROWS, corpus, flags
+from tests.objectives import NAMES, ROWS, corpus, flags
 
 pytest.importorskip("sklearn")
 

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, ModelCard
 from pipeline import ROOT, manifest
 from pipeline.families import auto_class
 from pipeline.hub import gate
-from tests.test_objectives import flags
+from tests.objectives import flags
 
 
 def push(run, ready, *flags):

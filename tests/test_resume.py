@@ -1,22 +1,17 @@
-"""Nothing is lost: torn and damaged checkpoints, stops by signal, a full disk, two at once, a poisoned batch."""
+"""Nothing is lost: torn and damaged checkpoints, stops by signal, inputs that change meanwhile."""
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import torch
 
-from pipeline import ROOT, hashes, manifest, resume
-from pipeline.errors import UserError
-from pipeline.lock import Lock
-from tests.conftest import CHAIN, SMALL, flags_of
+from pipeline import hashes, manifest, resume
+from tests.conftest import CHAIN, command, flags_of
 
 
 def checkpoint(folder, step, sealed=True):
@@ -105,10 +100,6 @@ def test_old_checkpoints_go_only_after_the_new_one_is_sealed(run, chain, data, t
     assert run("sft", *flags)[0] == 0
     names = [[f"checkpoint-{step}" for step in (n - 1, n) if step] for n in (1, 2, 3, 4)]
     assert seen == [[(name, "") for name in group] for group in names]
-
-
-def command(name, flags):
-    return [sys.executable, str(ROOT / "stages" / f"{name}.py"), *map(str, flags)]
 
 
 def wait_for(path, process, text=""):
@@ -255,156 +246,6 @@ def test_what_was_left_to_tidy_up_is_tidied_up(run, copy, data):
     assert not list((copy / "sft").glob("checkpoint-*"))
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from pipeline.lock import Lock
-lock = Lock(Path(sys.argv[1]))
-lock.take()
-print("held", flush=True)
-input()
-"""
-
-
-def test_two_at_once_are_refused_and_a_dead_one_holds_nothing(run, copy, data):
-    (copy / "sft" / manifest.NAME).unlink()
-    manifest.claim(copy / "sft", {"inputs": "x"})
-    before = sorted(path.name for path in (copy / "sft").iterdir())
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, copy / "sft"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "held\n"
-        host = json.loads((copy / ".sft.lock").read_text())["host"]
-        with pytest.raises(UserError, match=f"process {other.pid} on {host} is at work there"):
-            Lock(copy / "sft").take()
-        status, _, err = run("sft", *flags_of("sft", copy, data))
-        assert status == 2
-        assert f"sft: --output {copy / 'sft'}: process {other.pid} on {host} is at work there; wait for it or stop it" in err
-        assert sorted(path.name for path in (copy / "sft").iterdir()) == before
-        other.kill()
-    lock = Lock(copy / "sft")
-    lock.take()
-    assert json.loads(lock.path.read_text())["pid"] == os.getpid()
-    lock.release()
-    assert not lock.path.exists()
-
-
-def test_a_full_disk_is_a_plain_line_and_leaves_the_last_checkpoint(chain, data, tmp_path, run):
-    """A limit on the size of files stands for a file system with no room left: every write beyond it fails."""
-    flags = [*flags_of("pretrain", chain, data, tmp_path / "pretrain"), "--save_steps", "2"]
-    size = (chain / "pretrain" / "model.safetensors").stat().st_size
-
-    def shrink():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
-
-    done = subprocess.run(command("pretrain", flags), capture_output=True, text=True, preexec_fn=shrink)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "the disk is full or can't be written" in done.stderr or "File too large" in done.stderr
-    assert "the same command goes on" in done.stderr
-    assert not (tmp_path / "pretrain" / manifest.NAME).exists()
-    status, _, err = run("pretrain", *flags)
-    assert status == 0, err
-    assert manifest.read(tmp_path / "pretrain")["outputs"] == manifest.read(chain / "pretrain")["outputs"]
-
-
-def test_room_is_asked_for_before_the_first_step(run, chain, data, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    flags = [*flags_of("pretrain", chain, data, tmp_path / "pretrain"), "--save_steps", "1"]
-    status, _, err = run("pretrain", *flags)
-    assert status == 2
-    assert "1.0 MB are free, but 3 checkpoints of" in err
-    assert not (tmp_path / "pretrain").exists()
-
-
-def test_room_is_estimated_from_above_and_not_by_much(run, chain, data, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(resume, "clear", lambda folder: None)  # let the checkpoints stay
-    needed = resume.needed
-    monkeypatch.setattr(resume, "needed", lambda *given: asked.append(needed(*given)) or asked[-1])
-    for name in ("pretrain", "sft"):
-        out = tmp_path / name
-        assert run(name, *flags_of(name, chain, data, out))[0] == 0
-        taken = sum(path.stat().st_size for path in resume.latest(out).rglob("*") if "tokenizer" not in path.name)
-        if name == "pretrain":  # an adapter this small is less than the random states beside it
-            assert taken * 0.5 < asked[-1][0] < taken * 2
-        assert (out / "model.safetensors").stat().st_size < asked[-1][1]
-
-
-@pytest.mark.parametrize("kind", ["under a file", "read-only"])
-def test_a_folder_that_cannot_be_written(run, chain, data, tmp_path, kind):
-    folder = tmp_path / "there"
-    if kind == "under a file":
-        folder.write_text("")
-    elif os.geteuid():
-        folder.mkdir(mode=0o500)
-    else:  # root may write where it is forbidden, but not where the system lets nobody
-        folder = Path("/sys/kernel")
-    status, _, err = run("sft", *flags_of("sft", chain, data, folder / "sft"))
-    assert status == 2
-    assert "can't be written" in err
-    assert "Traceback" not in err
-
-
-def poisoned_parent(folder, chain):
-    """A model whose embedding of one token is not a number; its head is its own, so that other rows stay well."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(chain / "pretrain")
-    model = AutoModelForCausalLM.from_pretrained(chain / "pretrain")
-    model.config.tie_word_embeddings = False
-    twin = AutoModelForCausalLM.from_config(model.config)
-    (token,) = tokenizer.encode("Z", add_special_tokens=False)
-    twin.get_input_embeddings().weight.data[token] = torch.nan
-    twin.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@pytest.mark.parametrize("name", ["pretrain", "sft"])
-def test_a_poisoned_batch_is_stopped_and_named(run, chain, data, tmp_path, name):
-    poisoned_parent(tmp_path / "parent", chain)
-    shape = {"pretrain": "text", "sft": "chats"}[name]
-    lines = (data / f"{shape}.jsonl").read_text().splitlines()
-    lines[30] = lines[30].replace("The ", "The Z ")
-    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
-    flags = [*SMALL[name], "--parent", tmp_path / "parent", "--output", tmp_path / "out", "--data", tmp_path / "mine.jsonl"]
-    status, _, err = run(name, *flags, "--save_steps", "1", "--max_steps", "100", "--per_device_train_batch_size", "1")
-    assert status == 2, err
-    assert "is not finite" in err
-    assert f"{tmp_path / 'mine.jsonl'}:31" in err  # packed with others, and named
-    assert f"{tmp_path / 'mine.jsonl'}:" in err
-    assert err.count("mine.jsonl:") < 12  # the rows of that batch and not of all
-    step = int(err.split("step ")[1].split(":")[0])
-    assert step > 1, "the poisoned row came first; another seed would show more"
-    assert resume.latest(tmp_path / "out").name == f"checkpoint-{step - 1}"
-    assert resume.fault(resume.latest(tmp_path / "out")) == ""
-    for path in resume.latest(tmp_path / "out").glob("*.safetensors"):
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
-        assert sum(int(torch.isnan(value).sum()) for value in weights.values()) <= 32  # those that came with the parent
-
-
-def test_a_gradient_that_is_not_finite_is_stopped(run, chain, data, tmp_path, monkeypatch):
-    from pipeline.trainer import StageTrainer
-
-    training_step = StageTrainer.training_step
-
-    def bursts(self, model, inputs, count=None):
-        loss = training_step(self, model, inputs, count)
-        if self.state.global_step == 2:
-            next(parameter for parameter in model.parameters() if parameter.grad is not None).grad[0] = torch.inf
-        return loss
-
-    monkeypatch.setattr(StageTrainer, "training_step", bursts)
-    status, _, err = run("dpo", *flags_of("dpo", chain, data, tmp_path / "dpo"), "--save_steps", "1")
-    assert status == 2
-    assert "step 3: the gradient is not finite" in err
-    assert err.count("pairs.jsonl:") == 2
-    assert resume.latest(tmp_path / "dpo").name == "checkpoint-2"
-
-
 def test_a_half_finished_stage_with_other_inputs_is_moved_aside(run, chain, data, tmp_path, monkeypatch):
     """A whole checkpoint of another configuration is never gone on from."""
     flags = flags_of("sft", chain, data, tmp_path / "sft")
@@ -488,32 +329,6 @@ def test_a_signal_ends_a_library_that_does_not_listen():
     assert process.returncode == 143
     assert "stopped; the same command goes on" in err
     assert "Traceback" not in err
-
-
-def test_a_lock_file_that_went_away_is_not_the_lock(tmp_path, monkeypatch):
-    """Another process lets go between our opening of the file and our lock on it: what we hold has no name any more."""
-    import fcntl
-
-    lock, taken = Lock(tmp_path / "sft"), []
-    lockf = fcntl.lockf
-
-    def late(file, how):
-        if not taken:
-            lock.path.unlink()
-        taken.append(file)
-        lockf(file, how)
-
-    monkeypatch.setattr(fcntl, "lockf", late)
-    lock.take()
-    assert len(taken) == 2
-    assert os.stat(lock.path).st_ino == os.fstat(lock._file).st_ino
-    lock.release()
-
-
-def test_two_names_of_a_folder_have_one_lock(tmp_path):
-    (tmp_path / "big" / "sft").mkdir(parents=True)
-    (tmp_path / "sft").symlink_to(tmp_path / "big" / "sft")
-    assert Lock(tmp_path / "sft").path == Lock(tmp_path / "big" / "sft").path
 
 
 def test_a_signal_to_all_processes_of_a_group_saves(chain, data, tmp_path):

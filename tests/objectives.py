@@ -1,0 +1,39 @@
+"""The small texts that objectives are tested on, and the flags that pretrain on them."""
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from pipeline import objectives
+from pipeline.data import tokens
+from pipeline.objectives import Text
+from tests.conftest import SMALL
+
+NAMES = objectives.known()
+WORDS = "The cat saw a dog and the hen ran to an owl while it was glad".split()
+ROWS = [
+    {"text": " ".join(f"The {a} saw the {b}. Then the {b} ran away! Was the {a} glad of {c}?" for a in ("cat", "dog", c))}
+    for b in ("owl", "ant", "bee")
+    for c in ("hen", "cow", "fox", "elk", "eel", "pig", "ram", "hare", "lynx", "newt")
+]
+
+
+def write_rows(rows, path=None):
+    return tokens.write(rows, path or Path(tempfile.mkdtemp()) / "rows.arrow")
+
+
+def text_of(vocabulary, rows=ROWS, max_length=64):
+    return Text(rows, vocabulary, max_length, "en", 1, Counter(), Counter())
+
+
+def corpus(folder, rows=ROWS):
+    path = folder / "text.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flags(name, folder, *more):
+    small = [*SMALL["pretrain"]]
+    small[small.index("--vocab_size") + 1] = "350"
+    return [*small, "--data", corpus(folder), "--output", folder / "out", "--objective", name, *more]
