@@ -280,6 +280,12 @@ def test_contrastive_reads_sentences_or_as_much_as_fits(vocabularies):
     assert [token for example in long for token in example["input_ids"][1:-1]] == inside
 
 
+def test_what_contrastive_does_not_read_is_counted(vocabularies):
+    rows = text_of(vocabularies["wordpiece"], [{"text": "Glad. The cat saw the dog and the hen and the owl and the fox."}], 8)
+    assert [len(example["input_ids"]) for example in objectives.load("contrastive").examples(rows)] == [8]
+    assert rows.left_out == {"text of fewer than 4 tokens": 1, "end of a sentence of more than 6 tokens": 1}
+
+
 @pytest.mark.parametrize(
     ("name", "contexts", "asked"),
     [

@@ -52,14 +52,16 @@ class Contrastive(Objective):
         """Yield texts between the tokens that begin and end one; very short ones are counted."""
         first, last, room = text.tokenizer.cls_token_id, text.tokenizer.sep_token_id, text.max_length - 2
         if self.sentences:
-            texts = ((number, ids[:room]) for number, row in enumerate(text.rows) for ids in sentences(text, row["text"]))
+            texts = ((number, ids) for number, row in enumerate(text.rows) for ids in sentences(text, row["text"]))
         else:
             texts = ((piece.row, piece.ids) for piece in pieces(text, room))
         for number, ids in texts:
             if len(ids) < _SHORTEST:
                 text.left_out[f"text of fewer than {_SHORTEST} tokens"] += 1
-            else:
-                yield {"input_ids": [first, *ids, last], "row": number}
+                continue
+            if len(ids) > room:
+                text.left_out[f"end of a sentence of more than {room} tokens"] += 1
+            yield {"input_ids": [first, *ids[:room], last], "row": number}
 
     def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
         """Return the text with the two stretches of it that are read: where each begins and ends."""
