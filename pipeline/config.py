@@ -203,7 +203,11 @@ def check(
             if loose and library:
                 continue
             close = difflib.get_close_matches(key, [name for name in known if name not in RESERVED], n=1)
-            remedy = f"; did you mean {close[0]}?" if close else f"; known are our options and those of {library}"
+            remedy = (
+                f"; did you mean {close[0]}?"
+                if close
+                else "; known are our options" + (f" and those of {library}" if library else "")
+            )
             faults.append(f"{where}: {key}: unknown key{remedy}")
         elif not fits(value, known[key]):
             faults.append(f"{where}: {key}: expected {_named(known[key])}, found {value!r}")

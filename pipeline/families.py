@@ -32,5 +32,5 @@ def auto_class(family: str, config: Mapping[str, Any]) -> str:
         return ""
     architecture = str((config.get("architectures") or [""])[0])
     by_name = (auto for ending, _, auto in _KINDS if architecture.endswith(ending))
-    by_family = (auto for _, known, auto in _KINDS if known == ("classifier" if family == "reward" else family))
+    by_family = (auto for _, known, auto in _KINDS if known and known == ("classifier" if family == "reward" else family))
     return next(by_name, None) or next(by_family, "AutoModel")

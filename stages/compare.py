@@ -30,7 +30,7 @@ class Options:
 
     objectives: dict[str, Any] = option({}, "objectives, each with the flags that it alone gets")  # noqa: RUF009
     flops: float = option(2e13, "floating point operations that each may spend")
-    epochs: float = option(3.0, "passes over the text, at most", at_least=0.01)
+    epochs: float = option(0.0, "passes over the text, at most, in place of the profile's; 0 leaves them", at_least=0.0)
     probe: str = option("plays", "data recipe that gives labels")
     rows: int = option(300, "held-out rows that figures are measured on, at most", at_least=1)
     resamples: int = option(2000, "bootstrap resamples behind an interval", at_least=1)
@@ -38,7 +38,8 @@ class Options:
 
 def pretrained(name: str, options: Options, profile: Path, output: Path) -> Path:
     """Pretrain one objective, or find that it is done; return its folder. A parent may be another one of them by name."""
-    given = {"flops": options.flops, "num_train_epochs": options.epochs} | (options.objectives[name] or {})
+    passes = {"num_train_epochs": options.epochs} if options.epochs else {}
+    given = {"flops": options.flops} | passes | (options.objectives[name] or {})
     if given.get("parent") in options.objectives:
         given["parent"] = str(output / given["parent"])
     own = [word for key, value in given.items() for word in (f"--{key}", value if key == "parent" else json.dumps(value))]

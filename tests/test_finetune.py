@@ -71,12 +71,14 @@ def test_what_is_not_read_of_held_out_texts_is_told(run, parents, tmp_path):
 
     from pipeline.evaluation.task import summary
 
-    assert run("finetune", *flags("classification", parents, tmp_path, "--max_length", "12"))[0] == 0
+    status, out, err = run("finetune", *flags("classification", parents, tmp_path, "--max_length", "12"))
+    assert status == 0, err
     folder = tmp_path / "out"
     words, record = AutoTokenizer.from_pretrained(folder), manifest.read(folder)
     texts = [json.loads(line)["row"]["text"] for line in (folder / "predictions.jsonl").read_text().splitlines()]
     cut = sum(len(words(text)["input_ids"]) > 12 for text in texts)
     assert cut
+    assert f"not read: {cut:,} ends of texts of more than 12 tokens" in out
     assert summary(record)["left_out"] == record["evaluation"]["left_out"] == {"ends of texts of more than 12 tokens": cut}
 
 

@@ -187,6 +187,25 @@ def test_a_decoder_reads_its_targets_and_makes_no_loss_of_its_own(vocabularies, 
     assert made[0].loss is None
 
 
+def test_a_decoder_that_shifts_its_targets_only_inside_reads_them_too(vocabularies):
+    from transformers import M2M100Config, M2M100ForConditionalGeneration
+
+    from pipeline.objectives._models import decoder_logits
+
+    config = M2M100Config(vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+                          decoder_attention_heads=4, encoder_ffn_dim=16, decoder_ffn_dim=16)  # fmt: skip
+    model = M2M100ForConditionalGeneration(config).eval()
+    batch = pad([{"input_ids": [5, 6, 7], "labels": [8, 9]}], 0)
+    assert torch.equal(decoder_logits(model, batch), model(**batch).logits)
+
+
+def test_what_can_be_copied_is_not_judged():
+    batch = pad([{"input_ids": [2, 4, 31, 32, 3], "labels": [_, 30, 31, 33, _]}], 0)
+    for name in ("mlm", "mlm_nsp", "mlm_sop", "rtd"):
+        assert objectives.load(name).judged(batch)["labels"].tolist() == [[_, 30, _, 33, _]]
+    assert batch["labels"].tolist() == [[_, 30, 31, 33, _]]  # training asks for them
+
+
 @pytest.mark.parametrize("length", [2, 3, 7, 50, 511])
 def test_spans_cover_their_share_and_never_touch(length):
     for seed in range(20):
@@ -283,7 +302,7 @@ def test_contrastive_reads_sentences_or_as_much_as_fits(vocabularies):
 def test_what_contrastive_does_not_read_is_counted(vocabularies):
     rows = text_of(vocabularies["wordpiece"], [{"text": "Glad. The cat saw the dog and the hen and the owl and the fox."}], 8)
     assert [len(example["input_ids"]) for example in objectives.load("contrastive").examples(rows)] == [8]
-    assert rows.left_out == {"text of fewer than 4 tokens": 1, "end of a sentence of more than 6 tokens": 1}
+    assert rows.left_out == {"texts of fewer than 4 tokens": 1, "ends of sentences of more than 8 tokens": 1}
 
 
 @pytest.mark.parametrize(
@@ -360,10 +379,31 @@ def test_choices_depend_on_seed_epoch_and_example_alone(vocabularies, tmp_path, 
     if len(first) == 2:
         assert made(1, 5, 3)[2] == first[0]  # wherever it stands, whatever is beside it
     assert made(3, 1) == first
-    if name in ("causal", "contrastive"):  # nothing is drawn; dropout makes the views
+    if name in ("causal", "contrastive"):  # nothing is drawn of the text; dropout and stretches make the views
         return
     assert made(3, 1, epoch=1) != first
     assert made(3, 1, seed=2) != first
+
+
+def test_stretches_depend_on_seed_epoch_and_example_alone(vocabularies, tmp_path):
+    words, objective = vocabularies["wordpiece"], objectives.load("contrastive", {"crop": 0.4})
+    dataset = tokens.numbered(write_rows(list(objective.examples(text_of(words))), tmp_path / "rows.arrow"))
+
+    def made(*places, seed=1, epoch=0):
+        collator = objective.collator(words, dataset, seed)
+        collator.epoch = epoch
+        batch = collator([dataset[place] for place in places])
+        for length, (start, end, other, stop) in zip(batch["attention_mask"].sum(1) - 2, batch["views"].tolist(), strict=True):
+            assert 0 <= start < end <= length
+            assert 0 <= other < stop <= length
+            assert end - start == stop - other == round(0.4 * int(length))
+        return batch["views"].tolist()
+
+    every = range(len(dataset))
+    assert made(*every) == made(*every)
+    assert made(*reversed(every)) == made(*every)[::-1]
+    assert made(*every, epoch=1) != made(*every) != made(*every, seed=2)
+    assert {start for start, *_ in made(*every)} == {0, *range(1, max(start for start, *_ in made(*every)) + 1)}
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,8 @@ def test_a_stage_of_another_kind_is_held_against_its_parent():
      ("masked", "BertForPreTraining", "AutoModelForPreTraining"), ("masked", "RobertaForMaskedLM", "AutoModelForMaskedLM"),
      ("discriminator", "ElectraForPreTraining", "AutoModelForPreTraining"), ("seq2seq", "T5ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
      ("classifier", "BertForTokenClassification", "AutoModelForTokenClassification"), ("embedder", "BertModel", "AutoModel"),
-     ("classifier", "BertForQuestionAnswering", "AutoModelForQuestionAnswering"), ("vectors", "Table", ""), ("reward", "", "AutoModelForSequenceClassification")],
+     ("classifier", "BertForQuestionAnswering", "AutoModelForQuestionAnswering"), ("vectors", "Table", ""), ("reward", "", "AutoModelForSequenceClassification"),
+     ("", "", "AutoModel")],
 )  # fmt: skip
 def test_the_class_that_loads_a_model(family, architecture, wanted):
     assert auto_class(family, {"architectures": [architecture]}) == wanted

@@ -120,7 +120,10 @@ def test_an_answer_that_no_window_holds_is_counted(parents):
         },
         {"context": "The cat.", "question": "Who was it that saw the dog and was glad of it?", "answers": []},
     ]
-    *_, made, counted = examples_of("question_answering", parents["mlm"], rows, max_length=10, stride=1)
+    task, words, model, made, counted = examples_of("question_answering", parents["mlm"], rows, max_length=10, stride=1)
+    judged = Rows(kept=rows)
+    task.predict(model, words, judged, 10)
+    assert judged.left_out == {"question that leaves no more than 1 of 10 tokens for the context": 1}
     assert made == []
     assert counted.late == {
         "answer that no window holds": 1,

@@ -46,7 +46,8 @@ class Judge:
         rows = [{key: value for key, value in example.items() if key != "row"} for example in examples]
         for start in range(0, len(rows), HELD_OUT_BATCH):
             if len(rows) - start >= HELD_OUT_BATCH or self.objective.accumulates:
-                batch = {key: value.to(device()) for key, value in collator(rows[start : start + HELD_OUT_BATCH]).items()}
+                made = self.objective.judged(collator(rows[start : start + HELD_OUT_BATCH]))
+                batch = {key: value.to(device()) for key, value in made.items()}
                 yield batch if marks else self._without_marks(batch)
 
     def _without_marks(self, batch: dict[str, Any]) -> dict[str, Any]:

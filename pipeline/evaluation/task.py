@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -93,7 +94,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, Any] | None:
             {"stage": stage, "against": "baseline", "metric": name, **one["gain"], "better": one["gain"]["low"] > 0}
             for name, one in sorted(figures.items(), key=lambda item: item[0] != found["primary"])
         ],
-        "samples": [], "left_out": {**found["dropped"], **found.get("left_out", {})},
+        "samples": [], "left_out": dict(Counter(found["dropped"]) + Counter(found.get("left_out", {}))),
     }  # fmt: skip
 
 
@@ -117,6 +118,7 @@ def _rendered(found: dict[str, Any], confusion: dict[str, dict[str, int]]) -> li
         verdict = "better, clear of zero" if gain["low"] > 0 else "not clearly better"
         lines.append(f"  {name:<12} {figure(name, one['value']):<24} {figure(name, one['rival']):<24} "
                      f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]  {verdict}")  # fmt: skip
+    lines += [f"  not read: {count:,} {reason}" for reason, count in found["left_out"].items()]
     if 0 < len(confusion) <= _SHOWN:
         width = max(map(len, confusion)) + 2
         lines.append("true \\ said".ljust(max(width, 13)) + "".join(name.rjust(width) for name in confusion))

@@ -88,6 +88,10 @@ class Objective(ABC):
     def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return each part of the loss, summed over its items, in nats."""
 
+    def judged(self, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Return a held-out batch with those targets alone that can't be read off its inputs."""
+        return batch
+
     @abstractmethod
     def scores(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
         """Return held-out figures of each row of a batch."""

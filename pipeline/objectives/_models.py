@@ -124,11 +124,16 @@ def at(model: Any, places: torch.Tensor) -> Iterator[None]:
 
 
 def decoder_logits(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Return an encoder-decoder's logits, (batch, length, vocabulary); with labels it would make a second loss that nobody reads."""
-    given = {key: value for key, value in batch.items() if key != "labels"}
-    if "decoder_input_ids" not in given:
-        plain = getattr(model, "module", model)
-        given["decoder_input_ids"] = plain.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+    """Return an encoder-decoder's logits, (batch, length, vocabulary).
+
+    Given labels, a model makes a loss of its own that nobody reads; some (NLLB, Blenderbot) only then know what to decode.
+    """
+    given = dict(batch)
+    shift = getattr(getattr(model, "module", model), "prepare_decoder_input_ids_from_labels", None)
+    if shift is not None:
+        labels = given.pop("labels")
+        if "decoder_input_ids" not in given:
+            given["decoder_input_ids"] = shift(labels=labels)
     logits: torch.Tensor = model(**given).logits
     return logits
 

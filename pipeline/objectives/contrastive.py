@@ -57,10 +57,10 @@ class Contrastive(Objective):
             texts = ((piece.row, piece.ids) for piece in pieces(text, room))
         for number, ids in texts:
             if len(ids) < _SHORTEST:
-                text.left_out[f"text of fewer than {_SHORTEST} tokens"] += 1
+                text.left_out[f"texts of fewer than {_SHORTEST} tokens"] += 1
                 continue
             if len(ids) > room:
-                text.left_out[f"end of a sentence of more than {room} tokens"] += 1
+                text.left_out[f"ends of sentences of more than {text.max_length} tokens"] += 1
             yield {"input_ids": [first, *ids[:room], last], "row": number}
 
     def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:

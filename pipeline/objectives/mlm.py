@@ -66,6 +66,10 @@ class MaskedLanguageModel(Objective):
         with at(model, chosen):
             return {"loss": summed(_logits(model, batch), batch["labels"][chosen])}
 
+    def judged(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Leave out what was chosen and left as it is: whoever copies gets it right."""
+        return {**batch, "labels": batch["labels"].masked_fill(batch["input_ids"] == batch["labels"], IGNORED)}
+
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the nats of each row."""
         return {"loss": token_scores(_logits(model, batch), batch["labels"])}

@@ -1,7 +1,7 @@
 """Replaced token detection (ELECTRA, Clark et al. 2020, eq. 1-2).
 
-A small generator fills the masked places with samples of its own; the discriminator says for every token
-whether it was replaced. The loss is the generator's -log p, the mean over masked tokens, plus λ = 50 times the
+A small generator fills the chosen places with samples of its own; the discriminator says for every token
+whether it was replaced. The loss is the generator's -log p, the mean over chosen tokens, plus λ = 50 times the
 discriminator's binary cross-entropy, the mean over all tokens. The samples carry no gradient.
 """
 
@@ -97,7 +97,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         return example | {"input_ids": masked.tolist(), "labels": labels.tolist()}
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the number of masked tokens, and of all."""
+        """Return the number of chosen tokens, and of all."""
         return {"generator": asked(batch["labels"]), "discriminator": batch["attention_mask"].sum()}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _first(width: int) -> float:
 def _joined(generator: Any, discriminator: Any) -> Any:
     """Return both as one model that the Trainer can save.
 
-    forward gives the generator's logits at masked places, (masked, vocabulary), and for all (batch, length) the
+    forward gives the generator's logits at chosen places, (chosen, vocabulary), and for all (batch, length) the
     discriminator's logits and what was replaced.
     """
     import torch

@@ -24,7 +24,7 @@ _NOTES = {
     "masked": "The model is asked for the marked tokens; before each stands what it saw in its place, where that was another.",
     "discriminator": "The generator is asked for the marked tokens, the discriminator about every token: is it the original?",
     "seq2seq": "The model reads the text with holes and writes what is missing; only what it writes counts.",
-    "embedder": "No single token is asked for: the loss is over whole sentences, each read twice with other dropout.",
+    "embedder": "No single token is asked for: the loss is over whole texts, each read twice with other dropout, or two stretches of it.",
     "vectors": "The model is given the words around a place and tells the word that was there, the first one, from drawn ones.",
 }
 

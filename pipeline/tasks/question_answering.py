@@ -48,12 +48,15 @@ class QuestionAnswering(Task):
             windows = list(self._windows(tokenizer, row, max_length))
             spans = [window.holds(row["answers"][0]) if row["answers"] else _NONE for window in windows]
             if not windows:
-                rows.late[f"question that leaves no more than {self.stride} of {max_length} tokens for the context"] += 1
+                rows.late[self._no_room(max_length)] += 1
             elif row["answers"] and set(spans) == {_NONE}:
                 rows.late["answer that no window holds"] += 1
             else:
                 for window, (start, end) in zip(windows, spans, strict=True):
                     yield window.columns | {"start": start, "end": end, "row": number}
+
+    def _no_room(self, max_length: int) -> str:
+        return f"question that leaves no more than {self.stride} of {max_length} tokens for the context"
 
     def _windows(self, tokenizer: Any, row: Row, max_length: int) -> Iterator[_Window]:
         """Yield what the model reads; nothing where the question is so long that windows would not get on."""
@@ -92,6 +95,8 @@ class QuestionAnswering(Task):
         windows = [
             (number, window) for number, row in enumerate(rows.kept) for window in self._windows(tokenizer, row, max_length)
         ]
+        if unread := len(rows.kept) - len({number for number, _ in windows}):
+            rows.left_out[self._no_room(max_length)] += unread
         best = [(-np.inf, "")] * len(rows.kept)
         for places, batch in batches(model, [window.columns for _, window in windows], int(tokenizer.pad_token_id)):
             starts, ends = (logs.cpu().numpy() for logs in _places(model, batch))
