@@ -36,6 +36,22 @@ def command(name, flags):
     return [sys.executable, str(ROOT / "stages" / f"{name}.py"), *map(str, flags)]
 
 
+class Fails:
+    """A method that works until it is called for the last time."""
+
+    def __init__(self, method, at):
+        self.method, self.left = method, at
+
+    def __get__(self, owner, _):
+        def call(*given, **named):
+            self.left -= 1
+            if not self.left:
+                raise OSError("pulled the plug")
+            return self.method(owner, *given, **named)
+
+        return call
+
+
 def script(name):
     spec = importlib.util.spec_from_file_location(f"stages_{name}", ROOT / "stages" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

@@ -13,6 +13,7 @@ import torch
 from pipeline import ROOT, manifest, tasks
 from pipeline.config import read_profile
 from pipeline.data import shapes
+from tests.conftest import Fails
 from tests.test_tasks import NAMES, ROWS, TEXTS, fits, judged, parent
 
 
@@ -160,17 +161,8 @@ def test_patience_keeps_the_best_epoch_and_goes_on_to_the_same_weights(run, pare
     given = stopping(tmp_path / "killed")
     from pipeline.trainer import TaskTrainer
 
-    seen = []
-    before = TaskTrainer.evaluate
-
-    def pulled(self, *arguments, **named):
-        seen.append(1)
-        if len(seen) == len(figures) - 1:
-            raise OSError("pulled the plug")
-        return before(self, *arguments, **named)
-
     with monkeypatch.context() as patch:
-        patch.setattr(TaskTrainer, "evaluate", pulled)
+        patch.setattr(TaskTrainer, "evaluate", Fails(TaskTrainer.evaluate, len(figures) - 1))
         assert run("finetune", *given)[0] == 1
     status, out, err = run("finetune", *given)
     assert status == 0, err

@@ -9,7 +9,7 @@ import torch
 from pipeline import manifest, objectives, resume
 from pipeline.data import tokens
 from pipeline.objectives import rtd
-from tests.conftest import SMALL
+from tests.conftest import SMALL, Fails
 from tests.objectives import NAMES, ROWS, WORDS, corpus, flags, text_of, write_rows
 
 
@@ -31,17 +31,8 @@ def test_it_resumes_to_the_same_bytes_and_loads(run, tmp_path, monkeypatch, name
     record = manifest.read(tmp_path / "out")
     assert record["family"] == objectives.load(name).family
     (tmp_path / "out").rename(tmp_path / "whole")
-    seen = []
-    collate = Traced.__call__
-
-    def pulled(self, rows):
-        seen.append(1)
-        if len(seen) == 28:
-            raise OSError("pulled the plug")
-        return collate(self, rows)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Traced, "__call__", pulled)
+        patch.setattr(Traced, "__call__", Fails(Traced.__call__, 28))
         assert run("pretrain", *given)[0] == 1
     assert resume.latest(tmp_path / "out").name == "checkpoint-25"
     assert run("pretrain", *given)[0] == 0
@@ -82,22 +73,6 @@ def test_it_goes_on_from_its_own_kind(run, tmp_path, name):
     shutil.copytree(tmp_path / "parent", bare)
     (bare / manifest.NAME).unlink()  # a folder from elsewhere is known by its config.json
     assert run("pretrain", *flags(name, tmp_path, "--max_steps", "2", "--parent", bare))[0] == 0
-
-
-class Fails:
-    """A method that works until it is called for the last time."""
-
-    def __init__(self, method, at):
-        self.method, self.left = method, at
-
-    def __get__(self, owner, _):
-        def call(*given):
-            self.left -= 1
-            if not self.left:
-                raise OSError("pulled the plug")
-            return self.method(owner, *given)
-
-        return call
 
 
 def test_rtd_of_modernbert_resumes_and_goes_on(run, tmp_path, monkeypatch):

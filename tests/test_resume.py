@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pipeline import hashes, manifest, resume
-from tests.conftest import CHAIN, command, flags_of
+from tests.conftest import CHAIN, Fails, command, flags_of
 
 
 def checkpoint(folder, step, sealed=True):
@@ -356,16 +356,8 @@ def test_a_log_is_the_same_after_a_resume_with_a_save_at_each_epoch(run, chain, 
     ]
     assert run("sft", *flags)[0] == 0
     (tmp_path / "sft").rename(tmp_path / "whole")
-    collate, seen = Traced.__call__, []
-
-    def pulled(self, rows):
-        seen.append(1)
-        if len(seen) == 50:
-            raise OSError("pulled the plug")
-        return collate(self, rows)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Traced, "__call__", pulled)
+        patch.setattr(Traced, "__call__", Fails(Traced.__call__, 50))
         assert run("sft", *flags)[0] == 1
     assert run("sft", *flags)[0] == 0
     assert figures(tmp_path / "sft") == figures(tmp_path / "whole")
