@@ -1,0 +1,68 @@
+"""Layouts of public data sets that tasks read, and rows that say something else."""
+
+import pytest
+
+from pipeline.data import shapes
+
+
+@pytest.mark.parametrize(
+    ("shape", "row", "wanted"),
+    [
+        ("answers", {"id": "1", "title": "t", "context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": [2]}},
+         {"context": "A cat.", "question": "Who?", "answers": [{"text": "cat", "start": 2}], "group": ""}),
+        ("answers", {"context": "A cat .", "question": "Who?", "answers": {"text": [" cat "], "answer_start": [1]}},
+         {"context": "A cat .", "question": "Who?", "answers": [{"text": "cat", "start": 2}], "group": ""}),
+        ("answers", {"context": "A cat.", "question": "Who?", "answers": {"text": [], "answer_start": []}},
+         {"context": "A cat.", "question": "Who?", "answers": [], "group": ""}),
+        ("tags", {"id": "0", "tokens": ["EU"], "pos_tags": [1], "chunk_tags": [2], "ner_tags": ["B-ORG"]}, {"tokens": ["EU"], "tags": ["B-ORG"]}),
+        ("labels", {"sentence1": "a", "sentence2": "b", "label": "equivalent", "idx": 0}, {"text": "a", "text_pair": "b", "label": "equivalent"}),
+        ("labels", {"premise": "a", "hypothesis": "b", "label": 1}, {"text": "a", "text_pair": "b", "label": "1"}),
+        ("labels", {"sentence": "a", "label": "pos", "idx": 0}, {"text": "a", "label": "pos"}),
+        ("similarity", {"sentence1": "a", "sentence2": "b", "score": 4}, {"text": "a", "text_pair": "b", "score": 4.0}),
+        ("translation", {"translation": {"en": "a", "de": "b"}}, {"source": "a", "target": "b"}),
+        ("translation", {"document": "a", "summary": "b", "id": "1"}, {"source": "a", "target": "b"}),
+        ("translation", {"article": "a", "highlights": "b", "id": "1"}, {"source": "a", "target": "b"}),
+    ],
+)  # fmt: skip
+def test_layouts_of_public_data_sets(shape, row, wanted):
+    _, convert = shapes.recognise(row, shape, "here")
+    found = convert(row)
+    if "group" in wanted:  # of a context, whatever is asked about it
+        wanted = wanted | {"group": found["group"]}
+        assert found["group"] == convert(row | {"question": "What?"})["group"]
+    assert found == wanted
+    assert shapes.fault(wanted, shape) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "row", "said"),
+    [
+        ("answers", {"context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": [3]}}, "'cat' does not stand at 3"),
+        ("tags", {"tokens": ["a", "b"], "tags": ["O"]}, "no lists of the same length"),
+        ("similarity", {"text": "a", "text_pair": "b", "score": "near"}, "score is 'near', not a number"),
+        ("labels", {"text": "a", "label": ["b"]}, "label is list, not one label"),
+        ("similarity", {"text": "a", "text_pair": "b", "score": "nan"}, "score is 'nan'"),
+        ("answers", {"context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": []}}, "no lists of the same length"),
+        ("answers", {"context": "A cat.", "question": "Who?", "answers": {"text": [None], "answer_start": [2]}}, "None is no text"),
+        ("translation", {"translation": {"en": "a"}}, "has not two languages"),
+    ],
+)  # fmt: skip
+def test_a_row_that_says_something_else_is_malformed(shape, row, said):
+    with pytest.raises(shapes.Malformed, match=said):
+        shapes.recognise(row, shape, "here")[1](row)
+
+
+def test_a_hub_data_set_names_its_labels(tmp_path):
+    import datasets
+
+    from pipeline.data.sources import read_hub
+
+    features = datasets.Features(
+        {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-X"])),
+         "label": datasets.ClassLabel(names=["no", "yes"])}
+    )  # fmt: skip
+    rows = {"tokens": [["a", "b"], ["c"]], "ner_tags": [[1, 0], [0]], "label": [1, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    found = [row for _, row in read_hub(str(tmp_path))]
+    assert [row["ner_tags"] for row in found] == [["B-X", "O"], ["O"]]
+    assert [row["label"] for row in found] == ["yes", -1]

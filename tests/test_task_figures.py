@@ -1,0 +1,97 @@
+"""Figures of tasks, against other implementations and by hand."""
+
+import numpy as np
+import pytest
+
+from pipeline import tasks
+from pipeline.evaluation.intervals import correlation, share
+from pipeline.tasks import question_answering as qa
+from pipeline.tasks.token_classification import entities
+from tests.test_tasks import TEXTS
+
+
+def test_macro_f1_is_that_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    rows = [{"label": label} for label in rng.choice(list("abcd"), 200, p=[0.6, 0.2, 0.15, 0.05])]
+    said = [{"label": row["label"] if rng.random() < 0.7 else rng.choice(list("abcd"))} for row in rows]
+    found = tasks.load("classification").figures(rows, said)
+    right, told = [row["label"] for row in rows], [line["label"] for line in said]
+    assert found["macro_f1"].estimate().value == pytest.approx(metrics.f1_score(right, told, average="macro"))
+    assert found["accuracy"].estimate().value == pytest.approx(metrics.accuracy_score(right, told))
+
+
+def test_bleu_is_that_of_the_whole_corpus():
+    bleu = pytest.importorskip("sacrebleu.metrics.bleu").BLEU()
+    pytest.importorskip("rouge_score")
+    rows = [{"target": text} for text in TEXTS[:20]]
+    said = [{"target": text.replace("saw", "met") if number % 2 else text} for number, text in enumerate(TEXTS[:20])]
+    found = tasks.load("sequence_to_sequence").figures(rows, said)
+    whole = bleu.corpus_score([line["target"] for line in said], [[row["target"] for row in rows]]).score
+    assert found["bleu"].estimate().value == pytest.approx(whole / 100)
+    assert found["exact_match"].estimate().value == 0.5
+
+
+def test_spearman_is_that_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 3, 100).astype(float)
+    rows = [{"score": score} for score in right]
+    said = [{"score": round(score + rng.normal(), 1)} for score in right]
+    found = tasks.load("similarity").figures(rows, said)
+    told = [line["score"] for line in said]
+    assert found["spearman"].estimate().value == pytest.approx(stats.spearmanr(right, told).statistic)
+    assert found["pearson"].estimate().value == pytest.approx(stats.pearsonr(right, told).statistic)
+    assert correlation(right, np.ones(100)).estimate().value == 0  # who says the same of all knows nothing
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "f1", "exact"),
+    [
+        ("The Cat!", ["cat"], 1, 1), ("black cat", ["cat"], 2 / 3, 0), ("", [], 1, 1), ("cat", [], 0, 0), ("", ["cat"], 0, 0),
+        ("dog", ["cat", "a dog"], 1, 1),
+    ],
+)  # fmt: skip
+def test_answers_are_compared_as_squad_does(said, answers, f1, exact):
+    found = tasks.load("question_answering").figures(
+        [{"answers": [{"text": text, "start": 0} for text in answers]}], [{"answer": said}]
+    )
+    assert found["f1"].estimate().value == pytest.approx(f1)
+    assert found["exact_match"].estimate().value == exact
+    assert ("refused" in found) == (not answers)
+
+
+def test_the_best_span_stays_in_the_context_and_in_its_bounds():
+    window = qa._Window({}, {3: (0, 3), 4: (4, 7), 5: (8, 11)})
+    start, end = np.log([0.01, 0.8, 0.01, 0.05, 0.08, 0.05]), np.log([0.01, 0.01, 0.8, 0.02, 0.06, 0.1])
+    margin, text = window.best(start, end, 2, "the cat saw")
+    assert text == "cat saw"  # the question's own tokens are likelier, and no answer
+    assert margin == pytest.approx(np.log(0.08 * 0.1) - np.log(0.0001))
+    assert window.best(start, end, 1, "the cat saw")[1] in ("cat", "saw")
+
+
+def test_entities_by_hand():
+    tags = ["B-A", "I-A", "O", "I-B", "B-B", "B-B", "I-A", "O"]
+    assert entities(tags) == {("A", 0, 2), ("B", 3, 4), ("B", 4, 5), ("B", 5, 6), ("A", 6, 7)}
+    rows = [{"tags": tags}, {"tags": ["O"] * 3}]
+    said = [{"tags": ["B-A", "I-A", *["O"] * 6]}, {"tags": ["B-A", "O", "O"]}]
+    assert tasks.load("token_classification").figures(rows, said)["entity_f1"].estimate().value == pytest.approx(2 / 7)
+
+
+def test_an_interval_over_groups_is_wider_where_groups_agree():
+    scores = [float(number // 10 % 2) for number in range(100)]
+    groups = [str(number // 10) for number in range(100)]
+    alone, grouped = share(scores).estimate(), share(scores).estimate(groups=groups)
+    assert alone.value == grouped.value == 0.5
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+    assert grouped.n == 10
+
+
+def test_chinese_is_compared_by_characters():
+    rows = [{"answers": [{"text": "洛陽城", "start": 0}]}]
+    found = tasks.load("question_answering").figures(rows, [{"answer": "洛陽城中"}])
+    assert found["f1"].estimate().value == pytest.approx(6 / 7)
+    pytest.importorskip("rouge_score")
+    pytest.importorskip("sacrebleu")
+    found = tasks.load("sequence_to_sequence").figures([{"target": "天下大勢"}], [{"target": "天下大勢"}])
+    assert [found[name].estimate().value for name in ("rouge_l", "bleu", "chrf")] == pytest.approx([1, 1, 1])
