@@ -1,4 +1,4 @@
-"""Every task: what a row becomes, its loss in parts, what is trained, what comes out, how it is judged, what is refused."""
+"""Every task: what a row becomes, what is not read of it, its loss, what is trained, and a parent's own labels."""
 
 import importlib.util
 import json
