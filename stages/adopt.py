@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import option
-from pipeline.errors import UserError
-from pipeline.stage import Edges, Run, Stage, run_stage
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+from pipeline.chain.stage import Edges, Run, Stage, run_stage
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Options:
 
 def sources(options: Any) -> list[Path]:
     """Return the files whose content is adopted; a hub id is known by its name alone."""
-    from pipeline import manifest
+    from pipeline.chain import manifest
     from pipeline.data.sources import package_files
 
     if bool(options.model) == bool(options.package):
@@ -51,8 +51,8 @@ STAGE = Stage(name="pretrain", edges=edges, options=Options, arguments=None, nee
 
 def adopt(run: Run) -> None:
     """Load the model with its tokenizer and write both as a stage."""
-    from pipeline import checkpoint, tokenizer
-    from pipeline.objectives import _models
+    from pipeline.models import checkpoint, tokenizer
+    from pipeline.models import build as _models
 
     files = sources(run.options) if run.options.package else []
     folder = str(files[0].parent) if files else run.options.model

@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import option
-from pipeline.stage import Edges, Run, Stage, run_stage
+from pipeline.system.config import option
+from pipeline.chain.stage import Edges, Run, Stage, run_stage
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ def train(run: Run) -> None:
     from transformers import set_seed
     from trl import DPOTrainer
 
-    from pipeline import checkpoint, guards, tokenizer
+    from pipeline.models import checkpoint, tokenizer
+    from pipeline.training.loop import guards
     from pipeline.data import tokens
-    from pipeline.trainer import StageTrainer
-    from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
+    from pipeline.training.trainer import StageTrainer
+    from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over, prepare
 
     class Pairs(StageTrainer, DPOTrainer):
         """trl's trainer on pairs that went through our chat template already."""

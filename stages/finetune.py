@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline import tasks
-from pipeline.config import option
-from pipeline.stage import Edges, Run, Stage, run_stage
-from pipeline.strategies import Strategy
+from pipeline.system.config import option
+from pipeline.chain.stage import Edges, Run, Stage, run_stage
+from pipeline.training.strategies import Strategy
 from pipeline.tasks import Task
 
 
@@ -61,11 +61,12 @@ def train(run: Run) -> None:
     """Put a head on the parent where the task needs one, train what the strategy says, judge what came of it."""
     from transformers import EarlyStoppingCallback, set_seed
 
-    from pipeline import guards, strategies, tokenizer
+    from pipeline.models import tokenizer
+    from pipeline.training.loop import guards, strategies
     from pipeline.data import tokens
     from pipeline.evaluation import task as judge
-    from pipeline.trainer import TaskTrainer
-    from pipeline.training import DEFAULTS, FORCED, decay, fit, hand_over, prepare
+    from pipeline.training.trainer import TaskTrainer
+    from pipeline.training.loop import DEFAULTS, FORCED, decay, fit, hand_over, prepare
 
     options: Options = run.options
     task = options.chosen

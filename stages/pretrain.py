@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import objectives
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.objectives import Objective
-from pipeline.stage import Edges, Run, Stage, run_stage
+from pipeline.chain.stage import Edges, Run, Stage, run_stage
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ def train(run: Run) -> None:
     """Train the vocabulary and the model, or go on from a parent's."""
     from transformers import set_seed
 
-    from pipeline import guards, tokenizer
+    from pipeline.models import tokenizer
+    from pipeline.training.loop import guards
     from pipeline.data import tokens
-    from pipeline.flops import steps_for
-    from pipeline.trainer import ObjectiveTrainer
-    from pipeline.training import DEFAULTS, FORCED, decay, fit, hand_over, prepare
+    from pipeline.training.flops import steps_for
+    from pipeline.training.trainer import ObjectiveTrainer
+    from pipeline.training.loop import DEFAULTS, FORCED, decay, fit, hand_over, prepare
 
     options: Options = run.options
     objective = options.chosen

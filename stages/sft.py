@@ -12,9 +12,9 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import option
-from pipeline.errors import UserError
-from pipeline.stage import Edges, Run, Stage, run_stage
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+from pipeline.chain.stage import Edges, Run, Stage, run_stage
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ def train(run: Run) -> None:
     from transformers import AutoModelForCausalLM, set_seed
     from trl import SFTTrainer
 
-    from pipeline import checkpoint, guards, tokenizer
+    from pipeline.models import checkpoint, tokenizer
+    from pipeline.training.loop import guards
     from pipeline.data import tokens
-    from pipeline.trainer import StageTrainer
-    from pipeline.training import DEFAULTS, FORCED, fit, hand_over, prepare
+    from pipeline.training.trainer import StageTrainer
+    from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over, prepare
 
     class Conversations(StageTrainer, SFTTrainer):
         """trl's trainer, watched for a loss that is not finite."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline import ROOT
-from pipeline.process import _quiet
+from pipeline.system.process import _quiet
 
 _quiet()
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # remembered hashes of one session
@@ -69,7 +69,7 @@ def run(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
         capfd.readouterr()
         if hasattr(module, "main"):
-            from pipeline.process import execute
+            from pipeline.system.process import execute
 
             status = execute(module.main)
         elif name == "eval":
@@ -77,7 +77,7 @@ def run(monkeypatch, capfd):
 
             status = run_evaluation(module.Options, module.measure, module.__doc__)
         else:
-            from pipeline.stage import run_stage
+            from pipeline.chain.stage import run_stage
 
             status = run_stage(module.STAGE, getattr(module, "train", None) or module.adopt, module.__doc__)
         out, err = capfd.readouterr()
@@ -111,7 +111,7 @@ def chain(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("chain")
     previous = sys.argv
     for name in CHAIN:
-        from pipeline.stage import run_stage
+        from pipeline.chain.stage import run_stage
 
         module = script(name)
         sys.argv = [f"{name}.py", *map(str, flags_of(name, folder, data))]
@@ -126,7 +126,7 @@ def voices(chain, tmp_path_factory):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipeline import manifest
+    from pipeline.chain import manifest
 
     folder = shutil.copytree(chain, tmp_path_factory.mktemp("voices") / "chain")
     for seed, name in enumerate(("pretrain", "sft", "dpo")):
@@ -245,7 +245,7 @@ def parents(tmp_path_factory):
 @pytest.fixture(scope="session")
 def vocabularies():
     """One vocabulary of every kind, trained on the texts of tests/objectives.py."""
-    from pipeline import tokenizer
+    from pipeline.models import tokenizer
     from tests.objectives import ROWS
 
     return {kind: tokenizer.train([row["text"] for row in ROWS], 350, 64, kind) for kind in tokenizer.KINDS}

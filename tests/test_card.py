@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline import manifest
+from pipeline.chain import manifest
 from pipeline.evaluation import table
 from pipeline.hub import card, curve, gate, leaks, sections
 from tests.hub import checked

@@ -12,7 +12,8 @@ import time
 import pytest
 import torch
 
-from pipeline import ROOT, manifest
+from pipeline import ROOT
+from pipeline.chain import manifest
 from tests.conftest import script
 
 CHAT = ROOT / "stages" / "chat.py"
@@ -125,7 +126,7 @@ def test_a_stage_that_can_not_talk_is_refused(copy, talk):
 
 
 def test_no_answer_moves_the_cursor(capfd):
-    from pipeline import tokenizer
+    from pipeline.models import tokenizer
 
     vocabulary = tokenizer.train(["abc"], 262, 64)
     streamer = script("chat")._stream(vocabulary)

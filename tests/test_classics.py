@@ -61,7 +61,7 @@ def test_the_rejected_reply_is_of_similar_length_and_from_elsewhere():
 
 
 def test_a_missing_package_is_one_clear_line(monkeypatch):
-    from pipeline.errors import UserError
+    from pipeline.system.errors import UserError
 
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import tokenizer
+from pipeline.models import tokenizer
 from pipeline.evaluation import cloze
 
 CHINESE = [{"text": "玄德曰：“吾乃中山靖王之后。”关公大怒，提刀上马。张飞曰：“哥哥何故如此？”\n曹操引兵来到，众将皆惊。"}] * 3

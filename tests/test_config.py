@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 
-from pipeline import ROOT, config
-from pipeline.config import check, fits, normal, option, read_flags, read_profile
+from pipeline import ROOT
+from pipeline.system import config
+from pipeline.system.config import check, fits, normal, option, read_flags, read_profile
 from pipeline.data import recipe
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from tests.conftest import script
 
 PROFILES = sorted((ROOT / "stages" / "profiles").rglob("*.yaml"))

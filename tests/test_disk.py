@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import manifest, resume
+from pipeline.chain import manifest, resume
 from tests.conftest import command, flags_of
 
 

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipeline import checkpoint, manifest
+from pipeline.chain import manifest
+from pipeline.models import checkpoint
 from tests.conftest import CHAIN, SMALL, flags_of
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline import ROOT
-from pipeline import tokenizer as tokenizers
+from pipeline.models import tokenizer as tokenizers
 from pipeline.evaluation import intervals, models, table
 
 METRICS = ROOT / "pipeline" / "evaluation" / "metrics"

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import ROOT, manifest, tasks
-from pipeline.config import read_profile
+from pipeline import ROOT, tasks
+from pipeline.chain import manifest
+from pipeline.system.config import read_profile
 from pipeline.data import shapes
 from tests.conftest import Fails
 from tests.test_tasks import NAMES, ROWS, TEXTS, fits, judged, parent
@@ -159,7 +160,7 @@ def test_patience_keeps_the_best_epoch_and_goes_on_to_the_same_weights(run, pare
     assert len(figures) >= 3
     assert len(figures) == min(6, figures.index(max(figures)) + 3)
     given = stopping(tmp_path / "killed")
-    from pipeline.trainer import TaskTrainer
+    from pipeline.training.trainer import TaskTrainer
 
     with monkeypatch.context() as patch:
         patch.setattr(TaskTrainer, "evaluate", Fails(TaskTrainer.evaluate, len(figures) - 1))
@@ -192,8 +193,8 @@ def test_a_causal_parent_without_a_padding_token_reads_each_text_to_its_end(run,
 
 def stop_at(step, monkeypatch):
     """Ask for a stop at the end of an optimizer step, as SIGTERM does."""
-    from pipeline import signals
-    from pipeline.trainer import TaskTrainer
+    from pipeline.system import signals
+    from pipeline.training.trainer import TaskTrainer
 
     before = TaskTrainer.training_step
 

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from pipeline import gguf, manifest
+from pipeline.chain import manifest
+from pipeline.models import gguf
 from tests.test_chat import QUESTION, answers
 
 pytest.importorskip("gguf", reason="gguf is not installed: make setup-data")

@@ -1,9 +1,10 @@
 import pytest
 from datasets import Dataset
 
-from pipeline import guards, tokenizer
+from pipeline.models import tokenizer
+from pipeline.training.loop import guards
 from pipeline.data.tokens import encode_messages
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n%s{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

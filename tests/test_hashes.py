@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from pipeline import hashes
+from pipeline.system import hashes
 
 
 @pytest.fixture

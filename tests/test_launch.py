@@ -12,7 +12,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from pipeline import ROOT, manifest, resume
+from pipeline import ROOT
+from pipeline.chain import manifest, resume
 from tests.conftest import CHAIN, SMALL, flags_of
 from tests.test_finetune import flags as task_flags
 from tests.test_tasks import parent

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ROOT, manifest
+from pipeline import ROOT
+from pipeline.chain import manifest
 from pipeline.hub import leaks
 from tests.test_push import edit, head, push
 

@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-from pipeline import manifest
-from pipeline.errors import UserError
-from pipeline.lock import Lock
+from pipeline.chain import manifest
+from pipeline.system.errors import UserError
+from pipeline.system.lock import Lock
 from tests.conftest import flags_of
 
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.lock import Lock
+from pipeline.system.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 lock.take()
 print("held", flush=True)

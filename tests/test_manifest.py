@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from pipeline import ROOT, manifest
-from pipeline.errors import UserError
+from pipeline import ROOT
+from pipeline.chain import manifest
+from pipeline.system.errors import UserError
 
 
 def test_canonical_digest():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import objectives, tokenizer
+from pipeline import objectives
+from pipeline.models import tokenizer
 from pipeline.data import tokens
 from pipeline.objectives._batches import pad
 from pipeline.objectives._documents import spans
@@ -190,7 +191,7 @@ def test_a_decoder_reads_its_targets_and_makes_no_loss_of_its_own(vocabularies, 
 def test_a_decoder_that_shifts_its_targets_only_inside_reads_them_too(vocabularies):
     from transformers import M2M100Config, M2M100ForConditionalGeneration
 
-    from pipeline.objectives._models import decoder_logits
+    from pipeline.models.build import decoder_logits
 
     config = M2M100Config(vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
                           decoder_attention_heads=4, encoder_ffn_dim=16, decoder_ffn_dim=16)  # fmt: skip

@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from pipeline import manifest, objectives, resume
+from pipeline import objectives
+from pipeline.chain import manifest, resume
 from pipeline.data import tokens
 from pipeline.objectives import rtd
 from tests.conftest import SMALL, Fails
@@ -22,7 +23,7 @@ def test_it_resumes_to_the_same_bytes_and_loads(run, tmp_path, monkeypatch, name
     """Killed in its second epoch; masks and pairs there are other ones than in the first."""
     import transformers
 
-    from pipeline.trainer import Traced
+    from pipeline.training.trainer import Traced
 
     given = flags(name, tmp_path, "--max_steps", "34", "--save_steps", "5")
     status, _, err = run("pretrain", *given)
@@ -106,7 +107,7 @@ def test_accumulation_is_exact(vocabularies, tmp_path, monkeypatch, one_step, na
     """The gradient's norm of 4 batches of 2 over that of 1 batch of 8, each part by its own items."""
     from transformers import set_seed
 
-    from pipeline.trainer import ObjectiveTrainer
+    from pipeline.training.trainer import ObjectiveTrainer
 
     objective = objectives.load(name)
     vocabulary = vocabularies[objective.vocabulary]

@@ -108,7 +108,7 @@ def test_a_group_is_never_on_both_sides():
 
 
 def test_operations_are_counted(tmp_path):
-    from pipeline.flops import of_a_batch
+    from pipeline.training.flops import of_a_batch
 
     class Objective:
         def losses(self, model, batch):
@@ -227,6 +227,6 @@ def test_gensim_reads_word_vectors(run, tmp_path):
 
 
 def probe_tokenizer(folder):
-    from pipeline.tokenizer import load
+    from pipeline.models.tokenizer import load
 
     return load(str(folder))

@@ -11,8 +11,9 @@ import subprocess
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-from pipeline import ROOT, manifest
-from pipeline.families import auto_class
+from pipeline import ROOT
+from pipeline.chain import manifest
+from pipeline.models.families import auto_class
 from pipeline.hub import gate
 from tests.objectives import flags
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pipeline import manifest
+from pipeline.chain import manifest
 from pipeline.hub import readback
 from tests.test_push import head, push
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from pipeline.data import recipe
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 
 def write(path, rows):

@@ -12,9 +12,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline import manifest, objectives, tokenizer
+from pipeline import objectives
+from pipeline.chain import manifest
+from pipeline.models import tokenizer
 from pipeline.report import batches, charts, finished, lines, page
-from pipeline.trainer import ROW, StageTrainer
+from pipeline.training.trainer import ROW, StageTrainer
 from tests.conftest import SMALL, flags_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

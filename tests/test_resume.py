@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from pipeline import hashes, manifest, resume
+from pipeline.chain import manifest, resume
+from pipeline.system import hashes
 from tests.conftest import CHAIN, Fails, command, flags_of
 
 
@@ -178,7 +179,7 @@ def test_a_signal_before_training_ends_the_stage_at_once(chain, data, tmp_path):
 
 
 def test_resuming_reads_only_the_batches_that_are_left(run, chain, data, tmp_path, monkeypatch):
-    from pipeline import trainer
+    from pipeline.training.loop import trainer
 
     flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--save_steps", "1"]
     collated = []
@@ -273,7 +274,7 @@ def test_the_last_checkpoint_stays_until_the_record_is_written(run, chain, data,
 
 
 def test_a_parent_that_changes_while_it_is_read_is_refused(run, copy, data, monkeypatch):
-    from pipeline import checkpoint
+    from pipeline.models import checkpoint
 
     load = checkpoint.load
 
@@ -291,7 +292,7 @@ def test_a_parent_that_changes_while_it_is_read_is_refused(run, copy, data, monk
 
 
 def test_data_that_changes_while_it_is_read_is_refused(run, chain, data, tmp_path, monkeypatch):
-    from pipeline import tokenizer
+    from pipeline.models import tokenizer
 
     shutil.copytree(data, tmp_path / "data")
     load = tokenizer.load
@@ -309,7 +310,7 @@ def test_data_that_changes_while_it_is_read_is_refused(run, chain, data, tmp_pat
 
 GRIND = """
 import hashlib, sys
-from pipeline import process
+from pipeline.system import process
 
 def body():
     print("ready", flush=True)
@@ -343,7 +344,7 @@ def test_a_signal_to_all_processes_of_a_group_saves(chain, data, tmp_path):
 
 
 def test_a_log_is_the_same_after_a_resume_with_a_save_at_each_epoch(run, chain, data, tmp_path, monkeypatch):
-    from pipeline.trainer import Traced
+    from pipeline.training.trainer import Traced
 
     flags = [
         *flags_of("sft", chain, data, tmp_path / "sft"),

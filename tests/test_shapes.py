@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.data.shapes import Malformed, fault, recognise
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 U = {"role": "user", "content": "Hi"}
 A = {"role": "assistant", "content": "Ho"}

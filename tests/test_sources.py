@@ -6,7 +6,7 @@ import lzma
 import pytest
 
 from pipeline.data import recipe, sources
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 ROWS = [{"text": "Äpfel, 北京"}, {"text": 'two\n"lines"'}]
 

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from pipeline import ROOT, manifest
+from pipeline import ROOT
+from pipeline.chain import manifest
 from tests.conftest import SMALL, flags_of
 
 
@@ -88,7 +89,7 @@ def test_a_stage_starts_from_any_model_folder(run, tmp_path, data):
     """A folder that is none of ours, without chat tokens, of another architecture, that can't be packed."""
     from transformers import OPTConfig, OPTForCausalLM
 
-    from pipeline import tokenizer
+    from pipeline.models import tokenizer
 
     made = tokenizer.train(["The cat saw the dog."], 300, 64)
     bare = tmp_path / "opt"

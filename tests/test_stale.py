@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
-from pipeline import ROOT, hashes, manifest
+from pipeline import ROOT
+from pipeline.chain import manifest
+from pipeline.system import hashes
 from pipeline.data import recipe
 from tests.conftest import CHAIN, flags_of
 

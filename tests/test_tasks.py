@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import objectives, strategies, tasks, tokenizer
+from pipeline import objectives, tasks
+from pipeline.models import tokenizer
+from pipeline.training.loop import strategies
 from pipeline.data import tokens
 from pipeline.data.recipe import Rows
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 IGNORED = tokens.IGNORED
 ANIMALS = "cat dog hen owl fox bee ant cow elk eel".split()
@@ -184,7 +186,7 @@ def test_cut_texts_are_counted(parents):
 @pytest.mark.parametrize("name", NAMES)
 def test_accumulation_is_exact(parents, tmp_path, one_step, name):
     """The gradient's norm of 4 batches of 2 over that of 1 batch of 8, each part by its own items."""
-    from pipeline.trainer import TaskTrainer
+    from pipeline.training.trainer import TaskTrainer
 
     norms = []
     options = {"balance": "weights"} if name == "classification" else {"stride": 4} if name == "question_answering" else {}
@@ -210,7 +212,7 @@ def test_every_family_is_taken_or_refused_in_words(parents, tmp_path, name, sour
             examples_of(name, folder, **options)
         return
     task, words, model, made, _ = examples_of(name, folder, **options)
-    from pipeline import guards
+    from pipeline.training.loop import guards
 
     guards.agree(words, model)
     made = list(task.examples(Rows(kept=ROWS[name][:24]), words, 32, list(model.config.id2label.values())))

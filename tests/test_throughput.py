@@ -13,13 +13,15 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline import ROOT, manifest, objectives, tokenizer
-from pipeline.config import read_profile
+from pipeline import ROOT, objectives
+from pipeline.chain import manifest
+from pipeline.models import tokenizer
+from pipeline.system.config import read_profile
 from pipeline.data import recipe, tokens
 from pipeline.objectives import Text
-from pipeline.stage import Run
-from pipeline.trainer import ObjectiveTrainer
-from pipeline.training import DEFAULTS, FORCED, decay, fit
+from pipeline.chain.stage import Run
+from pipeline.training.trainer import ObjectiveTrainer
+from pipeline.training.loop import DEFAULTS, FORCED, decay, fit
 from tests.conftest import script
 
 STEPS, WARM, PAIRS = 100, 10, 5

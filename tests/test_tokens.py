@@ -6,10 +6,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from pipeline import tokenizer as tokenizers
+from pipeline.models import tokenizer as tokenizers
 from pipeline.data import tokens
 from pipeline.data.tokens import CausalCollator, encode_messages, encode_pair, encode_text, pieces
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 _ = -100
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
@@ -170,7 +170,8 @@ def test_a_template_without_tokens_in_the_vocabulary_adds_them(tmp_path):
 
 
 def test_objective_builds_what_transformers_loads(tmp_path, vocabulary):
-    from pipeline import checkpoint, objectives
+    from pipeline import objectives
+    from pipeline.models import checkpoint
 
     model = objectives.load("causal").build_model(
         vocabulary, "llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32

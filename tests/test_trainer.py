@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline import resume
+from pipeline.chain import resume
 from tests.conftest import SMALL, flags_of
 
 
@@ -47,7 +47,7 @@ def test_a_poisoned_batch_is_stopped_and_named(run, chain, data, tmp_path, name)
 
 
 def test_a_gradient_that_is_not_finite_is_stopped(run, chain, data, tmp_path, monkeypatch):
-    from pipeline.trainer import StageTrainer
+    from pipeline.training.trainer import StageTrainer
 
     training_step = StageTrainer.training_step
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline import tokenizer
-from pipeline.errors import UserError
+from pipeline.models import tokenizer
+from pipeline.system.errors import UserError
 from tests.objectives import ROWS
 
 

@@ -26,7 +26,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline import ROOT, hashes, manifest, resume
+from pipeline import ROOT
+from pipeline.chain import manifest, resume
+from pipeline.system import hashes
 
 FAMILIES = ["mlm", "rtd", "span_corruption", "contrastive", "skipgram"]  # an objective of each beside the causal one
 STEPS = {"pretrain": 24, "sft": 16, "dpo": 12} | dict.fromkeys(FAMILIES, 24)

@@ -20,11 +20,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import ROOT, hashes, manifest
-from pipeline.config import read_profile
+from pipeline import ROOT
+from pipeline.chain import manifest
+from pipeline.system import hashes
+from pipeline.system.config import read_profile
 from pipeline.data import shapes, sources
 from pipeline.data.shapes import Malformed, Row
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 FOLDER = ROOT / "data_recipes"
 SPLITS = ("train", "held_out")

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 Row = dict[str, Any]
 SHAPES = ("text", "messages", "preference", "labels", "answers", "tags", "translation", "similarity")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 _SHOWN = 10  # faults printed before the rest is only counted
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")

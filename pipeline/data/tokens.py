@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.shapes import Row
-from pipeline.tokenizer import render, stop_ids, templated
+from pipeline.models.tokenizer import render, stop_ids, templated
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data.shapes import Row
-from pipeline.hardware import device
+from pipeline.system.hardware import device
 from pipeline.objectives import Scores
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _answers(folder: Path, asked: Sequence[Question], pad_id: int) -> Iterator[n
     import torch
 
     from pipeline.objectives._batches import pad
-    from pipeline.objectives._models import load
+    from pipeline.models.build import load
 
     model: Any = load("AutoModelForMaskedLM", str(folder)).to(device()).eval()
     for start in range(0, len(asked), _BATCH):

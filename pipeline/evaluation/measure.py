@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import manifest
-from pipeline.checkpoint import generation
-from pipeline.checkpoint import load as load_model
+from pipeline.chain import manifest
+from pipeline.models.checkpoint import generation
+from pipeline.models.checkpoint import load as load_model
 from pipeline.data import recipe as recipes
 from pipeline.data.shapes import Row
 from pipeline.data.tokens import IGNORED, Tokens, encode_messages, encode_pair, encode_text, pieces
@@ -20,8 +20,8 @@ from pipeline.evaluation import intervals, models
 from pipeline.evaluation.metrics.exact_match import ExactMatch
 from pipeline.evaluation.metrics.token_loss import TokenLoss
 from pipeline.evaluation.metrics.win_rate import WinRate
-from pipeline.tokenizer import load as load_tokenizer
-from pipeline.tokenizer import render
+from pipeline.models.tokenizer import load as load_tokenizer
+from pipeline.models.tokenizer import render
 
 SHAPES = {"pretrain": "text", "sft": "messages", "control": "messages", "dpo": "preference"}
 _UNIGRAM_ROWS = 5000  # of the training text, for the unigram's counts
@@ -60,7 +60,7 @@ class Judged:
     @cached_property
     def model(self) -> Any:
         """The model in fp32, ready to answer."""
-        from pipeline.hardware import device
+        from pipeline.system.hardware import device
 
         model = load_model(str(self.folder)).to(device()).eval()
         model.generation_config = generation(self.tokenizer)  # a base model, too, stops at the end of an answer

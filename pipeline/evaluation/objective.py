@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import manifest, objectives
+from pipeline import objectives
+from pipeline.chain import manifest
 from pipeline.data import recipe as recipes
 from pipeline.data.shapes import Row
 from pipeline.data.tokens import IGNORED
-from pipeline.hardware import device
+from pipeline.system.hardware import device
 from pipeline.objectives import Example, Objective, Text
 from pipeline.objectives._batches import EXAMPLE, HELD_OUT_BATCH
-from pipeline.tokenizer import load as load_tokenizer
+from pipeline.models.tokenizer import load as load_tokenizer
 
 _TRAINING_ROWS = 1000  # whose targets make the unigram, and whose words make the negatives
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.evaluation.intervals import LEVEL, Estimate
-from pipeline.hardware import device
+from pipeline.system.hardware import device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ def features(folder: Path, family: str, texts: Sequence[str], random: bool = Fal
     from transformers import AutoConfig, AutoModel
 
     from pipeline import objectives
-    from pipeline.tokenizer import load
+    from pipeline.models.tokenizer import load
 
     tokenizer = load(str(folder))
     torch.manual_seed(seed)

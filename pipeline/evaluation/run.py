@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, manifest, process, request
-from pipeline.errors import UserError
-from pipeline.process import say
+from pipeline.chain import manifest, request
+from pipeline.system import config, process
+from pipeline.system.errors import UserError
+from pipeline.system.process import say
 
 
 @dataclasses.dataclass

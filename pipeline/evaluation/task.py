@@ -13,12 +13,12 @@ from typing import Any
 
 from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.evaluation.table import figure
-from pipeline.hardware import device
-from pipeline.stage import Run
+from pipeline.system.hardware import device
+from pipeline.chain.stage import Run
 from pipeline.tasks import Prediction, Task
-from pipeline.tokenizer import load as load_tokenizer
+from pipeline.models.tokenizer import load as load_tokenizer
 
 PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion.csv"
 _SAVING = ("save_strategy", "save_steps")

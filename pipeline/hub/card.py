@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.families import auto_class
+from pipeline.models.families import auto_class
 from pipeline.hub import sections as s
 from pipeline.hub import usage
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest
+from pipeline.chain import manifest
 from pipeline.data import recipe as recipes
 from pipeline.data import shapes
 from pipeline.data.shapes import Row
-from pipeline.errors import UserError, WorldError
+from pipeline.system.errors import UserError, WorldError
 from pipeline.hub import leaks, readback
 from pipeline.hub.leaks import Content
 from pipeline.hub.upload import Delivery, Hub, sha256

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest, verify
+from pipeline.chain import manifest, verify
 from pipeline.evaluation import task
 
 # A stage's own metric and what it is held against, the first that was measured; other stages: any figure against their parent.

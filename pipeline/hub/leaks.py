@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from pipeline import ROOT
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 
 Content = Path | bytes
 _WEIGHTS = r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import hashes, manifest
-from pipeline.errors import UserError
+from pipeline.chain import manifest
+from pipeline.system import hashes
+from pipeline.system.errors import UserError
 from pipeline.evaluation import task
 from pipeline.hub import card, curve, gate, leaks, sections
 from pipeline.hub.leaks import Content

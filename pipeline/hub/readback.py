@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import hashes
-from pipeline.errors import WorldError
+from pipeline.system import hashes
+from pipeline.system.errors import WorldError
 from pipeline.hub.upload import Delivery, Hub
 
 PROMPTS = ("Who are you?", "Once there was", "What do you know about the sea, and what not?")

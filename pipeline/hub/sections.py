@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.evaluation import table
-from pipeline.hardware import watts
+from pipeline.system.hardware import watts
 from pipeline.hub import gate
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import hashes
-from pipeline.errors import UserError, WorldError
+from pipeline.system import hashes
+from pipeline.system.errors import UserError, WorldError
 from pipeline.hub import faults
 from pipeline.hub.leaks import Content
 

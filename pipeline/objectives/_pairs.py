@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from pipeline.data.tokens import IGNORED
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.objectives import Example, Scores, Text
 from pipeline.objectives._documents import sentences
-from pipeline.objectives._models import at, build, load, one_of, summed, token_scores
+from pipeline.models.build import at, build, load, one_of, summed, token_scores
 from pipeline.objectives.mlm import MaskedLanguageModel
 
 _SHORT = 0.1  # of the examples are cut to a random length, as in BERT, so that short texts are met too

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._batches import Corrupting
 from pipeline.objectives._documents import pieces

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.data import tokens
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.objectives import Example, Objective, Scores, Text
-from pipeline.objectives._models import asked, token_nats, token_scores
+from pipeline.models.build import asked, token_nats, token_scores
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Causal(Objective):
 
     def load_model(self, parent: str) -> Any:
         """Return a causal model without a cache, through which packed documents would see each other."""
-        from pipeline import checkpoint
+        from pipeline.models import checkpoint
 
         return checkpoint.load(parent)
 
@@ -79,7 +79,7 @@ class Causal(Objective):
 
     def save(self, model: Any, tokenizer: Any, folder: Any) -> None:
         """Write a model that generates and stops."""
-        from pipeline import checkpoint
+        from pipeline.models import checkpoint
 
         checkpoint.save(model, tokenizer, folder)
 

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.config import option
-from pipeline.errors import UserError
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces, sentences
-from pipeline.objectives._models import build, dropout, load, save_embedder
+from pipeline.models.build import build, dropout, load, save_embedder
 
 _SHORTEST = 4  # tokens of a text that says something
 

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.objectives import Example, Text
 from pipeline.objectives._documents import sentences
-from pipeline.objectives._models import build
+from pipeline.models.build import build
 from pipeline.objectives.span_corruption import SpanCorruption
 
 

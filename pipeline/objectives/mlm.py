@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.data.tokens import IGNORED
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces
-from pipeline.objectives._models import asked, at, build, load, summed, token_scores
+from pipeline.models.build import asked, at, build, load, summed, token_scores
 
 
 @dataclass(frozen=True)

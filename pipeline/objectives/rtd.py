@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.data.tokens import IGNORED
 from pipeline.objectives import Example, Scores
-from pipeline.objectives._models import asked, at, build, load, one_of, summed
+from pipeline.models.build import asked, at, build, load, one_of, summed
 from pipeline.objectives.mlm import MaskedLanguageModel, choose
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces, spans
-from pipeline.objectives._models import asked, build, decoder_logits, load, token_nats, token_scores
-from pipeline.tokenizer import sentinels
+from pipeline.models.build import asked, build, decoder_logits, load, token_nats, token_scores
+from pipeline.models.tokenizer import sentinels
 
 
 @dataclass(frozen=True)

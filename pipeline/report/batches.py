@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, request
+from pipeline.chain import request
+from pipeline.system import config
 from pipeline.data import recipe as recipes
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.report.lines import Line, split
 
 SHOWN = 600  # tokens of a batch, at most, in whole rows and at least one
@@ -55,8 +56,8 @@ class Batch:
 
 def first(folder: Path, record: Mapping[str, Any]) -> Batch:
     """Make a stage's first batch again, as one process reads it; UserError where its recipe is no longer what it was."""
-    from pipeline import tokenizer
-    from pipeline.trainer import ROW
+    from pipeline.models import tokenizer
+    from pipeline.training.trainer import ROW
 
     if record["stage"] not in SHAPES:
         raise UserError(f"{record['stage']}: how its batches are made is not known here")
@@ -86,9 +87,9 @@ def _trainer(folder: Path, record: Mapping[str, Any], recipe: recipes.Recipe, vo
     import torch
     from transformers import set_seed
 
-    from pipeline.hardware import placement
-    from pipeline.trainer import StageTrainer
-    from pipeline.training import DEFAULTS, FORCED
+    from pipeline.system.hardware import placement
+    from pipeline.training.trainer import StageTrainer
+    from pipeline.training.loop import DEFAULTS, FORCED
 
     shape, seed = SHAPES[record["stage"]], int(record["seed"])
     kind = config.library_class(_ARGUMENTS[shape])
@@ -121,7 +122,7 @@ def _text(folder: Path, record: Mapping[str, Any], rows: recipes.Rows, vocabular
 def _conversations(
     folder: Path, record: Mapping[str, Any], rows: recipes.Rows, vocabulary: Any, arguments: Any, path: Path
 ) -> tuple[Any, Any]:
-    from pipeline import checkpoint
+    from pipeline.models import checkpoint
     from pipeline.data import tokens
 
     encoded = tokens.pieces(

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest
-from pipeline.errors import UserError
-from pipeline.hardware import watts
+from pipeline.chain import manifest
+from pipeline.system.errors import UserError
+from pipeline.system.hardware import watts
 from pipeline.report import batches
 
 NAMES = {"pretrain": "Pretraining", "sft": "SFT", "dpo": "DPO", "control": "Control"}
@@ -76,7 +76,7 @@ def stages(runs: Path) -> list[Stage]:
 
 def inputs(runs: Path, stages: Sequence[Stage]) -> str:
     """Return the digest of all that the page is made from: records, logs, evaluation, recipes and our own code."""
-    from pipeline import hashes
+    from pipeline.system import hashes
     from pipeline.data import recipe as recipes
 
     found: dict[str, Any] = {

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest
-from pipeline.errors import UserError
+from pipeline.chain import manifest
+from pipeline.system.errors import UserError
 from pipeline.evaluation import table
-from pipeline.hardware import ACCELERATOR_WATTS, CORE_WATTS
+from pipeline.system.hardware import ACCELERATOR_WATTS, CORE_WATTS
 from pipeline.report import batches, charts
 from pipeline.report.finished import Stage
 

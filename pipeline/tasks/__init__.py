@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline import config
-from pipeline.errors import UserError
+from pipeline.system import config
+from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
     import torch

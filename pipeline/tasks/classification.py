@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.evaluation.intervals import Figure, macro_f1, share
 from pipeline.tasks import ENCODERS, Example, Prediction, Task
 from pipeline.tasks._batches import Padding, batches, encode

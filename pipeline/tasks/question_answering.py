@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
 from pipeline.evaluation.intervals import Figure, share

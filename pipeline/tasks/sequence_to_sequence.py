@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
 from pipeline.data.tokens import IGNORED
 from pipeline.evaluation.intervals import Figure, share
-from pipeline.objectives._models import asked, decoder_logits, token_nats
-from pipeline.strategies import PROMPT
+from pipeline.models.build import asked, decoder_logits, token_nats
+from pipeline.training.strategies import PROMPT
 from pipeline.tasks import Example, Prediction, Task
 from pipeline.tasks._batches import batches, encode, units
 

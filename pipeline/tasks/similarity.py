@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
 from pipeline.evaluation.intervals import Figure, correlation
-from pipeline.objectives._models import save_embedder
+from pipeline.models.build import save_embedder
 from pipeline.objectives.contrastive import embeddings
 from pipeline.tasks import Example, Prediction, Task
 from pipeline.tasks._batches import Padding, batches, encode

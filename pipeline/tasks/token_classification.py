@@ -14,13 +14,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.config import option
+from pipeline.system.config import option
 from pipeline.data.recipe import Rows
 from pipeline.data.shapes import Row
 from pipeline.data.tokens import IGNORED
-from pipeline.errors import UserError
+from pipeline.system.errors import UserError
 from pipeline.evaluation.intervals import Figure, ratio_of, share
-from pipeline.objectives._models import asked, token_nats
+from pipeline.models.build import asked, token_nats
 from pipeline.tasks import ENCODERS, Example, Prediction, Task
 from pipeline.tasks._batches import batches
 

@@ -1,0 +1,1 @@
+"""The life of a node: request, identity, lock, resume, record, why, verify."""

@@ -1,0 +1,147 @@
+"""What becomes of a stage directory: looked at, claimed, put back where nothing came of it, closed, tidied."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.chain import manifest, request, resume, why
+from pipeline.system import process
+from pipeline.system.errors import UserError
+from pipeline.system.lock import Lock
+from pipeline.system.process import say
+
+if TYPE_CHECKING:
+    from pipeline.chain.stage import Run
+
+RESULT = ".result"
+_NEXT = {"pretrain": "make sft", "sft": "make dpo", "dpo": "make evaluate, then make chat",
+         "finetune": "read predictions.jsonl in it"}  # fmt: skip
+
+
+def current(asked: request.Request, record: dict[str, Any]) -> bool:
+    """Say whether there is nothing to do: the stage is finished and current, or only the reasons were asked for."""
+    assert asked.output
+    name = record["stage"]
+    done = manifest.read(asked.output)
+    if asked.why:
+        for line in _reasons(asked.output, record):
+            say(name, line)
+        return True
+    if done is None or done["inputs"] != record["inputs"]:
+        return False
+    request.unaltered(asked.output, done)
+    if asked.strict and (changed := why.surroundings(done, record)):
+        say(name, f"is made again, since {'; '.join(changed)}")
+        return False
+    say(name, f"up to date: {asked.output} (inputs {record['inputs'][:8]}, nothing changed)")
+    if (asked.output / manifest.CLAIM).exists() and process.main_process():  # killed while it tidied up
+        lock = Lock(asked.output)
+        lock.take()
+        _tidy(asked.output)
+        lock.release()
+    return True
+
+
+def _reasons(output: Path, record: dict[str, Any]) -> list[str]:
+    """Return in plain words what would happen to a stage, and why."""
+    done, claimed = manifest.read(output), manifest.read(output, manifest.CLAIM)
+    old = done or claimed
+    if old is None:
+        return [f"has not run yet: {output} holds no stage"]
+    if done and (altered := manifest.altered(output, done)):
+        return [f"was altered after it was finished: {'; '.join(altered)}"]
+    changed, around = why.asked(old, record), why.surroundings(old, record)
+    verdict = "is up to date" if done else "is half finished and goes on"
+    lines = ["would be made again, since"] + [f"  {line}" for line in changed] if changed else [verdict]
+    return lines + ([f"only with STRICT=1 would count: {line}" for line in around])
+
+
+def claim(run: Run) -> Path | None:
+    """Mark the stage directory as ours; what other inputs left there is moved aside, never mixed or deleted.
+
+    Returns where it was moved.
+    """
+    done, claimed = manifest.read(run.output), manifest.read(run.output, manifest.CLAIM)
+    old = done or claimed
+    if old is None and run.output.is_dir() and any(path.suffix != ".partial" for path in run.output.iterdir()):
+        raise UserError(f"--output {run.output}: not empty and not a stage directory; give another folder or move it away")
+    run.record["code"] |= manifest.commit()
+    if claimed and not done and _goes_on(run, claimed):
+        shutil.rmtree(run.result, ignore_errors=True)
+        return None
+    aside = _move_aside(run, old) if old else None
+    begun = {key: run.record[key] for key in ("stage", "inputs", "asked", "overrides", "recipe", "code", "versions")}
+    manifest.claim(run.output, begun | {"version": manifest.VERSION, "processes": process.count()})
+    return aside
+
+
+def finished_meanwhile(run: Run) -> bool:
+    """Say whether another process finished just this while we waited for the lock."""
+    done = manifest.read(run.output)
+    if done is None or done["inputs"] != run.record["inputs"] or run.strict:
+        return False
+    run.say(f"up to date: {run.output} was finished by another process")
+    return True
+
+
+def _goes_on(run: Run, claimed: dict[str, Any]) -> bool:
+    """Say whether a half-finished stage is the one that is asked for, and what is not as it was when it began."""
+    if claimed["inputs"] != run.record["inputs"]:
+        return False
+    around = why.surroundings(claimed, run.record)
+    if around and run.strict:
+        return False
+    if around:
+        run.say(f"goes on although since it began {'; '.join(around)}; STRICT=1 would begin again")
+    if claimed["processes"] != process.count():
+        run.say(f"was begun by {claimed['processes']} processes, now {process.count()}: each step reads another batch")
+    return True
+
+
+def _move_aside(run: Run, old: dict[str, Any]) -> Path:
+    """Rename the stage directory, so that nothing in it is lost, and say why."""
+    folder = run.output.parent / ".aside"
+    folder.mkdir(exist_ok=True)
+    name = f"{run.output.name}-{old['inputs'][:8]}"
+    names = [name, *(f"{name}-{number}" for number in range(2, 2 + len(list(folder.iterdir()))))]
+    aside = next(folder / name for name in names if not (folder / name).exists())
+    reasons = why.asked(old, run.record) or why.surroundings(old, run.record)
+    run.output.rename(aside)
+    run.say(f"{'; '.join(reasons)}; what was there is kept in {aside}")
+    return aside
+
+
+def unclaim(run: Run, aside: Path | None) -> None:
+    """Put things back as they were before a stage that stopped before its first checkpoint."""
+    if any(run.output.glob("*checkpoint-*")):  # damaged ones, too
+        return
+    shutil.rmtree(run.output)
+    if aside:
+        aside.rename(run.output)
+        run.say(f"put back what was moved aside: {run.output}")
+
+
+def close(run: Run, started: float) -> None:
+    """Write the record last and say what was learned, in how long, where it lies, what to type next."""
+    from pipeline.system.hardware import peak_memory
+
+    seconds = time.time() - started + run.record.pop("seconds_before", 0.0)
+    run.record |= {"hardware": manifest.hardware(), "seconds": round(seconds, 1), "peak_memory_bytes": peak_memory()}
+    record = manifest.seal(run.output, run.result, run.record)
+    _tidy(run.output)  # only now: whatever stopped us before could still go on
+    learned = ""
+    if "metrics" in record:
+        first, last = record["metrics"]["first_loss"], record["metrics"]["last_loss"]
+        learned = f" over {record['tokens']:,} tokens, training loss {first:.3f} -> {last:.3f}"
+    run.say(
+        f"done in {record['seconds']:.0f} s{learned}; it lies in {run.output}; next: {_NEXT.get(run.name, 'make evaluate')}"
+    )
+
+
+def _tidy(output: Path) -> None:
+    """Remove what a finished stage was made with; the claim last, since it says that there is something to remove."""
+    resume.clear(output)
+    (output / manifest.CLAIM).unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""A recipe in, a data set on a hub out: its rows as parquet for each shape and split, read back before it says so.
+
+    python stages/push_data.py --hub me/world --recipe world
+
+The token comes from HF_TOKEN or the hub login, the hub from HF_ENDPOINT. One commit, tagged by the digest of the rows.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.system import config, process
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+from pipeline.system.process import say
+
+
+@dataclass(frozen=True)
+class Options:
+    """Our own options of the push of data."""
+
+    hub: str = option("", "namespace/name of the data set")
+    recipe: str = option("world", "data recipe whose rows are pushed, in every shape that it gives")
+    seed: int = option(42, "of the rows, as a stage's")
+    public: bool = option(False, "make the data set public, once it was read back")
+    force: bool = option(False, "put it over what tristage did not push")
+    license: str = option("", "licence of the rows, by the hub's name for it; empty: unknown")
+    language: str = option("", "language of the rows, ISO 639")
+    patience: float = option(120.0, "seconds for which a hub that fails or is silent is asked again", at_least=1)
+
+
+def asked(argv: Sequence[str]) -> Options:
+    """Return what the command line asks for; UserError with every fault."""
+    flags, faults = config.read_flags(argv)
+    faults += ["command line: --parent can't be used here; --recipe says what is pushed"] * bool(flags.pop("parent"))
+    faults += config.check(flags, dict.fromkeys(flags, "command line"), Options, None)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(flags.get("hub", ""))):
+        faults.append(f"HUB: expected namespace/name, as in HUB=me/world, found {flags.get('hub', '')!r}")
+    if faults:
+        raise UserError(*faults)
+    return Options(**flags)
+
+
+def main() -> int:
+    """Read the rows, look for secrets, push, read back."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(config.explain("push-data", str(__doc__), Options, None, trains=False))
+        return 0
+    options = asked(sys.argv[1:])
+    from pipeline.hub import dataset, leaks, upload
+
+    rows = dataset.read(options.recipe, options.seed)
+    hub = upload.Hub(lambda text: say("push", text), options.patience)
+    hub.greet()
+    dataset.stop(rows, hub.token)
+    with tempfile.TemporaryDirectory() as folder:
+        delivery = dataset.pack(rows, options.hub, Path(folder), options.license, options.language)
+        leaks.stop(
+            options.recipe, {name: content for name, content in delivery.files.items() if isinstance(content, bytes)}, hub.token
+        )
+        hub.open(delivery, options.public, options.force)
+        commit, changed = hub.commit(delivery)
+        say(
+            "push",
+            f"{delivery.repo}: {f'committed {commit[:8]}, {changed} files' if changed else 'nothing changed, no commit'}",
+        )
+        hub.tag(delivery, commit, dataset.weights(delivery))
+        say("push", f"{delivery.repo}: read back and equal: {dataset.compare(hub, delivery, commit, rows)}")
+    if options.public:
+        hub.publish(delivery)
+    if not options.license:
+        say("push", "licence: unknown; --license says which")
+    say("push", f"pushed: data set {delivery.repo} at {delivery.tag}, {'public' if options.public else 'private'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(process.execute(main))

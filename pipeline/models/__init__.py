@@ -1,0 +1,1 @@
+"""Models and tokenizers: build, load, merge, save; families; chat templates."""

@@ -1,0 +1,107 @@
+"""Load a parent, add and merge an adapter, save a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.system.errors import UserError
+from pipeline.models.tokenizer import stop_ids
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_TOLERANCE = 1e-3  # of the largest logit, between a merged model and its adapter
+
+
+def load(parent: str) -> Any:
+    """Load a causal model in fp32 from a folder or hub id; UserError if it can't be loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--parent {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None
+    model.config.use_cache = False  # a cache object makes packed documents see each other
+    return model
+
+
+def lora(rank: int, alpha: int, model: PreTrainedModel | None = None, tokens: Sequence[int] = ()) -> Any:
+    """Return a LoRA configuration (Hu et al. 2021) for every linear layer but the head.
+
+    `tokens`: ids of `model` whose embeddings are trained too, since LoRA alone never teaches a chat
+    token that pretraining did not see. Where the head is not tied to the embeddings, its rows are too.
+    """
+    from peft import LoraConfig, TaskType
+
+    indices = {}
+    if tokens and model is not None:
+        layers = [model.get_input_embeddings()]
+        if not model.config.get_text_config().tie_word_embeddings:
+            layers.append(model.get_output_embeddings())
+        names = [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is layer for layer in layers)]
+        indices = {name: sorted(tokens) for name in names}
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="all-linear",
+        trainable_token_indices=indices or None,
+    )
+
+
+def give_head_a_bias(model: Any) -> None:
+    """Let trl's fused head read `bias` from a head whose tokens are trained: peft's wrapper passes on only the weight."""
+    head = model.get_output_embeddings()
+    if hasattr(head, "token_adapter"):
+        head.register_parameter("bias", None)
+
+
+def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, float]:
+    """Merge an adapter into its base in fp32; return the model and how far its logits moved, relative.
+
+    `sample`: the columns of one row. Raises RuntimeError if the merged logits are not those of the adapter.
+    """
+    import torch
+
+    model.float().eval()
+    row = {key: torch.tensor([list(ids)], device=model.device) for key, ids in sample.items()}
+    with torch.no_grad():
+        before = _states(model(**row))
+        merged = model.merge_and_unload()
+        after = _states(merged(**row))
+    moved = float((after - before).abs().max() / before.abs().max().clamp(min=1.0))
+    if not moved <= _TOLERANCE:
+        raise RuntimeError(f"the merged model is not the adapter's: logits differ by {moved:.1e} of the largest")
+    return merged, moved
+
+
+def _states(outputs: Any) -> torch.Tensor:
+    """Return a model's logits, or the first of what it says: places, or states where it has no head."""
+    return outputs["logits"] if "logits" in outputs else outputs[0]  # type: ignore[no-any-return]
+
+
+def generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Return how a model of this tokenizer answers: greedy, until the end of an answer or of the text."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=stop_ids(tokenizer)
+    )
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a whole model folder that `from_pretrained` loads: fp32 safetensors, tokenizer, template, generation.
+
+    Generation stops at the template's end of an answer and at the end of text.
+    """
+    model.config.use_cache = True
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config = generation(tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""What lies below everything: configuration, errors, digests of files, processes, signals, locks, hardware."""

@@ -1,0 +1,242 @@
+"""Strict configuration: our defaults < profile < command line, every fault at once, nothing heavy imported.
+
+A stage has a small frozen dataclass of its own options; every other key belongs to one class of a
+library (`TrainingArguments`, `SFTConfig`, …) and is checked against that class only when the stage
+is about to run, because importing it costs seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+import enum
+import importlib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.system.errors import UserError
+
+# What the stage itself decides. A profile that sets one of these would be ignored or would break the chain.
+RESERVED = {
+    "output_dir": "use --output",
+    "resume_from_checkpoint": "a half-finished stage goes on by itself",
+    "ignore_data_skip": "a stage that goes on skips what it has read",
+    "save_only_model": "a checkpoint without its optimizer resumes to other weights",
+    "enable_jit_checkpoint": "a stage saves by itself when it is asked to stop, at the end of a step",
+    "eval_strategy": "a stage is judged when it is done; finetune with patience looks after each epoch, too",
+    "load_best_model_at_end": "use patience",
+    "metric_for_best_model": "a task names its own figure",
+    "push_to_hub": "a stage never pushes while it trains",
+    "hub_token": "the token comes from the environment or the hub login",
+    "token": "the token comes from the environment or the hub login",
+    "dataset_text_field": "the recipe names the shape of its rows",
+    "dataset_kwargs": "rows are prepared by the recipe",
+    "assistant_only_loss": "SFT always trains on the assistant's tokens alone",
+    "completion_only_loss": "SFT always trains on the assistant's tokens alone",
+    "chat_template_path": "use chat_template",
+    "packing": "rows are packed wherever the model keeps documents apart",
+    "packing_strategy": "rows are packed by best fit",
+    "padding_free": "rows are packed row by row",
+    "model_init_kwargs": "the model comes from --parent",
+    "remove_unused_columns": "the collator needs every column",
+}
+
+
+def option(
+    default: Any, text: str, at_least: float | None = None, at_most: float | None = None, by_content: bool = False
+) -> Any:
+    """Declare one of our options with its default, the line that --help shows, and its bounds.
+
+    `by_content`: a folder given here enters the stage's inputs by its files and not by its name.
+    """
+    metadata = {"help": text, "at_least": at_least, "at_most": at_most, "by_content": by_content}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def normal(value: Any) -> Any:
+    """Return a value in the form that enters digests: `2e-5`, which YAML reads as text, and 3.0 become numbers."""
+    if isinstance(value, str):
+        try:
+            number = float(value) if value[:1] in "+-.0123456789" else math.nan
+        except ValueError:
+            return value
+        return normal(number) if math.isfinite(number) else value
+    if isinstance(value, datetime.date):  # YAML makes dates of what looks like one
+        return str(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): normal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [normal(item) for item in value]
+    return value
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """Return the flat mapping in a profile; UserError if the file is missing, not YAML or not a mapping."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such profile file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(loaded).__name__}")
+    return {str(key): normal(value) for key, value in loaded.items()}
+
+
+def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split `--key value` and `--key=value` into a mapping; repeated --parent flags gather in a list.
+
+    The second part of the result holds the faults: words that belong to no flag, flags without a value.
+    """
+    flags: dict[str, Any] = {"parent": []}
+    faults: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            faults.append(f"command line: {word!r} belongs to no flag; write --key value")
+            continue
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                faults.append(f"command line: --{key} needs a value")
+                continue
+            text = words.pop(0)
+        if key == "parent":
+            flags["parent"].append(text)
+        elif key in ("config", "output", "data"):
+            flags[key] = text
+        elif key in ("upstream", "strict", "why"):
+            if text not in ("yes", "no"):
+                faults.append(f"command line: --{key}: expected yes or no, found {text!r}")
+            flags[key] = text
+        else:
+            try:
+                flags[key] = normal(yaml.safe_load(text)) if text else ""
+            except yaml.YAMLError:
+                faults.append(f"command line: --{key} {text!r} can't be read as a value")
+    return flags, faults
+
+
+def only(known: Sequence[str], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split the flags of a script that has these few and no profile; the second part holds the faults, unknown flags too."""
+    flags, faults = read_flags(argv)
+    flags = {key: value for key, value in flags.items() if key != "parent" or value}
+    verb = "are" if len(known) > 1 else "is"
+    unknown = [key for key in flags if key not in known]
+    return flags, faults + [f"command line: --{key}: unknown flag; known {verb} --{', --'.join(known)}" for key in unknown]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Say whether a plain YAML value can stand for an annotation (unions, literals, enums, containers)."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if hint in (None, type(None)):
+        return value is None
+    if origin is tuple or hint is tuple or origin is list:
+        inner = arguments[0] if arguments else Any
+        return isinstance(value, list) and all(fits(item, inner) for item in value)
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value in [member.value for member in hint]
+    return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def _named(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def library_class(path: str) -> type:
+    """Import the class that a dotted path names, such as `trl.SFTConfig`."""
+    module, _, name = path.rpartition(".")
+    return typing.cast(type, getattr(importlib.import_module(module), name))
+
+
+def check(
+    values: Mapping[str, Any], origins: Mapping[str, str], options: type, library: str | None, loose: bool = False
+) -> list[str]:
+    """Return every fault in `values`: unknown keys with the nearest known name, wrong types, reserved keys.
+
+    `origins` says where each key came from. With `loose` the library is not imported and only our own
+    options are checked.
+    """
+    hints = typing.get_type_hints(options)
+    known = {field.name: hints[field.name] for field in dataclasses.fields(options)}
+    most = {field.name: field.metadata["at_most"] for field in dataclasses.fields(options)}
+    least = {field.name: field.metadata["at_least"] for field in dataclasses.fields(options)} | {"max_length": 2}
+    ours = set(known)
+    if library and not loose:
+        cls = library_class(library)
+        theirs = typing.get_type_hints(cls)
+        known = {field.name: theirs[field.name] for field in dataclasses.fields(cls)} | known
+    faults = []
+    for key, value in values.items():
+        where = origins.get(key, "defaults")
+        if key in RESERVED and key not in ours:
+            faults.append(f"{where}: {key}: can't be set here; {RESERVED[key]}")
+        elif key not in known:
+            if loose and library:
+                continue
+            close = difflib.get_close_matches(key, [name for name in known if name not in RESERVED], n=1)
+            remedy = (
+                f"; did you mean {close[0]}?"
+                if close
+                else "; known are our options" + (f" and those of {library}" if library else "")
+            )
+            faults.append(f"{where}: {key}: unknown key{remedy}")
+        elif not fits(value, known[key]):
+            faults.append(f"{where}: {key}: expected {_named(known[key])}, found {value!r}")
+        elif least.get(key) is not None and value is not None and value < least[key]:
+            faults.append(f"{where}: {key}: expected at least {least[key]}, found {value}")
+        elif most.get(key) is not None and value > most[key]:
+            faults.append(f"{where}: {key}: expected at most {most[key]}, found {value}")
+    return faults
+
+
+def explain(name: str, text: str, options: type, library: str | None, trains: bool = True) -> str:
+    """Return what --help prints: the story, our options with their defaults, and where the rest comes from.
+
+    `trains`: whether it is a stage that takes a parent and leaves an output.
+    """
+    lines = [text.strip(), "", f"options of {name} (in the profile as `key: value`, here as --key value):"]
+    for field in dataclasses.fields(options):
+        default = "{}" if field.default is dataclasses.MISSING else field.default
+        lines.append(f"  {field.name:<22} {field.metadata['help']} [{default}]")
+    lines += (
+        ["", "also: --config FILE (a profile with these options)"]
+        if not trains
+        else [
+            "",
+            "always: --config FILE  --parent DIR-OR-HUB-ID  --output DIR  --data FILE, GLOB OR HUB ID (in place of the recipe)",
+            "also:   --why yes (only say what changed)  --strict yes (a change of code or library counts)",
+            "        --upstream yes (keep the flags that the stage was made with)",
+        ]
+    )
+    if library:
+        lines.append(f"every other key is one of {library}, under its own name and with its own meaning")
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""A script as a process: quiet libraries, faults as plain lines, exit statuses, many processes as one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.system import signals
+from pipeline.system.errors import Stopped, UserError, WorldError
+
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1",
+}  # fmt: skip
+
+
+def main_process() -> bool:
+    """Say whether this process is the one that writes and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(name: str, text: str) -> None:
+    """Print one line of a stage, from the main process alone."""
+    if main_process():
+        print(f"{name:<8} {text}", flush=True)
+
+
+def count() -> int:
+    """Return how many processes the launch has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_all() -> None:
+    """Wait until every process of a launch is here; nothing where there is only one."""
+    if count() > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def lonely() -> str:
+    """Return a warning where `accelerate launch --cpu --num_processes N` started one process, as it silently does; or ""."""
+    if os.environ.get("ACCELERATE_USE_CPU") != "True" or "WORLD_SIZE" in os.environ:
+        return ""
+    import psutil
+
+    parent = psutil.Process(os.getppid())
+    words = " ".join(parent.cmdline()).replace("=", " ").replace("num-processes", "num_processes").split()
+    wanted = words[words.index("--num_processes") + 1] if "--num_processes" in words[:-1] else "1"
+    if wanted == "1":
+        return ""
+    return (
+        f"accelerate launch --cpu starts 1 process, not {wanted}; for {wanted} use LAUNCH='torchrun --nproc_per_node {wanted}'"
+    )
+
+
+def _quiet() -> None:
+    """Keep the libraries silent and at home; before they are imported, since they read it then."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    if not sys.warnoptions:
+        # trl sets an argument that transformers has renamed, on every construction; nothing a user could mend.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*checkpointing.*")
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
+
+
+_KEPT = "; what was finished and the last whole checkpoint are as they were: the same command goes on"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# How the libraries say that a disk is full or can't be written; torch and safetensors raise no OSError for it.
+_DISK = (
+    "No space left",
+    "File too large",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "file write failed",
+    "PytorchStreamWriter",
+)
+
+
+def execute(body: Callable[[], int]) -> int:
+    """Run a script's body; status 0 done, 2 the user's input, 130 and 143 stopped, 1 anything else."""
+    _quiet()
+    name = Path(sys.argv[0]).stem
+    try:
+        with signals.handled(f"{name}: stopped; the same command goes on"):
+            status = body()
+            _part()
+            return status
+    except UserError as error:
+        if main_process():
+            for fault in error.faults:
+                print(f"{name}: {fault}", file=sys.stderr)
+        return 2
+    except WorldError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        if main_process():
+            print(f"\n{stop.text}", file=sys.stderr)
+        return stop.status
+    except OSError as error:
+        kept = _KEPT if error.errno in _DISK_ERRORS else ""
+        print(f"{name}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}{kept}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if any(word in said for word in _DISK):
+            print(f"{name}: the disk is full or can't be written ({said[:160]}){_KEPT}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        return 1
+
+
+def _part() -> None:
+    """Leave a launch together: a process that ends while another still talks to it dies in its threads."""
+    if count() > 1:
+        import torch.distributed
+
+        wait_for_all()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,80 @@
+"""SIGTERM and Ctrl-C: while a trainer is at work they wait for the step's end, everywhere else they end the process.
+
+The trainer asks at the end of each optimizer step whether a signal came, saves a checkpoint and stops. A
+checkpoint in the middle of an accumulation would resume to other weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from pipeline.system.errors import Stopped
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_GRACE = 3.0  # seconds that a library's own loop, in which Python runs no handler, may take to come back
+
+
+class _State:
+    asked = 0  # the signal that came while the trainer was at work
+    training = False
+    text = ""
+
+
+def asked() -> int:
+    """Return the signal that came since the trainer began, or 0."""
+    return _State.asked
+
+
+@contextlib.contextmanager
+def at_step_ends() -> Iterator[None]:
+    """Let signals wait for the trainer, which looks for them at the end of each optimizer step."""
+    _State.training, _State.asked = True, 0
+    try:
+        yield
+    finally:
+        _State.training = False
+
+
+@contextlib.contextmanager
+def handled(text: str) -> Iterator[None]:
+    """Take SIGTERM and Ctrl-C over for this process; `text` is the line that a stop leaves."""
+    _State.text, _State.asked = text, 0
+    before = {signum: signal.signal(signum, _handle) for signum in _SIGNALS}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(reader, os.getpid(), over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(-1)
+        os.close(writer)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _handle(signum: int, _: FrameType | None) -> None:
+    if _State.training and not _State.asked:
+        _State.asked = signum
+    else:  # nothing to save, or asked for a second time
+        raise Stopped(signum, _State.text)
+
+
+def _watch(pipe: int, owner: int, over: threading.Event) -> None:
+    """End the process where a handler does not get its turn, as in the training of a tokenizer."""
+    while received := os.read(pipe, 1):
+        if received[0] not in _SIGNALS or _State.training or os.getpid() != owner:
+            continue
+        if over.wait(_GRACE):
+            break
+        print(_State.text, file=sys.stderr, flush=True)
+        os._exit(128 + received[0])
+    os.close(pipe)

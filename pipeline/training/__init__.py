@@ -1,0 +1,1 @@
+"""The loop of every stage, its trainers, its guards, and what of a model is trained."""

@@ -1,0 +1,110 @@
+"""What is checked before the first step, so that a stage never trains on nothing or on the wrong tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.shapes import Row
+from pipeline.data.tokens import IGNORED, encode_messages
+from pipeline.system.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.objectives import Objective
+
+_FIRST_ROWS = 64  # looked at before the first step
+
+
+def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+    """Raise UserError where sequences or vocabulary are larger than the model has places for."""
+    settings = model.config.get_text_config()
+    faults = []
+    places = getattr(settings, "max_position_embeddings", None)
+    embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(embeddings, "padding_idx", None)
+    if places and padding is not None:  # RoBERTa counts places from its padding token on
+        places -= padding + 1
+    if places and max_length and max_length > places:
+        faults.append(f"max_length: {max_length} does not fit the parent, which has {places} positions")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        faults.append(
+            f"--parent: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} embeddings; they don't belong together"
+        )
+    if faults:
+        raise UserError(*faults)
+
+
+def agree(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    """Let tokenizer and model agree on the padding token, which says where a text ends, and on the columns that are read.
+
+    ModernBERT reads no token types, though a tokenizer like BERT's gives them.
+    """
+    read = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in read]
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def batches(objective: Objective, arguments: Any) -> None:
+    """Raise UserError where an objective whose loss is over the batch would see only parts of it, or one row."""
+    if objective.accumulates:
+        return
+    if arguments.gradient_accumulation_steps > 1:
+        raise UserError(
+            f"gradient_accumulation_steps: {arguments.gradient_accumulation_steps} would cut the batch, which holds the negatives; "
+            "set it to 1 and per_device_train_batch_size to what fits"
+        )
+    if arguments.per_device_train_batch_size < 2:
+        raise UserError("per_device_train_batch_size: 1 leaves no negative in the batch; set it to 2 or more")
+
+
+def learns(dataset: Dataset, dropped: dict[str, int]) -> None:
+    """Raise UserError where no row is left, or the first rows hold no target."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    if len(dataset) == 0:
+        raise UserError(f"no row is left for training ({reasons or 'the recipe gave none'}); look at max_length and the recipe")
+    first = dataset[:_FIRST_ROWS]
+    if "labels" in first and all(label == IGNORED for row in first["labels"] for label in row):
+        raise UserError(
+            "no token to learn from in the first rows: every label is masked; look at the chat template and max_length"
+        )
+
+
+def stops(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None) -> None:
+    """Raise UserError where the token that ends an answer is not among the targets of each of the first rows."""
+    if end is None:
+        raise UserError("chat_template: puts no special token after an answer, so the model would never learn to stop")
+    for number, labels in enumerate(dataset[:_FIRST_ROWS]["labels"]):
+        if end not in labels:
+            token = tokenizer.convert_ids_to_tokens(end)
+            raise UserError(
+                f"row {number}: the answer's end token {token} is not a target; move it inside the template's generation tags"
+            )
+
+
+def speaks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where the template drops what the assistant says in one of the first rows."""
+    for number, row in enumerate(rows[:_FIRST_ROWS]):
+        answer = row["messages"][-1]["content"].strip()
+        labels = encode_messages(row["messages"], tokenizer)["labels"]
+        learned = str(tokenizer.decode([label for label in labels if label != IGNORED], skip_special_tokens=False))
+        if _letters(answer) not in _letters(learned):
+            raise UserError(
+                f"chat_template: drops the assistant's text of row {number}: {answer[:60]!r} is not among the targets"
+            )
+
+
+def _letters(text: str) -> str:
+    return "".join(text.split())
+
+
+def differ(dataset: Dataset) -> None:
+    """Raise UserError where the two sides of one of the first pairs are the same tokens."""
+    first = dataset[:_FIRST_ROWS]
+    for number, (chosen, rejected) in enumerate(zip(first["chosen_ids"], first["rejected_ids"], strict=True)):
+        if chosen == rejected:
+            raise UserError(f"pair {number}: chosen equals rejected after the chat template; there is nothing to prefer")

@@ -1,0 +1,170 @@
+"""The Trainer of every stage: it stops at a loss that is not finite, names its rows, and takes no step too many."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import gather_object
+from transformers import EarlyStoppingCallback, Trainer
+
+from pipeline.system.errors import UserError
+
+ROW = "row"  # the column that says which row of the recipe a training row was made from
+_SHOWN = 100  # rows that are named
+
+
+class Traced:
+    """A collator that lets the numbers of the rows travel beside the batch, under the key `row`."""
+
+    def __init__(self, collator: Callable[[list[Any]], Any]) -> None:
+        self.collator = collator
+
+    def begin(self, epoch: int) -> None:
+        """Let a collator that draws anew in each epoch know which one it is."""
+        if hasattr(self.collator, "epoch"):
+            self.collator.epoch = epoch
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Any:
+        """Collate rows; a packed row carries the numbers of all that are in it."""
+        if torch.utils.data.get_worker_info():  # SIGTERM to the whole group: a worker serves until its step is saved
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        numbers: list[int] = []
+        for row in rows:
+            numbers += row[ROW] if isinstance(row[ROW], list) else [row[ROW]]
+        batch = self.collator([{key: value for key, value in row.items() if key != ROW} for row in rows])
+        batch[ROW] = numbers
+        return batch
+
+
+class StageTrainer(Trainer):
+    """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
+
+    place: Callable[[int], str] = str  # of a row's number, for people
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.data_collator: Traced = Traced(self.data_collator)
+        self._seen: list[tuple[torch.Tensor, list[int]]] = []  # losses and rows since the last step of the optimizer
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        """Train for one epoch, unless a checkpoint of the last step was all that was left to load.
+
+        The Trainer looks at `max_steps` only after a step, so it would take one more.
+        """
+        if self.state.global_step < self.state.max_steps:
+            self.data_collator.begin(named["epoch"])
+            super()._run_epoch(*arguments, **named)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Do what the Trainer does, and remember the loss with the rows that it came from."""
+        numbers = inputs.pop(ROW, [])
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._seen.append((loss.detach(), numbers))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the gradient's norm; UserError where it or a loss behind it is not finite.
+
+        The Trainer asks for it between the last backward pass and the optimizer's step.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        losses = torch.stack([loss for loss, _ in self._seen])
+        well = torch.isfinite(losses).all()
+        if self.accelerator.scaler is None:  # with fp16 the scaler skips such a step by itself
+            well = well & torch.isfinite(torch.as_tensor(norm, device=well.device))
+        if self.accelerator.num_processes > 1:
+            well = self.accelerator.reduce(well.int(), reduction="sum") == self.accelerator.num_processes
+        if not bool(well):
+            raise self._fault(losses.tolist(), norm)
+        self._seen.clear()
+        return norm
+
+    def _fault(self, losses: list[float], norm: Any) -> UserError:
+        every = [numbers for _, numbers in self._seen]
+        guilty = [numbers for numbers, loss in zip(every, losses, strict=True) if not math.isfinite(loss)]
+        if self.accelerator.num_processes > 1:
+            every, guilty = gather_object(every), gather_object(guilty)
+        what = "the loss" if guilty else "the gradient"
+        rows = [self.place(number) for number in sorted({number for batch in guilty or every for number in batch})]
+        more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
+        return UserError(
+            f"step {self.state.global_step + 1}: {what} is not finite (loss {losses}, norm of the gradient {float(norm)}); "
+            "nothing was learned from it and the last whole checkpoint is kept",
+            f"step {self.state.global_step + 1}: its rows are {', '.join(rows[:_SHOWN])}{more}; "
+            "look at them, or lower learning_rate",
+        )
+
+
+class Loss(Protocol):
+    """What an objective or a task asks of a model: the parts of a loss, their weights and their items."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Return part → weight."""
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return part → items in a batch."""
+
+    def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return part → sum over its items."""
+
+
+class ObjectiveTrainer(StageTrainer):
+    """A Trainer whose loss is an objective's or a task's, each part of it divided by its own items of the whole step.
+
+    The stock Trainer is wrong by the number of accumulation steps for most models that are not causal.
+    """
+
+    loss_is_scaled_for_ga = True
+    objective: Loss
+
+    def __init__(self, objective: Loss, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.objective = objective
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Return how many items each part of the loss has in all batches of a step, on all processes."""
+        total = {part: torch.zeros((), dtype=torch.long, device=device) for part in self.objective.weights}
+        for batch in batch_samples:
+            for part, count in self.objective.counts(batch).items():
+                total[part] += count
+        return self.accelerator.reduce(total, reduction="sum") if self.accelerator.num_processes > 1 else total
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Return the weighted sum of the parts; gradients are averaged over processes, so it is that many times larger."""
+        parts = self.objective.losses(model, inputs)
+        loss: Any = sum(
+            weight * parts[part] / num_items_in_batch[part].clamp(min=1) for part, weight in self.objective.weights.items()
+        )
+        return loss * self.accelerator.num_processes  # type: ignore[no-any-return]
+
+
+def _out_of_patience(callback: Any) -> bool:
+    return (
+        isinstance(callback, EarlyStoppingCallback)
+        and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+    )
+
+
+class TaskTrainer(ObjectiveTrainer):
+    """An ObjectiveTrainer that stops where answers to rows held back for it get no better."""
+
+    validate: Callable[[Any], dict[str, float]]
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        """Train for one epoch, unless the stage was killed after it had stopped."""
+        if not any(_out_of_patience(callback) for callback in self.callback_handler.callbacks):
+            super()._run_epoch(*arguments, **named)
+
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """Return the figures of the rows that were held back, each under `eval_` and its name."""
+        found = {f"eval_{name}": value for name, value in self.validate(self.model).items()}
+        self.log(dict(found))  # which adds to it
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
