@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.system.errors import UserError
-from pipeline.models.tokenizer import stop_ids
+from pipeline.models.tokenization import stop_ids
 
 if TYPE_CHECKING:
     import torch

@@ -94,7 +94,7 @@ def _vocabulary(writer: Any, folder: Path, tokenizer: Any, size: int) -> None:
     """Write tokens, merges, special tokens and the template, less its marks for training."""
     import gguf
 
-    from pipeline.models.tokenizer import end_token
+    from pipeline.models.tokenization import end_token
 
     known = {number: token for token, number in tokenizer.get_vocab().items()}
     special = set(tokenizer.all_special_ids)
@@ -132,7 +132,7 @@ def parity(folder: Path, path: Path, questions: Sequence[str], length: int) -> P
     """Hold a file's greedy answers, and how many tokens it reads, against the folder's: llama.cpp's where xllamacpp is installed."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from pipeline.models.tokenizer import render
+    from pipeline.models.tokenization import render
 
     vocabulary: Any = AutoTokenizer.from_pretrained(folder)
     chats = bool(vocabulary.chat_template)

@@ -17,7 +17,7 @@ from pipeline.system.config import option
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces, spans
 from pipeline.models.build import asked, build, decoder_logits, load, token_nats, token_scores
-from pipeline.models.tokenizer import sentinels
+from pipeline.models.tokenization import sentinels
 
 
 @dataclass(frozen=True)

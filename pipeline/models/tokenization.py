@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.system.errors import UserError
-from pipeline.chain.request import template_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,7 @@ CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # reserved in pretraining, learned
 _SENTINELS = 100  # places that span corruption can take out of one text
 _LONGEST = 16  # characters of a piece, where a language puts no spaces between words
 _RARE = 5  # a word seen less often than this has no vector
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def train(texts: Iterable[str], vocab_size: int, max_length: int, kind: str = "bytes") -> PreTrainedTokenizerBase:
@@ -161,6 +162,15 @@ def load(folder: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def template_path(name: str) -> Path:
+    """Return the file of a chat template: a path, or the name of one in pipeline/models/templates."""
+    for path in (Path(name), _TEMPLATES / name):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in _TEMPLATES.glob("*.jinja")))
+    raise UserError(f"chat_template: {name}: no such file; give a path or one of {known}")
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str, parent: str) -> list[str]:
