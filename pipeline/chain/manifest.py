@@ -1,15 +1,16 @@
-"""The record of a finished stage: written last, by an atomic rename, so that its presence means complete."""
+"""The record of a finished node: written last, by an atomic rename, so that its presence means complete."""
 
 from __future__ import annotations
 
-import hashlib
+import ast
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,10 @@ from pipeline import ROOT
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
-NAME = "manifest.json"
-CLAIM = "claim.json"
-VERSION = 2
-_LOADED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py")
-_NOT_OUTPUT = (NAME, CLAIM, "log.jsonl")  # what a stage directory holds beside the model itself
+NAME, CLAIM = hashes.RECORD, hashes.CLAIM
+VERSION = 3
+_LOADED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py", ".parquet")
 _REPORTED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
-
-
-def digest(value: Any) -> str:
-    """Return the sha256 of a JSON value in canonical form, in hex."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -43,13 +36,13 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path, name: str = NAME) -> dict[str, Any] | None:
-    """Return a stage directory's record, or None if there is none; UserError if it is not one of ours."""
+    """Return the record in a node's folder, or None if there is none; UserError if it is not one of ours."""
     path = folder / name
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a whole JSON file ({error}); move the folder away and run the stage again") from None
     if not isinstance(record, dict) or "inputs" not in record:
         raise UserError(f"{path}: not a record of tristage; give another --output or move the folder away")
@@ -58,26 +51,13 @@ def read(folder: Path, name: str = NAME) -> dict[str, Any] | None:
     return record
 
 
-def files(folder: Path, sha256: Callable[[Path], str] = hashes.sha256) -> dict[str, dict[str, Any]]:
-    """Return name → sha256 and size of every file that a stage hands on; hashes of unchanged files are remembered ones."""
-    return {
-        name: {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size} for name in sorted(_handed_on(folder))
-    }
-
-
-def _handed_on(folder: Path) -> set[str]:
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    others = ("checkpoint-", "runs/", ".")
-    return {name for name in names if name not in _NOT_OUTPUT and not name.startswith(others) and not name.endswith(".partial")}
-
-
 def altered(folder: Path, record: Mapping[str, Any], sha256: Callable[[Path], str] = hashes.sha256) -> list[str]:
-    """Return in words how a finished stage's files differ from its record: `model.safetensors was edited`.
+    """Return in words how a finished node's files differ from its record: `model.safetensors is not the file that was made`.
 
-    A file that nobody recorded counts where a library would load it.
+    A file that is not in the record counts where a library would load it.
     """
     faults = []
-    there = _handed_on(folder)
+    there = hashes.handed_on(folder)
     for name, entry in record["files"].items():
         if name not in there:
             faults.append(f"{name} is missing")
@@ -85,11 +65,6 @@ def altered(folder: Path, record: Mapping[str, Any], sha256: Callable[[Path], st
             faults.append(f"{name} is not the file that was made")
     strangers = sorted(name for name in there - set(record["files"]) if name.endswith(_LOADED))
     return faults + [f"{name} was added" for name in strangers]
-
-
-def outputs(listing: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the digest over the files of a stage."""
-    return digest({name: entry["sha256"] for name, entry in listing.items()})
 
 
 def commit() -> dict[str, Any]:
@@ -104,11 +79,41 @@ def commit() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
 
 
-def sources(script: str) -> dict[str, str]:
-    """Return name → sha256 of our own code that a stage runs: all of pipeline/, and `script` in stages/."""
-    found = [path for path in (ROOT / "pipeline").rglob("*") if path.suffix in (".py", ".jinja")]
-    own = ROOT / "stages" / script
-    return {path.relative_to(ROOT).as_posix(): hashes.sha256(path) for path in sorted([*found, *([own] if script else [])])}
+def sources(*files: Path) -> dict[str, str]:
+    """Return name → sha256 of files and of those of our own modules that they import, however deep.
+
+    Imports within functions count too. A template (`*.jinja`) counts with the modules beside it.
+    """
+    found: set[Path] = set()
+    pending = [path.resolve() for path in files]
+    while pending:
+        path = pending.pop()
+        if path not in found:
+            found |= {path, *path.parent.glob("*.jinja")}
+            pending += _imported(path)
+    return {path.relative_to(ROOT).as_posix(): hashes.sha256(path) for path in sorted(found) if path.is_relative_to(ROOT)}
+
+
+@cache
+def _imported(path: Path) -> list[Path]:
+    """Return the files of our own modules that one imports, with the packages that they lie in."""
+    found: dict[Path, None] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for name in _names(node):
+            parts = name.split(".")
+            for length in range(1, len(parts) + 1):
+                place = ROOT.joinpath(*parts[:length])
+                for candidate in (place / "__init__.py", place.with_suffix(".py")):
+                    if parts[0] == "pipeline" and candidate.is_file():
+                        found[candidate] = None
+    return list(found)
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def versions() -> dict[str, str]:
@@ -123,7 +128,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what the stage ran on, without the names of host or user."""
+    """Return what the node ran on, without the names of host or user."""
     import torch
 
     accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -137,10 +142,10 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def claim(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Mark a stage directory as under way for what was asked."""
+def claim(folder: Path, begun: Mapping[str, Any]) -> None:
+    """Mark a node's folder as under way for a request."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CLAIM, asked)
+    write_json(folder / CLAIM, begun)
 
 
 def _on_disk(path: Path) -> str:
@@ -151,20 +156,20 @@ def _on_disk(path: Path) -> str:
 
 
 def listing(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return `files` of a folder, each read anew and safe from a power cut."""
-    return files(folder, _on_disk)
+    """Return `hashes.files` of a folder, each read anew and safe from a power cut."""
+    return hashes.files(folder, _on_disk)
 
 
 def seal(folder: Path, result: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the record with the files' digests and write it, which makes the stage a finished one.
+    """Complete the record with the files' digests and write it, which makes the node a finished one.
 
-    `result`: the folder inside the stage directory whose files move up into it.
+    `result`: the folder inside the node's folder whose files move up into it.
     """
     found = listing(result)
     for name in found:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (result / name).replace(folder / name)
     shutil.rmtree(result)
-    whole = {"version": VERSION, **record, "files": found, "outputs": outputs(found)}
+    whole = {"version": VERSION, **record, "files": found, "outputs": hashes.outputs(found)}
     write_json(folder / NAME, whole)
     return whole

@@ -1,7 +1,7 @@
-"""sha256 of files, remembered while a file's size, time of change and inode stay as they were.
+"""Digests of values, of files and of folders.
 
-What is remembered makes an unchanged stage end at once; it lies in the user's cache folder and can be
-deleted at any time.
+The sha256 of a file is remembered while its size, time of change and inode stay as they were, which makes an
+unchanged node end at once. What is remembered lies in the user's cache folder and can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -11,10 +11,19 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 _RACY = 2_000_000_000  # ns: a file younger than this may still change within the same tick of its clock
 _MOST = 20_000  # files that are remembered
+RECORD, CLAIM, LOG = "manifest.json", "claim.json", "log.jsonl"  # what a node's folder holds beside what it hands on
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a JSON value in canonical form, in hex."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(path: Path) -> str:
@@ -67,3 +76,22 @@ def sha256(path: Path) -> str:
     global _memory
     _memory = _memory or _Memory()
     return _memory.sha256(path)
+
+
+def handed_on(folder: Path) -> set[str]:
+    """Return the names of the files that a node hands on: all but its record, its checkpoints and what is hidden."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    others = ("checkpoint-", "runs/", ".")
+    return {
+        name for name in names if name not in (RECORD, CLAIM, LOG) and not name.startswith(others) and not name.endswith(".partial")
+    }
+
+
+def files(folder: Path, sha256: Callable[[Path], str] = sha256) -> dict[str, dict[str, Any]]:
+    """Return name → sha256 and size of every file that a folder hands on; digests of unchanged files are remembered ones."""
+    return {name: {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size} for name in sorted(handed_on(folder))}
+
+
+def outputs(listing: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the digest over the files of a listing."""
+    return digest({name: entry["sha256"] for name, entry in listing.items()})
