@@ -1,7 +1,8 @@
-"""What becomes of a stage directory: looked at, claimed, put back where nothing came of it, closed, tidied."""
+"""What becomes of a node's folder: looked at, claimed, put back where nothing came of it, closed, tidied."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -14,26 +15,22 @@ from pipeline.system.lock import Lock
 from pipeline.system.process import say
 
 if TYPE_CHECKING:
-    from pipeline.chain.stage import Run
-
-RESULT = ".result"
-_NEXT = {"pretrain": "make sft", "sft": "make dpo", "dpo": "make evaluate, then make chat",
-         "finetune": "read predictions.jsonl in it"}  # fmt: skip
+    from pipeline.chain.run import Run
 
 
 def current(asked: request.Request, record: dict[str, Any]) -> bool:
-    """Say whether there is nothing to do: the stage is finished and current, or only the reasons were asked for."""
+    """Say whether there is nothing to do: the node is finished and current, or only the reasons were asked for."""
     assert asked.output
-    name = record["stage"]
+    name = record["node"]
     done = manifest.read(asked.output)
     if asked.why:
-        for line in _reasons(asked.output, record):
+        for line in _reasons(asked, record):
             say(name, line)
         return True
     if done is None or done["inputs"] != record["inputs"]:
         return False
     request.unaltered(asked.output, done)
-    if asked.strict and (changed := why.surroundings(done, record)):
+    if asked.strict and (changed := why.surroundings(done, record | {"code": code(asked)})):
         say(name, f"is made again, since {'; '.join(changed)}")
         return False
     say(name, f"up to date: {asked.output} (inputs {record['inputs'][:8]}, nothing changed)")
@@ -45,35 +42,43 @@ def current(asked: request.Request, record: dict[str, Any]) -> bool:
     return True
 
 
-def _reasons(output: Path, record: dict[str, Any]) -> list[str]:
-    """Return in plain words what would happen to a stage, and why."""
+def code(asked: request.Request) -> dict[str, Any]:
+    """Return our own code that the stage can reach, as the record holds it."""
+    options, _ = asked.stage.split(asked.values)
+    return {"files": manifest.sources(asked.stage.script, *asked.stage.modules(options))}
+
+
+def _reasons(asked: request.Request, record: dict[str, Any]) -> list[str]:
+    """Return in plain words what would happen to a node, and why."""
+    output = asked.output
+    assert output
     done, claimed = manifest.read(output), manifest.read(output, manifest.CLAIM)
     old = done or claimed
     if old is None:
-        return [f"has not run yet: {output} holds no stage"]
+        return [f"has not run yet: there is no {output}"]
     if done and (altered := manifest.altered(output, done)):
         return [f"was altered after it was finished: {'; '.join(altered)}"]
-    changed, around = why.asked(old, record), why.surroundings(old, record)
+    changed, around = why.changes(old, record), why.surroundings(old, record | {"code": code(asked)})
     verdict = "is up to date" if done else "is half finished and goes on"
     lines = ["would be made again, since"] + [f"  {line}" for line in changed] if changed else [verdict]
     return lines + ([f"only with STRICT=1 would count: {line}" for line in around])
 
 
 def claim(run: Run) -> Path | None:
-    """Mark the stage directory as ours; what other inputs left there is moved aside, never mixed or deleted.
+    """Mark the node's folder as ours; what other inputs left there is moved aside, never mixed or deleted.
 
     Returns where it was moved.
     """
     done, claimed = manifest.read(run.output), manifest.read(run.output, manifest.CLAIM)
     old = done or claimed
     if old is None and run.output.is_dir() and any(path.suffix != ".partial" for path in run.output.iterdir()):
-        raise UserError(f"--output {run.output}: not empty and not a stage directory; give another folder or move it away")
-    run.record["code"] |= manifest.commit()
+        raise UserError(f"--output {run.output}: not empty and not the folder of a node; give another folder or move it away")
+    run.record["code"] = {"files": manifest.sources(run.stage.script, *run.stage.modules(run.options)), **manifest.commit()}
     if claimed and not done and _goes_on(run, claimed):
         shutil.rmtree(run.result, ignore_errors=True)
         return None
     aside = _move_aside(run, old) if old else None
-    begun = {key: run.record[key] for key in ("stage", "inputs", "asked", "overrides", "recipe", "code", "versions")}
+    begun = {key: run.record[key] for key in ("stage", "node", "inputs", "request", "overrides", "recipe", "code", "versions")}
     manifest.claim(run.output, begun | {"version": manifest.VERSION, "processes": process.count()})
     return aside
 
@@ -88,7 +93,7 @@ def finished_meanwhile(run: Run) -> bool:
 
 
 def _goes_on(run: Run, claimed: dict[str, Any]) -> bool:
-    """Say whether a half-finished stage is the one that is asked for, and what is not as it was when it began."""
+    """Say whether a half-finished node is the one that is asked for, and what is not as it was when it began."""
     if claimed["inputs"] != run.record["inputs"]:
         return False
     around = why.surroundings(claimed, run.record)
@@ -102,20 +107,20 @@ def _goes_on(run: Run, claimed: dict[str, Any]) -> bool:
 
 
 def _move_aside(run: Run, old: dict[str, Any]) -> Path:
-    """Rename the stage directory, so that nothing in it is lost, and say why."""
+    """Rename the node's folder, so that nothing in it is lost, and say why."""
     folder = run.output.parent / ".aside"
     folder.mkdir(exist_ok=True)
     name = f"{run.output.name}-{old['inputs'][:8]}"
     names = [name, *(f"{name}-{number}" for number in range(2, 2 + len(list(folder.iterdir()))))]
     aside = next(folder / name for name in names if not (folder / name).exists())
-    reasons = why.asked(old, run.record) or why.surroundings(old, run.record)
+    reasons = why.changes(old, run.record) or why.surroundings(old, run.record)
     run.output.rename(aside)
     run.say(f"{'; '.join(reasons)}; what was there is kept in {aside}")
     return aside
 
 
 def unclaim(run: Run, aside: Path | None) -> None:
-    """Put things back as they were before a stage that stopped before its first checkpoint."""
+    """Put things back as they were before a node that stopped before its first checkpoint."""
     if any(run.output.glob("*checkpoint-*")):  # damaged ones, too
         return
     shutil.rmtree(run.output)
@@ -136,9 +141,24 @@ def close(run: Run, started: float) -> None:
     if "metrics" in record:
         first, last = record["metrics"]["first_loss"], record["metrics"]["last_loss"]
         learned = f" over {record['tokens']:,} tokens, training loss {first:.3f} -> {last:.3f}"
-    run.say(
-        f"done in {record['seconds']:.0f} s{learned}; it lies in {run.output}; next: {_NEXT.get(run.name, 'make evaluate')}"
-    )
+    run.say(f"done in {record['seconds']:.0f} s{learned}; it lies in {run.output}; next: {following(run)}")
+
+
+def following(run: Run) -> str:
+    """Return a command that goes on from a finished node, to be copied: its first child in the profile, else the evaluation."""
+    from pipeline.chain import profile
+
+    runs = run.output.parent
+    named = run.record["profile"]
+    if not named or runs.name != named or not (profile.FOLDER / named).is_dir():
+        return f"python -m pipeline.commands.evaluate --runs {shlex.quote(str(runs))}"
+    try:
+        children = profile.load(profile.FOLDER / named).children(run.name)
+    except UserError:
+        children = []
+    given = {"PROFILE": (named, "tiny"), "RUNS": (str(runs.parent), "runs")}
+    words = [f"{key}={shlex.quote(value)}" for key, (value, usual) in given.items() if value != usual]
+    return " ".join(["make", *words, *(children[:1] or ["evaluate"])])
 
 
 def _tidy(output: Path) -> None:

@@ -1,6 +1,6 @@
-"""What a command asks for: flags and profile, checked, and the digest of everything that goes in.
+"""What a command asks of a stage: flags and profile, checked, and the digest of everything that goes in.
 
-Nothing heavy is imported here: an unchanged stage ends after this.
+Nothing heavy is imported here: a node that is up to date ends after this.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain import manifest
-from pipeline.system import config, hashes
+from pipeline.chain import manifest, profile
+from pipeline.chain.stage import DATA, PARENT, ROWS, Signature, Stage
 from pipeline.data import recipe as recipes
-from pipeline.system.errors import UserError
 from pipeline.models.families import family_of
+from pipeline.models.tokenization import template_path
+from pipeline.system import config, hashes
+from pipeline.system.errors import UserError
 
 # Keys of the libraries that change where or how loudly a stage runs, never what it learns.
 _NEUTRAL = {
@@ -23,52 +25,49 @@ _NEUTRAL = {
     "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataset_num_proc", "log_level", "project",
 }  # fmt: skip
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclasses.dataclass
 class Request:
     """Flags and profile of one command, and every fault found in them so far."""
 
-    name: str
-    parents: list[str]
+    stage: Stage
+    name: str  # of the node
     output: Path | None
-    data: str | None
-    asked: dict[str, Any]
-    origins: dict[str, str]
+    file: Path | None  # of the node in its profile
+    values: dict[str, Any]  # keys of the stage and its library
+    origins: dict[str, str]  # key → where it comes from
+    parents: dict[str, str]  # role → folder or hub id
+    data: str | None  # in place of the recipe
+    given: dict[str, Any]  # what the command line alone says: flags, data, parents
     faults: list[str]
-    file: Path | None = None  # the profile
+    control_of: str = ""
     strict: bool = False  # a change of code or library counts
     why: bool = False  # only say what changed
-    kept: str = ""  # overrides of the run before that are asked for again
+    check: bool = False  # check the whole profile before the first step
+    kept: str = ""  # flags of the run before that are asked for again
+    usual: dict[str, str] = dataclasses.field(default_factory=dict)  # role → the parent that the profile names
 
     def gather(self, error: UserError) -> None:
         """Take note of faults and go on, so that all are shown at once."""
         self.faults.extend(fault for fault in error.faults if fault not in self.faults)
 
     def overrides(self) -> dict[str, Any]:
-        """Return what was asked for on the command line alone: flags, data, a parent that is no sibling."""
-        flags = {key: self.asked[key] for key, origin in self.origins.items() if origin == "command line"}
-        assert self.output
-        siblings = self.output.resolve().parent
-        foreign = [path for path in self.parents if Path(path).resolve().parent != siblings]
-        return {"flags": flags, "data": self.data, "parents": foreign}
+        """Return what differs from the profile by the command line alone: flags, data, parents."""
+        others = {role: path for role, path in self.given["parents"].items() if not _same(path, self.usual.get(role))}
+        return {"flags": self.given["flags"], "data": self.given["data"], "parents": others}
 
-    def keep_overrides(self) -> None:
-        """Ask again for what a finished stage was made with, as when make only checks it on the way to another."""
-        if not self.output or not self.output.is_dir():
-            return
-        record = manifest.read(self.output) or manifest.read(self.output, manifest.CLAIM) or {}
-        kept = record.get("overrides")
-        if kept:
-            self.asked |= kept["flags"]
-            self.origins |= dict.fromkeys(kept["flags"], "command line")
-            self.data = self.data or kept["data"]
-            self.parents = kept["parents"] or self.parents
-            said = [f"--{key} {value}" for key, value in kept["flags"].items()] + [
-                f"--parent {path}" for path in kept["parents"]
-            ]
-            self.kept = ", ".join(said + ([f"--data {kept['data']}"] if kept["data"] else []))
+    def parent_entries(self, identities: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the parents as the record names them; `beside`: it is a node of the same folder."""
+        assert self.output
+        home = self.output.resolve().parent
+        entries = []
+        for role, path in [*self.parents.items(), *([(DATA, self.data)] if DATA in identities else [])]:
+            record = manifest.read(Path(str(path))) or {}
+            named = {"node": record["node"]} if record else {}
+            beside = bool(record) and Path(str(path)).resolve().parent == home
+            entries.append({"role": role, "path": path, "beside": beside, **named, **identities.get(role, {})})
+        return entries
 
     def settle(self) -> None:
         """Raise UserError with every fault found, if there is one."""
@@ -76,132 +75,181 @@ class Request:
             raise UserError(*self.faults)
 
 
-def read(name: str, argv: Sequence[str]) -> Request:
-    """Read the command line and the profile that it names."""
-    flags, faults = config.read_flags(argv)
-    parents, file = flags.pop("parent"), flags.pop("config", None)
-    output, data = flags.pop("output", None), flags.pop("data", None)
-    upstream, strict, why = (flags.pop(flag, "") == "yes" for flag in ("upstream", "strict", "why"))
+def read(stage: Stage, argv: Sequence[str]) -> Request:
+    """Read the command line and the node's file that it names."""
+    flags, faults = config.read_flags(argv, (*stage.takes, DATA))
+    switches = {name: flags.pop(name, "") == "yes" for name in config.SWITCHES}
+    file = Path(flags.pop("config")) if "config" in flags else None
+    output = Path(flags.pop("output")) if "output" in flags else None
     if output is None:
-        faults.append(f"command line: --output is missing; say where {name} should write")
-    profile: dict[str, Any] = {}
-    try:
-        profile = config.read_profile(Path(file)) if file else {}
-    except UserError as error:
-        faults.extend(error.faults)
-    origins = dict.fromkeys(profile, str(file)) | dict.fromkeys(flags, "command line")
-    found = Request(
-        name,
-        parents,
-        Path(output) if output else None,
-        data,
-        profile | flags,
-        origins,
-        faults,
-        Path(file) if file else None,
-        strict,
-        why,
-    )
-    if upstream:
-        found.keep_overrides()
+        faults.append("command line: --output is missing; say where the node's folder is, as in --output runs/mine/NODE")
+    given = {"flags": flags, "data": flags.pop(DATA, None), "parents": {role: flags.pop(role) for role in stage.takes if role in flags}}
+    name = output.resolve().name if output else stage.kind
+    found = Request(stage, name, output, file, {}, {}, {}, None, given, faults, check=switches["check"],
+                    strict=switches["strict"], why=switches["why"])  # fmt: skip
+    node = _node(found)
+    if switches["upstream"]:
+        _keep(found, output or Path(), frozenset())
+    elif node and node.control_of and output:
+        _keep(found, output.resolve().parent / node.control_of, node.own)
+    _fill(found, node)
     return found
 
 
-def split(request: Request, options: type, defaults: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return our options as their dataclass, and the keys that belong to the library."""
-    names = {field.name for field in dataclasses.fields(options)}
-    ours = {key: value for key, value in request.asked.items() if key in names}
-    return options(**ours), {key: value for key, value in (defaults | request.asked).items() if key not in names}
+def _node(found: Request) -> profile.Node | None:
+    """Return the node of the profile's file, if one is given."""
+    if not found.file:
+        return None
+    try:
+        node = profile.read_node(found.file)
+    except UserError as error:
+        found.gather(error)
+        return None
+    if node.kind != found.stage.kind:
+        found.faults.append(f"{found.file}: is a node of {node.kind}; run stages/{node.kind}.py, or set `stage: {found.stage.kind}`")
+        return None
+    return node
 
 
-def template_path(name: str) -> Path:
-    """Return the file of a chat template: a path, or the name of one in pipeline/templates."""
-    for path in (Path(name), _TEMPLATES / name):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.name for path in _TEMPLATES.glob("*.jinja")))
-    raise UserError(f"chat_template: {name}: no such file; give a path or one of {known}")
+def _keep(found: Request, folder: Path, own: frozenset[str]) -> None:
+    """Ask again for what a node was made with on its command line, save for the keys in `own`; a control asks what its node did."""
+    record = manifest.read(folder) or manifest.read(folder, manifest.CLAIM) or {}
+    kept = record.get("overrides") or {"flags": {}, "data": None, "parents": {}}
+    flags = {key: value for key, value in kept["flags"].items() if key not in own}
+    data = None if own & {DATA, "recipe"} else kept["data"]
+    parents = {role: path for role, path in kept["parents"].items() if role not in own}
+    told = [f"--{key} {value}" for key, value in [*flags.items(), *parents.items(), *([(DATA, data)] if data else [])]]
+    found.kept = ", ".join(told)
+    found.given = {
+        "flags": flags | found.given["flags"], "data": found.given["data"] or data, "parents": parents | found.given["parents"],
+    }  # fmt: skip
+
+
+def _fill(found: Request, node: profile.Node | None) -> None:
+    """Put values and parents together: the profile's, then the command line's."""
+    flags = found.given["flags"]
+    found.values = (node.settings if node else {}) | flags
+    found.origins = (node.origins if node else {}) | dict.fromkeys(flags, "command line")
+    named = dict(node.parents) if node else {}
+    if node and found.output:
+        found.control_of = node.control_of
+        missing = {role for role in found.stage.takes if role not in {*named, *found.given["parents"], *found.stage.optional}}
+        named |= _resolved(found, node, missing)
+        named = {role: _place(found.output, name, node.file) for role, name in named.items()}
+    found.usual = named
+    found.parents = named | found.given["parents"]
+    found.data = found.given["data"] or found.parents.pop(DATA, None)
+    found.parents.pop(DATA, None)
+
+
+def _resolved(found: Request, node: profile.Node, missing: set[str]) -> dict[str, str]:
+    """Return the parents that the file leaves out and the rest of the profile decides."""
+    if not missing:
+        return {}
+    try:
+        whole = profile.load(node.file.parent)
+    except UserError as error:
+        found.gather(error)
+        return {}
+    found.faults += [fault for role in missing for fault in whole.unresolved.get(node.name, []) if f": {role}: is left out" in fault]
+    return {role: name for role, name in whole.nodes[node.name].parents.items() if role in missing} if node.name in whole.nodes else {}
+
+
+def _place(output: Path, name: str, file: Path) -> str:
+    """Return where a parent lies: a node of the same profile lies beside the output."""
+    return str(output.parent / name) if file.with_name(f"{name}.yaml").is_file() else name
+
+
+def _same(path: str, usual: str | None) -> bool:
+    return usual is not None and Path(path).resolve() == Path(usual).resolve()
 
 
 def unaltered(folder: Path, record: Mapping[str, Any]) -> None:
-    """Raise UserError naming the files of a finished stage that are no longer those that it made."""
+    """Raise UserError naming the files of a finished node that are no longer those that it made."""
     if faults := manifest.altered(folder, record):
         raise UserError(
-            *(f"{folder}: {fault} when {record['stage']} was finished; put it back, or move the folder away and make "
-              f"{record['stage']} again" for fault in faults)
+            *(f"{folder}: {fault} when {record['node']} was finished; put it back, or move the folder away and make "
+              f"{record['node']} again" for fault in faults)
         )  # fmt: skip
 
 
-def finished(runs: Path, stage: str) -> Path:
-    """Return the folder of a finished causal stage, to be used as it was made; UserError where there is none."""
-    folder = runs / stage
-    record = manifest.read(folder)
-    if record is None:
-        known = ", ".join(sorted(path.parent.name for path in runs.glob("*/manifest.json")))
-        raise UserError(f"{folder}: not finished; {f'finished are {known}' if known else 'run make first'}")
-    if record["family"] != "causal":
-        raise UserError(f"{folder}: a model of family {record['family']} gives no answers; only causal ones do")
-    unaltered(folder, record)
-    return folder
-
-
-def parent_identity(parent: str, stage: str, accepts: Sequence[str]) -> dict[str, Any]:
+def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) -> dict[str, Any]:
     """Return what a parent contributes to the inputs; UserError if it is missing, unfinished or of another family.
 
-    A finished stage directory is known by its record, another folder by its files, a hub id by its name.
+    A finished node is known by its record, another folder by its files, a hub id by its name.
     """
-    folder = Path(parent)
-    wanted = f"but {stage} takes {' or '.join(accepts) or 'no parent here'}"
+    folder, families = Path(parent), (ROWS,) if role == DATA else signature.takes.get(role, ())
+    wanted = f"but {stage.kind} takes {' or '.join(families) or 'none'} as its {role}"
     if not folder.is_dir():
         if parent.count("/") == 1 and not parent.startswith((".", "/")) and not folder.parent.exists():
             return {"hub": parent}
-        raise UserError(f"--parent {parent}: no such folder; run the stage before {stage}, or give a model folder or hub id")
+        raise UserError(f"--{role} {parent}: no such folder; make {folder.name} first, or give a model folder or hub id")
     record = manifest.read(folder)
     if record is not None:
-        if record["family"] not in accepts:
-            raise UserError(f"--parent {parent}: {record['stage']} made a model of family {record['family']}, {wanted}")
+        if record["family"] not in families:
+            fits = f"; {_fitting(record['family'])}" if role == PARENT else ""
+            raise UserError(f"--{role} {parent}: {record['node']} made a model of family {record['family']}, {wanted}{fits}")
         unaltered(folder, record)
         return {"stage": record["stage"], "outputs": record["outputs"]}
     if (folder / manifest.CLAIM).exists():
-        raise UserError(f"--parent {parent}: that stage is not finished; run it again and it goes on where it was")
+        raise UserError(f"--{role} {parent}: that node is not finished; run it again and it goes on where it was")
     try:
         architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    except (OSError, json.JSONDecodeError):
-        raise UserError(f"--parent {parent}: no model folder: config.json is missing or broken") from None
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"--{role} {parent}: no model folder: config.json is missing or broken") from None
     family = family_of(architectures[0]) if architectures else ""
-    if family and family not in accepts:
-        raise UserError(f"--parent {parent}: {architectures[0]} is a model of family {family}, {wanted}")
-    return {"outputs": manifest.outputs(manifest.files(folder))}
+    if family and family not in families:
+        raise UserError(f"--{role} {parent}: {architectures[0]} is a model of family {family}, {wanted}")
+    return {"outputs": hashes.outputs(hashes.files(folder))}
 
 
-def identity(request: Request, options: Any, arguments: dict[str, Any], recipe: recipes.Recipe, shape: str) -> dict[str, Any]:
-    """Return all that a stage's result depends on but its parent, as one JSON value; faults are gathered."""
+def hands_on_rows(data: str | None) -> bool:
+    """Say whether --data names a node's folder, finished or not, and no plain data."""
+    return bool(data) and any((Path(str(data)) / name).is_file() for name in (manifest.NAME, manifest.CLAIM))
+
+
+def _fitting(family: str) -> str:
+    """Return in words which kinds of stages take a model of a family."""
+    from pipeline.chain import stages
+
+    fitting = [kind for kind in stages.known() if family in stages.load(kind).takes.get(PARENT, ())]
+    return f"{' and '.join(fitting)} take it" if fitting else "no stage takes it"
+
+
+def identity(request: Request, options: Any, arguments: dict[str, Any], recipe: recipes.Recipe, signature: Signature) -> dict[str, Any]:
+    """Return all that a node's result depends on, as one JSON value; faults are gathered."""
     ours = dataclasses.asdict(options)
     ours.pop("recipe", None)  # known by its content, not by its name
     for field in dataclasses.fields(options):
         if field.metadata.get("by_content") and Path(str(ours[field.name])).is_dir():
             ours[field.name] = "a folder"
-    found: dict[str, Any] = {"stage": request.name, "options": ours}
-    found["arguments"] = {key: value for key, value in sorted(arguments.items()) if key not in _NEUTRAL}
-    if recipe is not recipes.EMPTY:
-        try:
-            found["recipe"] = recipe.digest(shape)
-        except UserError as error:
-            request.gather(error)
     if ours.get("chat_template"):
         try:
             ours["chat_template"] = hashes.sha256(template_path(ours["chat_template"]))
         except UserError as error:
             request.gather(error)
+    found: dict[str, Any] = {"stage": request.stage.kind, "options": ours}
+    found["arguments"] = {key: value for key, value in sorted(arguments.items()) if key not in _NEUTRAL}
+    if recipe is not recipes.EMPTY:
+        try:
+            found["recipe"] = recipe.digest(signature.reads)
+        except UserError as error:
+            request.gather(error)
+    found["parents"] = parents(request, signature)
     return found
 
 
-def parent(request: Request, accepts: Sequence[str]) -> dict[str, Any]:
-    """Return what the parent contributes to the inputs, under the key `parent`; faults are gathered."""
+def parents(request: Request, signature: Signature) -> dict[str, Any]:
+    """Return role → what that parent contributes to the inputs; faults are gathered, missing parents among them."""
     found = {}
-    for path in request.parents:
+    nodes = {DATA: request.data} if hands_on_rows(request.data) and signature.reads else {}
+    for role, path in {**request.parents, **nodes}.items():
         try:
-            found["parent"] = parent_identity(path, request.name, accepts)
+            found[role] = parent_identity(role, path, request.stage, signature)
         except UserError as error:
             request.gather(error)
+    for role, families in signature.takes.items():
+        told = any(f": {role}: is left out" in fault for fault in request.faults)
+        if role not in {*request.parents, *signature.optional} and not told:
+            request.faults.append(f"command line: --{role} is missing; {request.stage.kind} needs a {' or '.join(families)} model")
     return found

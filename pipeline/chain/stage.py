@@ -1,205 +1,116 @@
-"""The life of a stage: read what was asked, skip or go on or start, train, write the record last.
-
-A stage script declares a `Stage` and one function that trains; what keeps the chain honest happens
-here, before torch is imported.
-"""
+"""What a stage declares about itself. Everything else in the house reads this declaration and names no stage."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pipeline.chain import directory, manifest, request
-from pipeline.system import config, process
-from pipeline.data import recipe as recipes
-from pipeline.system.errors import UserError
-from pipeline.system.lock import Lock
-from pipeline.system.process import say
+if TYPE_CHECKING:
+    from pipeline.chain.run import Run
+    from pipeline.data.batches import Batches
+    from pipeline.data.recipe import Rows
 
-
-class Edges(NamedTuple):
-    """What goes into a stage and what comes out."""
-
-    shape: str  # of the recipe's rows; empty where it reads none
-    family: str = "causal"  # of the model that it hands on
-    accepts: tuple[str, ...] = ("causal",)  # families of a parent
+PARENT, DATA = "parent", "data"  # roles of a parent: whose model a stage goes on from; whose rows it reads
+ROWS = "rows"  # what a stage gives that hands on rows and no model
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What a stage script declares about itself."""
+@dataclass(frozen=True)
+class Signature:
+    """What goes into a stage and what comes out, under given options."""
 
-    name: str
-    edges: Edges | Callable[[Any], Edges]  # a function where the options decide them
-    options: type  # the dataclass of our own options
-    arguments: str | None  # the library class that owns every other key
-    needs_parent: bool = True
-    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)  # ours, for keys of the library
-    sources: Callable[[Any], list[Path]] | None = None  # files that count as input beside the recipe's
-
-    def between(self, options: Any) -> Edges:
-        """Return the edges under these options; UserError where the options fit nothing."""
-        return self.edges(options) if callable(self.edges) else self.edges
+    reads: str = ""  # dataset type of its rows; empty where it reads none
+    takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # role → families of models that may fill it
+    gives: str = "causal"  # family of the model that it hands on, or ROWS
+    makes: str = ""  # dataset type of the rows that it hands on, where it gives rows
+    optional: tuple[str, ...] = ()  # roles that may be left out
 
 
-@dataclasses.dataclass
-class Run:
-    """One run of a stage: what was asked, where things lie, and the record that grows."""
+class Against(NamedTuple):
+    """A metric by which a stage is judged, and the rival: `parent`, `control`, or the name of a baseline."""
 
-    stage: Stage
-    options: Any
-    arguments: dict[str, Any]  # keys for the library's class
-    parent: str  # folder or hub id; empty where there is none
-    output: Path
-    recipe: recipes.Recipe
-    record: dict[str, Any]
-    strict: bool = False  # whether a change of code or library counts
+    metric: str
+    rival: str
 
-    @property
-    def name(self) -> str:
-        """The stage's name in lines and records; SFT from random weights is the control."""
-        return str(self.record["stage"])
+
+class Stage(ABC):
+    """One kind of stage. A script in stages/ defines a subclass and exports it under the name `STAGE`.
+
+    Options that decide what the stage reads, takes or gives are heard in `signature`; what needs torch is imported
+    inside of methods, since a node that is up to date ends without it.
+    """
+
+    title: ClassVar[str]  # for report and card: "SFT"
+    about: ClassVar[str]  # what comes out, in one sentence
+    reads: ClassVar[str] = ""
+    takes: ClassVar[Mapping[str, tuple[str, ...]]] = {PARENT: ("causal",)}
+    gives: ClassVar[str] = "causal"
+    makes: ClassVar[str] = ""
+    optional: ClassVar[tuple[str, ...]] = ()
+    Options: ClassVar[type]  # a frozen dataclass of our own options
+    library: ClassVar[str | None] = None  # dotted name of the class that owns every other key
+    defaults: ClassVar[Mapping[str, Any]] = {}  # ours, for keys of that class
+    primary: ClassVar[tuple[Against, ...]] = ()  # the first that was measured is what a push goes by
 
     @property
-    def result(self) -> Path:
-        """Where the model is written, until it is whole and moves into the stage directory."""
-        return self.output / directory.RESULT
-
-    def unchanged(self) -> None:
-        """Raise UserError where the parent or the data changed while they were read."""
-        asked = self.record["asked"]
-        edges = self.stage.between(self.options)
-        if self.parent and request.parent_identity(self.parent, self.name, edges.accepts) != asked["parent"]:
-            raise UserError(f"--parent {self.parent}: was changed while it was read; run the same command again")
-        if "recipe" in asked and self.recipe.digest(edges.shape) != asked["recipe"]:
-            raise UserError(f"recipe {self.recipe.name}: was changed while it was read; run the same command again")
+    def kind(self) -> str:
+        """The name of the script."""
+        return self.script.stem
 
     @property
-    def seed(self) -> int:
-        """The stage's seed, from which every random choice comes."""
-        return int(self.record["seed"])
+    def script(self) -> Path:
+        """The file that declares the stage."""
+        return Path(str(sys.modules[type(self).__module__].__file__)).resolve()
 
     @property
-    def main(self) -> bool:
-        """Whether this process is the one that writes."""
-        return process.main_process()
+    def story(self) -> str:
+        """The script's docstring, which --help prints."""
+        return str(sys.modules[type(self).__module__].__doc__)
 
-    def say(self, text: str) -> None:
-        """Print one line for the person, once however many processes run."""
-        say(self.name, text)
+    def split(self, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return our options as their dataclass, and the keys that belong to the library, with our defaults for them."""
+        names = {field.name for field in fields(self.Options)}
+        ours = {key: value for key, value in values.items() if key in names}
+        return self.Options(**ours), {key: value for key, value in {**self.defaults, **values}.items() if key not in names}
 
-    def library_arguments(self, **forced: Any) -> Any:
-        """Build the library's argument object; UserError where it refuses a value."""
-        from pipeline.system.hardware import placement
+    def signature(self, options: Any) -> Signature:
+        """Return what goes in and comes out under these options; UserError where they fit nothing."""
+        return Signature(self.reads, self.takes, self.gives, self.makes, self.optional)
 
-        assert self.stage.arguments
-        values = placement() | self.arguments | {"output_dir": str(self.output)} | forced
-        try:
-            return config.library_class(self.stage.arguments)(**values)
-        except (ValueError, TypeError) as error:
-            line = " ".join(str(error).split())
-            raise UserError(f"{self.stage.arguments} refuses the configuration: {line}") from None
+    def judged_by(self, options: Any) -> tuple[Against, ...]:
+        """Return the metrics that the stage is judged by, the most telling one first."""
+        return self.primary
 
+    def evaluators(self, options: Any) -> Sequence[Any]:
+        """Return evaluators of its own, beside those that fit the type of its rows and the family of its model."""
+        return ()
 
-def run_stage(stage: Stage, train: Callable[[Run], None], story: str) -> int:
-    """Run a stage script: `train` gets a claimed Run and leaves a whole model folder in its output."""
+    def sources(self, options: Any) -> list[Path]:
+        """Return files that count as input beside the recipe's."""
+        return []
 
-    def body() -> int:
-        if {"--help", "-h"} & set(sys.argv[1:]):
-            print(config.explain(stage.name, story, stage.options, stage.arguments))
-            return 0
-        started = time.time()
-        run = _asked(stage, sys.argv[1:])
-        if run is None:
-            return 0
-        if warning := process.lonely():
-            run.say(warning)
-        process.wait_for_all()  # nobody still looks at the folder when rank 0 changes it
-        lock = Lock(run.output)
-        if run.main:
-            lock.take()
-        try:
-            process.wait_for_all()
-            if directory.finished_meanwhile(run):
-                return 0
-            aside = directory.claim(run) if run.main else None
-            process.wait_for_all()
-            try:
-                train(run)
-            except Exception:
-                if run.main:
-                    directory.unclaim(run, aside)
-                raise
-            if run.main:
-                directory.close(run, started)
-        finally:
-            lock.release()
-        return 0
+    def modules(self, options: Any) -> list[Path]:
+        """Return the files of our code that the options choose by name, such as an objective."""
+        return []
 
-    return process.execute(body)
-
-
-def _asked(stage: Stage, argv: list[str]) -> Run | None:
-    """Return what is to be run, or None where the output is current already; UserError with every fault."""
-    asked = request.read(stage.name, argv)
-    if asked.kept:
-        say(stage.name, f"keeps {asked.kept}, as it was asked for; `make {stage.name}` returns to the profile")
-    if len(asked.parents) > 1:
-        asked.faults.append(f"command line: {stage.name} takes one --parent, found {len(asked.parents)}")
-    if stage.needs_parent and not asked.parents:
-        asked.faults.append(f"command line: --parent is missing; {stage.name} starts from a model folder or hub id")
-    asked.faults += config.check(asked.asked, asked.origins, stage.options, stage.arguments, loose=True)
-    edges, well_formed = Edges(""), False
-    found: dict[str, Any] = {}
-    sources: list[tuple[str, str]] = []
-    if asked.faults:
-        if isinstance(stage.edges, Edges):
-            request.parent(asked, stage.edges.accepts)
-    else:
-        options, arguments = request.split(asked, stage.options, stage.defaults)
-        try:
-            edges, well_formed = stage.between(options), True
-        except UserError as error:
-            asked.gather(error)
-        recipe = _recipe(asked, edges.shape, options) if well_formed else recipes.EMPTY
-        found = request.identity(asked, options, arguments, recipe, edges.shape)
-        if well_formed:
-            found |= request.parent(asked, edges.accepts)
-        sources = recipe.contents() if "recipe" in found else []
-        if stage.sources:
-            try:
-                sources = recipes.listing(stage.sources(options))
-                found["sources"] = [sha256 for _, sha256 in sources]
-            except UserError as error:
-                asked.gather(error)
-    record = {
-        "stage": "control" if getattr(options, "init", "") == "random" else stage.name, "family": edges.family,
-        "inputs": manifest.digest(found), "asked": found, "seed": arguments.get("seed", 42),
-        "config": dataclasses.asdict(options) | arguments, "overrides": asked.overrides(),
-        "parents": [{"path": path, **found.get("parent", {})} for path in asked.parents],
-        "recipe": {"name": recipe.name, "digest": found.get("recipe"), "data": asked.data, "sources": sources},
-        "code": {"files": manifest.sources(Path(sys.argv[0]).name)}, "versions": manifest.versions(),
-    } if well_formed else {}  # fmt: skip
-    if asked.output and not asked.faults and directory.current(asked, record):
+    def positions(self, options: Any) -> int | None:
+        """Return how many positions its model has where the options say so; None where it keeps those of its parent."""
         return None
-    strict = config.check(asked.asked, asked.origins, stage.options, stage.arguments)  # imports the library's class
-    asked.gather(UserError(*strict))
-    asked.settle()
-    assert asked.output
-    return Run(stage, options, arguments, "".join(asked.parents), asked.output, recipe, record, asked.strict)
 
+    def note(self, options: Any) -> str:
+        """Return a sentence that explains the marked tokens of its batches, where they need one."""
+        return ""
 
-def _recipe(asked: request.Request, shape: str, options: Any) -> recipes.Recipe:
-    if asked.data and not shape:
-        asked.faults.append(f"command line: --data can't be used here; {Path(sys.argv[0]).stem} reads no rows")
-    if not shape:
-        return recipes.EMPTY
-    try:
-        return recipes.from_data(asked.data, shape) if asked.data else recipes.load(options.recipe)
-    except UserError as error:
-        asked.gather(error)
-        return recipes.EMPTY
+    def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
+        """Return what the trainer reads; called by training and again by the mask proof. UserError where nothing is learned.
+
+        `model` is only looked at: by its positions, and whether it keeps packed documents apart.
+        """
+        raise NotImplementedError(f"{self.kind} has no batches")
+
+    @abstractmethod
+    def train(self, run: Run) -> None:
+        """Leave a complete model folder, or rows, in `run.result`."""

@@ -1,4 +1,4 @@
-"""In plain words: what differs between what a stage was made from and what is asked for now."""
+"""In plain words: what differs between what a node was made from and what is requested now."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 _UNSET = "not set"
 
 
-def asked(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the differences that make a stage stale; `old` and `new` are records with `asked` and `recipe`."""
-    was, now = old["asked"], new["asked"]
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the differences that make a node stale; `old` and `new` are records with `request` and `recipe`."""
+    was, now = old["request"], new["request"]
     lines = []
     for group in ("options", "arguments"):
         for key in sorted(was.get(group, {}).keys() | now.get(group, {}).keys()):
@@ -19,15 +19,18 @@ def asked(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
                 lines.append("chat_template: another text" if before and after else "chat_template: given or taken away")
             elif before != after:
                 lines.append(f"{key}: {after}, was {before}")
+    if was["stage"] != now["stage"]:
+        lines.append(f"stage: {now['stage']}, was {was['stage']}")
     if was.get("recipe") != now.get("recipe") or was.get("sources") != now.get("sources"):
         lines += _content(old["recipe"], new["recipe"])
-    if was.get("parent") != now.get("parent"):
-        lines.append(_parent(was.get("parent") or {}, now.get("parent") or {}))
+    for role in sorted(was["parents"].keys() | now["parents"].keys()):
+        if was["parents"].get(role) != now["parents"].get(role):
+            lines.append(f"{role}: {_named(now['parents'].get(role))}, was {_named(was['parents'].get(role))}")
     return lines
 
 
 def surroundings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return what changed around a stage, in our code and the libraries, which repeats it only with STRICT=1."""
+    """Return what changed around a node, in our code and the libraries, which repeats it only with STRICT=1."""
     lines = [f"our code: {name} {how}" for name, how in _changed(old["code"]["files"].items(), new["code"]["files"].items())]
     for name, version in new["versions"].items():
         if old["versions"].get(name) != version:
@@ -48,10 +51,7 @@ def _changed(old: Iterable[Any], new: Iterable[Any]) -> list[tuple[str, str]]:
     return sorted([*both, *((name, "is gone") for name in lost - found), *((name, "is new") for name in found - lost)])
 
 
-def _parent(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    def named(parent: Mapping[str, Any]) -> str:
-        if not parent:
-            return "none"
-        return str(parent.get("hub") or f"{parent.get('stage', 'a model folder')} {parent['outputs'][:8]}")
-
-    return f"parent: {named(new)}, was {named(old)}"
+def _named(parent: Mapping[str, Any] | None) -> str:
+    if not parent:
+        return "none"
+    return str(parent.get("hub") or f"{parent.get('stage', 'a model folder')} {parent['outputs'][:8]}")

@@ -36,7 +36,7 @@ RESERVED = {
     "push_to_hub": "a stage never pushes while it trains",
     "hub_token": "the token comes from the environment or the hub login",
     "token": "the token comes from the environment or the hub login",
-    "dataset_text_field": "the recipe names the shape of its rows",
+    "dataset_text_field": "the recipe names the type of its rows",
     "dataset_kwargs": "rows are prepared by the recipe",
     "assistant_only_loss": "SFT always trains on the assistant's tokens alone",
     "completion_only_loss": "SFT always trains on the assistant's tokens alone",
@@ -47,6 +47,10 @@ RESERVED = {
     "model_init_kwargs": "the model comes from --parent",
     "remove_unused_columns": "the collator needs every column",
 }
+
+
+_PATHS = ("config", "output", "data", "runs", "node")
+SWITCHES = ("upstream", "strict", "why", "check")  # flags of every stage that are yes or no
 
 
 def option(
@@ -96,12 +100,12 @@ def read_profile(path: Path) -> dict[str, Any]:
     return {str(key): normal(value) for key, value in loaded.items()}
 
 
-def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Split `--key value` and `--key=value` into a mapping; repeated --parent flags gather in a list.
+def read_flags(argv: Sequence[str], roles: Sequence[str] = ("parent",)) -> tuple[dict[str, Any], list[str]]:
+    """Split `--key value` and `--key=value` into a mapping; paths (of --config, --output, --data and roles) stay as they are.
 
-    The second part of the result holds the faults: words that belong to no flag, flags without a value.
+    The second part of the result holds the faults: words that belong to no flag, flags without a value or given twice.
     """
-    flags: dict[str, Any] = {"parent": []}
+    flags: dict[str, Any] = {}
     faults: list[str] = []
     words = list(argv)
     while words:
@@ -115,11 +119,11 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
                 faults.append(f"command line: --{key} needs a value")
                 continue
             text = words.pop(0)
-        if key == "parent":
-            flags["parent"].append(text)
-        elif key in ("config", "output", "data"):
+        if key in flags:
+            faults.append(f"command line: --{key} is given twice: {flags[key]} and {text}")
+        elif key in (*_PATHS, *roles):
             flags[key] = text
-        elif key in ("upstream", "strict", "why"):
+        elif key in SWITCHES:
             if text not in ("yes", "no"):
                 faults.append(f"command line: --{key}: expected yes or no, found {text!r}")
             flags[key] = text
@@ -132,9 +136,8 @@ def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def only(known: Sequence[str], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Split the flags of a script that has these few and no profile; the second part holds the faults, unknown flags too."""
+    """Split the flags of a command that has these few and no profile; the second part holds the faults, unknown flags too."""
     flags, faults = read_flags(argv)
-    flags = {key: value for key, value in flags.items() if key != "parent" or value}
     verb = "are" if len(known) > 1 else "is"
     unknown = [key for key in flags if key not in known]
     return flags, faults + [f"command line: --{key}: unknown flag; known {verb} --{', --'.join(known)}" for key in unknown]
@@ -218,25 +221,25 @@ def check(
     return faults
 
 
-def explain(name: str, text: str, options: type, library: str | None, trains: bool = True) -> str:
+def explain(name: str, text: str, options: type, library: str | None, roles: Mapping[str, str] | None = None) -> str:
     """Return what --help prints: the story, our options with their defaults, and where the rest comes from.
 
-    `trains`: whether it is a stage that takes a parent and leaves an output.
+    `roles`: of a stage, the parents that it takes and what may stand for each.
     """
     lines = [text.strip(), "", f"options of {name} (in the profile as `key: value`, here as --key value):"]
     for field in dataclasses.fields(options):
         default = "{}" if field.default is dataclasses.MISSING else field.default
         lines.append(f"  {field.name:<22} {field.metadata['help']} [{default}]")
-    lines += (
-        ["", "also: --config FILE (a profile with these options)"]
-        if not trains
-        else [
-            "",
-            "always: --config FILE  --parent DIR-OR-HUB-ID  --output DIR  --data FILE, GLOB OR HUB ID (in place of the recipe)",
+    lines.append("")
+    if roles is None:
+        lines.append("also: --config FILE (a file with these options)")
+    else:
+        lines.append("always: --config FILE (the node's file in a profile)  --output DIR (the node's folder, named like the node)")
+        lines += [f"        --{role} {told}" for role, told in roles.items()]
+        lines += [
             "also:   --why yes (only say what changed)  --strict yes (a change of code or library counts)",
-            "        --upstream yes (keep the flags that the stage was made with)",
+            "        --upstream yes (keep the flags that the node was made with)  --check yes (check the whole profile before)",
         ]
-    )
     if library:
         lines.append(f"every other key is one of {library}, under its own name and with its own meaning")
     return "\n".join(lines)

@@ -45,7 +45,7 @@ def wait_for_all() -> None:
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
-def lonely() -> str:
+def launch_warning() -> str:
     """Return a warning where `accelerate launch --cpu --num_processes N` started one process, as it silently does; or ""."""
     if os.environ.get("ACCELERATE_USE_CPU") != "True" or "WORLD_SIZE" in os.environ:
         return ""
@@ -91,7 +91,7 @@ def execute(body: Callable[[], int]) -> int:
     try:
         with signals.handled(f"{name}: stopped; the same command goes on"):
             status = body()
-            _part()
+            _shut_down()
             return status
     except UserError as error:
         if main_process():
@@ -118,7 +118,7 @@ def execute(body: Callable[[], int]) -> int:
         return 1
 
 
-def _part() -> None:
+def _shut_down() -> None:
     """Leave a launch together: a process that ends while another still talks to it dies in its threads."""
     if count() > 1:
         import torch.distributed

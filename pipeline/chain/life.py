@@ -1,0 +1,153 @@
+"""The life of a node: read the request, skip or go on or begin, train, write the record last.
+
+A stage script declares a `Stage`; what keeps the chain honest happens here, before torch is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.chain import directory, manifest, request
+from pipeline.chain.run import Run
+from pipeline.chain.stage import DATA, PARENT, Signature, Stage
+from pipeline.data import recipe as recipes
+from pipeline.system import config, hashes, process
+from pipeline.system.errors import UserError
+from pipeline.system.lock import Lock
+from pipeline.system.process import say
+
+
+def run_stage(declared: type[Stage]) -> int:
+    """Run a stage script and return its exit status; the stage gets a claimed Run and leaves a whole model in its result."""
+    stage = declared()
+
+    def body() -> int:
+        argv = sys.argv[1:]
+        if {"--help", "-h"} & set(argv):
+            print(explain(stage))
+            return 0
+        started = time.time()
+        run = pending(stage, argv)
+        if run is None:
+            return 0
+        if warning := process.launch_warning():
+            run.say(warning)
+        process.wait_for_all()  # nobody still looks at the folder when rank 0 changes it
+        lock = Lock(run.output)
+        if run.main:
+            lock.take()
+        try:
+            process.wait_for_all()
+            if directory.finished_meanwhile(run):
+                return 0
+            aside = directory.claim(run) if run.main else None
+            process.wait_for_all()
+            try:
+                stage.train(run)
+            except Exception:
+                if run.main:
+                    directory.unclaim(run, aside)
+                raise
+            if run.main:
+                directory.close(run, started)
+        finally:
+            lock.release()
+        return 0
+
+    return process.execute(body)
+
+
+def explain(stage: Stage) -> str:
+    """Return what --help prints of a stage."""
+    roles = {role: f"DIR-OR-HUB-ID (a model of family {' or '.join(families)})" for role, families in stage.takes.items()}
+    if stage.reads or type(stage).signature is not Stage.signature:
+        roles[DATA] = "FILE, GLOB, FOLDER, HUB ID or a node that hands on rows (in place of the recipe)"
+    return config.explain(stage.kind, stage.story, stage.Options, stage.library, roles)
+
+
+def pending(stage: Stage, argv: Sequence[str], dry: bool = False) -> Run | None:
+    """Return what is to be run, or None where the node is up to date; UserError with every fault.
+
+    `dry`: the library's own class is not imported, so its keys are not checked yet.
+    """
+    asked = request.read(stage, argv)
+    if asked.kept:
+        say(asked.name, f"keeps {asked.kept}, as requested; `make {asked.name}` returns to the profile")
+    asked.faults += config.check(asked.values, asked.origins, stage.Options, stage.library, loose=True)
+    run = _run(asked)
+    if run and not asked.faults and directory.current(asked, run.record):
+        return None
+    if not dry:
+        strict = config.check(asked.values, asked.origins, stage.Options, stage.library)  # imports the library's class
+        asked.gather(UserError(*strict))
+        if asked.check and asked.file:
+            from pipeline.chain import check
+
+            asked.gather(UserError(*check.faults_of(asked)))
+    asked.settle()
+    assert run
+    return run
+
+
+def _run(asked: request.Request) -> Run | None:
+    """Return the run that was requested, with its record begun; None where faults leave none."""
+    stage = asked.stage
+    if asked.faults:
+        if type(stage).signature is Stage.signature:
+            request.parents(asked, stage.signature(None))
+        return None
+    options, arguments = stage.split(asked.values)
+    try:
+        signature = stage.signature(options)
+    except UserError as error:
+        asked.gather(error)
+        return None
+    recipe = recipe_of(asked, signature, options)
+    found = request.identity(asked, options, arguments, recipe, signature)
+    sources = recipe.contents() if "recipe" in found else []
+    try:
+        if files := stage.sources(options):
+            sources = recipes.listing(files)
+            found["sources"] = [sha256 for _, sha256 in sources]
+    except UserError as error:
+        asked.gather(error)
+    return _begun(asked, options, arguments, signature, recipe, found, sources)
+
+
+def _begun(
+    asked: request.Request, options: Any, arguments: dict[str, Any], signature: Signature, recipe: recipes.Recipe,
+    found: dict[str, Any], sources: list[tuple[str, str]],
+) -> Run | None:  # fmt: skip
+    if asked.output is None:
+        return None
+    stage = asked.stage
+    random = getattr(options, "init", "") == "random"
+    record = {
+        "stage": stage.kind, "node": asked.name, "title": stage.title, "script": f"stages/{stage.kind}.py", "family": signature.gives,
+        "rows_type": signature.makes, "control_of": asked.control_of,
+        "starts_from": "nothing" if PARENT not in asked.parents else "random" if random else "parent",
+        "inputs": hashes.digest(found), "request": found, "seed": arguments.get("seed", 42),
+        "config": dataclasses.asdict(options) | arguments, "overrides": asked.overrides(),
+        "parents": asked.parent_entries(found["parents"]),
+        "recipe": {"name": recipe.name, "type": signature.reads, "digest": found.get("recipe"), "data": asked.data, "sources": sources},
+        "versions": manifest.versions(), "profile": str(asked.file.parent.name) if asked.file else "",
+    }  # fmt: skip
+    return Run(stage, asked.name, options, arguments, asked.parents, asked.output, recipe, record, asked.strict)
+
+
+def recipe_of(asked: request.Request, signature: Signature, options: Any) -> recipes.Recipe:
+    """Return the recipe that a request names, or `EMPTY` where it reads no rows; faults are gathered."""
+    if asked.data and not signature.reads:
+        asked.faults.append(f"command line: --data can't be used here; {asked.stage.kind} reads no rows")
+    if not signature.reads:
+        return recipes.EMPTY
+    try:
+        return recipes.from_data(asked.data, signature.reads) if asked.data else recipes.load(options.recipe)
+    except UserError as error:
+        asked.gather(error)
+        return recipes.EMPTY
+
