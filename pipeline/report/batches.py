@@ -1,38 +1,27 @@
-"""The first batch of a stage, made again from its recipe and tokenizer by the code that it was made by: the mask proof."""
+"""The first batch of a node, made again from its recipe and tokenizer by the stage's own code: the mask proof."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.chain import request
-from pipeline.system import config
-from pipeline.data import recipe as recipes
-from pipeline.system.errors import UserError
+from pipeline.chain.finished import Finished
+from pipeline.chain.run import Run
 from pipeline.report.lines import Line, split
+from pipeline.system.errors import UserError
 
 SHOWN = 600  # tokens of a batch, at most, in whole rows and at least one
-SHAPES = {"pretrain": "text", "sft": "messages", "control": "messages", "dpo": "preference"}
-_ARGUMENTS = {"text": "transformers.TrainingArguments", "messages": "trl.SFTConfig", "preference": "trl.DPOConfig"}
-_NOTES = {
-    "masked": "The model is asked for the marked tokens; before each stands what it saw in its place, where that was another.",
-    "discriminator": "The generator is asked for the marked tokens, the discriminator about every token: is it the original?",
-    "seq2seq": "The model reads the text with holes and writes what is missing; only what it writes counts.",
-    "embedder": "No single token is asked for: the loss is over whole texts, each read twice with other dropout, or two stretches of it.",
-    "vectors": "The model is given the words around a place and tells the word that was there, the first one, from drawn ones.",
-}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The first batch of a stage."""
+    """The first batch of a node."""
 
     lines: Sequence[Line]
     more: int  # lines that are not shown
@@ -40,126 +29,85 @@ class Batch:
     read: int  # tokens of the batch, padding left out
     counted: int  # those of them that are in the loss
     note: str
-    logged: int | None  # tokens that the stage's log says it read in its first step
+    logged: int | None  # tokens that the node's log says it read in its first step
     step: int  # tokens that the first step reads, made again
 
     @property
     def paired(self) -> bool:
         """Whether two lines belong together."""
-        return any(line.name.endswith(("rejected", "writes")) for line in self.lines)
+        return any(line.second for line in self.lines)
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the stage's own log has as many tokens in its first step; None where it does not say."""
+        """Whether the node's own log has as many tokens in its first step; None where it does not say."""
         return None if self.logged is None else self.logged == self.step
 
 
-def first(folder: Path, record: Mapping[str, Any]) -> Batch:
-    """Make a stage's first batch again, as one process reads it; UserError where its recipe is no longer what it was."""
-    from pipeline.models import tokenizer
+def first(made: Finished) -> Batch:
+    """Make a node's first batch again, as one process reads it; UserError where its recipe is no longer what it was."""
+    from pipeline.models import tokenization
     from pipeline.training.trainer import ROW
 
-    if record["stage"] not in SHAPES:
-        raise UserError(f"{record['stage']}: how its batches are made is not known here")
-    request.unaltered(folder, record)
-    shape = SHAPES[record["stage"]]
-    recipe = recipes.of(record, shape)
-    if recipe.digest(shape) != record["recipe"]["digest"]:
-        raise UserError(f"recipe {recipe.name}: is no longer what {record['stage']} was made with")
-    vocabulary = tokenizer.load(str(folder))
+    record = made.record
+    request.unaltered(made.folder, record)
+    tokenizer = tokenization.load(str(made.folder))
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(folder, record, recipe, vocabulary, Path(scratch))
+        run = Run.remade(made.stage, record, Path(scratch))
+        if run.recipe.digest(record["recipe"]["type"]) != record["recipe"]["digest"]:
+            raise UserError(f"recipe {run.recipe.name}: is no longer what {made.name} was made with")
+        trainer = _trainer(run, made, tokenizer)
         batches = iter(trainer.get_train_dataloader())
         step = [next(batches, None) for _ in range(trainer.args.gradient_accumulation_steps)]
-    made = [batch for batch in step if batch is not None]
-    for batch in made:
+    found = [batch for batch in step if batch is not None]
+    for batch in found:
         batch.pop(ROW)
-    lines = split(made[0], record["family"], vocabulary)
+    lines = split(found[0], record["family"], tokenizer)
     tokens, shown = [token for line in lines for token in line.tokens], _beginning(lines)
     return Batch(
-        lines=shown, more=len(lines) - len(shown), rows=len(made[0]["input_ids"]), read=_read(made[0], vocabulary), counted=sum(token.counts for token in tokens),
-        note=_NOTES.get(record["family"], ""), logged=_logged(folder), step=sum(_read(batch, vocabulary) for batch in made),
+        lines=shown, more=len(lines) - len(shown), rows=len(found[0]["input_ids"]), read=_read(found[0], tokenizer),
+        counted=sum(token.counts for token in tokens), note=made.stage.note(made.options), logged=_logged(made.folder),
+        step=sum(_read(batch, tokenizer) for batch in found),
     )  # fmt: skip
 
 
-def _trainer(folder: Path, record: Mapping[str, Any], recipe: recipes.Recipe, vocabulary: Any, scratch: Path) -> Any:
-    """Return a trainer with the stage's arguments, data and collator, so that its sampler is the stage's; it has no model."""
+def _trainer(run: Run, made: Finished, tokenizer: Any) -> Any:
+    """Return a trainer with the node's arguments, data and collator, so that its sampler is the node's; it has no model."""
     import torch
     from transformers import set_seed
 
-    from pipeline.system.hardware import placement
-    from pipeline.training.trainer import StageTrainer
     from pipeline.training.loop import DEFAULTS, FORCED
+    from pipeline.training.trainer import StageTrainer
 
-    shape, seed = SHAPES[record["stage"]], int(record["seed"])
-    kind = config.library_class(_ARGUMENTS[shape])
-    known = {field.name for field in dataclasses.fields(kind)}
-    given = {key: value for key, value in record["config"].items() if key in known}
-    arguments = kind(**placement() | DEFAULTS | given | FORCED | {"output_dir": str(scratch)})
-    rows = recipe.rows(shape, "train", seed)
-    set_seed(seed)
-    make = {"text": _text, "messages": _conversations, "preference": _pairs}[shape]
-    dataset, collator = make(folder, record, rows, vocabulary, arguments, scratch / "rows.arrow")
-    return StageTrainer(torch.nn.Linear(1, 1), arguments, collator, dataset, processing_class=vocabulary)
+    arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+    rows = run.rows()
+    set_seed(run.seed)
+    read = made.stage.batches(run, rows, tokenizer, _model(made))
+    return StageTrainer(torch.nn.Linear(1, 1), arguments, read.collator, read.dataset, processing_class=tokenizer)
 
 
-def _text(folder: Path, record: Mapping[str, Any], rows: recipes.Rows, vocabulary: Any, _: Any, path: Path) -> tuple[Any, Any]:
-    from pipeline import objectives
-    from pipeline.data import tokens
+def _model(made: Finished) -> Any:
+    """Return the node's model, to be looked at; None where no class of the library loads it."""
+    import transformers
 
-    options = record["config"]
-    objective = objectives.load(options["objective"], options["objective_options"])
-    text = objectives.Text(
-        rows.kept, vocabulary, options["max_length"], options["language"], int(record["seed"]), Counter(), Counter()
-    )
-    dataset = tokens.write(objective.examples(text), path)
-    collator = objective.collator(vocabulary, dataset, int(record["seed"]))
-    if objective.packs and tokens.keeps_apart(objective.load_model(str(folder))):
-        return tokens.pack(dataset, options["max_length"]), collator
-    return tokens.numbered(dataset), collator
+    from pipeline.models.families import auto_class
 
-
-def _conversations(
-    folder: Path, record: Mapping[str, Any], rows: recipes.Rows, vocabulary: Any, arguments: Any, path: Path
-) -> tuple[Any, Any]:
-    from pipeline.models import checkpoint
-    from pipeline.data import tokens
-
-    encoded = tokens.pieces(
-        rows.kept, lambda row: tokens.encode_messages(row["messages"], vocabulary), arguments.max_length, False, Counter()
-    )
-    dataset = tokens.write(encoded, path)
-    if tokens.keeps_apart(checkpoint.load(str(folder))):
-        dataset = tokens.pack(dataset, arguments.max_length)
-    return dataset, tokens.CausalCollator(int(vocabulary.pad_token_id))
-
-
-def _pairs(
-    folder: Path, record: Mapping[str, Any], rows: recipes.Rows, vocabulary: Any, arguments: Any, path: Path
-) -> tuple[Any, Any]:
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
-
-    from pipeline.data import tokens
-
-    encoded = tokens.pieces(rows.kept, lambda row: tokens.encode_pair(row, vocabulary), arguments.max_length, False, Counter())
-    dataset = tokens.write(encoded, path)
-    dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])
-    return dataset, DataCollatorForPreference(
-        int(vocabulary.pad_token_id), arguments.max_length, arguments.truncation_mode, arguments.pad_to_multiple_of
-    )
+    path = made.folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    name = auto_class(made.record["family"], settings)
+    return getattr(transformers, name).from_pretrained(made.folder) if name else None
 
 
 def _beginning(lines: Sequence[Line]) -> list[Line]:
     ends = itertools.accumulate(len(line.tokens) for line in lines)
     shown = max(1, sum(end <= SHOWN for end in ends))
-    return list(lines[: shown + (shown < len(lines) and lines[shown].name.endswith(("rejected", "writes")))])  # both sides
+    return list(lines[: shown + (shown < len(lines) and lines[shown].second)])  # both sides
 
 
-def _read(batch: Mapping[str, Any], vocabulary: Any) -> int:
+def _read(batch: Mapping[str, Any], tokenizer: Any) -> int:
     """Count tokens as the Trainer does: those of the attention mask, or all but padding."""
     if "attention_mask" in batch:
         return int(batch["attention_mask"].sum())
-    return int((batch.get("words", batch["input_ids"]) != vocabulary.pad_token_id).sum())
+    return int((batch.get("words", batch["input_ids"]) != tokenizer.pad_token_id).sum())
 
 
 def _logged(folder: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 WIDTH = 360
 _POINTS = 240  # of a curve; more can't be told apart at this width
-_BOX, _ROW = (168, 102), 140  # a stage in the picture of the chain, and the distance of two generations
+_CURVES, _LINES = (0, 1, 5, 6), (2, 3, 4)  # strokes of curves and of straight lines
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Interval:
-    """One figure of one stage with its interval."""
+    """One figure of one model with its interval."""
 
     name: str
     y: float
@@ -55,45 +56,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Forest:
-    """One metric of all stages."""
+    """One metric of all models of a node's evaluation."""
 
     title: str
     text: str
     intervals: Sequence[Interval]
     across: Sequence[Mark]
     height: int
-
-
-@dataclass(frozen=True)
-class Box:
-    """A stage, or a model from elsewhere, in the picture of the chain."""
-
-    x: float
-    y: float
-    name: str
-    lines: Sequence[str]
-    height: int = _BOX[1]
-
-
-@dataclass(frozen=True)
-class Edge:
-    """What was made from what."""
-
-    path: str
-    tip: str
-    agrees: bool
-    x: float
-    y: float
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The picture of the chain."""
-
-    width: int
-    height: int
-    boxes: Sequence[Box]
-    edges: Sequence[Edge]
 
 
 def brief(value: float) -> str:
@@ -126,11 +95,11 @@ def loss(name: str, text: str, curves: Mapping[str, Sequence[tuple[int, float]]]
         return round(bottom - (bottom - top) * (value - floor) / (ceiling - floor), 1)
 
     drawn = [
-        Curve(name, "M" + "L".join(f"{x(tokens)} {y(value)}" for tokens, value in _thin(points)), number)
-        for number, (name, points) in enumerate(curves.items())
+        Curve(name, "M" + "L".join(f"{x(tokens)} {y(value)}" for tokens, value in _thin(points)), kind)
+        for (name, points), kind in zip(curves.items(), itertools.cycle(_CURVES))
     ] + [
-        Curve(f"{name}: {value:.3f}", f"M{left} {y(value)}H{right}", 2 + number)
-        for number, (name, value) in enumerate(lines.items())
+        Curve(f"{name}: {value:.3f}", f"M{left} {y(value)}H{right}", kind)
+        for (name, value), kind in zip(lines.items(), itertools.cycle(_LINES))
     ]  # fmt: skip
     return Chart(
         name, text, drawn, [Mark(x(tick), brief(tick)) for tick in ticks(0, most)],
@@ -155,7 +124,7 @@ def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
 
 
 def forest(title: str, text: str, figures: Mapping[str, tuple[Mapping[str, float], str]], share: bool) -> Forest:
-    """Return one metric of all stages: a point and its interval each, on one axis; shares from 0 to 1."""
+    """Return one metric of several models: a point and its interval each, on one axis; shares from 0 to 1."""
     left, right, row = 14, WIDTH - 24, 44
     low = min(0.0, *(figure["low"] for figure, _ in figures.values()))
     high = 1.0 if share else max(figure["high"] for figure, _ in figures.values()) * 1.05 or 1.0
@@ -176,29 +145,6 @@ def forest(title: str, text: str, figures: Mapping[str, tuple[Mapping[str, float
     ]
     across = [Mark(x(tick), f"{100 * tick:.0f}%" if share else brief(tick)) for tick in ticks(low, high)]
     return Forest(title, text, intervals, across, len(intervals) * row + 34)
-
-
-def chain(stages: Sequence[tuple[str, Sequence[str], str, bool]]) -> Chain:
-    """Return the picture of stages: (name, lines, its parent or nothing, whether the parent is the one that it was made from)."""
-    generation: dict[str, int] = {}
-    places: dict[str, tuple[float, float]] = {}
-    columns: dict[int, int] = {}
-    boxes, edges = [], []
-    (width, height), gap = _BOX, 16
-    for name, lines, parent, agrees in stages:
-        level = generation[name] = generation.get(parent, -1) + 1
-        column = columns[level] = columns.get(level, -1) + 1
-        at = places[name] = (4 + column * (width + gap), 4 + level * _ROW)
-        boxes.append(Box(*at, name, lines))
-        if parent in places:
-            x, y = places[parent][0] + width / 2, places[parent][1] + height
-            end = at[0] + width / 2
-            bend = (y + at[1]) / 2
-            tip = f"M{end:g} {at[1] - 1:g}l-5 -9h10z"
-            edges.append(Edge(f"M{x:g} {y:g}V{bend:g}H{end:g}V{at[1] - 8:g}", tip, agrees, end + 10, at[1] - 6))
-    wide = max(columns.values(), default=0) + 1
-    deep = max(generation.values(), default=0)
-    return Chain(max(WIDTH, 8 + wide * width + (wide - 1) * gap), 8 + deep * _ROW + height, boxes, edges)
 
 
 def described(points: Sequence[tuple[int, float]]) -> str:

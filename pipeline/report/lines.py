@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.system.errors import UserError
+
+_RESTORED = ("masked", "discriminator")  # families whose labels are the tokens that were hidden or replaced
+
 
 @dataclass(frozen=True)
 class Token:
@@ -15,7 +19,7 @@ class Token:
     text: str
     counts: bool  # in the loss
     special: bool = False
-    saw: str = ""  # what the model saw in its place, where that was another token
+    saw: str = ""  # what the model saw in its position, where that was another token
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Line:
 
     name: str
     tokens: Sequence[Token]
+    second: bool = False  # whether it belongs to the line before it
 
     def runs(self) -> Iterator[tuple[bool, list[Token]]]:
         """Yield stretches of tokens that count, or don't."""
@@ -31,71 +36,109 @@ class Line:
             yield counts, list(run)
 
 
-def split(batch: Mapping[str, Any], family: str, vocabulary: Any) -> list[Line]:
-    """Return the rows of a batch, token by token."""
+def split(batch: Mapping[str, Any], family: str, tokenizer: Any) -> list[Line]:
+    """Return the rows of a batch, token by token; UserError where it holds no tokens."""
+    if "input_ids" not in batch:
+        raise UserError(f"its batches hold no tokens that could be shown, only {', '.join(batch)}")
+    if "completion_mask" in batch:
+        return _completions(batch, tokenizer)
+    if "contexts" in batch:
+        return _windows(batch, tokenizer)
+    if "labels" in batch and family == "seq2seq":
+        return _written(batch, tokenizer)
+    if "labels" in batch and batch["labels"].shape == batch["input_ids"].shape:
+        return _labelled(batch, tokenizer, family in _RESTORED)
+    rows = batch["input_ids"].tolist()  # one answer for a whole row, or none
+    return [Line(f"row {number}", _tokens(row, [0] * len(row), tokenizer)) for number, row in enumerate(rows, start=1)]
+
+
+def _completions(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:
+    """Return prompts with what follows them; where the first half of the rows has the prompts of the second, as pairs."""
+    ids, masks = batch["input_ids"].tolist(), batch["completion_mask"].tolist()
+    half, odd = divmod(len(ids), 2)
+    prompts = [row[: mask.index(1)] if 1 in mask else row for row, mask in zip(ids, masks, strict=True)]
+    if odd or prompts[:half] != prompts[half:]:
+        rows = zip(ids, masks, strict=True)
+        return [Line(f"row {number}", _tokens(row, mask, tokenizer)) for number, (row, mask) in enumerate(rows, start=1)]
+    return [
+        Line(
+            f"pair {number + 1}, {name}", _tokens(ids[number + side * half], masks[number + side * half], tokenizer), bool(side)
+        )
+        for number in range(half)
+        for side, name in enumerate(("chosen", "rejected"))
+    ]
+
+
+def _windows(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:
+    """Return the words around a position, then the one that was there and those drawn beside it."""
+    around = [[word for word in row if word >= 0] for row in batch["contexts"].tolist()]
+    pairs = zip(around, batch["input_ids"].tolist(), strict=True)
+    return [
+        Line(f"window {number}", _tokens([*words, *targets], [0] * len(words) + [1] * len(targets), tokenizer))
+        for number, (words, targets) in enumerate(pairs, start=1)
+    ]
+
+
+def _written(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:
+    """Return what an encoder reads, then what the decoder writes."""
     from pipeline.data.tokens import IGNORED
 
-    ids = batch["input_ids"].tolist()
-    if "completion_mask" in batch:  # pairs: the first half of the rows is chosen, the second rejected
-        masks, half = batch["completion_mask"].tolist(), len(ids) // 2
-        order = [(place + side * half, number + 1, name) for number, place in enumerate(range(half))
-                 for side, name in enumerate(("chosen", "rejected"))]  # fmt: skip
-        return [Line(f"pair {number}, {name}", _tokens(ids[at], masks[at], vocabulary)) for at, number, name in order]
-    if "contexts" in batch:
-        around = [[word for word in row if word >= 0] for row in batch["contexts"].tolist()]
-        return [Line(f"window {number + 1}", _tokens([*words, *asked], [0] * len(words) + [1] * len(asked), vocabulary))
-                for number, (words, asked) in enumerate(zip(around, ids, strict=True))]  # fmt: skip
-    if "labels" not in batch:
-        return [Line(f"row {number + 1}", _tokens(row, [0] * len(row), vocabulary)) for number, row in enumerate(ids)]
-    labels = batch["labels"].tolist()
-    if family == "seq2seq":
-        written = [[label for label in row if label != IGNORED] for row in labels]
-        return [line for number, (read, wrote) in enumerate(zip(ids, written, strict=True)) for line in (
-            Line(f"row {number + 1}, reads", _tokens(read, [0] * len(read), vocabulary)),
-            Line(f"row {number + 1}, writes", _tokens(wrote, [1] * len(wrote), vocabulary)))]  # fmt: skip
-    pair = batch["pair"].tolist() if "pair" in batch else [None] * len(ids)
+    written = [[label for label in row if label != IGNORED] for row in batch["labels"].tolist()]
     lines = []
-    for number, (row, asked, answer) in enumerate(zip(ids, labels, pair, strict=True)):
-        mask = [label != IGNORED for label in asked]
-        shown = [label if on else token for token, label, on in zip(row, asked, mask, strict=True)]
-        name = f"row {number + 1}" if answer is None else f"row {number + 1}, the pair is {'wrong' if answer else 'right'}"
-        lines.append(Line(name, _tokens(shown, mask, vocabulary, row)))
+    for number, (read, wrote) in enumerate(zip(batch["input_ids"].tolist(), written, strict=True), start=1):
+        lines.append(Line(f"row {number}, reads", _tokens(read, [0] * len(read), tokenizer)))
+        lines.append(Line(f"row {number}, writes", _tokens(wrote, [1] * len(wrote), tokenizer), second=True))
     return lines
 
 
-def _tokens(ids: Sequence[int], mask: Sequence[Any], vocabulary: Any, seen: Sequence[int] | None = None) -> list[Token]:
+def _labelled(batch: Mapping[str, Any], tokenizer: Any, restored: bool) -> list[Line]:
+    """Return rows with their targets; where those are restored tokens, also what the model saw in their positions."""
+    from pipeline.data.tokens import IGNORED
+
+    ids, labels = batch["input_ids"].tolist(), batch["labels"].tolist()
+    pair = batch["pair"].tolist() if "pair" in batch else [None] * len(ids)
+    lines = []
+    for number, (row, targets, answer) in enumerate(zip(ids, labels, pair, strict=True), start=1):
+        mask = [label != IGNORED for label in targets]
+        shown = [label if on and restored else token for token, label, on in zip(row, targets, mask, strict=True)]
+        name = f"row {number}" if answer is None else f"row {number}, the pair is {'wrong' if answer else 'right'}"
+        lines.append(Line(name, _tokens(shown, mask, tokenizer, row)))
+    return lines
+
+
+def _tokens(ids: Sequence[int], mask: Sequence[Any], tokenizer: Any, seen: Sequence[int] | None = None) -> list[Token]:
     """Return tokens with their text; padding at the end becomes one token that says how much."""
-    pad = int(vocabulary.pad_token_id)
+    pad = int(tokenizer.pad_token_id)
     length = len(ids)
     while length and ids[length - 1] == pad and not mask[length - 1]:
         length -= 1
-    special = set(vocabulary.all_special_ids)
+    special = set(tokenizer.all_special_ids)
     seen = seen or ids
     found = [
-        Token(text, bool(mask[place]), ids[place] in special, "" if seen[place] == ids[place] else vocabulary.decode([seen[place]]))
-        for place, text in enumerate(texts(vocabulary, ids[:length], special))
-    ]  # fmt: skip
-    padding = [Token(f"{vocabulary.pad_token} × {len(ids) - length}", False, True)] if length < len(ids) else []
+        Token(text, bool(mask[at]), ids[at] in special, "" if seen[at] == ids[at] else tokenizer.decode([seen[at]]))
+        for at, text in enumerate(texts(tokenizer, ids[:length], special))
+    ]
+    padding = [Token(f"{tokenizer.pad_token} × {len(ids) - length}", False, True)] if length < len(ids) else []
     return found + padding
 
 
-def texts(vocabulary: Any, ids: Sequence[int], special: set[int]) -> list[str]:
+def texts(tokenizer: Any, ids: Sequence[int], special: set[int]) -> list[str]:
     """Return what each token adds to the text; the bytes of one character all show with the token that completes it."""
     found: list[str] = []
     start, before = 0, ""
-    for place, number in enumerate(ids):
+    for at, number in enumerate(ids):
         if number in special:
-            start, before = place + 1, ""
-            found.append(str(vocabulary.convert_ids_to_tokens(number)))
+            start, before = at + 1, ""
+            found.append(str(tokenizer.convert_ids_to_tokens(number)))
             continue
-        whole = str(vocabulary.decode(list(ids[start : place + 1])))
-        last = place + 1 == len(ids) or ids[place + 1] in special
+        whole = str(tokenizer.decode(list(ids[start : at + 1])))
+        last = at + 1 == len(ids) or ids[at + 1] in special
         if whole.endswith("\N{REPLACEMENT CHARACTER}") and not last:
             found.append("")
         elif whole.startswith(before):
             found.append(whole[len(before) :])
             before = whole
         else:  # a decoder that joins pieces in another way once the next is there
-            found.append(str(vocabulary.decode([number])))
+            found.append(str(tokenizer.decode([number])))
             before = whole
     return found

@@ -8,28 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.chain import manifest
+from pipeline.report import batches, charts, figures, graph
+from pipeline.report.figures import Table
+from pipeline.report.nodes import Node
 from pipeline.system.errors import UserError
-from pipeline.evaluation import table
 from pipeline.system.hardware import ACCELERATOR_WATTS, CORE_WATTS
-from pipeline.report import batches, charts
-from pipeline.report.finished import Stage
-
-_MEANINGS = {
-    "loss": "nats a token on held-out rows of the stage's own kind; less is better",
-    "loss_over_floor": "held-out loss over the exact entropy of the text; 1 can't be beaten",
-    "generator_loss": "the generator's nats a hidden token; less is better",
-    "pair_accuracy": "right answers about pairs of segments",
-    "detection": "how often what was put in looks more so than what was there",
-    "retrieval": "how often a text's other half is found among those of the batch",
-    "completion": "facts that the base model completes right",
-    "likelier": "pairs whose chosen answer is the likelier one",
-    "accuracy": "pairs whose chosen answer gained more over the base model",
-    "exact_match": "answers that are exactly right",
-    "win_rate": "sampled answers that beat the parent's",
-}
 
 
-def render(runs: Path, stages: Sequence[Stage], inputs: str) -> str:
+def render(runs: Path, nodes: Sequence[Node], inputs: str) -> str:
     """Return the page as HTML; every text in it is escaped by the template engine."""
     import jinja2
 
@@ -39,12 +25,11 @@ def render(runs: Path, stages: Sequence[Stage], inputs: str) -> str:
     )  # fmt: skip
     environment.filters |= {"visible": visible, "brief": charts.brief}
     summary = manifest.read(runs, "evaluate.json")
-    by_name = {stage.name: stage for stage in stages}
+    tables = figures.tables(nodes, summary)
     return environment.get_template("page.html.jinja").render(
-        profile=runs.resolve().name, inputs=inputs, stages=stages, columns=table.COLUMNS, core_watts=CORE_WATTS,
-        accelerator_watts=ACCELERATOR_WATTS, chain=_chain(by_name), made_from=_made_from(by_name), charts=_charts(by_name, summary),
-        summary=summary, outdated=_outdated(by_name, summary), forests=_forests(summary) if summary else [],
-        figures=_figures(summary) if summary else {}, batches=_batches(stages), meanings=_MEANINGS,
+        profile=runs.resolve().name, inputs=inputs, nodes=nodes, core_watts=CORE_WATTS, accelerator_watts=ACCELERATOR_WATTS,
+        graph=graph.draw(nodes), charts=_charts(nodes, {table.name: table for table in tables}), summary=summary, tables=tables,
+        outdated=figures.outdated(nodes, summary), batches=_batches(nodes),
     )  # fmt: skip
 
 
@@ -63,115 +48,30 @@ def visible(text: str) -> str:
     return "".join(map(shown, text))
 
 
-def _made_from(stages: Mapping[str, Stage]) -> dict[str, bool | None]:
-    """Say of each stage whether the parent that lies beside it is the one that it was made from; None where none does."""
-    found: dict[str, bool | None] = {}
-    for name, stage in stages.items():
-        made = stage.record["parents"][0] if stage.record["parents"] else {}
-        beside = stages.get(made.get("stage", ""))
-        found[name] = made["outputs"] == beside.record["outputs"] if beside else None
-    return found
-
-
-def _chain(stages: Mapping[str, Stage]) -> charts.Chain:
-    agrees = _made_from(stages)
-    drawn: list[tuple[str, list[str], str, bool]] = []
-    for name, stage in stages.items():
-        recipe, made = stage.record["recipe"], stage.record["parents"]
-        rows = f"{recipe['kept']:,} rows" if "kept" in recipe else "adopted as it is"
-        said = [f"{_short(stage.recipe)} {recipe['digest'][:8]}"] if recipe["digest"] else []
-        parent = ""
-        if made:
-            parent = made[0].get("stage", "") if made[0].get("stage") in stages else stage.parent
-            if parent not in stages and parent not in [box[0] for box in drawn]:
-                drawn.append((parent, ["from elsewhere", (made[0].get("outputs") or "a hub")[:8]], "", True))
-        drawn.append((name, [*said, rows, f"made {stage.record['outputs'][:8]}"], parent, agrees[name] is not False))
-    titled = {name: stage.title for name, stage in stages.items()}
-    return charts.chain(
-        [
-            (titled.get(name, _short(name)), lines, titled.get(parent, _short(parent)), well)
-            for name, lines, parent, well in drawn
-        ]
-    )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 12 else f"…{name[-11:]}"
-
-
-def _charts(stages: Mapping[str, Stage], summary: Mapping[str, Any] | None) -> list[charts.Chart]:
-    """Return loss against tokens of each stage; the control is drawn beside SFT, whose rows it reads."""
-    figures = (summary or {}).get("stages", {})
-
-    def at(stage: str, metric: str) -> float | None:
-        found = figures.get(stage, {}).get(metric)
-        return float(found["value"]) if found else None
-
+def _charts(nodes: Sequence[Node], tables: Mapping[str, Table]) -> list[charts.Chart]:
+    """Return loss against tokens of each node that has a log; a control is drawn beside what it controls."""
+    logged = {node.name: node for node in nodes if node.log}
     drawn = []
-    for name, stage in stages.items():
-        if not stage.log or (name == "control" and "sft" in stages):
+    for name, node in logged.items():
+        if node.control_of in logged:
             continue
-        curves = {f"{stage.title}, training": stage.log}
-        lines: dict[str, float | None] = {}
-        if name == "pretrain" and _one_loss(stage):
-            lines = {
-                "unigram, held out": at("unigram", "loss"),
-                "floor": at("pretrain", "floor"),
-                "held out": at("pretrain", "loss"),
-            }
-        elif name == "sft":
-            lines = {"before SFT, held out": at("pretrain", "reply_loss"), "held out": at("sft", "loss")}
-            if "control" in stages and stages["control"].log:
-                curves["Control (random weights), training"] = stages["control"].log
-        elif name == "dpo":
-            lines = {"its parent (first step)": stage.log[0][1]}
-        kept = {line: value for line, value in lines.items() if value is not None and math.isfinite(value)}
+        beside = [other for other in logged.values() if other.control_of == name]
+        curves = {f"{one.name}, training": one.log for one in (node, *beside)}
+        lines = tables[name].lines(node) if name in tables else {}
+        kept = {line: value for line, value in lines.items() if math.isfinite(value)}
         said = [f"{curve}: {charts.described(points)}" for curve, points in curves.items()]
         text = ". ".join(said + [f"{line}: {value:.3f}" for line, value in kept.items()])
-        drawn.append(charts.loss(stage.title, text, curves, kept))
+        drawn.append(charts.loss(node.heading, text, curves, kept))
     return drawn
 
 
-def _one_loss(stage: Stage) -> bool:
-    """Say whether a pretraining loss is one part, the one that is measured on held-out text."""
-    from pipeline import objectives
-
-    return [*objectives.load(stage.record["config"].get("objective", "causal")).weights] == ["loss"]
-
-
-def _figures(summary: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Return metric → stage → figure in words, in the order of the printed table."""
-    stages = summary["stages"]
-    order = [*table.METRICS, *sorted({metric for found in stages.values() for metric in found} - set(table.METRICS))]
-    rows = {metric: {name: table.figure(metric, stages[name][metric]) for name in table.COLUMNS if metric in stages.get(name, {})}
-            for metric in order}  # fmt: skip
-    return {metric: cells for metric, cells in rows.items() if cells}
-
-
-def _forests(summary: Mapping[str, Any]) -> list[charts.Forest]:
-    """Return a picture of each metric that has a meaning of its own; the table has all."""
-    drawn = []
-    for metric, cells in _figures(summary).items():
-        if metric in _MEANINGS:
-            found = {table.COLUMNS[name]: (summary["stages"][name][metric], said) for name, said in cells.items()}
-            text = "; ".join(f"{name} {said}" for name, (_, said) in found.items())
-            drawn.append(charts.forest(metric, f"{_MEANINGS[metric]}. {text}", found, metric in table.SHARES))
-    return drawn
-
-
-def _outdated(stages: Mapping[str, Stage], summary: Mapping[str, Any] | None) -> list[str]:
-    """Return the stages that are no longer those that were measured, or were not."""
-    measured = (summary or {}).get("measured", {})
-    return [stage.title for name, stage in stages.items() if summary and measured.get(name) != stage.record["outputs"]]
-
-
-def _batches(stages: Sequence[Stage]) -> list[tuple[Stage, batches.Batch | str]]:
-    """Return the first batch of each stage that was trained here, or why it can't be made again."""
-    found: list[tuple[Stage, batches.Batch | str]] = []
-    for stage in stages:
-        if stage.log:
+def _batches(nodes: Sequence[Node]) -> list[tuple[Node, batches.Batch | str]]:
+    """Return the first batch of each node that was trained here, or why it can't be made again."""
+    found: list[tuple[Node, Any]] = []
+    for node in nodes:
+        if node.log:
             try:
-                found.append((stage, batches.first(stage.folder, stage.record)))
+                found.append((node, batches.first(node.made)))
             except UserError as error:
-                found.append((stage, "; ".join(error.faults)))
+                found.append((node, "; ".join(error.faults)))
     return found

@@ -1,0 +1,90 @@
+"""A node's figures as its evaluation wrote them, with what each metric means: what report, card and gate read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.evaluation import table
+
+_UNKNOWN = {"meaning": "", "unit": "score", "better": ""}
+_NODE, _BASELINE = "node", "baseline"
+
+
+@dataclass(frozen=True)
+class Block:
+    """The figures of a node and of what it is held against, all of the same held-out rows."""
+
+    found: Mapping[str, Any]  # one of the `nodes` of evaluate.json
+    metrics: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # metric → meaning, unit, better
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of its models, the columns of a table."""
+        return list(self.found["models"])
+
+    @property
+    def own(self) -> str:
+        """The name of the node's own column; empty where nothing of it was measured."""
+        return next((label for label, model in self.found["models"].items() if model["role"] == _NODE), "")
+
+    @property
+    def comparisons(self) -> Sequence[Mapping[str, Any]]:
+        """How the node differs from the others."""
+        return list(self.found["comparisons"])
+
+    @property
+    def primary(self) -> Mapping[str, Any] | None:
+        """The comparison that the node is judged by; None where nothing of that kind was measured."""
+        return self.found["primary"] or None
+
+    def role(self, label: str) -> str:
+        """Return what a model is to the node."""
+        return str(self.found["models"][label]["role"])
+
+    def description(self, metric: str) -> Mapping[str, str]:
+        """Return meaning, unit and direction of a metric."""
+        return self.metrics.get(metric, _UNKNOWN)
+
+    def cell(self, metric: str, label: str) -> str:
+        """Return a figure in words; empty where that model has none."""
+        found = self.found["figures"][metric].get(label)
+        return table.figure(self.description(metric), found) if found else ""
+
+    def difference(self, comparison: Mapping[str, Any]) -> str:
+        """Return a comparison in words."""
+        return table.difference(self.description(comparison["metric"]), comparison)
+
+    def asked(self) -> dict[str, str]:
+        """Return how models were asked, of those for which it is said."""
+        return {label: model["asked"] for label, model in self.found["models"].items() if model.get("asked")}
+
+    def bounds(self) -> dict[str, float]:
+        """Return what no loss of a model can pass: figures in nats that are neither better nor worse."""
+        bounds = [name for name in self.found["figures"] if self._is_bound(self.description(name))]
+        return {
+            name: next(iter(self.found["figures"][name].values()))["value"] for name in bounds if self.found["figures"][name]
+        }
+
+    @staticmethod
+    def _is_bound(description: Mapping[str, str]) -> bool:
+        return description["unit"] == "nats" and not description["better"]
+
+    def is_baseline(self, label: str) -> bool:
+        """Say whether a column is of no model, but of a baseline."""
+        return self.role(label) == _BASELINE
+
+
+def of(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Block | None:
+    """Return the figures of exactly these outputs, from the evaluation or else from the node's own record; None where there are none."""
+    node = record["node"]
+    if summary and node in summary["nodes"] and summary["measured"].get(node) == record["outputs"]:
+        return Block(summary["nodes"][node], summary["metrics"])
+    return own(record)
+
+
+def own(record: Mapping[str, Any]) -> Block | None:
+    """Return the figures that a stage measured by itself and put in its record; None where it has none."""
+    found = record.get("evaluation")
+    return Block(found, found.get("metrics", {})) if found else None
