@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.system.errors import UserError
 from pipeline.models.tokenization import stop_ids
+from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def give_head_a_bias(model: Any) -> None:
 
 
 def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, float]:
-    """Merge an adapter into its base in fp32; return the model and how far its logits moved, relative.
+    """Merge an adapter into its base in fp32; return the model and by how much its logits moved, relative to the largest.
 
     `sample`: the columns of one row. Raises RuntimeError if the merged logits are not those of the adapter.
     """
@@ -80,12 +80,12 @@ def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedMo
 
 
 def _states(outputs: Any) -> torch.Tensor:
-    """Return a model's logits, or the first of what it says: places, or states where it has no head."""
+    """Return a model's logits, or else its first output: start logits of a reader, hidden states of an encoder."""
     return outputs["logits"] if "logits" in outputs else outputs[0]  # type: ignore[no-any-return]
 
 
 def generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Return how a model of this tokenizer answers: greedy, until the end of an answer or of the text."""
+    """Return generation settings for a tokenizer: greedy, up to the end of an answer or of the text."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -94,7 +94,7 @@ def generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a whole model folder that `from_pretrained` loads: fp32 safetensors, tokenizer, template, generation.
+    """Write a complete checkpoint that `from_pretrained` loads: fp32 safetensors, tokenizer, template, generation settings.
 
     Generation stops at the template's end of an answer and at the end of text.
     """

@@ -1,11 +1,11 @@
-"""What a model's class says of it: its family in the chain, and the library's Auto class that loads it."""
+"""What the name of a model's class tells: its family in the chain, and the Auto class of transformers that loads it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# The end of a class's name, the family, the Auto class; the first that fits. No family: no stage reads such a model.
+# Ending of a class's name, family, Auto class; the first that fits counts. Without a family no stage reads the model.
 _KINDS = [
     ("ForCausalLM", "causal", "AutoModelForCausalLM"),
     ("LMHeadModel", "causal", "AutoModelForCausalLM"),
@@ -22,12 +22,12 @@ _KINDS = [
 
 
 def family_of(architecture: str) -> str:
-    """Return the family of a model by the name of its class, or an empty string."""
+    """Return a model's family by the name of its class, or an empty string."""
     return next((family for ending, family, _ in _KINDS if architecture.endswith(ending)), "")
 
 
 def auto_class(family: str, config: Mapping[str, Any]) -> str:
-    """Return the Auto class for a family and a model's config.json; empty where no class loads it, as word vectors."""
+    """Return the Auto class for a family and a model's config.json; empty for word vectors, which none loads."""
     if family == "vectors":
         return ""
     architecture = str((config.get("architectures") or [""])[0])

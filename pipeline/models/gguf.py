@@ -1,8 +1,8 @@
 """A finished Llama model with a byte-level BPE as one GGUF file, written by ggml's own package `gguf`, and read back.
 
-llama.cpp's converter (convert_hf_to_gguf.py) is on no package registry from its authors, and it refuses a vocabulary
-that it does not know by hash, as any that was trained here. What stays to be done for this family is little: names
-of tensors come from the package, and rotary embeddings want the rows of queries and keys in another order.
+llama.cpp's converter (convert_hf_to_gguf.py) is on no package registry from its authors, and it refuses a tokenizer
+whose hash it does not know, which is every tokenizer trained here. For this family little remains to be done: the
+package names the tensors, and llama.cpp's rotary embeddings want the rows of queries and keys in another order.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def fits(folder: Path) -> None:
     if not importlib.util.find_spec("gguf"):
         raise UserError("the package gguf is not installed; make setup-data installs it")
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    splitter = {key: (vocabulary["pre_tokenizer"] or {}).get(key) for key in _SPLITTER}
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    splitter = {key: (tokenizer["pre_tokenizer"] or {}).get(key) for key in _SPLITTER}
     rope = settings.get("rope_parameters") or {}
     other = "only Llama's with plain rotary embeddings and no biases is written; llama.cpp's convert_hf_to_gguf.py knows others"
     faults = []
@@ -38,14 +38,14 @@ def fits(folder: Path) -> None:
         or settings["mlp_bias"]
     ):
         faults.append(f"{folder / 'config.json'}: {settings['model_type']}: {other}")
-    if vocabulary["model"]["type"] != "BPE" or splitter != _SPLITTER or vocabulary["normalizer"]:
-        faults.append(f"{folder / 'tokenizer.json'}: not a plain byte-level BPE, the only kind of vocabulary that is written")
+    if tokenizer["model"]["type"] != "BPE" or splitter != _SPLITTER or tokenizer["normalizer"]:
+        faults.append(f"{folder / 'tokenizer.json'}: not a plain byte-level BPE, the only kind of tokenizer that is written")
     if faults:
         raise UserError(*faults)
 
 
 def write(folder: Path, path: Path, kind: str) -> None:
-    """Write a folder's model with vocabulary, special tokens and chat template; `kind`: the type of its matrices."""
+    """Write a folder's model with tokenizer and chat template; `kind`: the number type of its matrices."""
     import gguf
     import numpy as np
     from safetensors.numpy import load_file
@@ -85,13 +85,13 @@ def write(folder: Path, path: Path, kind: str) -> None:
 
 
 def _paired(weights: Any, heads: int) -> Any:
-    """Return rows of a projection as llama.cpp turns them: in pairs side by side, not half a head apart."""
+    """Return a projection's rows in llama.cpp's order: the two rows that are rotated together stand side by side."""
     rows, width = weights.shape
     return weights.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
 def _vocabulary(writer: Any, folder: Path, tokenizer: Any, size: int) -> None:
-    """Write tokens, merges, special tokens and the template, less its marks for training."""
+    """Write tokens, merges, special tokens and the template without its generation tags."""
     import gguf
 
     from pipeline.models.tokenization import end_token
@@ -121,25 +121,25 @@ def _vocabulary(writer: Any, folder: Path, tokenizer: Any, size: int) -> None:
 
 @dataclass(frozen=True)
 class Parity:
-    """How many greedy answers of a file are those of the folder that it was made from."""
+    """Whether a file gives the greedy answers of the folder that it was made from."""
 
     runtime: str
-    asked: int
-    differ: Sequence[str]  # the answers that are others, in words
+    prompts: int
+    differ: Sequence[str]  # in words, each answer that is not the folder's
 
 
 def parity(folder: Path, path: Path, questions: Sequence[str], length: int) -> Parity:
-    """Hold a file's greedy answers, and how many tokens it reads, against the folder's: llama.cpp's where xllamacpp is installed."""
+    """Compare a file's greedy answers, and how many tokens it reads, with the folder's; by llama.cpp if xllamacpp is installed."""
     from transformers import AutoConfig, AutoTokenizer
 
     from pipeline.models.tokenization import render
 
-    vocabulary: Any = AutoTokenizer.from_pretrained(folder)
-    chats = bool(vocabulary.chat_template)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    chats = bool(tokenizer.chat_template)
     prompts = [
-        render(vocabulary, [{"role": "user", "content": question}], answer_next=True)
+        render(tokenizer, [{"role": "user", "content": question}], answer_next=True)
         if chats
-        else list(vocabulary.encode(question, add_special_tokens=False))
+        else list(tokenizer.encode(question, add_special_tokens=False))
         for question in questions
     ]
     room = int(AutoConfig.from_pretrained(folder).max_position_embeddings) - max(map(len, prompts))
@@ -160,11 +160,11 @@ def parity(folder: Path, path: Path, questions: Sequence[str], length: int) -> P
 def _answers(
     folder: Path, weights: Path, how: dict[str, Any], prompts: Sequence[Sequence[int]], length: int
 ) -> list[tuple[int, str]]:
-    """Return tokens read and the greedy answer to each prompt, by transformers."""
+    """Return the number of tokens read and the greedy answer to each prompt, by transformers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    vocabulary: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32, **how).eval()
     settings: Any = GenerationConfig.from_pretrained(folder)
     settings.max_new_tokens = length
@@ -173,12 +173,12 @@ def _answers(
         row = torch.tensor([list(prompt)])
         with torch.no_grad():
             said = model.generate(row, attention_mask=torch.ones_like(row), generation_config=settings)
-        found.append((len(prompt), str(vocabulary.decode(said[0, len(prompt) :], skip_special_tokens=True)).strip()))
+        found.append((len(prompt), str(tokenizer.decode(said[0, len(prompt) :], skip_special_tokens=True)).strip()))
     return found
 
 
 def _read_back(folder: Path, path: Path, prompts: Sequence[Sequence[int]], length: int) -> list[tuple[int, str]]:
-    """Return answers of the weights as transformers reads them from the file."""
+    """Return the answers of the weights that transformers reads from the file."""
     from transformers import GgufConfig
 
     how = {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
@@ -186,14 +186,14 @@ def _read_back(folder: Path, path: Path, prompts: Sequence[Sequence[int]], lengt
 
 
 def _llama_cpp(path: Path, questions: Sequence[str], chats: bool, context: int, length: int) -> list[tuple[int, str]]:
-    """Return llama.cpp's tokens read and answers, by the vocabulary and the template that are in the file."""
+    """Return the number of tokens read and the answers of llama.cpp, by the file's own tokenizer and template."""
     import torch
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
     settings.model.path = str(path)
     settings.n_ctx, settings.n_parallel, settings.verbosity = context, 1, -1
-    # A cache of half precision and fused attention, its defaults, turn answers where two tokens are nearly as likely.
+    # Its defaults, a half-precision cache and fused attention, change answers where two tokens are almost equally likely.
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.cpuparams.n_threads, settings.warmup = torch.get_num_threads(), False

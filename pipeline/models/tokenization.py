@@ -1,4 +1,4 @@
-"""Tokenizers: train a byte-level BPE, load a parent's, give it a chat template, find what ends an answer."""
+"""Tokenizers: train one, load a parent's, give it a chat template, find what ends an answer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # reserved in pretraining, learned in SFT
-_SENTINELS = 100  # places that span corruption can take out of one text
+_SENTINELS = 100  # spans that span corruption can take out of one text
 _LONGEST = 16  # characters of a piece, where a language puts no spaces between words
 _RARE = 5  # a word seen less often than this has no vector
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def train(texts: Iterable[str], vocab_size: int, max_length: int, kind: str = "bytes") -> PreTrainedTokenizerBase:
-    """Train a vocabulary of one of the `KINDS`; UserError where `vocab_size` can't hold what must be in it."""
+    """Train a tokenizer of one of the `KINDS`; UserError where `vocab_size` can't hold what the vocabulary has to."""
     return KINDS[kind](texts, vocab_size, max_length)
 
 
@@ -60,8 +60,9 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTra
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     normalizer, splitter = normalizers.BertNormalizer(lowercase=False, strip_accents=False), pre_tokenizers.BertPreTokenizer()
     words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    # The trainer numbers "##a", "##b" in the order of a hash table, another one in each process, and breaks ties by
-    # number. Named beforehand they have theirs; that makes them special tokens, so the vocabulary moves to a new model.
+    # The trainer numbers "##a", "##b" in the order of a hash table, which differs from process to process, and breaks
+    # ties by number. Listed beforehand they are numbered alike; that makes them special tokens, so the vocabulary moves
+    # to a new model.
     inner = [f"##{letter}" for letter in sorted({letter for word in words for letter in word[1:]})]
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special + inner, show_progress=False)
@@ -82,7 +83,7 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTra
 def _characters(texts: Iterable[str], vocab_size: int, max_length: int, begin: str = "") -> PreTrainedTokenizerBase:
     """Train a BPE over characters, with the sentinels and the mask of T5 and BART; no piece is part of a character.
 
-    `begin`: what a text begins with, "<s> " for BART and nothing for T5.
+    `begin`: what a text begins with: "<s> " for BART, nothing for T5.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -142,7 +143,7 @@ def _wrapped(tokenizer: Any, max_length: int, **named: Any) -> PreTrainedTokeniz
 
 @cache
 def sentinels(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that stand for what was taken out of a text, in their order; UserError if there are none."""
+    """Return the ids of the sentinels, which stand for spans taken out of a text, in order; UserError if there are none."""
     vocabulary = tokenizer.get_vocab()
     marks = [f"<extra_id_{number}>" for number in range(_SENTINELS)]
     found = [vocabulary[mark] for mark in marks if mark in vocabulary]
@@ -194,7 +195,7 @@ def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str, parent:
 
 
 def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **how: Any) -> dict[str, list[int]]:
-    """Put a conversation through the chat template, which is the only path to the model; UserError if it is broken."""
+    """Encode a conversation by the chat template, the only way that any reaches a model; UserError if the template is broken."""
     import jinja2
 
     try:

@@ -1,7 +1,7 @@
-"""Self-supervised objectives, one file each; the name of the file is the objective's name.
+"""Self-supervised objectives, one file each; the file's name is the objective's name.
 
-An objective says what a document becomes (`examples`), what of it is hidden (`corrupt`), what the model
-is asked (`losses`) and how it is judged on held-out text (`scores`). Its fields are its options.
+An objective defines what a document becomes (`examples`), what of it is hidden (`corrupt`), what the model is trained
+on (`losses`) and how it is evaluated on held-out text (`scores`, described by `metrics`). Its fields are its options.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.evaluation.metrics import Metric
 from pipeline.system import config
 from pipeline.system.errors import UserError
 
@@ -23,35 +24,51 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from pipeline.data.shapes import Row
+    from pipeline.data.types import Row
 
 Example = dict[str, Any]
-Scores = dict[str, tuple[list[float], list[float]]]  # metric → what is summed and what it is divided by, by row
+Scores = dict[str, tuple[list[float], list[float]]]  # metric → one numerator and one denominator for each row
+
+# Metrics that several objectives give.
+LOSS = Metric(
+    "loss",
+    "how surprised the model is by the right answer to a prediction on held-out rows: the mean of -log p",
+    "nats",
+    "less",
+)
+DETECTION = Metric(
+    "detection",
+    "how often the model tells a real item from an artificial one: a replaced token, a randomly drawn word; chance level is 50%",
+    "share",
+    "more",
+)
+_HELPERS = ("collator",)  # modules of this folder that are no objective
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What `examples` reads: rows of text and how they are cut."""
+    """What `examples` reads: rows of text and how to cut them."""
 
     rows: Sequence[Row]
     tokenizer: PreTrainedTokenizerBase
-    max_length: int  # tokens of an example, all special ones included
-    language: str  # ISO 639-1, for the bounds of sentences
+    max_length: int  # tokens of an example, including all special ones
+    language: str  # ISO 639-1, for sentence boundaries
     seed: int
-    dropped: Counter[str]  # rows of which nothing is left, by reason
-    left_out: Counter[str]  # parts of rows
+    dropped: Counter[str]  # reason → rows of which nothing is left
+    truncated: Counter[str]  # reason → rows of which a part is left out
 
 
 class Objective(ABC):
-    """What a file in this folder defines: a frozen dataclass, under the name `OBJECTIVE`."""
+    """What a file in this folder defines as a frozen dataclass, under the name `OBJECTIVE`."""
 
     family: ClassVar[str]  # of the model that it trains
-    accepts: ClassVar[tuple[str, ...]]  # families of a parent that it goes on from
+    accepts: ClassVar[tuple[str, ...]]  # families of a parent whose training it can continue
     architectures: ClassVar[tuple[str, ...]]  # model types of transformers, the default first
-    vocabulary: ClassVar[str] = "wordpiece"  # kind of tokenizer, one of pipeline.tokenizer.KINDS
-    chance: ClassVar[Mapping[str, float]] = {}  # metric → what one reaches who knows nothing
-    packs: ClassVar[bool] = False  # whether a row may hold several documents
-    accumulates: ClassVar[bool] = True  # whether a batch may be cut in parts
+    metrics: ClassVar[tuple[Metric, ...]] = (LOSS,)  # one for each name that `scores` gives
+    tokenizer_type: ClassVar[str] = "wordpiece"  # one of pipeline.models.tokenization.KINDS
+    chance_level: ClassVar[Mapping[str, float]] = {}  # metric → what random answers reach
+    packs: ClassVar[bool] = False  # whether a training row may hold several documents
+    accumulates: ClassVar[bool] = True  # whether a batch may be split for gradient accumulation
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -68,16 +85,16 @@ class Objective(ABC):
 
     @abstractmethod
     def examples(self, text: Text) -> Iterator[Example]:
-        """Yield examples (lists of ids) with the number of their row under `row`; count what is left out."""
+        """Yield examples (lists of ids) with the number of their row under `row`; count what is dropped and truncated."""
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, dataset: Any, seed: int) -> Any:
-        """Return what makes a batch of examples."""
-        from pipeline.objectives._batches import Corrupting
+        """Return the function that makes a batch of examples."""
+        from pipeline.objectives.collator import Corrupting
 
         return Corrupting(self, tokenizer, seed)
 
-    def corrupt(self, example: Example, tokenizer: PreTrainedTokenizerBase, chance: np.random.Generator) -> Example:
-        """Return the example as the model sees it in one epoch; every choice comes from `chance`."""
+    def corrupt(self, example: Example, tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> Example:
+        """Return the example as the model sees it in one epoch; every random choice comes from `rng`."""
         return example
 
     @abstractmethod
@@ -88,20 +105,20 @@ class Objective(ABC):
     def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return each part of the loss, summed over its items, in nats."""
 
-    def judged(self, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Return a held-out batch with those targets alone that can't be read off its inputs."""
+    def scorable_targets(self, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Return a held-out batch without the targets that can be copied from its inputs."""
         return batch
 
     @abstractmethod
     def scores(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
-        """Return held-out figures of each row of a batch."""
+        """Return the metrics of each row of a held-out batch."""
 
     def fresh(self, model: Any) -> Any:
-        """Return a model of the same sizes with random weights, the control of held-out figures."""
+        """Return a model of the same sizes with random weights, the untrained baseline."""
         return type(model)(model.config)
 
-    def by_frequency(self, collator: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
-        """Return what one reaches who knows how frequent words are and nothing else, where targets don't say it."""
+    def unigram_scores(self, collator: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
+        """Return the metrics of a unigram baseline, which knows only how frequent words are, where labels don't give them."""
         return {}
 
     def save(self, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -112,11 +129,12 @@ class Objective(ABC):
 
 def known() -> list[str]:
     """Return the names of all objectives."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
 
 
 def load(name: str, options: Mapping[str, Any] | None = None) -> Objective:
-    """Return an objective by name with its options; UserError naming those that there are."""
+    """Return an objective by name with its options; UserError naming those that exist."""
     if name not in known():
         raise UserError(f"objective: {name}: no such objective; known are {', '.join(known())}")
     kind: type[Objective] = importlib.import_module(f"{__name__}.{name}").OBJECTIVE

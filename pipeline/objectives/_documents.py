@@ -1,4 +1,4 @@
-"""Documents → pieces and sentences of ids, for the objectives that don't pack."""
+"""Documents → pieces and sentences as token ids, for the objectives that don't pack."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def _ids(text: Text, words: str) -> list[int]:
 
 
 class Piece(NamedTuple):
-    """Part of a document that fits, without special tokens."""
+    """A part of a document that fits into an example, without special tokens."""
 
     row: int
     ids: list[int]
 
 
 def pieces(text: Text, room: int) -> Iterator[Piece]:
-    """Yield documents cut into pieces of at most `room` tokens; an empty one is counted."""
+    """Yield documents cut into pieces of at most `room` tokens; a document without tokens is counted as dropped."""
     for number, row in enumerate(text.rows):
         ids = _ids(text, row["text"])
         if not ids:
@@ -32,35 +32,34 @@ def pieces(text: Text, room: int) -> Iterator[Piece]:
 
 
 def sentences(text: Text, row: str) -> list[list[int]]:
-    """Return the sentences of a document as ids: those of the whole text, cut where a sentence ends."""
+    """Return a document's sentences as token ids: the whole text is tokenized, then cut where sentences end."""
     from sentencex import segment
 
     whole = text.tokenizer(row, add_special_tokens=False, return_offsets_mapping=True)
     ends = np.cumsum([len(sentence) for sentence in segment(text.language, row)])
     if not len(ends) or not whole["input_ids"]:
         return []
-    last = np.array(
-        [max(end - 1, start) for start, end in whole["offset_mapping"]]
-    )  # a piece may begin with the space before it
+    # A token may begin with the space before it, so its last character tells its sentence.
+    last = np.array([max(end - 1, start) for start, end in whole["offset_mapping"]])
     number = np.minimum(np.searchsorted(ends, last, side="right"), len(ends) - 1)
     cuts = np.flatnonzero(np.diff(number)) + 1
     return [part.tolist() for part in np.split(np.array(whole["input_ids"]), cuts)]
 
 
-def spans(length: int, share: float, mean: float, chance: np.random.Generator) -> list[tuple[int, int]]:
-    """Return (start, end) of spans that cover `share` of `length` places, of the given mean length, never side by side.
+def spans(length: int, share: float, mean: float, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Return (start, end) of spans that cover `share` of `length` positions, of a mean length, and never touch.
 
-    The hidden places and the others are each cut at random into as many parts, which take turns (Raffel
-    et al. 2020, section 3.1.4).
+    The hidden positions and the others are each cut at random into the same number of parts, which alternate
+    (Raffel et al. 2020, section 3.1.4).
     """
     hidden = min(max(round(length * share), 1), length - 1)
     number = min(max(round(hidden / mean), 1), length - hidden)
-    noise, rest = _parts(hidden, number, chance), _parts(length - hidden, number, chance)
+    noise, rest = _parts(hidden, number, rng), _parts(length - hidden, number, rng)
     ends = np.cumsum([size for pair in zip(rest, noise, strict=True) for size in pair])
-    return [(int(ends[place]), int(ends[place + 1])) for place in range(0, 2 * number, 2)]
+    return [(int(ends[index]), int(ends[index + 1])) for index in range(0, 2 * number, 2)]
 
 
-def _parts(total: int, number: int, chance: np.random.Generator) -> list[int]:
+def _parts(total: int, number: int, rng: np.random.Generator) -> list[int]:
     """Cut `total` at random into `number` parts of at least one."""
-    cuts = np.sort(chance.choice(total - 1, number - 1, replace=False)) + 1 if number > 1 else np.array([], int)
+    cuts = np.sort(rng.choice(total - 1, number - 1, replace=False)) + 1 if number > 1 else np.array([], int)
     return [int(size) for size in np.diff([0, *cuts, total])]

@@ -1,4 +1,4 @@
-"""Two segments of text with a question about them, beside masked language modelling."""
+"""Masked language modelling over two segments of text, with a yes-or-no question about the pair."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from pipeline.data.tokens import IGNORED
-from pipeline.system.errors import UserError
-from pipeline.objectives import Example, Scores, Text
+from pipeline.evaluation.metrics import Metric
+from pipeline.models.build import build, load, one_of
+from pipeline.models.logits import at, summed, token_scores
+from pipeline.objectives import LOSS, Example, Scores, Text
 from pipeline.objectives._documents import sentences
-from pipeline.models.build import at, build, load, one_of, summed, token_scores
 from pipeline.objectives.mlm import MaskedLanguageModel
+from pipeline.system.errors import UserError
 
-_SHORT = 0.1  # of the examples are cut to a random length, as in BERT, so that short texts are met too
+_SHORT = 0.1  # share of the examples cut to a random length, as in BERT, so that the model sees short texts, too
 
 
 class Pair(NamedTuple):
-    """Two segments as the model sees them, the answer to the question, and whether what follows the first was used."""
+    """Two segments in the order in which the model sees them, the label, and whether both come from the document itself."""
 
     first: list[int]
     second: list[int]
@@ -31,34 +33,43 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class PairObjective(MaskedLanguageModel):
-    """Hide tokens in two segments, and ask one question about the pair: 1 where something is wrong with it, else 0."""
+    """Hide tokens in two segments and classify the pair: 1 where something is wrong with it, else 0."""
 
     accepts: ClassVar[tuple[str, ...]] = ("masked",)
     architectures: ClassVar[tuple[str, ...]] = ("bert", "albert")
-    chance: ClassVar[Mapping[str, float]] = {"pair_accuracy": 0.5}
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        LOSS,
+        Metric(
+            "pair_accuracy",
+            "share of segment pairs classified correctly, as following each other or not; chance level is 50%",
+            "share",
+            "more",
+        ),
+    )
+    chance_level: ClassVar[Mapping[str, float]] = {"pair_accuracy": 0.5}
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Both parts count alike."""
+        """Both parts of the loss count equally."""
         return {"loss": 1.0, "pair": 1.0}
 
     @abstractmethod
-    def pair(self, first: list[int], follows: list[int], other: list[int], chance: np.random.Generator) -> Pair:
-        """Return a pair made of a segment, the one that follows it, and one of another document."""
+    def pair(self, first: list[int], follows: list[int], other: list[int], rng: np.random.Generator) -> Pair:
+        """Return a pair made from a segment, the one that follows it, and one from another document."""
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
-        """Return an encoder with a head over the vocabulary and one over the pair."""
+        """Return an encoder with two heads, one over the vocabulary and one for the pair."""
         one_of(self.architectures, architecture)
         return build("AutoModelForPreTraining", architecture, tokenizer, sizes)
 
     def load_model(self, parent: str) -> Any:
-        """Return an encoder with both heads; those that the parent lacks are new."""
+        """Return an encoder with both heads; a head that the parent lacks gets random weights."""
         model = load("AutoModelForPreTraining", parent)
         one_of(self.architectures, model.config.model_type)
         return model
 
     def examples(self, text: Text) -> Iterator[Example]:
-        """Yield pairs of segments; a document of one sentence is counted, a corpus without documents is refused."""
+        """Yield pairs of segments; documents of one sentence are counted as dropped, a corpus of fewer than two others is refused."""
         cut = [(number, sentences(text, row["text"])) for number, row in enumerate(text.rows)]
         documents = [(number, body) for number, body in cut if len(body) > 1]
         if short := len(cut) - len(documents):
@@ -67,37 +78,37 @@ class PairObjective(MaskedLanguageModel):
             raise UserError(
                 f"objective: pairs need two documents of two sentences or more, found {len(documents)}; each row is one document"
             )
-        for place, (number, body) in enumerate(documents):
-            chance = np.random.default_rng([text.seed, number])
-            others = [documents[other % len(documents)][1] for other in place + chance.integers(1, len(documents), len(body))]
-            for pair in self._pairs(body, others, text.max_length - 3, chance):
+        for index, (number, body) in enumerate(documents):
+            rng = np.random.default_rng([text.seed, number])
+            others = [documents[other % len(documents)][1] for other in index + rng.integers(1, len(documents), len(body))]
+            for pair in self._pairs(body, others, text.max_length - 3, rng):
                 yield _joined(pair, text) | {"row": number}
 
     def _pairs(
-        self, body: list[list[int]], others: Sequence[list[list[int]]], room: int, chance: np.random.Generator
+        self, body: list[list[int]], others: Sequence[list[list[int]]], room: int, rng: np.random.Generator
     ) -> Iterator[Pair]:
-        """Yield the pairs of one document, from its beginning to its end; never one with another of itself."""
+        """Yield the pairs of one document, from its beginning to its end; `others` holds a strange document for each sentence."""
         start = 0
         while start < len(body) - 1:
-            size = int(chance.integers(2, room + 1)) if chance.random() < _SHORT else room
+            size = int(rng.integers(2, room + 1)) if rng.random() < _SHORT else room
             end, length = start, 0
             while end < len(body) and (end < start + 2 or length + len(body[end]) <= size):
                 length += len(body[end])
                 end += 1
-            middle = int(chance.integers(start + 1, end))
+            middle = int(rng.integers(start + 1, end))
             follows = list(chain(*body[middle:end]))
-            other = _as_long(others[start], len(follows), chance)
-            pair = self.pair(list(chain(*body[start:middle])), follows, other, chance)
-            first, second = _shortened(pair, room, chance)
+            other = _as_long(others[start], len(follows), rng)
+            pair = self.pair(list(chain(*body[start:middle])), follows, other, rng)
+            first, second = _shortened(pair, room, rng)
             yield pair._replace(first=first, second=second)
-            start = end if pair.used else middle  # what was not used is read again
+            start = end if pair.used else middle  # what was not used comes up again
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of hidden tokens and of pairs."""
         return super().counts(batch) | {"pair": batch["pair"].numel()}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return -Σ log p(hidden token) and -Σ log p(answer about the pair)."""
+        """Return -Σ log p(hidden token) and -Σ log p(label of the pair)."""
         import torch
 
         chosen = batch["labels"] != IGNORED
@@ -107,7 +118,7 @@ class PairObjective(MaskedLanguageModel):
         return {"loss": summed(tokens, batch["labels"][chosen]), "pair": pair}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
-        """Return the nats of each row, and whether the answer about the pair is right."""
+        """Return the nats of each row, and whether the pair is classified correctly."""
         tokens, pairs = _logits(model, batch)
         right = (pairs.argmax(-1) == batch["pair"]).float().tolist()
         return {"loss": token_scores(tokens, batch["labels"]), "pair_accuracy": (right, [1.0] * len(right))}
@@ -119,10 +130,11 @@ def _logits(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
     return outputs.prediction_logits, outputs.sop_logits if pairs is None else pairs
 
 
-def _as_long(body: list[list[int]], length: int, chance: np.random.Generator) -> list[int]:
-    """Return sentences of a document that follow each other and are as long as `length`, as nearly as it has them.
+def _as_long(body: list[list[int]], length: int, rng: np.random.Generator) -> list[int]:
+    """Return consecutive sentences of a document whose tokens come as near to `length` as its sentences allow.
 
-    Were strangers longer than what really follows, or cut within a sentence, the length would tell them.
+    If segments from other documents were longer than those that really follow, or cut within a sentence, their
+    length would give the label away.
     """
     ends = np.cumsum([0, *map(len, body)])
     starts = np.arange(len(body))
@@ -130,17 +142,17 @@ def _as_long(body: list[list[int]], length: int, chance: np.random.Generator) ->
     before = np.maximum(after - 1, starts + 1)
     spans = [(start, end) for start, pair in enumerate(zip(before, after, strict=True)) for end in pair]
     off = np.array([abs(int(ends[end] - ends[start]) - length) for start, end in spans])
-    start, end = spans[int(chance.choice(np.flatnonzero(off == off.min())))]
+    start, end = spans[int(rng.choice(np.flatnonzero(off == off.min())))]
     return list(chain(*body[start:end]))
 
 
-def _shortened(pair: Pair, room: int, chance: np.random.Generator) -> tuple[list[int], list[int]]:
+def _shortened(pair: Pair, room: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Cut tokens off the longer segment, at its front or its back, until both fit."""
     first, second = list(pair.first), list(pair.second)
     while (excess := len(first) + len(second) - room) > 0:
         longer = first if len(first) > len(second) else second
         many = max(1, min(excess, abs(len(first) - len(second))))
-        if chance.random() < 0.5:
+        if rng.random() < 0.5:
             del longer[:many]
         else:
             del longer[-many:]

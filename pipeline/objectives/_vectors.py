@@ -1,7 +1,7 @@
-"""Static word vectors with negative sampling (word2vec, Mikolov et al. 2013b, eq. 4), for both of its forms.
+"""Static word vectors with negative sampling (word2vec, Mikolov et al. 2013b, eq. 4), shared by CBOW and skip-gram.
 
--log σ(u·v) - Σ log σ(-u'·v) over k = 5 words u' drawn from the unigram distribution to the power 3/4. Frequent
-words are left out at random, with probability 1 - √(t / f) (eq. 5); a window's size is drawn for each word.
+The loss is -log σ(u·v) - Σ log σ(-u'·v) over k = 5 words u' drawn from the unigram distribution to the power 3/4.
+Frequent words are left out at random, with probability 1 - √(t / f) (eq. 5); each word draws its window's size.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.system.config import option
-from pipeline.objectives import Example, Objective, Scores, Text
-from pipeline.objectives._batches import Corrupting
+from pipeline.evaluation.metrics import Metric
+from pipeline.objectives import DETECTION, LOSS, Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces
+from pipeline.objectives.collator import Corrupting
+from pipeline.system.config import option
 
 if TYPE_CHECKING:
     import torch
@@ -27,30 +28,31 @@ VECTORS = "vectors.txt"
 
 @dataclass(frozen=True)
 class WordVectors(Objective):
-    """Learn one vector a word from the words around it."""
+    """Learn one vector for each word from its neighbours."""
 
     family = "vectors"
     accepts: ClassVar[tuple[str, ...]] = ()
     architectures: ClassVar[tuple[str, ...]] = ("word2vec",)
-    vocabulary = "words"
+    metrics: ClassVar[tuple[Metric, ...]] = (LOSS, DETECTION)
+    tokenizer_type = "words"
 
     window: int = option(5, "words on each side, at most", at_least=1)
-    negatives: int = option(5, "words drawn for each one that is there", at_least=1)
-    threshold: float = option(1e-3, "t: words more frequent than this are left out now and then", at_least=1e-6)
+    negatives: int = option(5, "random words drawn for each real one", at_least=1)
+    threshold: float = option(1e-3, "t: words more frequent than this are left out at random", at_least=1e-6)
 
     @abstractmethod
-    def asks(self, words: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return contexts (n, any), padded with -1, and the words to tell from negatives (n,).
+    def predictions(self, words: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return contexts, (n, any) padded with -1, and the word to predict from each, (n,).
 
-        `words` (length,) are a text, `around` (length, 2·window) the words beside each, -1 where there is none.
+        `words`, (length,), are a text, `around`, (length, 2·window), the neighbours of each, -1 where there is none.
         """
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
-        """Return two tables of vectors; the second begins at 0, so that the first loss is (1 + k) ln 2."""
+        """Return two tables of vectors; the second starts at 0, so that the first loss is (1 + k) ln 2."""
         return table(len(tokenizer), sizes["hidden_size"])
 
     def load_model(self, parent: str) -> Any:
-        """Return the two tables of a finished stage."""
+        """Return the two tables of a checkpoint."""
         from safetensors.torch import load_file
 
         weights = load_file(Path(parent) / "model.safetensors")
@@ -59,17 +61,17 @@ class WordVectors(Objective):
         return model
 
     def examples(self, text: Text) -> Iterator[Example]:
-        """Yield texts as known words; a text of fewer than two is counted."""
+        """Yield texts without unknown words; those of fewer than two words are left out and counted."""
         unknown = text.tokenizer.unk_token_id
         for piece in pieces(text, text.max_length):
             words = [word for word in piece.ids if word != unknown]
             if len(words) > 1:
                 yield {"input_ids": words, "row": piece.row}
             else:
-                text.left_out["piece of fewer than two known words"] += 1
+                text.truncated["piece of fewer than two known words"] += 1
 
     def collator(self, tokenizer: Any, dataset: Any, seed: int) -> Windows:
-        """Return what makes windows, with the frequencies of the training text."""
+        """Return the collator that makes windows, with word counts of the training text."""
         counts = np.ones(len(tokenizer))
         for batch in dataset.with_format("arrow").iter(1000):
             found = np.bincount(batch["input_ids"].combine_chunks().flatten().to_numpy(), minlength=len(counts))
@@ -77,7 +79,7 @@ class WordVectors(Objective):
         return Windows(self, tokenizer, seed, counts=counts)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the number of words to tell from negatives."""
+        """Return the number of words to predict."""
         return {"loss": len(batch["input_ids"])}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,19 +87,19 @@ class WordVectors(Objective):
         return {"loss": _nats(*model(batch["contexts"], batch["input_ids"])).sum()}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
-        """Return the nats of each text's words, and how often a word is likelier than one that was drawn."""
+        """Return the nats of each text's words, and how often a real word scores higher than a drawn one."""
         right, wrong = model(batch["contexts"], batch["input_ids"])
         wins = _by_text(_wins(right.unsqueeze(1), wrong), batch)
         return {"loss": _by_text(_nats(right, wrong), batch), "detection": wins}
 
     def fresh(self, model: Any) -> Any:
-        """Return tables as they begin."""
+        """Return tables with initial weights."""
         return table(*model.words.weight.shape)
 
-    def by_frequency(self, collator: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
-        """Return how often the word that is there is more frequent than one that was drawn."""
-        often = _counts(collator, batch["input_ids"])
-        return {"detection": _by_text(_wins(often[:, :1], often[:, 1:]), batch)}
+    def unigram_scores(self, collator: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
+        """Return how often the real word is more frequent than a drawn one."""
+        counts = _counts(collator, batch["input_ids"])
+        return {"detection": _by_text(_wins(counts[:, :1], counts[:, 1:]), batch)}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the vectors in word2vec's text format, beside weights and tokenizer."""
@@ -113,9 +115,9 @@ class WordVectors(Objective):
 
 @dataclass
 class Windows(Corrupting):
-    """Windows over texts: `contexts` (n, at most 2·window, padded with -1), `input_ids` (n, 1 + k): the word, then negatives.
+    """Windows over texts: `contexts` (n, at most 2·window) padded with -1, `input_ids` (n, 1 + k): a word, then its negatives.
 
-    `sizes` (texts,) says how many of the n are of each text, `words` which words were read.
+    `sizes` (texts,) says how many of the n come from each text; `words` holds the words read.
     """
 
     objective: WordVectors
@@ -133,34 +135,34 @@ class Windows(Corrupting):
         """Return the windows of all rows."""
         import torch
 
-        asked = [self._asked(row) for row in rows]
-        longest = max((contexts.shape[1] for contexts, _ in asked), default=1)
-        contexts = [np.pad(found, ((0, 0), (0, longest - found.shape[1])), constant_values=-1) for found, _ in asked]
-        read = torch.tensor([[word for row in rows for word in row["input_ids"]]])  # what the Trainer counts as tokens
+        windows = [self._windows(row) for row in rows]
+        longest = max((contexts.shape[1] for contexts, _ in windows), default=1)
+        contexts = [np.pad(found, ((0, 0), (0, longest - found.shape[1])), constant_values=-1) for found, _ in windows]
+        read = torch.tensor([[word for row in rows for word in row["input_ids"]]])  # the Trainer counts these as tokens
         return {
             "contexts": torch.tensor(np.concatenate(contexts)),
-            "input_ids": torch.tensor(np.concatenate([told for _, told in asked])),
+            "input_ids": torch.tensor(np.concatenate([targets for _, targets in windows])),
             "words": read,
-            "sizes": torch.tensor([len(told) for _, told in asked]),
+            "sizes": torch.tensor([len(targets) for _, targets in windows]),
         }
 
-    def _asked(self, row: Example) -> tuple[np.ndarray, np.ndarray]:
-        """Return contexts and told words of one text."""
-        chance = self.chance(row)
+    def _windows(self, row: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Return the contexts of one text, and the word to predict from each with its negatives."""
+        rng = self.rng(row)
         words = np.array(row["input_ids"])
-        words = words[chance.random(len(words)) < self.keep[words]]
-        reach = chance.integers(1, self.objective.window + 1, len(words))
+        words = words[rng.random(len(words)) < self.keep[words]]
+        reach = rng.integers(1, self.objective.window + 1, len(words))
         beside = np.delete(np.arange(-self.objective.window, self.objective.window + 1), self.objective.window)
-        places = np.arange(len(words))[:, None] + beside
-        there = (places >= 0) & (places < len(words)) & (abs(beside) <= reach[:, None])
-        around = np.where(there, words[np.clip(places, 0, len(words) - 1)], -1) if len(words) else places
-        contexts, told = self.objective.asks(words, around)
-        drawn = np.searchsorted(self.drawn_below, chance.random((len(told), self.objective.negatives)))
-        return contexts, np.column_stack([told, drawn])
+        positions = np.arange(len(words))[:, None] + beside
+        there = (positions >= 0) & (positions < len(words)) & (abs(beside) <= reach[:, None])
+        around = np.where(there, words[np.clip(positions, 0, len(words) - 1)], -1) if len(words) else positions
+        contexts, predicted = self.objective.predictions(words, around)
+        drawn = np.searchsorted(self.drawn_below, rng.random((len(predicted), self.objective.negatives)))
+        return contexts, np.column_stack([predicted, drawn])
 
 
 def table(size: int, width: int) -> Any:
-    """Return a model of two tables: forward gives u·v of the word that is there, (n,), and of the drawn ones, (n, k)."""
+    """Return a model of two tables; forward returns u·v of the real word, (n,), and of the drawn ones, (n, k)."""
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -192,19 +194,19 @@ def table(size: int, width: int) -> Any:
 
 
 def _counts(collator: Any, ids: Any) -> Any:
-    """Return how often each word stands in the training text."""
+    """Return how often each word occurs in the training text."""
     import torch
 
     return torch.tensor(collator.counts)[ids.cpu()]
 
 
 def _wins(there: Any, drawn: Any) -> Any:
-    """Return how often the one is larger than the others, a tie counting half."""
+    """Return the share of drawn values that are smaller than the real one, (n,); a tie counts half."""
     return ((there > drawn).float() + 0.5 * (there == drawn).float()).mean(1)
 
 
 def _by_text(values: Any, batch: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Return the sum over each text, and of how many words it is: words beside each other are no independent items."""
+    """Return sum and number of values of each text: neighbouring words are no independent items for an interval."""
     sizes = batch["sizes"].tolist()
     return [float(part.sum()) for part in values.split(sizes)], [float(size) for size in sizes]
 

@@ -1,6 +1,6 @@
 """Next-token prediction (GPT, Radford et al. 2018, eq. 1): maximise Σ log p(token | the tokens before it).
 
-Every token of a document but its begin token is a target, the end token included.
+Every token of a document except its begin token is a target, including the end token.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.data import tokens
-from pipeline.system.errors import UserError
+from pipeline.models.logits import num_targets, token_nats, token_scores
 from pipeline.objectives import Example, Objective, Scores, Text
-from pipeline.models.build import asked, token_nats, token_scores
+from pipeline.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Causal(Objective):
     family = "causal"
     accepts: ClassVar[tuple[str, ...]] = ("causal",)
     architectures: ClassVar[tuple[str, ...]] = ("llama", "qwen3", "gpt2")
-    vocabulary = "bytes"
+    tokenizer_type = "bytes"
     packs = True
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
@@ -31,13 +31,10 @@ class Causal(Objective):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
-            grouped = {
-                "num_key_value_heads": sizes["num_attention_heads"],
-                "head_dim": sizes["hidden_size"] // sizes["num_attention_heads"],
-            }
-            own = (
-                grouped if hasattr(AutoConfig.for_model(architecture), "num_key_value_heads") else {}
-            )  # Qwen3's defaults are for 4B
+            own = {}
+            if hasattr(AutoConfig.for_model(architecture), "num_key_value_heads"):  # Qwen3's defaults are for 4B
+                heads = sizes["num_attention_heads"]
+                own = {"num_key_value_heads": heads, "head_dim": sizes["hidden_size"] // heads}
             config = AutoConfig.for_model(
                 architecture, vocab_size=len(tokenizer), tie_word_embeddings=True, use_cache=False,
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
@@ -50,27 +47,27 @@ class Causal(Objective):
             ) from None
 
     def load_model(self, parent: str) -> Any:
-        """Return a causal model without a cache, through which packed documents would see each other."""
+        """Return a causal model without a cache, since packed documents would see each other through it."""
         from pipeline.models import checkpoint
 
         return checkpoint.load(parent)
 
     def examples(self, text: Text) -> Iterator[Example]:
-        """Yield documents with their begin and end token; pieces of a long one share a token."""
+        """Yield documents with their begin and end tokens; the pieces of a long one overlap by a token."""
         yield from tokens.pieces(
             text.rows, lambda row: tokens.encode_text(row, text.tokenizer), text.max_length, True, text.dropped
         )
 
     def collator(self, tokenizer: Any, dataset: Any, seed: int) -> tokens.CausalCollator:
-        """Return the collator of packed rows."""
+        """Return the collator for packed rows."""
         return tokens.CausalCollator(int(tokenizer.pad_token_id))
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of targets."""
-        return {"loss": asked(batch["labels"][:, 1:])}
+        return {"loss": num_targets(batch["labels"][:, 1:])}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return -Σ log p(token | before)."""
+        """Return -Σ log p(token | the tokens before it)."""
         return {"loss": token_nats(*_logits(model, batch), "sum")}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
@@ -78,14 +75,14 @@ class Causal(Objective):
         return {"loss": token_scores(*_logits(model, batch))}
 
     def save(self, model: Any, tokenizer: Any, folder: Any) -> None:
-        """Write a model that generates and stops."""
+        """Write a checkpoint with settings for generation, so that it knows where to stop."""
         from pipeline.models import checkpoint
 
         checkpoint.save(model, tokenizer, folder)
 
 
 def _logits(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return logits and, for each place, the token that comes next; moving the labels saves a copy of the logits."""
+    """Return logits and, for each position, the token that follows; shifting the labels saves a copy of the logits."""
     import torch
 
     inputs = {key: value for key, value in batch.items() if key != "labels"}

@@ -1,8 +1,8 @@
 """Denoising (BART, Lewis et al. 2020, section 2.2): text infilling and sentence permutation.
 
-Sentences are put in a random order, then spans whose lengths are drawn from a Poisson distribution (λ = 3),
-30% of the text, are each replaced by one mask token; a span of length 0 is a mask put in between. The model
-writes the whole text as it was. The loss is -Σ log p(token | the noisy text and the text before it).
+Sentences are shuffled, then spans whose lengths are drawn from a Poisson distribution (λ = 3), 30% of the text, are
+each replaced by one mask token; a span of length 0 inserts a mask. The model writes the whole original text. The
+loss is -Σ log p(token | the noisy text, the tokens before it).
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.system.config import option
+from pipeline.models.build import build
 from pipeline.objectives import Example, Text
 from pipeline.objectives._documents import sentences
-from pipeline.models.build import build
 from pipeline.objectives.span_corruption import SpanCorruption
+from pipeline.system.config import option
 
 
 @dataclass(frozen=True)
 class Denoising(SpanCorruption):
-    """Write the text as it was before it was shuffled and holes were made."""
+    """Restore a text whose sentences were shuffled and whose spans were masked."""
 
     architectures: ClassVar[tuple[str, ...]] = ("bart",)
-
-    vocabulary = "begun_characters"
+    tokenizer_type = "begun_characters"
 
     noise_share: float = option(0.3, "share of the tokens that are taken out", at_least=0.01, at_most=0.9)
     mean_span: float = option(3.0, "tokens of a span, on average (λ)", at_least=0.5)
-    permute: bool = option(True, "put the sentences in a random order")
+    permute: bool = option(True, "shuffle the sentences")
 
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return an encoder and decoder."""
@@ -42,7 +41,7 @@ class Denoising(SpanCorruption):
         )
 
     def examples(self, text: Text) -> Iterator[Example]:
-        """Yield whole sentences of a document, as many as fit, with where each ends; a longer sentence is cut."""
+        """Yield as many whole sentences of a document as fit, with the end of each; longer sentences are cut."""
         room = text.max_length - 2
         for number, row in enumerate(text.rows):
             parts = [body[start : start + room] for body in sentences(text, row["text"]) for start in range(0, len(body), room)]
@@ -59,27 +58,25 @@ class Denoising(SpanCorruption):
                     held = []
                 held += [part] if part else []
 
-    def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
-        """Return the noisy text, and the text as target, both between the tokens that begin and end it."""
+    def corrupt(self, example: Example, tokenizer: Any, rng: np.random.Generator) -> Example:
+        """Return the noisy text and, as labels, the original one, both between begin and end tokens."""
         ids = np.array(example["input_ids"])
         parts = np.split(ids, example["ends"][:-1])
-        order = chance.permutation(len(parts)) if self.permute else range(len(parts))
-        noisy = self._infilled(np.concatenate([parts[place] for place in order]), tokenizer.mask_token_id, chance)
+        order = rng.permutation(len(parts)) if self.permute else range(len(parts))
+        noisy = self._infilled(np.concatenate([parts[index] for index in order]), tokenizer.mask_token_id, rng)
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         kept = {key: value for key, value in example.items() if key != "ends"}
         return kept | {"input_ids": [begin, *noisy, end], "labels": [begin, *ids.tolist(), end]}
 
-    def _infilled(self, ids: np.ndarray, mask: int, chance: np.random.Generator) -> list[int]:
-        """Return the text with masks in place of spans, which never touch."""
+    def _infilled(self, ids: np.ndarray, mask: int, rng: np.random.Generator) -> list[int]:
+        """Return the text with spans replaced by masks, which never touch."""
         budget = round(self.noise_share * len(ids))
         lengths: list[int] = []
         while budget > 0:
-            length = min(int(chance.poisson(self.mean_span)), budget)
-            lengths.append(length if sum(lengths) > len(lengths) else max(length, 1))  # the text never grows by its masks
-            budget -= max(lengths[-1], 1)  # a span of length 0 takes a place, too, so that this ends
-        gaps = np.sort(
-            chance.choice(len(ids) - sum(lengths) + 1, min(len(lengths), len(ids) - sum(lengths) + 1), replace=False)
-        )
+            length = min(int(rng.poisson(self.mean_span)), budget)
+            lengths.append(length if sum(lengths) > len(lengths) else max(length, 1))  # masks never make the text longer
+            budget -= max(lengths[-1], 1)  # a span of length 0 counts as one, so that this ends
+        gaps = np.sort(rng.choice(len(ids) - sum(lengths) + 1, min(len(lengths), len(ids) - sum(lengths) + 1), replace=False))
         noisy: list[int] = []
         read = kept = 0
         for gap, length in zip(gaps, lengths, strict=False):

@@ -1,6 +1,6 @@
 """Masked language modelling (BERT, Devlin et al. 2019, section 3.1; masks drawn anew each epoch as in RoBERTa).
 
-Of the tokens 15% are chosen; 80% of them become the mask token, 10% a random one, 10% stay. The loss is
+15% of the tokens are chosen; of these 80% become the mask token, 10% a random token, and 10% stay. The loss is
 -Σ log p(token | the corrupted text) over the chosen ones.
 """
 
@@ -13,16 +13,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.system.config import option
 from pipeline.data.tokens import IGNORED
+from pipeline.models.build import build, load
+from pipeline.models.logits import at, num_targets, summed, token_scores
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces
-from pipeline.models.build import asked, at, build, load, summed, token_scores
+from pipeline.system.config import option
 
 
 @dataclass(frozen=True)
 class MaskedLanguageModel(Objective):
-    """Predict tokens that were hidden, from both sides."""
+    """Predict hidden tokens from the text on both sides of them."""
 
     family = "masked"
     accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder")
@@ -36,29 +37,29 @@ class MaskedLanguageModel(Objective):
         return build("AutoModelForMaskedLM", architecture, tokenizer, sizes)
 
     def load_model(self, parent: str) -> Any:
-        """Return an encoder; the head of one that has none is new."""
+        """Return an encoder; a parent without a head gets one with random weights."""
         return load("AutoModelForMaskedLM", parent)
 
     def examples(self, text: Text) -> Iterator[Example]:
-        """Yield pieces of documents between the tokens that begin and end a text."""
+        """Yield pieces of documents between begin and end tokens."""
         first, last = text.tokenizer.cls_token_id, text.tokenizer.sep_token_id
         for piece in pieces(text, text.max_length - 2):
             yield {"input_ids": [first, *piece.ids, last], "row": piece.row}
 
-    def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
-        """Return the text with its chosen tokens hidden, and labels where they were."""
+    def corrupt(self, example: Example, tokenizer: Any, rng: np.random.Generator) -> Example:
+        """Return the text with its chosen tokens hidden, and labels at their positions."""
         ids = np.array(example["input_ids"])
-        chosen = choose(ids, tokenizer, self.mask_share, self.whole_words, chance)
-        fate = chance.random(len(ids))
+        chosen = choose(ids, tokenizer, self.mask_share, self.whole_words, rng)
+        fate = rng.random(len(ids))
         hidden = ids.copy()
         hidden[chosen & (fate < 0.8)] = tokenizer.mask_token_id
         random = chosen & (fate >= 0.9)
-        hidden[random] = chance.choice(ordinary(tokenizer), int(random.sum()))
+        hidden[random] = rng.choice(ordinary(tokenizer), int(random.sum()))
         return example | {"input_ids": hidden.tolist(), "labels": np.where(chosen, ids, IGNORED).tolist()}
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of hidden tokens."""
-        return {"loss": asked(batch["labels"])}
+        return {"loss": num_targets(batch["labels"])}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return -Σ log p(hidden token)."""
@@ -66,8 +67,8 @@ class MaskedLanguageModel(Objective):
         with at(model, chosen):
             return {"loss": summed(_logits(model, batch), batch["labels"][chosen])}
 
-    def judged(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out what was chosen and left as it is: whoever copies gets it right."""
+    def scorable_targets(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Leave out targets that were chosen and stayed as they are: copying them is enough."""
         return {**batch, "labels": batch["labels"].masked_fill(batch["input_ids"] == batch["labels"], IGNORED)}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
@@ -79,35 +80,35 @@ def _logits(model: Any, batch: Mapping[str, Any]) -> Any:
     return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
 
 
-def choose(ids: np.ndarray, tokenizer: Any, share: float, whole_words: bool, chance: np.random.Generator) -> np.ndarray:
-    """Return which tokens are chosen: `share` of those that are text, at least one; (length,) bool."""
+def choose(ids: np.ndarray, tokenizer: Any, share: float, whole_words: bool, rng: np.random.Generator) -> np.ndarray:
+    """Return which tokens are chosen, (length,) bool: `share` of those that are text, at least one."""
     text = ~np.isin(ids, tokenizer.all_special_ids)
     if whole_words:
         begins = text & ~continues(tokenizer)[ids]
         word = np.cumsum(begins)  # 0 before the first word
         units = np.unique(word[text])
         wanted, taken, picked = max(1, round(share * text.sum())), 0, []
-        for unit in chance.permutation(units):
+        for unit in rng.permutation(units):
             if taken >= wanted:
                 break
             picked.append(unit)
             taken += int((word[text] == unit).sum())
         return text & np.isin(word, picked)
-    places = np.flatnonzero(text)
+    positions = np.flatnonzero(text)
     chosen = np.zeros(len(ids), bool)
-    chosen[chance.choice(places, max(1, round(share * len(places))), replace=False) if len(places) else places] = True
+    chosen[rng.choice(positions, max(1, round(share * len(positions))), replace=False) if len(positions) else positions] = True
     return chosen
 
 
 @cache
 def continues(tokenizer: Any) -> np.ndarray:
-    """Return which ids go on with the word of the token before them; (vocabulary,) bool."""
+    """Return which ids continue a word, (vocabulary,) bool."""
     return np.array([token.startswith("##") for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
 
 
 @cache
 def ordinary(tokenizer: Any) -> np.ndarray:
-    """Return the ids that are text."""
+    """Return the ids that are not special tokens."""
     return np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
 
 

@@ -1,8 +1,8 @@
 """Replaced token detection (ELECTRA, Clark et al. 2020, eq. 1-2).
 
-A small generator fills the chosen places with samples of its own; the discriminator says for every token
-whether it was replaced. The loss is the generator's -log p, the mean over chosen tokens, plus λ = 50 times the
-discriminator's binary cross-entropy, the mean over all tokens. The samples carry no gradient.
+A small generator fills the chosen positions with its own samples; the discriminator classifies every token as
+original or replaced. The loss is the generator's -log p, the mean over chosen tokens, plus λ = 50 times the
+discriminator's binary cross-entropy, the mean over all tokens. No gradient passes through the samples.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.system.config import option
 from pipeline.data.tokens import IGNORED
-from pipeline.objectives import Example, Scores
-from pipeline.models.build import asked, at, build, load, one_of, summed
+from pipeline.evaluation.metrics import Metric
+from pipeline.models.build import build, load, one_of
+from pipeline.models.logits import at, num_targets, summed
+from pipeline.objectives import DETECTION, Example, Scores
 from pipeline.objectives.mlm import MaskedLanguageModel, choose
+from pipeline.system.config import option
 
 if TYPE_CHECKING:
     import torch
 
 GENERATOR = "generator"
-_MASKED = 0.85  # of the chosen tokens
-_HEAD = {
-    "electra": "AutoModelForPreTraining",
-    "modernbert": "AutoModelForTokenClassification",
-}  # that says yes or no of a token
-# Where a model type has what both halves share.
+_MASKED = 0.85  # share of the chosen tokens
+# The Auto class whose head classifies a token as original or replaced.
+_HEAD = {"electra": "AutoModelForPreTraining", "modernbert": "AutoModelForTokenClassification"}
+# For each model type: its embeddings, the tables in them that both halves share, and the head tied to the first.
 _SHARED = {
     "electra": ("electra.embeddings", ("word_embeddings", "position_embeddings", "token_type_embeddings"), "generator_lm_head"),
     "modernbert": ("model.embeddings", ("tok_embeddings",), "decoder"),
@@ -39,16 +39,25 @@ _SHARED = {
 
 @dataclass(frozen=True)
 class ReplacedTokenDetection(MaskedLanguageModel):
-    """Find the tokens that a small model put in."""
+    """Find the tokens that a small model replaced."""
 
     family = "discriminator"
     accepts: ClassVar[tuple[str, ...]] = ("discriminator",)
     architectures: ClassVar[tuple[str, ...]] = ("electra", "modernbert")
-    chance: ClassVar[Mapping[str, float]] = {"detection": 0.5}
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "generator_loss",
+            "how surprised the generator is by the tokens hidden from it on held-out rows: the mean of -log p",
+            "nats",
+            "less",
+        ),
+        DETECTION,
+    )
+    chance_level: ClassVar[Mapping[str, float]] = {"detection": 0.5}
 
     generator_share: float = option(
         0.25,
-        "size of the generator over the discriminator's: its width, or for ModernBERT its depth",
+        "size of the generator relative to the discriminator: its width, or for ModernBERT its depth",
         at_least=0.01,
         at_most=1.0,
     )
@@ -62,8 +71,8 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return generator and discriminator, which share their embeddings.
 
-        ELECTRA's generator is narrower. ModernBERT projects no embeddings, so its generator is as wide and less deep, as
-        that of DeBERTaV3 (He et al. 2021).
+        ELECTRA's generator is narrower. ModernBERT has no projection of its embeddings, so its generator is as wide as the
+        discriminator and less deep, like DeBERTaV3's (He et al. 2021).
         """
         one_of(self.architectures, architecture)
         if architecture == "modernbert":
@@ -73,35 +82,35 @@ class ReplacedTokenDetection(MaskedLanguageModel):
             heads = max(1, int(sizes["num_attention_heads"] * self.generator_share))
             width = max(heads, int(sizes["hidden_size"] * self.generator_share) // heads * heads)
             small = {"hidden_size": width, "num_attention_heads": heads}
-            more = {"embedding_size": sizes["hidden_size"], "initializer_range": _first(width)}
-            own = {"initializer_range": _first(sizes["hidden_size"])}
+            more = {"embedding_size": sizes["hidden_size"], "initializer_range": _spread(width)}
+            own = {"initializer_range": _spread(sizes["hidden_size"])}
         discriminator = build(_HEAD[architecture], architecture, tokenizer, sizes, **own)
-        return _joined(build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, **more), discriminator)
+        return _paired(build("AutoModelForMaskedLM", architecture, tokenizer, sizes | small, **more), discriminator)
 
     def load_model(self, parent: str) -> Any:
-        """Return a discriminator with the generator that lies beside it."""
+        """Return a discriminator with the generator saved beside it."""
         generator = load("AutoModelForMaskedLM", str(Path(parent) / GENERATOR))
         kind = generator.config.model_type
         one_of(self.architectures, kind)
-        return _joined(generator, load(_HEAD[kind], parent))
+        return _paired(generator, load(_HEAD[kind], parent))
 
-    def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
-        """Return the text with 85% of its chosen tokens masked, and labels where the chosen ones were.
+    def corrupt(self, example: Example, tokenizer: Any, rng: np.random.Generator) -> Example:
+        """Return the text with 85% of its chosen tokens masked, and labels at the positions of all chosen ones.
 
-        The rest stays for the generator to see, as in ELECTRA's own code: what can be copied is what it learns first.
+        The generator sees the other 15% as they are, as in ELECTRA's own code: it first learns to copy.
         """
         ids = np.array(example["input_ids"])
-        chosen = choose(ids, tokenizer, self.mask_share, self.whole_words, chance)
-        hidden = chosen & (chance.random(len(ids)) < _MASKED)
+        chosen = choose(ids, tokenizer, self.mask_share, self.whole_words, rng)
+        hidden = chosen & (rng.random(len(ids)) < _MASKED)
         masked, labels = np.where(hidden, tokenizer.mask_token_id, ids), np.where(chosen, ids, IGNORED)
         return example | {"input_ids": masked.tolist(), "labels": labels.tolist()}
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of chosen tokens, and of all."""
-        return {"generator": asked(batch["labels"]), "discriminator": batch["attention_mask"].sum()}
+        return {"generator": num_targets(batch["labels"]), "discriminator": batch["attention_mask"].sum()}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the generator's -Σ log p and the discriminator's Σ binary cross-entropy."""
+        """Return the generator's -Σ log p and the sum of the discriminator's binary cross-entropy."""
         import torch
 
         generated, found, replaced = model(**batch)
@@ -112,7 +121,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         }
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
-        """Return the generator's nats, and how often a replaced token looks more so than an original one of its text."""
+        """Return the generator's nats, and how often a replaced token scores higher than an original one of the same text."""
         import torch
 
         generated, found, replaced = model(**batch)
@@ -131,7 +140,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     def fresh(self, model: Any) -> Any:
         """Return both halves with random weights."""
         generator, discriminator = (type(half)(half.config) for half in (model.generator, model.discriminator))
-        return _joined(generator, discriminator)
+        return _paired(generator, discriminator)
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         """Write the discriminator as the model, and the generator beside it."""
@@ -139,39 +148,39 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         model.generator.save_pretrained(folder / GENERATOR)
 
 
-def _first(width: int) -> float:
-    """Return the spread of first weights: as much of a signal goes through as with ELECTRA's 0.02 at a width of 768.
+def _spread(width: int) -> float:
+    """Return the standard deviation of initial weights that passes on as much signal as ELECTRA's 0.02 at a width of 768.
 
-    At 32 or 64, 0.02 leaves attention so little to say that the generator stays a unigram for a thousand steps.
+    At a width of 32 or 64, 0.02 makes attention so weak that the generator stays a unigram for a thousand steps.
     """
     return float(0.02 * math.sqrt(768 / width))
 
 
-def _joined(generator: Any, discriminator: Any) -> Any:
-    """Return both as one model that the Trainer can save.
+def _paired(generator: Any, discriminator: Any) -> Any:
+    """Return both halves as one model that the Trainer can save.
 
-    forward gives the generator's logits at chosen places, (chosen, vocabulary), and for all (batch, length) the
-    discriminator's logits and what was replaced.
+    forward returns the generator's logits at chosen positions, (chosen, vocabulary), and for all positions,
+    (batch, length), the discriminator's logits and whether the token was replaced.
     """
     import torch
     from transformers import PreTrainedModel
 
-    place, tables, head = _SHARED[discriminator.config.model_type]
-    first = f"discriminator.{place}.{tables[0]}.weight"
+    embeddings, tables, head = _SHARED[discriminator.config.model_type]
+    first = f"discriminator.{embeddings}.{tables[0]}.weight"
 
     class Pair(PreTrainedModel):
         base_model_prefix = "discriminator"
         main_input_name = "input_ids"
         _supports_sdpa = _supports_flash_attn = True  # as both of its halves do
-        _tied_weights_keys = {f"generator.{place}.{name}.weight": f"discriminator.{place}.{name}.weight" for name in tables} | {
-            f"generator.{head}.weight": first
-        }
+        _tied_weights_keys = {
+            f"generator.{embeddings}.{name}.weight": f"discriminator.{embeddings}.{name}.weight" for name in tables
+        } | {f"generator.{head}.weight": first}
 
         def __init__(self) -> None:
             super().__init__(discriminator.config)
             self.generator, self.discriminator = generator, discriminator
             for name in tables:
-                setattr(generator.get_submodule(place), name, discriminator.get_submodule(f"{place}.{name}"))
+                setattr(generator.get_submodule(embeddings), name, discriminator.get_submodule(f"{embeddings}.{name}"))
             generator.get_submodule(head).weight = discriminator.get_input_embeddings().weight
 
         def get_input_embeddings(self) -> Any:

@@ -1,4 +1,4 @@
-"""Word vectors by skip-gram (Mikolov et al. 2013a, section 3.2): a word tells each of the words around it."""
+"""Word vectors by skip-gram (Mikolov et al. 2013a, section 3.2): predict each neighbour from a word."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.objectives._vectors import WordVectors
 
 @dataclass(frozen=True)
 class SkipGram(WordVectors):
-    """One question for each pair of a word and one beside it."""
+    """One prediction for each pair of a word and a neighbour."""
 
-    def asks(self, words: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the word as context of each of its neighbours."""
-        place, side = np.nonzero(around >= 0)
-        return words[place, None], around[place, side]
+    def predictions(self, words: np.ndarray, around: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return each word as the context of each of its neighbours."""
+        position, side = np.nonzero(around >= 0)
+        return words[position, None], around[position, side]
 
 
 OBJECTIVE = SkipGram

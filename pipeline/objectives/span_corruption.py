@@ -1,8 +1,8 @@
 """Span corruption (T5, Raffel et al. 2020, section 3.1.4 and figure 2).
 
-Spans of 3 tokens on average, 15% of the text, are each replaced by one sentinel; the target names each
-sentinel with what it stands for, and one sentinel more ends it. The loss is -Σ log p(target token | the
-corrupted text and the target before it).
+Spans of 3 tokens on average, 15% of the text, are each replaced by a sentinel. The target lists each sentinel with
+the tokens that it replaced, and a last sentinel ends it. The loss is -Σ log p(target token | the corrupted text, the
+target tokens before it).
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.system.config import option
+from pipeline.models.build import build, load
+from pipeline.models.logits import decoder_logits, num_targets, token_nats, token_scores
+from pipeline.models.tokenization import sentinels
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces, spans
-from pipeline.models.build import asked, build, decoder_logits, load, token_nats, token_scores
-from pipeline.models.tokenization import sentinels
+from pipeline.system.config import option
 
 
 @dataclass(frozen=True)
 class SpanCorruption(Objective):
-    """Write what stood where a span was taken out."""
+    """Predict the spans that were taken out."""
 
     family = "seq2seq"
     accepts: ClassVar[tuple[str, ...]] = ("seq2seq",)
     architectures: ClassVar[tuple[str, ...]] = ("t5",)
-    vocabulary = "characters"
+    tokenizer_type = "characters"
 
     noise_share: float = option(0.15, "share of the tokens that are taken out", at_least=0.01, at_most=0.9)
     mean_span: float = option(3.0, "tokens of a span, on average", at_least=1)
@@ -44,17 +45,17 @@ class SpanCorruption(Objective):
         return load("AutoModelForSeq2SeqLM", parent)
 
     def examples(self, text: Text) -> Iterator[Example]:
-        """Yield pieces of documents; two tokens are the least that something can be taken from."""
+        """Yield pieces of documents; from a single token nothing could be taken out."""
         for piece in pieces(text, text.max_length - 1):
             if len(piece.ids) > 1:
                 yield {"input_ids": piece.ids, "row": piece.row}
             else:
-                text.left_out["piece of one token"] += 1
+                text.truncated["piece of one token"] += 1
 
-    def corrupt(self, example: Example, tokenizer: Any, chance: np.random.Generator) -> Example:
-        """Return the text with sentinels in place of spans, and the spans as target."""
+    def corrupt(self, example: Example, tokenizer: Any, rng: np.random.Generator) -> Example:
+        """Return the text with sentinels in place of spans, and the spans as labels."""
         ids = list(example["input_ids"])
-        taken = spans(len(ids), self.noise_share, self.mean_span, chance)
+        taken = spans(len(ids), self.noise_share, self.mean_span, rng)
         marks = sentinels(tokenizer)
         taken = taken[: len(marks) - 1]
         source: list[int] = []
@@ -70,7 +71,7 @@ class SpanCorruption(Objective):
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of target tokens."""
-        return {"loss": asked(batch["labels"])}
+        return {"loss": num_targets(batch["labels"])}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return -Σ log p(target token)."""

@@ -1,4 +1,4 @@
-"""Floating point operations of a step, counted as they are run."""
+"""Floating point operations of a step, counted while they run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SAMPLES = 16  # batches that are counted, spread over an epoch
 
 
 def of_a_batch(objective: Objective, model: Any, batches: Iterable[Any]) -> float:
-    """Return the mean over batches of the operations of a forward and a backward pass, on one device."""
-    twin = copy.deepcopy(model)  # so that nothing of the model that trains is touched
+    """Return the floating point operations of a forward and a backward pass on one device, the mean over batches."""
+    twin = copy.deepcopy(model)  # so that the model that trains stays untouched
     device = next(twin.parameters()).device
     counted: list[int] = []
-    # The fused attention of a CPU is unknown to the counter; the plain one does as many operations.
+    # The counter does not know a CPU's fused attention; the plain one takes as many operations.
     with torch.random.fork_rng(), sdpa_kernel(SDPBackend.MATH):
         for batch in batches:
             inputs = {key: value.to(device) for key, value in batch.items() if key != ROW}
@@ -33,16 +33,16 @@ def of_a_batch(objective: Objective, model: Any, batches: Iterable[Any]) -> floa
 
 
 def sampled(trainer: Any) -> Iterator[Any]:
-    """Yield batches as the trainer will read them, sorted by length or not, spread over its first epoch."""
-    places = list(trainer._get_train_sampler())
+    """Yield batches spread over the first epoch, in the order in which the trainer will read them."""
+    order = list(trainer._get_train_sampler())
     size = trainer.args.per_device_train_batch_size
-    starts = range(0, max(1, len(places) - size + 1), size)
+    starts = range(0, max(1, len(order) - size + 1), size)
     for start in starts[:: max(1, len(starts) // _SAMPLES)]:
-        yield trainer.data_collator([trainer.train_dataset[place] for place in places[start : start + size]])
+        yield trainer.data_collator([trainer.train_dataset[number] for number in order[start : start + size]])
 
 
 def steps_for(budget: float, objective: Objective, trainer: Any) -> int:
-    """Return how many optimizer steps a budget of operations pays for, at least one, and at most those of the epochs."""
+    """Return how many optimizer steps a budget of operations allows: at least one, at most those of the epochs."""
     arguments = trainer.args
     parts = arguments.gradient_accumulation_steps * arguments.world_size
     paid = int(budget / max(of_a_batch(objective, trainer.model, sampled(trainer)) * parts, 1))
