@@ -2,73 +2,90 @@
 
     python stages/dpo.py --config stages/profiles/tiny/dpo.yaml --parent runs/tiny/sft --output runs/tiny/dpo
 
-Rafailov et al. 2023, eq. 7. The reference is the parent itself: the merged SFT model with the adapter off.
+Rafailov et al. 2023, eq. 7. The reference is the parent itself: the merged model with the adapter off.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar
 
-from pipeline.system.config import option
-from pipeline.chain.stage import Edges, Run, Stage, run_stage
-
-
-@dataclass(frozen=True)
-class Options:
-    """Our own options of DPO."""
-
-    recipe: str = option("world", "data recipe that gives pairs")
-    chat_template: str = option("", "file with a chat template; empty keeps the parent's own")
-    method: Literal["lora", "full"] = option("lora", "lora, or full to train every parameter against a frozen copy")
-    lora_rank: int = option(16, "rank of the adapter", at_least=1)
-    lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1)
+from pipeline.chain.life import run_stage
+from pipeline.chain.run import Run
+from pipeline.chain.stage import Against, Stage
+from pipeline.data.batches import Batches
+from pipeline.data.recipe import Rows
+from pipeline.training.chat import ChatOptions
 
 
-STAGE = Stage(
-    name="dpo", edges=Edges("preference"), options=Options, arguments="trl.DPOConfig",
-    defaults={"learning_rate": 5e-5, "max_length": 1024},
-)  # fmt: skip
-
-
-def train(run: Run) -> None:
+class DPO(Stage):
     """Train on pairs against the parent and hand on a merged model."""
-    from datasets import Dataset
-    from transformers import set_seed
-    from trl import DPOTrainer
 
-    from pipeline.models import checkpoint, tokenizer
-    from pipeline.training.loop import guards
-    from pipeline.data import tokens
-    from pipeline.training.trainer import StageTrainer
-    from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over, prepare
+    title = "DPO"
+    about = "An aligned chat model: direct preference optimisation (Rafailov et al. 2023) on pairs of answers."
+    reads = "preference"
+    library = "trl.DPOConfig"
+    defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
+    primary = (Against("win_rate", "even chances"), Against("accuracy", "parent"), Against("likelier", "parent"))
+    Options = ChatOptions
 
-    class Pairs(StageTrainer, DPOTrainer):
-        """trl's trainer on pairs that went through our chat template already."""
+    def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
+        """Return prompts with both sides, their answers ending with the token that ends an answer."""
+        from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-        def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
-            return dataset
+        from pipeline.data import tokens
+        from pipeline.training import guards
+        from pipeline.training.chat import row_length
+        from pipeline.training.loop import prepare
 
-    options: Options = run.options
-    arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
-    rows = run.recipe.rows("preference", "train", run.seed)
-    set_seed(run.seed)
-    vocabulary, model = tokenizer.load(run.parent or ""), checkpoint.load(run.parent or "")
-    tokenizer.set_template(vocabulary, options.chat_template, run.parent or "")
-    guards.fits_parent(model, vocabulary, arguments.max_length)
-    examples = tokens.pieces(rows.kept, lambda row: tokens.encode_pair(row, vocabulary), arguments.max_length, False, rows.late)
-    dataset = prepare(run, rows, examples)
-    guards.learns(dataset, rows.dropped + rows.late)
-    guards.differ(dataset)
-    dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
-    adapter = checkpoint.lora(options.lora_rank, options.lora_alpha) if options.method == "lora" else None
-    reference = None if adapter else checkpoint.load(run.parent or "")
-    trainer = Pairs(model, reference, arguments, train_dataset=dataset, processing_class=vocabulary, peft_config=adapter)
-    sample = dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]
-    fit(run, trainer, rows)
-    hand_over(run, trainer, vocabulary, {"input_ids": sample})
+        longest = row_length(run, model)
+        examples = tokens.pieces(
+            rows.kept, lambda row: tokens.encode_pair(row, tokenizer), longest, False, rows.dropped_by_encoding
+        )
+        dataset = prepare(run, rows, examples)
+        guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
+        guards.differ(dataset)
+        dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
+        sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]}
+        collator = DataCollatorForPreference(
+            int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")
+        )
+        return Batches(dataset, collator, sample)
 
+    def train(self, run: Run) -> None:
+        """Train the adapter against the model without it, or every parameter against a frozen copy."""
+        import copy
+
+        from transformers import set_seed
+        from trl import DPOTrainer
+
+        from pipeline.training.chat import open_parent, row_length
+        from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
+        from pipeline.training.trainer import StageTrainer
+
+        class Pairs(StageTrainer, DPOTrainer):
+            """trl's trainer on pairs that went through our chat template already."""
+
+            def _prepare_dataset(self, dataset: Any, *_: object) -> Any:
+                return dataset
+
+        arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+        rows = run.rows()
+        set_seed(run.seed)
+        tokenizer, model = open_parent(run)
+        arguments.max_length = row_length(run, model)
+        made = self.batches(run, rows, tokenizer, model)
+        adapter = run.options.adapter()
+        reference = None if adapter else copy.deepcopy(model)
+        trainer = Pairs(
+            model, reference, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer,
+            peft_config=adapter,
+        )  # fmt: skip
+        fit(run, trainer, rows)
+        hand_over(run, trainer, tokenizer, made.sample)
+
+
+STAGE = DPO
 
 if __name__ == "__main__":
-    sys.exit(run_stage(STAGE, train, str(__doc__)))
+    sys.exit(run_stage(STAGE))

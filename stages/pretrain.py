@@ -8,97 +8,145 @@ With --parent it goes on from another model of the objective's family, whose tok
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from pipeline import objectives
-from pipeline.system.config import option
+from pipeline.chain.life import run_stage
+from pipeline.chain.run import Run
+from pipeline.chain.stage import PARENT, Against, Signature, Stage
+from pipeline.data.batches import Batches
+from pipeline.data.recipe import Rows
 from pipeline.objectives import Objective
-from pipeline.chain.stage import Edges, Run, Stage, run_stage
+from pipeline.system.config import library_class, option
 
 
-@dataclass(frozen=True)
-class Options:
-    """Our own options of pretraining."""
+class Pretraining(Stage):
+    """Train a tokenizer and a model on text, or go on from a parent's."""
 
-    recipe: str = option("world", "data recipe that gives text")
-    objective: str = option("causal", "self-supervised objective, a file in pipeline/objectives")
-    objective_options: dict[str, Any] = option({}, "its options, such as {whole_words: true}")  # noqa: RUF009
-    architecture: str = option("", "model type that transformers knows; empty takes the objective's first")
-    hidden_size: int = option(128, "width of the model", at_least=1)
-    num_hidden_layers: int = option(4, "depth of the model", at_least=1)
-    num_attention_heads: int = option(4, "attention heads a layer", at_least=1)
-    vocab_size: int = option(1024, "tokens of the vocabulary that is trained on the text", at_least=1)
-    max_length: int = option(256, "tokens in a row; longer documents are split, none is lost", at_least=8)
-    language: str = option("en", "of the text, for objectives that read sentences")
-    flops: float = option(
-        0.0, "stop after so many floating point operations, if the epochs are not over before; 0 for no limit"
-    )
+    title = "Pretraining"
+    about = "A base model, pretrained on raw text: it was never taught to answer."
+    reads = "text"
+    optional = (PARENT,)
+    library = "transformers.TrainingArguments"
+    defaults: ClassVar[dict[str, Any]] = {"lr_scheduler_type": "warmup_stable_decay"}
+    primary = (
+        Against("loss", "unigram"), Against("generator_loss", "unigram"), Against("pair_accuracy", "chance"),
+        Against("detection", "chance"), Against("detection", "unigram"), Against("retrieval", "untrained"),
+    )  # fmt: skip
 
-    @property
-    def chosen(self) -> Objective:
-        """The objective with its options."""
-        return objectives.load(self.objective, self.objective_options)
+    @dataclass(frozen=True)
+    class Options:
+        """Our own options of pretraining."""
 
+        recipe: str = option("world", "data recipe that gives text")
+        objective: str = option("causal", "self-supervised objective, a file in pipeline/objectives")
+        objective_options: dict[str, Any] = option({}, "its options, such as {whole_words: true}")  # noqa: RUF009
+        architecture: str = option("", "model type that transformers knows; empty takes the objective's first")
+        hidden_size: int = option(128, "width of the model", at_least=1)
+        num_hidden_layers: int = option(4, "depth of the model", at_least=1)
+        num_attention_heads: int = option(4, "attention heads a layer", at_least=1)
+        vocab_size: int = option(1024, "tokens of the vocabulary that is trained on the text", at_least=1)
+        max_length: int = option(256, "tokens in a row; longer documents are split, none is lost", at_least=8)
+        language: str = option("en", "of the text, for objectives that read sentences")
+        flops: float = option(0.0, "stop after so many floating point operations, if the epochs are not over before; 0: no limit")
 
-def edges(options: Options) -> Edges:
-    """Return the family of the model that comes out, and those of a parent that may go in."""
-    return Edges("text", options.chosen.family, options.chosen.accepts)
+        @property
+        def chosen(self) -> Objective:
+            """The objective with its options."""
+            return objectives.load(self.objective, self.objective_options)
 
+    def signature(self, options: Options) -> Signature:
+        """Return the objective's families."""
+        objective = options.chosen
+        return Signature(self.reads, {PARENT: objective.accepts}, objective.family, optional=self.optional)
 
-STAGE = Stage(
-    name="pretrain", edges=edges, options=Options, arguments="transformers.TrainingArguments",
-    needs_parent=False, defaults={"lr_scheduler_type": "warmup_stable_decay"},
-)  # fmt: skip
+    def evaluators(self, options: Options) -> Sequence[Any]:
+        """Return what asks a model that is not causal the objective's own questions."""
+        return library_class("pipeline.objectives.evaluator.EVALUATORS")(options)  # type: ignore[no-any-return]
 
+    def modules(self, options: Options) -> list[Path]:
+        """Return the objective's file."""
+        return [Path(str(sys.modules[type(options.chosen).__module__].__file__))]
 
-def train(run: Run) -> None:
-    """Train the vocabulary and the model, or go on from a parent's."""
-    from transformers import set_seed
+    def positions(self, options: Options) -> int:
+        """Return `max_length`."""
+        return options.max_length
 
-    from pipeline.models import tokenizer
-    from pipeline.training.loop import guards
-    from pipeline.data import tokens
-    from pipeline.training.flops import steps_for
-    from pipeline.training.trainer import ObjectiveTrainer
-    from pipeline.training.loop import DEFAULTS, FORCED, decay, fit, hand_over, prepare
+    def note(self, options: Options) -> str:
+        """Return what the objective says of its batches."""
+        return options.chosen.note
 
-    options: Options = run.options
-    objective = options.chosen
-    arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
-    guards.batches(objective, arguments)
-    rows = run.recipe.rows("text", "train", run.seed)
-    set_seed(run.seed)
-    if run.parent:
-        vocabulary, model = tokenizer.load(run.parent), objective.load_model(run.parent)
-        run.say(f"tokenizer and sizes from {run.parent}")
-    else:
+    def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
+        """Return the objective's examples: packed where the model keeps documents apart, else numbered."""
+        from pipeline.data import tokens
+        from pipeline.training import guards
+        from pipeline.training.loop import prepare
+
+        options: Pretraining.Options = run.options
+        objective = options.chosen
+        text = objectives.Text(
+            rows.kept, tokenizer, options.max_length, options.language, run.seed, rows.dropped_by_encoding, rows.truncated
+        )
+        dataset = prepare(run, rows, objective.examples(text))
+        guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
+        collator = objective.collator(tokenizer, dataset, run.seed)
+        packs = objective.packs and tokens.keeps_apart(model)
+        dataset = tokens.pack(dataset, options.max_length) if packs else tokens.numbered(dataset)
+        return Batches(dataset, collator, {})
+
+    def train(self, run: Run) -> None:
+        """Train tokenizer and model, or go on from a parent's."""
+        from transformers import set_seed
+
+        from pipeline.training import guards
+        from pipeline.training.flops import steps_for
+        from pipeline.training.loop import DEFAULTS, FORCED, decay, fit, hand_over
+        from pipeline.training.trainer import ObjectiveTrainer
+
+        options: Pretraining.Options = run.options
+        objective = options.chosen
+        arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+        guards.batches(objective, arguments)
+        rows = run.rows()
+        set_seed(run.seed)
+        tokenizer, model = self._opened(run, rows)
+        guards.fits_parent(model, tokenizer, options.max_length)
+        made = self.batches(run, rows, tokenizer, model)
+        run.say(
+            f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer):,}, {len(made.dataset):,} rows of up to {options.max_length} tokens"
+        )
+        trainer = ObjectiveTrainer(objective, model, arguments, made.collator, made.dataset, processing_class=tokenizer)
+        if options.flops:
+            arguments.max_steps = steps_for(options.flops, objective, trainer)
+            run.say(f"{options.flops:.2g} floating point operations allow {arguments.max_steps:,} steps")
+        decay(arguments, len(made.dataset))
+        fit(run, trainer, rows)
+        hand_over(run, trainer, tokenizer, {}, objective.save)
+
+    @staticmethod
+    def _opened(run: Run, rows: Rows) -> tuple[Any, Any]:
+        """Return the parent's tokenizer and model, or new ones."""
+        from pipeline.models import tokenization
+
+        options: Pretraining.Options = run.options
+        objective = options.chosen
+        if run.parent:
+            run.say(f"tokenizer and sizes from {run.parent}")
+            return tokenization.load(run.parent), objective.load_model(run.parent)
         run.say(f"trains a tokenizer of {options.vocab_size:,} tokens on {len(rows.kept):,} rows")
         texts = (row["text"] for row in rows.kept)
-        vocabulary = tokenizer.train(texts, options.vocab_size, options.max_length, objective.vocabulary)
-        model = objective.build_model(
-            vocabulary, options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
+        tokenizer = tokenization.train(texts, options.vocab_size, options.max_length, objective.tokenizer_type)
+        return tokenizer, objective.build_model(
+            tokenizer, options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
             num_hidden_layers=options.num_hidden_layers, num_attention_heads=options.num_attention_heads,
             max_position_embeddings=options.max_length,
         )  # fmt: skip
-    guards.fits_parent(model, vocabulary, options.max_length)
-    text = objectives.Text(rows.kept, vocabulary, options.max_length, options.language, run.seed, rows.late, rows.left_out)
-    dataset = prepare(run, rows, objective.examples(text))
-    guards.learns(dataset, rows.dropped + rows.late)
-    collator = objective.collator(vocabulary, dataset, run.seed)
-    packs = objective.packs and tokens.keeps_apart(model)
-    dataset = tokens.pack(dataset, options.max_length) if packs else tokens.numbered(dataset)
-    run.say(
-        f"{model.num_parameters():,} parameters, vocabulary {len(vocabulary):,}, {len(dataset):,} rows of up to {options.max_length} tokens"
-    )
-    trainer = ObjectiveTrainer(objective, model, arguments, collator, dataset, processing_class=vocabulary)
-    if options.flops:
-        arguments.max_steps = steps_for(options.flops, objective, trainer)
-        run.say(f"{options.flops:.2g} floating point operations allow {arguments.max_steps:,} steps")
-    decay(arguments, len(dataset))
-    fit(run, trainer, rows)
-    hand_over(run, trainer, vocabulary, {}, objective.save)
 
+
+STAGE = Pretraining
 
 if __name__ == "__main__":
-    sys.exit(run_stage(STAGE, train, str(__doc__)))
+    sys.exit(run_stage(STAGE))

@@ -45,6 +45,7 @@ RESERVED = {
     "packing_strategy": "rows are packed by best fit",
     "padding_free": "rows are packed row by row",
     "model_init_kwargs": "the model comes from --parent",
+    "truncation_mode": "rows longer than max_length are dropped and counted",
     "remove_unused_columns": "the collator needs every column",
 }
 

@@ -21,20 +21,20 @@ _GRACE = 3.0  # seconds that a library's own loop, in which Python runs no handl
 
 
 class _State:
-    asked = 0  # the signal that came while the trainer was at work
+    pending = 0  # the signal that came while the trainer was at work
     training = False
     text = ""
 
 
-def asked() -> int:
+def pending_signal() -> int:
     """Return the signal that came since the trainer began, or 0."""
-    return _State.asked
+    return _State.pending
 
 
 @contextlib.contextmanager
 def at_step_ends() -> Iterator[None]:
     """Let signals wait for the trainer, which looks for them at the end of each optimizer step."""
-    _State.training, _State.asked = True, 0
+    _State.training, _State.pending = True, 0
     try:
         yield
     finally:
@@ -44,7 +44,7 @@ def at_step_ends() -> Iterator[None]:
 @contextlib.contextmanager
 def handled(text: str) -> Iterator[None]:
     """Take SIGTERM and Ctrl-C over for this process; `text` is the line that a stop leaves."""
-    _State.text, _State.asked = text, 0
+    _State.text, _State.pending = text, 0
     before = {signum: signal.signal(signum, _handle) for signum in _SIGNALS}
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -62,8 +62,8 @@ def handled(text: str) -> Iterator[None]:
 
 
 def _handle(signum: int, _: FrameType | None) -> None:
-    if _State.training and not _State.asked:
-        _State.asked = signum
+    if _State.training and not _State.pending:
+        _State.pending = signum
     else:  # nothing to save, or asked for a second time
         raise Stopped(signum, _State.text)
 

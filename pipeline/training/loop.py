@@ -20,7 +20,7 @@ from pipeline.system import process, signals
 from pipeline.data import tokens
 from pipeline.data.recipe import Rows
 from pipeline.system.errors import Stopped
-from pipeline.chain.stage import Run
+from pipeline.chain.run import Run
 from pipeline.training.trainer import StageTrainer
 
 _EPOCH = 1e-6  # of an epoch, less than any step
@@ -67,7 +67,7 @@ class Keeper(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save and stop if one of the processes was asked to; log with every save, so that a resumed log has no gap."""
-        stop = signals.asked()
+        stop = signals.pending_signal()
         if args.world_size > 1:
             everyone = torch.tensor(stop, device=args.device)
             torch.distributed.all_reduce(everyone, torch.distributed.ReduceOp.MAX)
@@ -158,7 +158,7 @@ class Progress(TrainerCallback):
 def prepare(run: Run, rows: Rows, examples: Iterable[dict[str, Any]]) -> Any:
     """Write examples to disk, once for all processes, and count in the record what was kept and dropped.
 
-    Returns the data set, one example a row; `examples` counts in `rows.late` what it leaves out.
+    Returns the data set, one example a row; `examples` counts in `rows.dropped_by_encoding` what it drops.
     """
     import datasets
     from accelerate import PartialState
@@ -166,14 +166,14 @@ def prepare(run: Run, rows: Rows, examples: Iterable[dict[str, Any]]) -> Any:
     path = run.output / ".data" / "train.arrow"
     with PartialState().main_process_first():
         dataset = tokens.write(examples, path) if run.main else datasets.Dataset.from_file(str(path))
-    rows.left_out = +rows.left_out  # without what was counted and is none
-    dropped = rows.dropped + rows.late
-    kept = len(rows.kept) - rows.late.total()
+    rows.truncated = +rows.truncated  # without what was counted and is none
+    dropped = rows.dropped + rows.dropped_by_encoding
+    kept = len(rows.kept) - rows.dropped_by_encoding.total()
     run.record["recipe"] |= {"rows": kept + dropped.total(), "kept": kept, "dropped": dict(dropped)}
-    if rows.left_out:
-        run.record["recipe"]["left_out"] = dict(rows.left_out)
-    said = ", ".join(f"{count:,} as {layout}" for layout, count in rows.layouts.items())
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in (dropped + rows.left_out).items()) or "none"
+    if rows.truncated:
+        run.record["recipe"]["truncated"] = dict(rows.truncated)
+    said = ", ".join(f"{count:,} as {name}" for name, count in rows.formats.items())
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in (dropped + rows.truncated).items()) or "none"
     run.say(f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}; dropped: {lost}")
     return dataset
 
@@ -211,7 +211,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     keeper = Keeper(run, keep)
     trainer.add_callback(keeper)
     trainer.add_callback(progress)
-    trainer.place = rows.place
+    trainer.origin = rows.origin
     if run.main:
         resume.sweep(run.output, run.say)
     process.wait_for_all()

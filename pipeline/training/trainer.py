@@ -43,7 +43,7 @@ class Traced:
 class StageTrainer(Trainer):
     """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
 
-    place: Callable[[int], str] = str  # of a row's number, for people
+    origin: Callable[[int], str] = str  # of a row's number, for people
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -89,7 +89,7 @@ class StageTrainer(Trainer):
         if self.accelerator.num_processes > 1:
             every, guilty = gather_object(every), gather_object(guilty)
         what = "the loss" if guilty else "the gradient"
-        rows = [self.place(number) for number in sorted({number for batch in guilty or every for number in batch})]
+        rows = [self.origin(number) for number in sorted({number for batch in guilty or every for number in batch})]
         more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
         return UserError(
             f"step {self.state.global_step + 1}: {what} is not finite (loss {losses}, norm of the gradient {float(norm)}); "

@@ -1,0 +1,156 @@
+"""Finished nodes: read from their records, in the order of the graph, with what they descend from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.chain import manifest, request, stages
+from pipeline.chain.profile import FOLDER
+from pipeline.chain.stage import PARENT, Stage
+from pipeline.system import config
+from pipeline.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished node: its folder and its record."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the node."""
+        return str(self.record["node"])
+
+    @property
+    def kind(self) -> str:
+        """The kind of its stage."""
+        return str(self.record["stage"])
+
+    @property
+    def title(self) -> str:
+        """The stage's name for people."""
+        return str(self.record["title"])
+
+    @property
+    def family(self) -> str:
+        """The family of its model, or `rows`."""
+        return str(self.record["family"])
+
+    @property
+    def control_of(self) -> str:
+        """The node that it is a control of; empty for any other node."""
+        return str(self.record["control_of"])
+
+    @property
+    def stage(self) -> Stage:
+        """What its stage declares."""
+        return stages.load(self.kind)
+
+    @cached_property
+    def options(self) -> Any:
+        """Our own options that it was made with."""
+        return self.stage.split(self.record["config"])[0]
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything was trained; a model may have been adopted as it is."""
+        return "steps" in self.record
+
+    def parent(self, role: str = PARENT) -> str:
+        """Return folder or hub id of the parent that fills a role; empty where none does."""
+        return next((place(self.folder, entry) for entry in self.record["parents"] if entry["role"] == role), "")
+
+
+def place(folder: Path, entry: Mapping[str, Any]) -> str:
+    """Return where a parent lies that a record names: beside the node, or where the command line said."""
+    return str(folder.parent / Path(entry["path"]).name) if entry["beside"] else str(entry["path"])
+
+
+def read(folder: Path) -> Finished | None:
+    """Return the finished node in a folder, or None; UserError where the folder holds a record that is not ours."""
+    record = manifest.read(folder)
+    return Finished(folder, record) if record else None
+
+
+def finished(runs: Path) -> list[Finished]:
+    """Return the finished nodes of a folder, parents first, each control right after what it controls."""
+    found = {node.folder.name: node for path in sorted(runs.glob(f"*/{manifest.NAME}")) if (node := read(path.parent))}
+    done: dict[str, Finished] = {}
+
+    def visit(name: str) -> None:
+        if name in found and name not in done:
+            node = found[name]
+            for before in [Path(entry["path"]).name for entry in node.record["parents"] if entry["beside"]] + [node.control_of]:
+                if before != name:
+                    visit(before)
+            done.setdefault(name, node)
+            for other, control in found.items():
+                if control.control_of == name and all(Path(entry["path"]).name in done for entry in control.record["parents"] if entry["beside"]):  # fmt: skip
+                    done.setdefault(other, control)
+
+    for name in found:
+        visit(name)
+    return list(done.values())
+
+
+def controls(nodes: Sequence[Finished], name: str) -> list[Finished]:
+    """Return the controls of a node."""
+    return [node for node in nodes if node.control_of == name]
+
+
+def lineage(folder: Path) -> list[Finished]:
+    """Return a finished node and all finished nodes that it descends from, whatever their role, the oldest first."""
+    node = read(folder)
+    if node is None:
+        return []
+    older = [found for entry in node.record["parents"] if "hub" not in entry for found in lineage(Path(place(folder, entry)))]
+    return [*{found.folder.resolve(): found for found in older}.values(), node]
+
+
+def named(runs: Path, name: str) -> Finished:
+    """Return a finished node by its name, to be used as it was made; UserError where there is none."""
+    node = read(runs / name)
+    if node is None:
+        known = ", ".join(other.name for other in finished(runs))
+        raise UserError(f"{runs / name}: not finished; {f'finished are {known}' if known else 'run make first'}")
+    request.unaltered(node.folder, node.record)
+    return node
+
+
+def answering(runs: Path, name: str = "") -> Finished:
+    """Return a finished node whose model can be asked for text, the released one where none is named; UserError if there is none."""
+    node = named(runs, name) if name else released(runs)
+    if node.family != "causal":
+        raise UserError(f"{node.folder}: a model of family {node.family} gives no answers; only causal ones do")
+    return node
+
+
+def released(runs: Path) -> Finished:
+    """Return the node that is meant where none is named: the one whose file says `release: yes`, else the only leaf.
+
+    Raises UserError with the candidates where there are several, or none is finished.
+    """
+    nodes = [node for node in finished(runs) if not node.control_of and node.family != "rows"]
+    if not nodes:
+        raise UserError(f"{runs}: no finished node; run make first")
+    chosen = [node for node in nodes if _says_so(FOLDER / runs.resolve().name / f"{node.name}.yaml")]
+    if not chosen:
+        parents = {Path(entry["path"]).name for node in nodes for entry in node.record["parents"] if entry["beside"]}
+        chosen = [node for node in nodes if node.folder.name not in parents]
+    if len(chosen) != 1:
+        raise UserError(
+            f"{runs}: {' and '.join(node.name for node in chosen)} could be meant; say which, as in STAGE={chosen[0].name}, "
+            "or write `release: yes` in the file of one"
+        )
+    request.unaltered(chosen[0].folder, chosen[0].record)
+    return chosen[0]
+
+
+def _says_so(file: Path) -> bool:
+    return file.is_file() and config.read_profile(file).get("release") is True

@@ -1,0 +1,54 @@
+"""The adapter that a stage trains: LoRA by peft's own names (Hu et al. 2021), or every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.system.config import option
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """What of a causal model is trained; the names are those of peft's LoraConfig."""
+
+    method: Literal["lora", "full"] = option("lora", "lora, or full to train every parameter")
+    r: int = option(16, "rank of the adapter", at_least=1)
+    lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1)
+    lora_dropout: float = option(0.0, "share of the adapter's inputs that are dropped in training", at_least=0.0, at_most=0.9)
+    target_modules: str | list[str] = option("all-linear", "layers that get an adapter, by the end of their names")
+    use_rslora: bool = option(False, "divide by the root of the rank (Kalajdzievski 2023)")
+    use_dora: bool = option(False, "train magnitudes and directions apart (Liu et al. 2024)")
+
+    def adapter(self, model: Any = None, tokens: Sequence[int] = ()) -> Any:
+        """Return peft's configuration, or None where every parameter is trained.
+
+        `tokens`: ids of `model` whose embeddings are trained too, since LoRA alone never teaches a chat token that
+        pretraining did not see. Where the head is not tied to the embeddings, its rows are too.
+        """
+        from peft import LoraConfig, TaskType
+
+        if self.method == "full":
+            return None
+        return LoraConfig(
+            task_type=TaskType.CAUSAL_LM, r=self.r, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules, use_rslora=self.use_rslora, use_dora=self.use_dora,
+            trainable_token_indices=_token_rows(model, tokens) if tokens else None,
+        )  # fmt: skip
+
+
+def _token_rows(model: Any, tokens: Sequence[int]) -> dict[str, list[int]]:
+    """Return layer → ids of the rows that are trained, of the embeddings and of a head that is not tied to them."""
+    layers = [model.get_input_embeddings()]
+    if not model.config.get_text_config().tie_word_embeddings:
+        layers.append(model.get_output_embeddings())
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is layer for layer in layers)]
+    return {name: sorted(tokens) for name in names}
+
+
+def give_head_a_bias(model: Any) -> None:
+    """Let trl's fused head read `bias` from a head whose tokens are trained: peft's wrapper passes on only the weight."""
+    head = model.get_output_embeddings()
+    if hasattr(head, "token_adapter"):
+        head.register_parameter("bias", None)

@@ -1,0 +1,69 @@
+"""The frame of stages that train a chat model: options, opening of the parent, what marks the turns, the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pipeline.system.config import option
+from pipeline.training.adapter import AdapterOptions
+
+if TYPE_CHECKING:
+    from pipeline.chain.run import Run
+
+LONGEST = 1024  # tokens of a row where nobody says how many and the parent has more positions
+
+
+@dataclass(frozen=True)
+class ChatOptions(AdapterOptions):
+    """Options of every stage that trains a chat model."""
+
+    recipe: str = option("world", "data recipe that gives its rows")
+    chat_template: str = option("", "file with a chat template; empty keeps the parent's own")
+    init: Literal["parent", "random"] = option("parent", "parent, or random weights of the same sizes, for a control")
+
+
+class Opened(NamedTuple):
+    """A parent that is ready to be trained."""
+
+    tokenizer: Any
+    model: Any
+
+
+def open_parent(run: Run) -> Opened:
+    """Load tokenizer and model of the parent, with the chosen template and what it needs; UserError where they don't fit.
+
+    With `init: random` the weights are new ones, drawn after the parent's were read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.models import checkpoint, tokenization
+    from pipeline.training import guards
+
+    options: ChatOptions = run.options
+    tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent)
+    guards.fits_parent(model, tokenizer, run.arguments.get("max_length"))
+    added = tokenization.set_template(tokenizer, options.chat_template, run.parent)
+    if options.init == "random":
+        model = AutoModelForCausalLM.from_config(model.config)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+        run.say(f"adds {', '.join(added)} to the vocabulary, which the chat template needs")
+    return Opened(tokenizer, model)
+
+
+def row_length(run: Run, model: Any) -> int:
+    """Return the greatest length of a row in tokens: `max_length`, or what the parent has positions for."""
+    given = run.arguments.get("max_length")
+    if given is not None:
+        return int(given)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+    run.say(f"max_length {min(positions, LONGEST):,}, since the parent has {positions:,} positions")
+    return min(positions, LONGEST)
+
+
+def turn_markers(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """Return the special tokens of an encoded conversation that mark its turns, which pretraining did not see."""
+    known = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return sorted(set(ids) & set(tokenizer.all_special_ids) - known)
