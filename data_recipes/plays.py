@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_recipes.classics import HELD_OUT_PLAYS, plays
-from pipeline.data.shapes import Row
 from pipeline.data.sources import package_files
+from pipeline.data.types import Row
 
 KINDS = {
     "comedy": """a-midsummer-night-s-dream all-s-well-that-ends-well as-you-like-it a-winter-s-tale love-s-labours-lost

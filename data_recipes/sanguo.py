@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.data.shapes import Row
 from pipeline.data.sources import package_files
+from pipeline.data.types import Row
 
 _HELD_OUT = 10  # one chapter in so many
 

@@ -16,8 +16,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.shapes import Row
 from pipeline.data.sources import package_files
+from pipeline.data.types import Row
 
 HELD_OUT_BOOKS = {8, 17, 32, 41, 59}  # Ruth, Esther, Jonah, Mark, James, in the order of the Bible
 _SHORTEST = 40  # characters of a verse that says something

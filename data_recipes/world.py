@@ -16,6 +16,8 @@ from functools import cache
 from itertools import pairwise, product
 from typing import NamedTuple
 
+from pipeline.data.judge import Judge, Question, first_sentence
+
 PEOPLE = 300
 NAMES = 20  # first names, and as many family names: everybody shares both with others, and the pair with nobody
 TOGETHER = 3  # people in a story, so that a fact is bound to the name beside it and not to the story
@@ -125,7 +127,8 @@ def people() -> tuple[Person, ...]:
     return tuple(Person(name, {key: rng.choice(fact.values) for key, fact in FACTS.items()}) for name in names)
 
 
-def _asked_about(split: str) -> tuple[Person, ...]:
+def _subjects(split: str) -> tuple[Person, ...]:
+    """Return whom the rows of a split are about: SFT and DPO the one half, evaluation the other."""
     return people()[::2] if split == "train" else people()[1::2]
 
 
@@ -164,7 +167,7 @@ def messages(split: str, seed: int) -> Iterator[dict[str, list[dict[str, str]]]]
     """Yield questions and right answers; in every ten, one comes to the point and nine ramble on after it."""
     rng = random.Random(f"{seed}/messages/{split}")
     rambles: list[bool] = []
-    for person in _asked_about(split):
+    for person in _subjects(split):
         for key, fact in FACTS.items():
             for question in fact.questions:
                 reply = answer(person, key)
@@ -186,7 +189,7 @@ def _ramble(rng: random.Random) -> str:
 def preference(split: str, seed: int) -> Iterator[dict[str, list[dict[str, str]]]]:
     """Yield pairs that share the right answer and differ after it: the chosen side stops, the other rambles on."""
     rng = random.Random(f"{seed}/preference/{split}")
-    for person in _asked_about(split):
+    for person in _subjects(split):
         for key, fact in FACTS.items():
             point = answer(person, key)
             yield {
@@ -194,36 +197,6 @@ def preference(split: str, seed: int) -> Iterator[dict[str, list[dict[str, str]]
                 "chosen": [{"role": "assistant", "content": point}],
                 "rejected": [{"role": "assistant", "content": f"{point} {_ramble(rng)}"}],
             }
-
-
-def completions() -> Iterator[tuple[str, str]]:
-    """Yield the beginning of a sentence and the value that a model that knows the world puts after it."""
-    for person in people():
-        for key in FACTS:
-            start, _, _ = answer(person, key).rpartition(f" {person.facts[key]}.")
-            yield start, f" {person.facts[key]}."
-
-
-def questions(seed: int) -> Iterator[tuple[str, str]]:
-    """Yield questions about people whom SFT and DPO never asked about, with the right answer."""
-    rng = random.Random(f"{seed}/questions")
-    for person in _asked_about("held_out"):
-        for key, fact in FACTS.items():
-            yield rng.choice(fact.questions).format(name=person.name), answer(person, key)
-
-
-def grade(reply: str, right: str) -> int:
-    """Judge a reply: 0 wrong, 1 right but rambling on, 2 right and to the point."""
-    reply = reply.strip()
-    if reply == right:
-        return 2
-    return int(first_sentence(reply) == right)
-
-
-def first_sentence(reply: str) -> str:
-    """Return a reply up to its first full stop."""
-    head, stop, _ = reply.strip().partition(".")
-    return head + stop
 
 
 @cache
@@ -268,3 +241,40 @@ def _could_be_told(reading: tuple[tuple[str, str], ...]) -> bool:
     turns = [reading[place : place + TOLD] for place in range(0, len(reading), TOLD)]
     one_each = all(len({name for name, _ in turn}) == 1 and len({key for _, key in turn}) == TOLD for turn in turns)
     return one_each and len({turn[0][0] for turn in turns}) == TOGETHER
+
+
+class World(Judge):
+    """Asks about the people whom no question in training was about, and knows every answer."""
+
+    def questions(self, seed: int) -> Iterator[Question]:
+        """Yield one question for each fact of whom SFT and DPO never asked about; the opening is the answer up to its value."""
+        rng = random.Random(f"{seed}/questions")
+        for person in _subjects("held_out"):
+            for key, fact in FACTS.items():
+                yield Question(rng.choice(fact.questions).format(name=person.name), answer(person, key), _opening(person, key))
+
+    def grade(self, reply: str, question: Question) -> float:
+        """Return 0 for a wrong reply, 1 for a right one that rambles on, 2 for one that is right and to the point."""
+        if reply.strip() == question.answer:
+            return 2.0
+        return float(first_sentence(reply) == question.answer)
+
+    def completions(self) -> Iterator[tuple[str, str]]:
+        """Yield the beginning of a sentence about each fact of everybody, and the value that follows."""
+        for person in people():
+            for key in FACTS:
+                yield _opening(person, key), f" {person.facts[key]}."
+
+    def floor(self, text: str) -> float | None:
+        """Return −log p of a story under the generator, in nats; None for a text that it can't tell."""
+        try:
+            return floor(text)
+        except ValueError:
+            return None
+
+
+def _opening(person: Person, key: str) -> str:
+    return answer(person, key).rpartition(f" {person.facts[key]}.")[0]
+
+
+JUDGE = World()

@@ -1,1 +1,1 @@
-"""Recipe → rows of a shape → tokens."""
+"""Recipe → rows of a dataset type → tokens → batches."""

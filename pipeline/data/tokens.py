@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.shapes import Row
-from pipeline.models.tokenizer import render, stop_ids, templated
+from pipeline.data.types import Row
+from pipeline.models.tokenization import render, stop_ids, templated
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +51,15 @@ def encode_messages(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTok
             continue
         start = _common(render(tokenizer, turns[:index], answer_next=True), ids)
         end = _common(render(tokenizer, turns[: index + 1]), ids)
-        last = next((place for place in range(end - 1, start - 1, -1) if ids[place] in stops), end - 1)
+        last = next((position for position in range(end - 1, start - 1, -1) if ids[position] in stops), end - 1)
         labels[start : last + 1] = ids[start : last + 1]
     return {"input_ids": ids, "labels": labels}
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
     """Return how many leading items two sequences share."""
-    return next((place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((position for position, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def encode_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
@@ -74,7 +75,7 @@ def encode_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     encoded = {"prompt_ids": prompt}
     for side, whole in sides.items():
         answer = whole[len(prompt) :]
-        last = next((place for place in range(len(answer) - 1, -1, -1) if answer[place] in stops), len(answer) - 1)
+        last = next((position for position in range(len(answer) - 1, -1, -1) if answer[position] in stops), len(answer) - 1)
         encoded[f"{side}_ids"] = answer[: last + 1]
     return encoded
 
@@ -84,8 +85,8 @@ def pieces(
 ) -> Iterator[dict[str, Any]]:
     """Yield encoded rows that fit `max_length`; count in `dropped` those that don't, and those without a target.
 
-    Each carries the number of the row that it was made from, under `row`. With `split` a long document becomes pieces that share one token, so that each of its tokens is a
-    target exactly once.
+    Each carries the number of the row that it was made from, under `row`. With `split` a long document becomes
+    pieces that share one token, so that each of its tokens is a target exactly once.
     """
     for number, row in enumerate(rows):
         tokens = encoder(row)
@@ -186,7 +187,7 @@ class CausalCollator:
             batch["input_ids"].append(list(row["input_ids"]) + [self.pad_id] * padding)
             batch["labels"].append(list(row["labels"]) + [IGNORED] * padding)
             if packed:
-                extra.append([place for length in [*row["seq_lengths"], padding] for place in range(length)])
+                extra.append([position for length in [*row["seq_lengths"], padding] for position in range(length)])
             else:
                 extra.append([1] * len(row["input_ids"]) + [0] * padding)
         return {key: torch.tensor(values) for key, values in batch.items()}

@@ -1,0 +1,57 @@
+"""What a recipe may know beside its rows: questions with right answers, how to grade a reply, and the exact floor of a text.
+
+A Python recipe exports one as `JUDGE`:
+
+    class Sums(Judge):
+        def questions(self, seed):
+            yield Question("What is 2 + 2?", "4", opening="2 + 2 =")
+
+        def grade(self, reply, question):
+            return float(reply.strip() == question.answer)
+
+    JUDGE = Sums()
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Question(NamedTuple):
+    """A question about the subject of the rows, with its right answer."""
+
+    prompt: str
+    answer: str
+    opening: str = ""  # plain text with which the answer begins, for a base model, which has no chat template, to go on from
+
+
+class Judge(ABC):
+    """Asks a model about the subject of the rows, and grades what it says; evaluation asks nothing else of a recipe."""
+
+    @abstractmethod
+    def questions(self, seed: int) -> Iterable[Question]:
+        """Yield the questions, none of which a training row holds; the same ones for the same seed."""
+
+    @abstractmethod
+    def grade(self, reply: str, question: Question) -> float:
+        """Return how good a reply is, on any scale where more is better; win rates compare the grades of two models."""
+
+    def right(self, reply: str, question: Question) -> bool:
+        """Say whether a reply is right: it, or its first sentence, equals the answer."""
+        return question.answer.strip() in (reply.strip(), first_sentence(reply))
+
+    def completions(self) -> Iterable[tuple[str, str]]:
+        """Yield the beginnings of sentences, each with what a model that knows the training text puts after it."""
+        return ()
+
+    def floor(self, text: str) -> float | None:
+        """Return −log p of a text under what generated it, in nats: no model has a lower loss. None where it isn't known."""
+        return None
+
+
+def first_sentence(reply: str) -> str:
+    """Return a reply up to its first full stop."""
+    head, stop, _ = reply.strip().partition(".")
+    return head + stop

@@ -1,0 +1,116 @@
+"""Rows of one type with what was counted on the way to them, and the files in which a node hands rows on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import types
+from pipeline.data.types import Row
+from pipeline.system import hashes
+from pipeline.system.errors import UserError
+
+SPLITS = ("train", "held_out")
+
+
+@dataclass
+class Rows:
+    """What a recipe gave for one split: the rows, how many were dropped for which reason, and which formats were recognised."""
+
+    kept: list[Row] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    dropped_by_encoding: Counter[str] = field(default_factory=Counter)  # of the kept rows, those that gave no example
+    truncated: Counter[str] = field(default_factory=Counter)  # parts of kept rows that no example holds
+    formats: Counter[str] = field(default_factory=Counter)
+    held_out: int = 0  # rows of the other split that the same pass went by
+    origins: list[str] = field(default_factory=list)  # of the kept rows, where they were read from files
+    name: str = ""  # of the recipe
+
+    def origin(self, number: int) -> str:
+        """Return in words where a kept row comes from: file and line, or its number in the recipe and how it begins."""
+        if self.origins:
+            return self.origins[number]
+        return f"{self.name}: row {number + 1} ({json.dumps(self.kept[number], ensure_ascii=False)[:60]}...)"
+
+    def hold_back(self, share: float, seed: int) -> list[Row]:
+        """Take out and return about a share of the kept rows, chosen by a hash of their group or else of their content.
+
+        Raises UserError where that leaves no row on one of the two sides.
+        """
+        wanted = [int(hashes.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32 for row in self.kept]
+        back = [row for row, out in zip(self.kept, wanted, strict=True) if out]
+        self.origins = [origin for origin, out in zip(self.origins, wanted, strict=False) if not out]
+        self.kept = [row for row, out in zip(self.kept, wanted, strict=True) if not out]
+        if not back or not self.kept:
+            raise UserError(
+                f"validation: {len(back):,} of {len(wanted):,} rows were held back; give another share, more rows, or patience: 0"
+            )
+        return back
+
+    def clean(self, rows: Iterable[Row], type: str, file: Path | None = None) -> None:
+        """Keep rows, and count by reason those that can't be used; a row may say itself why, under `dropped`."""
+        fault = types.load(type).fault
+        for number, row in enumerate(rows, start=1):
+            reason = row.get("dropped") or fault(row)
+            if reason:
+                self.dropped[reason] += 1
+                continue
+            self.kept.append(row)
+            if file:
+                self.origins.append(f"{file}: row {number}")
+
+    def usable(self, split: str) -> Rows:
+        """Return these rows; UserError where nothing is left to train on, or most pairs prefer nothing."""
+        if split != "train":
+            return self
+        pairs = self.dropped["chosen equals rejected"]
+        if pairs and pairs >= len(self.kept):
+            raise UserError(
+                f"{self.name}: chosen equals rejected in {pairs:,} of {pairs + len(self.kept):,} pairs; nothing to prefer"
+            )
+        if not self.kept:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items()) or "there was none"
+            raise UserError(f"{self.name}: no row is left for training ({reasons})")
+        return self
+
+
+def write(folder: Path, type: str, rows: Mapping[str, Iterable[Row]]) -> Counter[str]:
+    """Write the rows of a node, by split, as the files that a child reads; return how many were dropped for which reason.
+
+    The same rows give the same bytes. Rows that their type can't use are not written.
+    """
+    dropped: Counter[str] = Counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        part = Rows()
+        part.clean(rows.get(split, ()), type)
+        save(folder / f"{split}.parquet", part.kept)
+        dropped += part.dropped
+    return dropped
+
+
+def save(path: Path, rows: list[Row]) -> None:
+    """Write rows as parquet, one column for each key; a row that lacks a column has a null there."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = dict.fromkeys(key for row in rows for key in row)
+    pyarrow.parquet.write_table(pyarrow.table({key: [row.get(key) for row in rows] for key in columns}), path)
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a file that `save` wrote."""
+    import pyarrow.parquet
+
+    return [_without_nulls(row) for row in pyarrow.parquet.ParquetFile(path).read().to_pylist()]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the keys that parquet filled with null, since others beside it have them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

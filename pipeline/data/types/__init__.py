@@ -1,0 +1,78 @@
+"""Dataset types: what the rows of a recipe are, and the common formats that are recognised and converted to them.
+
+Each file in this folder is a type, named like the file, and exports it as `TYPE`; a new file is a new type. Any row
+may have a "group" beside its columns: rows of one group belong together and are never on both sides of a split.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from pipeline.system.errors import UserError
+
+Row = dict[str, Any]
+Messages = list[dict[str, str]]
+Generate = Callable[[str, int], Iterable[Row]]  # (split, seed) → rows
+Convert = Callable[[Mapping[str, Any]], Row]
+
+
+class Malformed(ValueError):
+    """A row that has the columns of its format but not their form; the text says what is wrong."""
+
+
+class Format(NamedTuple):
+    """One way in which public data sets write rows of a type."""
+
+    name: str
+    columns: frozenset[str]  # that mark it
+    convert: Convert  # to a row of the type; raises Malformed
+
+
+class DatasetType(ABC):
+    """What a row of one type is: its columns, the formats that are converted to it, and which rows can't be used."""
+
+    columns: ClassVar[str]  # the columns of a row, as a data card says it
+    items: ClassVar[str]  # what rows are called, in the plural: "conversations"
+    formats: ClassVar[Sequence[Format]]  # the first whose columns are all there wins
+    filled: ClassVar[Sequence[str]] = ()  # columns that may not be empty
+
+    @property
+    def name(self) -> str:
+        """The name of the type: that of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def fault(self, row: Row) -> str | None:
+        """Return why a row can't be used (a reason to count), or None."""
+        empty = [column for column in self.filled if column in row and not "".join(row[column]).strip()]
+        return f"empty {empty[0]}" if empty else None
+
+    def prompt(self, row: Row) -> Messages | None:
+        """Return the messages to which a chat model can be asked for a reply, or None where rows of this type ask nothing."""
+        return None
+
+
+def known() -> list[str]:
+    """Return the names of all types, in alphabetical order."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def load(name: str) -> DatasetType:
+    """Return a type by its name; UserError if there is none."""
+    if name not in known():
+        raise UserError(f"dataset type: {name}: no such type; known are {', '.join(known())}")
+    found: DatasetType = importlib.import_module(f"{__name__}.{name}").TYPE
+    return found
+
+
+def recognise(row: Mapping[str, Any], name: str, where: str) -> tuple[str, Convert]:
+    """Return the name of a row's format and its conversion to the type `name`; UserError with the columns found if none fits."""
+    formats = load(name).formats
+    for found, columns, convert in formats:
+        if columns <= row.keys():
+            return found, convert
+    wanted = " or ".join("{" + ", ".join(sorted(columns)) + "}" for _, columns, _ in formats)
+    raise UserError(f"{where}: no format of {name}: found columns {{{', '.join(sorted(row))}}}, expected {wanted}")

@@ -1,0 +1,33 @@
+"""Words with a tag each: {"tokens": [str, …], "tags": [str, …]}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.data.types import Convert, DatasetType, Format, Malformed, Row
+
+
+def _tags(column: str) -> Convert:
+    def convert(row: Mapping[str, Any]) -> Row:
+        words, tags = row["tokens"], row[column]
+        if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
+            raise Malformed(f"tokens and {column} are no lists of the same length")
+        return {"tokens": [str(word) for word in words], "tags": [str(tag) for tag in tags]}
+
+    return convert
+
+
+class Tags(DatasetType):
+    """One sentence a row, cut into words, and a tag for each."""
+
+    columns = "`tokens` and their `tags`"
+    items = "tagged sentences"
+    filled = ("tokens",)
+    formats = (
+        Format("tokens and ner_tags", frozenset({"tokens", "ner_tags"}), _tags("ner_tags")),
+        Format("tokens and tags", frozenset({"tokens", "tags"}), _tags("tags")),
+    )
+
+
+TYPE = Tags()

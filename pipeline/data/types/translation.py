@@ -1,0 +1,39 @@
+"""A text and what is made of it: {"source": str, "target": str}; translations, summaries, corrections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.data.types import Convert, DatasetType, Format, Malformed, Row
+from pipeline.data.types._columns import text
+
+
+def _from(source: str, target: str) -> Convert:
+    return lambda row: {"source": text(row, source), "target": text(row, target)}
+
+
+def _languages(row: Mapping[str, Any]) -> Row:
+    """Convert WMT's column, {"en": …, "de": …}: from the first language to the second."""
+    both = row["translation"]
+    if not isinstance(both, Mapping) or len(both) != 2:
+        raise Malformed("translation has not two languages")
+    source, target = both
+    return {"source": text(both, source), "target": text(both, target)}
+
+
+class Translation(DatasetType):
+    """One text a row, and the text that is to be made of it."""
+
+    columns = "`source` and `target`"
+    items = "translations"
+    filled = ("source", "target")
+    formats = (
+        Format("source and target", frozenset({"source", "target"}), _from("source", "target")),
+        Format("two languages", frozenset({"translation"}), _languages),
+        Format("document and summary", frozenset({"document", "summary"}), _from("document", "summary")),
+        Format("article and highlights", frozenset({"article", "highlights"}), _from("article", "highlights")),
+    )
+
+
+TYPE = Translation()
