@@ -1,4 +1,4 @@
-"""Load a parent, add and merge an adapter, save a whole model."""
+"""Load a causal parent, merge an adapter, save a complete checkpoint."""
 
 from __future__ import annotations
 
@@ -27,37 +27,6 @@ def load(parent: str) -> Any:
         raise UserError(f"--parent {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None
     model.config.use_cache = False  # a cache object makes packed documents see each other
     return model
-
-
-def lora(rank: int, alpha: int, model: PreTrainedModel | None = None, tokens: Sequence[int] = ()) -> Any:
-    """Return a LoRA configuration (Hu et al. 2021) for every linear layer but the head.
-
-    `tokens`: ids of `model` whose embeddings are trained too, since LoRA alone never teaches a chat
-    token that pretraining did not see. Where the head is not tied to the embeddings, its rows are too.
-    """
-    from peft import LoraConfig, TaskType
-
-    indices = {}
-    if tokens and model is not None:
-        layers = [model.get_input_embeddings()]
-        if not model.config.get_text_config().tie_word_embeddings:
-            layers.append(model.get_output_embeddings())
-        names = [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is layer for layer in layers)]
-        indices = {name: sorted(tokens) for name in names}
-    return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=rank,
-        lora_alpha=alpha,
-        target_modules="all-linear",
-        trainable_token_indices=indices or None,
-    )
-
-
-def give_head_a_bias(model: Any) -> None:
-    """Let trl's fused head read `bias` from a head whose tokens are trained: peft's wrapper passes on only the weight."""
-    head = model.get_output_embeddings()
-    if hasattr(head, "token_adapter"):
-        head.register_parameter("bias", None)
 
 
 def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, float]:

@@ -1,7 +1,8 @@
-"""Supervised tasks, one file each; the name of the file is the task's name.
+"""Supervised tasks, one file each; the file's name is the task's name.
 
-A task says what a row becomes (`examples`), what the model is asked (`losses`), what it answers (`predict`),
-how good the answers are (`figures`) and what one answers who did not look (`guess`). Its fields are its options.
+A task defines what a row becomes (`examples`), what the model is trained on (`losses`), what it predicts (`predict`),
+how good predictions are (`figures`, described by `metrics`) and a trivial baseline (`baseline`). Its fields are its
+options.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.evaluation.metrics import Metric
 from pipeline.system import config
 from pipeline.system.errors import UserError
 
@@ -23,37 +25,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pipeline.data.recipe import Rows
-    from pipeline.data.shapes import Row
+    from pipeline.data.types import Row
     from pipeline.evaluation.intervals import Figure
 
 Example = dict[str, Any]
-Prediction = dict[str, Any]  # what a model says of one row, with its probability
-_WHOLE = ("AutoModel", "AutoModelForSeq2SeqLM")  # classes that put no new head on a parent
-ENCODERS = ("masked", "discriminator", "embedder", "causal", "seq2seq")  # families whose states a new head can read
+Prediction = dict[str, Any]  # what a model predicts for one row, with its probability
+_WHOLE = ("AutoModel", "AutoModelForSeq2SeqLM")  # classes that add no head to a parent
+ENCODERS = ("masked", "discriminator", "embedder", "causal", "seq2seq")  # families whose hidden states a new head can read
+
+# Metrics that several tasks give.
+ACCURACY = Metric("accuracy", "share of the labels that are right, one for each text or each word", "share", "more")
+EXACT_MATCH = Metric(
+    "exact_match",
+    "share of the answers that are exactly right; answers to questions are compared without case, punctuation and articles",
+    "share",
+    "more",
+)
 
 
 class Task(ABC):
-    """What a file in this folder defines: a frozen dataclass, under the name `TASK`."""
+    """What a file in this folder defines as a frozen dataclass, under the name `TASK`."""
 
-    shape: ClassVar[str]  # of the recipe's rows
+    reads: ClassVar[str]  # the dataset type of its rows
     family: ClassVar[str]  # of the model that it hands on
     accepts: ClassVar[tuple[str, ...]]  # families of a parent
-    auto: ClassVar[str]  # class of transformers that builds and loads the model
-    outputs: ClassVar[int] = 0  # of its head, where no labels say how many
-    needs: ClassVar[Mapping[str, str]] = {}  # module → distribution, of what judges it and is no dependency of ours
-    primary: ClassVar[str]  # the figure that the verdict and early stopping go by; more is better
-    rival: ClassVar[str]  # what `guess` does, in words
+    auto: ClassVar[str]  # the Auto class of transformers that builds and loads the model
+    outputs: ClassVar[int] = 0  # of its head, where it doesn't follow from the labels
+    needs: ClassVar[Mapping[str, str]] = {}  # module → distribution that its metrics need and our dependencies lack
+    metrics: ClassVar[tuple[Metric, ...]]  # one for each name that `figures` can give
+    primary: ClassVar[str]  # the metric that decides the verdict and early stopping; more is better
+    baseline_name: ClassVar[str]  # what `baseline` predicts, in words
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
 
     def labels(self, rows: Sequence[Row]) -> list[str]:
-        """Return the names that a model of this task chooses from, in their order; none where it chooses from none."""
+        """Return the labels that a model of this task chooses from, in the order of their numbers; empty where it has none."""
         return []
 
     def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False) -> Any:
         """Return the parent as a model of the task, in fp32; its head is new, unless it has one for these labels.
 
-        With `random` all weights are new ones of the same sizes, which is the control. UserError where there
-        is no such model.
+        With `random` all weights are random, in the same sizes: the control. UserError where there is no such model.
         """
         import torch
         import transformers
@@ -82,20 +93,20 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str]) -> Iterator[Example]:
-        """Yield examples with the number of their row under `row`; count in `rows` what is left out."""
+        """Yield examples with the number of their row under `row`; count in `rows` what is dropped and truncated."""
 
     def longest(self, max_length: int) -> int:
-        """Return the tokens of the longest row that the model has to have places for."""
+        """Return how many positions the model needs."""
         return max_length
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> Any:
-        """Return what makes a batch of examples."""
+        """Return the function that makes a batch of examples."""
         from pipeline.tasks._batches import Padding
 
         return Padding(int(tokenizer.pad_token_id))
 
     def arrange(self, dataset: Dataset, seed: int) -> Dataset:
-        """Return the examples as they are drawn in an epoch."""
+        """Return the examples of one epoch, which may repeat some."""
         return dataset
 
     @abstractmethod
@@ -108,18 +119,18 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
-        """Return what a model says of each row; count in `rows` what of them it does not read."""
+        """Return a model's prediction for each row; count in `rows` what it could not read."""
 
     @abstractmethod
-    def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
-        """Return what one says who did not look: the trivial baseline."""
+    def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
+        """Return the predictions of a trivial baseline."""
 
     @abstractmethod
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
-        """Return how good predictions are."""
+        """Return the metrics of predictions."""
 
     def confusion(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, dict[str, int]]:
-        """Return true label → predicted label → count, for tasks that tell labels."""
+        """Return true label → predicted label → count, for tasks with labels."""
         return {}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
@@ -129,10 +140,10 @@ class Task(ABC):
 
 
 def _with_body(model: Any, body: Any) -> Any:
-    """Return the model with the weights of another one's body; ValueError if a part of its own would stay random.
+    """Return the model with the weights of another one's body; ValueError if a part of its body would stay random.
 
-    The library looks for a body by its name, which is another one in some classes (Llama's for questions): it would
-    leave it random and only log it.
+    The library finds a body by its name, which differs in some classes (Llama's for questions); it would leave such a
+    body random and only log it.
     """
     heads = {name for name, module in model.named_children() if module is not model.base_model}
     heads -= {name for name, _ in body.named_children()}
@@ -149,12 +160,12 @@ def known() -> list[str]:
 
 
 def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """Return a task by name with its options; UserError naming those that there are."""
+    """Return a task by name with its options; UserError naming those that exist."""
     if name not in known():
         raise UserError(f"task: {name or '(none)'}: no such task; known are {', '.join(known())}")
     kind: type[Task] = importlib.import_module(f"{__name__}.{name}").TASK
     if missing := [package for module, package in kind.needs.items() if importlib.util.find_spec(module) is None]:
-        raise UserError(f"task: {name} needs {' and '.join(missing)}, which judge it; `make setup-data` installs them")
+        raise UserError(f"task: {name} needs {' and '.join(missing)}, which its metrics use; `make setup-data` installs them")
     given = dict(options or {})
     if faults := config.check(given, dict.fromkeys(given, "task_options"), kind, None):
         raise UserError(*faults)

@@ -1,4 +1,4 @@
-"""Examples → batches, for training and for asking a finished model."""
+"""Examples → batches, for training and for predictions of a finished model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.objectives._batches import pad
+from pipeline.data.batches import pad
 from pipeline.tasks import Example
 
 if TYPE_CHECKING:
     import torch
 
-_TOKENS = 8192  # of a batch that a finished model is asked
+_TOKENS = 8192  # of a batch that a finished model predicts
 
 
 @dataclass
@@ -31,32 +31,32 @@ class Padding:
 def batches(
     model: Any, encoded: Sequence[Example], pad_id: int, answer: int = 0
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """Yield the places of examples of like length, and them as a batch where the model is, without gradients.
+    """Yield the numbers of examples of similar length, and these as a batch on the model's device, without gradients.
 
-    `answer`: tokens that the model will write to each.
+    `answer`: tokens that the model may generate for each.
     """
     import torch
 
-    order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]["input_ids"]))
+    order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]["input_ids"]))
     model.eval()
     while order:
         size = max(1, _TOKENS // max(len(encoded[order[0]]["input_ids"]), answer))
-        places, order = order[:size], order[size:]
-        batch = pad([encoded[place] for place in places], pad_id)
+        numbers, order = order[:size], order[size:]
+        batch = pad([encoded[number] for number in numbers], pad_id)
         with torch.no_grad():
-            yield places, {key: value.to(model.device) for key, value in batch.items()}
+            yield numbers, {key: value.to(model.device) for key, value in batch.items()}
 
 
-def encode(tokenizer: Any, text: str, pair: str | None, max_length: int, cut: Counter[str]) -> Example:
-    """Return the columns of a text or of two, cut at the end of the longer one, which is counted.
+def encode(tokenizer: Any, text: str, pair: str | None, max_length: int, truncated: Counter[str]) -> Example:
+    """Return the columns of one text or two; too long, they lose the end of the longer one, which is counted.
 
-    What looks like a special token in a text is text.
+    What looks like a special token in a text stays text.
     """
     how = {"return_attention_mask": False, "split_special_tokens": True}
     whole = dict(tokenizer(text, pair, **how))
     if len(whole["input_ids"]) <= max_length:
         return whole
-    cut[f"ends of texts of more than {max_length} tokens"] += 1
+    truncated[f"ends of texts of more than {max_length} tokens"] += 1
     return dict(tokenizer(text, pair, truncation=True, max_length=max_length, **how))
 
 

@@ -1,7 +1,7 @@
 """Classification of a text, or of two texts that are read together (Devlin et al. 2019, section 4.1).
 
-The loss is -Σ w(label) log p(label | text). With `balance: weights` w is the inverse of the label's share,
-scaled so that its mean over the rows is 1; with `sampling` the rows of rare labels come up more often.
+The loss is -Σ w(label) log p(label | text). With `balance: weights`, w is the inverse of the label's share, scaled so
+that its mean over the rows is 1; with `sampling`, rows of rare labels are repeated.
 """
 
 from __future__ import annotations
@@ -13,30 +13,35 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.system.config import option
 from pipeline.data.recipe import Rows
-from pipeline.data.shapes import Row
-from pipeline.system.errors import UserError
+from pipeline.data.types import Row
 from pipeline.evaluation.intervals import Figure, macro_f1, share
-from pipeline.tasks import ENCODERS, Example, Prediction, Task
+from pipeline.evaluation.metrics import Metric
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+from pipeline.tasks import ACCURACY, ENCODERS, Example, Prediction, Task
 from pipeline.tasks._batches import Padding, batches, encode
 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Tell the label of a text or of a pair of texts."""
+    """Predict the label of a text or of a pair of texts."""
 
-    shape = "labels"
+    reads = "labels"
     family = "classifier"
     accepts: ClassVar[tuple[str, ...]] = (*ENCODERS, "classifier")
     auto = "AutoModelForSequenceClassification"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("macro_f1", "F1 averaged over the labels, so that rare labels count as much as frequent ones", "share", "more"),
+        ACCURACY,
+    )
     primary = "macro_f1"
-    rival = "most frequent label"
+    baseline_name = "most frequent label"
 
-    balance: Literal["none", "weights", "sampling"] = option("none", "what is done for rare labels: none, weights or sampling")
+    balance: Literal["none", "weights", "sampling"] = option("none", "how rare labels are balanced: none, weights or sampling")
 
     def labels(self, rows: Sequence[Row]) -> list[str]:
-        """Return the labels in the order of the alphabet; UserError where there is nothing to tell apart."""
+        """Return the labels in alphabetical order; UserError where there is only one."""
         found = sorted({row["label"] for row in rows})
         if len(found) < 2:
             raise UserError(f"every row has the label {found[0]!r}; there is nothing to tell apart")
@@ -45,10 +50,10 @@ class Classification(Task):
         return found
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
-        """Yield texts with the number of their label; a long one loses its end."""
+        """Yield texts with the number of their label; long texts lose their end."""
         numbers = {name: number for number, name in enumerate(labels)}
         for number, row in enumerate(rows.kept):
-            encoded = encode(tokenizer, row["text"], row.get("text_pair"), max_length, rows.left_out)
+            encoded = encode(tokenizer, row["text"], row.get("text_pair"), max_length, rows.truncated)
             yield encoded | {"label": numbers[row["label"]], "row": number}
 
     def collator(self, tokenizer: Any, dataset: Any) -> Any:
@@ -60,14 +65,14 @@ class Classification(Task):
         return Weighted(int(tokenizer.pad_token_id), weights)
 
     def arrange(self, dataset: Any, seed: int) -> Any:
-        """Repeat the rows of rare labels until each label has as many; nothing is left out."""
+        """With `sampling`, repeat rows of rare labels until all labels have the same number; no row is left out."""
         if self.balance != "sampling":
             return dataset
         labels = np.array(dataset["label"])
         most = np.bincount(labels).max()
-        chance = np.random.default_rng(seed)
-        places = [np.resize(chance.permutation(np.flatnonzero(labels == label)), most) for label in np.unique(labels)]
-        return dataset.select(np.sort(np.concatenate(places)))
+        rng = np.random.default_rng(seed)
+        chosen = [np.resize(rng.permutation(np.flatnonzero(labels == label)), most) for label in np.unique(labels)]
+        return dataset.select(np.sort(np.concatenate(chosen)))
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of texts."""
@@ -82,39 +87,39 @@ class Classification(Task):
         return {"loss": (nats * batch["weight"]).sum()}
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
-        """Return the likeliest label of each row, with the probability of every label."""
-        encoded = [encode(tokenizer, row["text"], row.get("text_pair"), max_length, rows.left_out) for row in rows.kept]
+        """Return the most likely label of each row, with the probability of every label."""
+        encoded = [encode(tokenizer, row["text"], row.get("text_pair"), max_length, rows.truncated) for row in rows.kept]
         names = model.config.id2label
         found: list[Prediction] = [{}] * len(rows.kept)
-        for places, batch in batches(model, encoded, int(tokenizer.pad_token_id)):
-            for place, chances in zip(places, model(**batch).logits.float().softmax(-1).tolist(), strict=True):
-                said = {names[number]: round(chance, 6) for number, chance in enumerate(chances)}
-                found[place] = {"label": max(said, key=lambda name: said[name]), "probabilities": said}
+        for numbers, batch in batches(model, encoded, int(tokenizer.pad_token_id)):
+            for number, row in zip(numbers, model(**batch).logits.float().softmax(-1).tolist(), strict=True):
+                likely = {names[label]: round(probability, 6) for label, probability in enumerate(row)}
+                found[number] = {"label": max(likely, key=lambda name: likely[name]), "probabilities": likely}
         return found
 
-    def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
-        """Return the most frequent label of the training rows, with the share of each."""
+    def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
+        """Return the most frequent label of the training rows, with the share of every label."""
         counts = Counter(row["label"] for row in training)
         shares = {label: round(count / len(training), 6) for label, count in sorted(counts.items())}
         return [{"label": max(shares, key=lambda name: shares[name]), "probabilities": shares}] * len(rows)
 
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
-        """Return the share that is right, and F1 averaged over the labels that stand in the rows."""
-        names = sorted({row["label"] for row in rows} | {said["label"] for said in predictions})
-        place = {name: number for number, name in enumerate(names)}
-        cells = np.zeros((len(rows), 3, len(names)))  # of each label: right, true, said
-        for number, (row, said) in enumerate(zip(rows, predictions, strict=True)):
-            cells[number, 0, place[row["label"]]] = row["label"] == said["label"]
-            cells[number, 1, place[row["label"]]] = cells[number, 2, place[said["label"]]] = 1
-        right = [float(row["label"] == said["label"]) for row, said in zip(rows, predictions, strict=True)]
+        """Return F1 averaged over the labels that occur in the rows, and accuracy."""
+        names = sorted({row["label"] for row in rows} | {predicted["label"] for predicted in predictions})
+        column = {name: number for number, name in enumerate(names)}
+        cells = np.zeros((len(rows), 3, len(names)))  # of each label: right, true, predicted
+        for number, (row, predicted) in enumerate(zip(rows, predictions, strict=True)):
+            cells[number, 0, column[row["label"]]] = row["label"] == predicted["label"]
+            cells[number, 1, column[row["label"]]] = cells[number, 2, column[predicted["label"]]] = 1
+        right = [float(row["label"] == predicted["label"]) for row, predicted in zip(rows, predictions, strict=True)]
         return {"macro_f1": Figure(cells.reshape(len(rows), -1), macro_f1), "accuracy": share(right)}
 
     def confusion(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, dict[str, int]]:
         """Return true label → predicted label → count."""
-        names = sorted({row["label"] for row in rows} | {said["label"] for said in predictions})
+        names = sorted({row["label"] for row in rows} | {predicted["label"] for predicted in predictions})
         table = {name: dict.fromkeys(names, 0) for name in names}
-        for row, said in zip(rows, predictions, strict=True):
-            table[row["label"]][said["label"]] += 1
+        for row, predicted in zip(rows, predictions, strict=True):
+            table[row["label"]][predicted["label"]] += 1
         return table
 
 

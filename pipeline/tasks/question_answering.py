@@ -1,8 +1,8 @@
 """Extractive question answering (SQuAD 2.0, Rajpurkar et al. 2018; the head of Devlin et al. 2019, section 4.3).
 
-The answer is a span of the context; the loss is -½ Σ (log p(start) + log p(end)). A context that is longer than
-the model reads goes through in windows that overlap by `stride` tokens. Where a window does not hold the answer,
-start and end are its first token, which also says that there is none.
+The answer is a span of the context; the loss is -½ Σ (log p(start) + log p(end)). A context too long for the model is
+read in windows that overlap by `stride` tokens. Where a window does not contain the answer, start and end are its
+first token, which also stands for no answer.
 """
 
 from __future__ import annotations
@@ -16,41 +16,47 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.system.config import option
 from pipeline.data.recipe import Rows
-from pipeline.data.shapes import Row
+from pipeline.data.types import Row
 from pipeline.evaluation.intervals import Figure, share
-from pipeline.tasks import ENCODERS, Example, Prediction, Task
+from pipeline.evaluation.metrics import Metric
+from pipeline.system.config import option
+from pipeline.tasks import ENCODERS, EXACT_MATCH, Example, Prediction, Task
 from pipeline.tasks._batches import batches, units
 
 _COLUMNS = ("start", "end")
-_NONE = (0, 0)  # places of no answer
+_NONE = (0, 0)  # start and end of no answer
 
 
 @dataclass(frozen=True)
 class QuestionAnswering(Task):
-    """Find the answer to a question in a text, or say that it is not there."""
+    """Find the answer to a question in a text, or tell that the text has none."""
 
-    shape = "answers"
+    reads = "answers"
     family = "reader"
     accepts: ClassVar[tuple[str, ...]] = (*ENCODERS, "reader")
     auto = "AutoModelForQuestionAnswering"
     outputs = 2
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("f1", "overlap of the words of the predicted and the right answer, as F1", "share", "more"),
+        EXACT_MATCH,
+        Metric("refused", "share of the questions without an answer that the model left unanswered", "share", "more"),
+    )
     primary = "f1"
-    rival = "most frequent answer"
+    baseline_name = "most frequent answer"
 
-    stride: int = option(64, "tokens that the windows of a long context share", at_least=0)
+    stride: int = option(64, "tokens by which the windows of a long context overlap", at_least=0)
     longest_answer: int = option(30, "tokens of an answer, at most", at_least=1)
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
-        """Yield windows with the places of the first answer's first and last token; a row may give several."""
+        """Yield windows with the positions of the first answer's first and last token; a row may give several windows."""
         for number, row in enumerate(rows.kept):
             windows = list(self._windows(tokenizer, row, max_length))
-            spans = [window.holds(row["answers"][0]) if row["answers"] else _NONE for window in windows]
+            spans = [window.locate(row["answers"][0]) if row["answers"] else _NONE for window in windows]
             if not windows:
-                rows.late[self._no_room(max_length)] += 1
+                rows.dropped_by_encoding[self._no_room(max_length)] += 1
             elif row["answers"] and set(spans) == {_NONE}:
-                rows.late["answer that no window holds"] += 1
+                rows.dropped_by_encoding["answer that no window holds"] += 1
             else:
                 for window, (start, end) in zip(windows, spans, strict=True):
                     yield window.columns | {"start": start, "end": end, "row": number}
@@ -59,7 +65,7 @@ class QuestionAnswering(Task):
         return f"question that leaves no more than {self.stride} of {max_length} tokens for the context"
 
     def _windows(self, tokenizer: Any, row: Row, max_length: int) -> Iterator[_Window]:
-        """Yield what the model reads; nothing where the question is so long that windows would not get on."""
+        """Yield what the model reads; nothing where the question is so long that windows would not advance."""
         question = tokenizer(row["question"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if max_length - len(question) - tokenizer.num_special_tokens_to_add(pair=True) <= self.stride:
             return
@@ -71,7 +77,7 @@ class QuestionAnswering(Task):
             sides = made.sequence_ids(number)
             columns = {key: made[key][number] for key in made if key in ("input_ids", "token_type_ids")}
             yield _Window(
-                columns, {place: both for place, both in enumerate(offsets) if sides[place] == 1 and both[1] > both[0]}
+                columns, {index: both for index, both in enumerate(offsets) if sides[index] == 1 and both[1] > both[0]}
             )
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,26 +88,26 @@ class QuestionAnswering(Task):
         """Return -½ Σ (log p(start) + log p(end))."""
         import torch
 
-        said = _places(model, {key: value for key, value in batch.items() if key not in _COLUMNS})
+        logs = _positions(model, {key: value for key, value in batch.items() if key not in _COLUMNS})
         return {
             "loss": sum(
-                torch.nn.functional.nll_loss(logs, batch[side], reduction="sum") / 2
-                for logs, side in zip(said, _COLUMNS, strict=True)
+                torch.nn.functional.nll_loss(each, batch[side], reduction="sum") / 2
+                for each, side in zip(logs, _COLUMNS, strict=True)
             )
         }
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
-        """Return the span that is likeliest against none in any window, and σ of that margin; empty below one half."""
+        """Return each row's span with the largest log-odds against no answer in any window, and their σ; no answer below one half."""
         windows = [
             (number, window) for number, row in enumerate(rows.kept) for window in self._windows(tokenizer, row, max_length)
         ]
         if unread := len(rows.kept) - len({number for number, _ in windows}):
-            rows.left_out[self._no_room(max_length)] += unread
+            rows.truncated[self._no_room(max_length)] += unread
         best = [(-np.inf, "")] * len(rows.kept)
-        for places, batch in batches(model, [window.columns for _, window in windows], int(tokenizer.pad_token_id)):
-            starts, ends = (logs.cpu().numpy() for logs in _places(model, batch))
-            for place, start, end in zip(places, starts, ends, strict=True):
-                number, window = windows[place]
+        for numbers, batch in batches(model, [window.columns for _, window in windows], int(tokenizer.pad_token_id)):
+            starts, ends = (logs.cpu().numpy() for logs in _positions(model, batch))
+            for index, start, end in zip(numbers, starts, ends, strict=True):
+                number, window = windows[index]
                 best[number] = max(best[number], window.best(start, end, self.longest_answer, rows.kept[number]["context"]))
         return [
             {
@@ -112,69 +118,73 @@ class QuestionAnswering(Task):
             for margin, text in best
         ]
 
-    def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
+    def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return the most frequent answer of the training rows, which may be that there is none."""
         counts = Counter(row["answers"][0]["text"] if row["answers"] else "" for row in training)
         answer, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
         return [{"answer": answer, "probability": round(count / len(training), 6), "span": answer}] * len(rows)
 
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
-        """Return F1 over words and exact match, and the share of questions without an answer that got none."""
+        """Return F1 over words, exact match, and the share of unanswerable questions that got no answer."""
         right = [[answer["text"] for answer in row["answers"]] or [""] for row in rows]
-        said = [prediction["answer"] for prediction in predictions]
-        f1 = [max(_overlap(text, one) for one in answers) for text, answers in zip(said, right, strict=True)]
-        exact = [max(float(_plain(text) == _plain(one)) for one in answers) for text, answers in zip(said, right, strict=True)]
+        predicted = [prediction["answer"] for prediction in predictions]
+        f1 = [max(_overlap(text, one) for one in answers) for text, answers in zip(predicted, right, strict=True)]
+        exact = [
+            max(float(_plain(text) == _plain(one)) for one in answers) for text, answers in zip(predicted, right, strict=True)
+        ]
         found = {"f1": share(f1), "exact_match": share(exact)}
         none = [float(answers == [""]) for answers in right]
         if any(none):
-            found["refused"] = share([float(not text) * without for text, without in zip(said, none, strict=True)], none)
+            found["refused"] = share([float(not text) * without for text, without in zip(predicted, none, strict=True)], none)
         return found
 
 
 @dataclass
 class _Window:
-    """One window: what the model reads, and where in the context each of its tokens stands."""
+    """One window: what the model reads, and the characters of the context that each of its tokens covers."""
 
     columns: Example
     offsets: dict[int, tuple[int, int]]
 
-    def holds(self, answer: Mapping[str, Any]) -> tuple[int, int]:
-        """Return the places of an answer's first and last token, or those of no answer where the window cuts it."""
+    def locate(self, answer: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the positions of an answer's first and last token, or those of no answer where the window cuts it."""
         first, last = answer["start"], answer["start"] + len(answer["text"])
-        held = [place for place, (start, end) in self.offsets.items() if start < last and end > first]
+        held = [index for index, (start, end) in self.offsets.items() if start < last and end > first]
         whole = held and self.offsets[held[0]][0] <= first and self.offsets[held[-1]][1] >= last
         return (held[0], held[-1]) if whole else _NONE
 
     def best(self, start: np.ndarray, end: np.ndarray, longest: int, context: str) -> tuple[float, str]:
-        """Return the likeliest span's log-probability less that of none, and its text."""
-        places = np.array(list(self.offsets))
-        if not len(places):
+        """Return the log-probability of the most likely span minus that of no answer, and its text."""
+        positions = np.array(list(self.offsets))
+        if not len(positions):
             return -np.inf, ""
-        pairs = start[places][:, None] + end[places][None, :]
-        apart = np.arange(len(places))[None, :] - np.arange(len(places))[:, None]
+        pairs = start[positions][:, None] + end[positions][None, :]
+        apart = np.arange(len(positions))[None, :] - np.arange(len(positions))[:, None]
         pairs = np.where((apart >= 0) & (apart < longest), pairs, -np.inf)
         first, last = np.unravel_index(int(pairs.argmax()), pairs.shape)
-        text = context[self.offsets[int(places[first])][0] : self.offsets[int(places[last])][1]]
+        text = context[self.offsets[int(positions[first])][0] : self.offsets[int(positions[last])][1]]
         return float(pairs[first, last] - start[0] - end[0]), text.strip()
 
 
-def _places(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return log p(start) and log p(end) over the places of each row, (batch, length); none on padding."""
-    said = model(**inputs)
+def _positions(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return log p(start) and log p(end) over the positions of each row, (batch, length); padding is left out."""
+    outputs = model(**inputs)
     padding = inputs["attention_mask"] == 0
-    start, end = (logits.float().masked_fill(padding, -1e4).log_softmax(-1) for logits in (said.start_logits, said.end_logits))
+    start, end = (
+        logits.float().masked_fill(padding, -1e4).log_softmax(-1) for logits in (outputs.start_logits, outputs.end_logits)
+    )
     return start, end
 
 
 def _plain(text: str) -> str:
-    """Return a text as SQuAD compares it: lower case, without punctuation and articles, single spaces."""
+    """Return a text as SQuAD compares it: in lower case, without punctuation and articles, with single spaces."""
     kept = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def _overlap(said: str, right: str) -> float:
-    """Return F1 over the words of two answers; no answer agrees only with none."""
-    mine, theirs = units(_plain(said)), units(_plain(right))
+def _overlap(predicted: str, right: str) -> float:
+    """Return F1 over the words of two answers; no answer agrees only with no answer."""
+    mine, theirs = units(_plain(predicted)), units(_plain(right))
     if not mine or not theirs:
         return float(mine == theirs)
     common = sum((Counter(mine) & Counter(theirs)).values())

@@ -1,7 +1,7 @@
-"""Sequence to sequence: translation, summarisation and whatever else turns one text into another (T5, BART).
+"""Sequence to sequence: translation, summarisation and any other task that turns one text into another (T5, BART).
 
-The loss is -Σ log p(target token | source, the target before it). Answers are greedy, by the
-parent's own generation settings where it has some.
+The loss is -Σ log p(target token | source, the target tokens before it). Predictions are greedy and otherwise follow
+the parent's own generation settings where it has some.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.system.config import option
 from pipeline.data.recipe import Rows
-from pipeline.data.shapes import Row
 from pipeline.data.tokens import IGNORED
+from pipeline.data.types import Row
 from pipeline.evaluation.intervals import Figure, share
-from pipeline.models.build import asked, decoder_logits, token_nats
-from pipeline.training.strategies import PROMPT
-from pipeline.tasks import Example, Prediction, Task
+from pipeline.evaluation.metrics import Metric
+from pipeline.models.logits import decoder_logits, num_targets, token_nats
+from pipeline.models.prompt import prompt_ids
+from pipeline.system.config import option
+from pipeline.tasks import EXACT_MATCH, Example, Prediction, Task
 from pipeline.tasks._batches import batches, encode, units
 
 
@@ -28,26 +29,36 @@ from pipeline.tasks._batches import batches, encode, units
 class SequenceToSequence(Task):
     """Turn a source into a target."""
 
-    shape = "translation"
+    reads = "translation"
     family = "seq2seq"
     accepts: ClassVar[tuple[str, ...]] = ("seq2seq",)
     auto = "AutoModelForSeq2SeqLM"
     needs: ClassVar[Mapping[str, str]] = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "chrf", "overlap of character n-grams with the target (chrF), the mean over rows; 1 is perfect", "score", "more"
+        ),
+        Metric(
+            "bleu", "overlap of word n-grams with the targets (BLEU), over all rows together; 1 is perfect", "score", "more"
+        ),
+        Metric("rouge_l", "longest common subsequence with the target (ROUGE-L), as F1; 1 is perfect", "score", "more"),
+        EXACT_MATCH,
+    )
     primary = "chrf"
-    rival = "the beginning of the source"
+    baseline_name = "the beginning of the source"
 
     prefix: str = option("", "text before every source, such as `translate English to German: `")
     longest_target: int = option(128, "tokens of a target, at most", at_least=1)
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
-        """Yield source and target ids; a long source loses its end, a row with a long target is counted."""
-        prompt = {number for token, number in tokenizer.get_added_vocab().items() if PROMPT.fullmatch(token)}
+        """Yield source and target ids; a long source loses its end, a row with a long target is dropped and counted."""
+        prompt = prompt_ids(tokenizer)
         for number, row in enumerate(rows.kept):
-            source = encode(tokenizer, self.prefix + row["source"], None, max_length, rows.left_out)
+            source = encode(tokenizer, self.prefix + row["source"], None, max_length, rows.truncated)
             target = tokenizer(text_target=row["target"], split_special_tokens=True)["input_ids"]
-            target = [token for token in target if token not in prompt]  # it stands before sources alone
+            target = [token for token in target if token not in prompt]  # it belongs before sources only
             if len(target) > self.longest_target:
-                rows.late[f"target of more than {self.longest_target} tokens"] += 1
+                rows.dropped_by_encoding[f"target of more than {self.longest_target} tokens"] += 1
             else:
                 yield {"input_ids": source["input_ids"], "labels": target, "row": number}
 
@@ -57,28 +68,28 @@ class SequenceToSequence(Task):
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of target tokens."""
-        return {"loss": asked(batch["labels"])}
+        return {"loss": num_targets(batch["labels"])}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return -Σ log p(target token)."""
         return {"loss": token_nats(decoder_logits(model, batch), batch["labels"], "sum")}
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
-        """Return the greedy target of each row, and its probability under the model."""
-        sources = [encode(tokenizer, self.prefix + row["source"], None, max_length, rows.left_out) for row in rows.kept]
+        """Return the greedy output for each row, and its probability under the model."""
+        sources = [encode(tokenizer, self.prefix + row["source"], None, max_length, rows.truncated) for row in rows.kept]
         encoded = [{"input_ids": source["input_ids"]} for source in sources]
         found: list[Prediction] = [{}] * len(rows.kept)
         pad = int(tokenizer.pad_token_id)
-        for places, batch in batches(model, encoded, pad, self.longest_target):
+        for numbers, batch in batches(model, encoded, pad, self.longest_target):
             ids = model.generate(**batch, max_new_tokens=self.longest_target, do_sample=False, num_beams=1)
             labels = ids[:, 1:].masked_fill(_after_end(ids[:, 1:], tokenizer.eos_token_id), IGNORED)
             nats = token_nats(model(**batch, decoder_input_ids=ids[:, :-1]).logits, labels).sum(-1).tolist()
-            for place, text, nat in zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), nats, strict=True):
-                found[place] = {"target": text.strip(), "probability": round(math.exp(-nat), 6), "nats": round(nat, 4)}
+            for number, text, nat in zip(numbers, tokenizer.batch_decode(ids, skip_special_tokens=True), nats, strict=True):
+                found[number] = {"target": text.strip(), "probability": round(math.exp(-nat), 6), "nats": round(nat, 4)}
         return found
 
-    def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
-        """Return as many words of the source as targets have on average; of a translation, that is all of it."""
+    def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
+        """Return the first words of the source, as many as a target has on average."""
         words = round(float(np.mean([len(row["target"].split()) for row in training])))
         return [{"target": " ".join(row["source"].split()[:words])} for row in rows]
 
@@ -88,8 +99,8 @@ class SequenceToSequence(Task):
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
 
-        said, right = [prediction["target"] for prediction in predictions], [row["target"] for row in rows]
-        pairs = list(zip(said, right, strict=True))
+        predicted, right = [prediction["target"] for prediction in predictions], [row["target"] for row in rows]
+        pairs = list(zip(predicted, right, strict=True))
         unspaced = _unspaced(right)
         chrf, bleu = CHRF(), BLEU(tokenize="zh" if unspaced else "13a")
         rouge = RougeScorer(["rougeL"], tokenizer=_Characters() if unspaced else None)
@@ -115,21 +126,21 @@ def _bleu(sums: np.ndarray) -> np.ndarray:
 
 
 class _Characters:
-    """How ROUGE cuts a text that has no spaces between words."""
+    """How ROUGE tokenizes a text without spaces between words."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Return words, each Chinese character being one."""
+        """Return the words of a text; each Chinese character is one."""
         return units(text.lower())
 
 
 def _unspaced(texts: Sequence[str]) -> bool:
-    """Say whether texts are written without spaces between words, so that BLEU counts characters."""
+    """Return whether texts are written without spaces between words, so that BLEU counts characters."""
     letters = "".join(texts)
     return sum("一" <= letter <= "鿿" for letter in letters) > 0.3 * max(1, len(letters))
 
 
 def _after_end(ids: Any, end: int) -> Any:
-    """Return which places come after the token that ends a target; (batch, length) bool."""
+    """Return which positions come after the token that ends a target, (batch, length) bool."""
     is_end = (ids == end).long()
     return is_end.cumsum(-1) - is_end > 0
 

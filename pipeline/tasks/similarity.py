@@ -1,6 +1,6 @@
 """Semantic similarity of two texts, by the cosine of their embeddings (Reimers and Gurevych 2019, section 3).
 
-An embedding is the mean over a text's tokens. The loss is Σ (cosine - score)², scores scaled to between 0 and 1.
+An embedding is the mean over a text's tokens. The loss is Σ (cosine - score)², with scores scaled to [0, 1].
 """
 
 from __future__ import annotations
@@ -13,27 +13,36 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.data.recipe import Rows
-from pipeline.data.shapes import Row
+from pipeline.data.types import Row
 from pipeline.evaluation.intervals import Figure, correlation
-from pipeline.models.build import save_embedder
-from pipeline.objectives.contrastive import embeddings
+from pipeline.evaluation.metrics import Metric
+from pipeline.models.embedder import embeddings, save_embedder
 from pipeline.tasks import Example, Prediction, Task
 from pipeline.tasks._batches import Padding, batches, encode
 
 
 @dataclass(frozen=True)
 class Similarity(Task):
-    """Bring the embeddings of texts as near to each other as their meaning is."""
+    """Make the cosine of two embeddings follow the similarity of their texts."""
 
-    shape = "similarity"
+    reads = "similarity"
     family = "embedder"
     accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder", "discriminator")
     auto = "AutoModel"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "spearman",
+            "rank correlation: how well the order of the predicted similarities is the order of the scores; 1 is perfect",
+            "score",
+            "more",
+        ),
+        Metric("pearson", "linear correlation of the predicted similarities with the scores; 1 is perfect", "score", "more"),
+    )
     primary = "spearman"
-    rival = "share of words in common"
+    baseline_name = "share of words in common"
 
     def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False) -> Any:
-        """Return an encoder without a pooler, which would be in no loss: processes would wait for its gradient."""
+        """Return an encoder without a pooler: no loss would depend on it, so processes would wait for its gradient."""
         model = super().load_model(parent, labels, random)
         if getattr(model, "pooler", None) is not None:
             model.pooler = None
@@ -42,11 +51,11 @@ class Similarity(Task):
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield both texts of a pair and its score."""
         for number, row in enumerate(rows.kept):
-            one, two = (encode(tokenizer, row[side], None, max_length, rows.left_out) for side in ("text", "text_pair"))
+            one, two = (encode(tokenizer, row[side], None, max_length, rows.truncated) for side in ("text", "text_pair"))
             yield {"input_ids": one["input_ids"], "other_ids": two["input_ids"], "score": float(row["score"]), "row": number}
 
     def collator(self, tokenizer: Any, dataset: Any) -> Any:
-        """Return a collator that scales scores to between 0 and 1, by the least and the greatest in training."""
+        """Return a collator that scales scores to [0, 1] by the least and the greatest of the training rows."""
         scores = dataset["score"]
         return Scaled(int(tokenizer.pad_token_id), min(scores), max(scores))
 
@@ -63,17 +72,17 @@ class Similarity(Task):
         """Return the cosine of each pair."""
         found = []
         for side in ("text", "text_pair"):
-            encoded = [encode(tokenizer, row[side], None, max_length, rows.left_out) for row in rows.kept]
+            encoded = [encode(tokenizer, row[side], None, max_length, rows.truncated) for row in rows.kept]
             encoded = [{"input_ids": columns["input_ids"]} for columns in encoded]
             vectors: list[Any] = [None] * len(rows.kept)
-            for places, batch in batches(model, encoded, int(tokenizer.pad_token_id)):
-                for place, vector in zip(places, embeddings(model, batch).cpu().numpy(), strict=True):
-                    vectors[place] = vector
+            for numbers, batch in batches(model, encoded, int(tokenizer.pad_token_id)):
+                for number, vector in zip(numbers, embeddings(model, batch).cpu().numpy(), strict=True):
+                    vectors[number] = vector
             found.append(vectors)
         return [{"score": round(float(one @ two), 6)} for one, two in zip(*found, strict=True)]
 
-    def guess(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
-        """Return how many of all words of a pair both texts have (Jaccard)."""
+    def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
+        """Return the share of a pair's words that both texts have (Jaccard)."""
         found = []
         for row in rows:
             one, two = (set(row[side].lower().split()) for side in ("text", "text_pair"))
@@ -82,11 +91,11 @@ class Similarity(Task):
 
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
         """Return Spearman's and Pearson's correlation with the scores."""
-        right, said = np.array([float(row["score"]) for row in rows]), np.array([line["score"] for line in predictions])
-        return {"spearman": correlation(_ranks(right), _ranks(said)), "pearson": correlation(right, said)}
+        right, predicted = np.array([float(row["score"]) for row in rows]), np.array([line["score"] for line in predictions])
+        return {"spearman": correlation(_ranks(right), _ranks(predicted)), "pearson": correlation(right, predicted)}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Write an encoder that transformers loads, and sentence-transformers too."""
+        """Write an encoder that both transformers and sentence-transformers load."""
         super().save(model, tokenizer, folder)
         save_embedder(model, folder)
 
@@ -108,9 +117,9 @@ class Scaled(Padding):
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks, the mean one for equal values; (items,)."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    """Return ranks, (items,); equal values share their mean rank."""
+    _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[position]
 
 
 TASK = Similarity
