@@ -1,4 +1,4 @@
-"""Bootstrap intervals (Efron 1979) of ratios of sums, and of figures made of several sums, alone and paired."""
+"""Bootstrap intervals (Efron 1979) of figures that are made of sums over items, alone and as paired differences."""
 
 from __future__ import annotations
 
@@ -20,43 +20,6 @@ class Estimate:
     n: int
 
 
-def _resampled(parts: Sequence[Sequence[float]], resamples: int, seed: int) -> np.ndarray:
-    """Return sums of each part over resampled items, (resamples, parts); items are drawn together."""
-    table = np.asarray(parts, dtype=np.float64).T  # (items, parts)
-    generator = np.random.default_rng(seed)
-    counts = generator.multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples)
-    return np.asarray(counts @ table)
-
-
-def ratio(scores: Sequence[float], weights: Sequence[float] | None = None, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Return Σ scores / Σ weights with a percentile interval over items; a mean where there are no weights.
-
-    Raises ValueError if there is no item.
-    """
-    if not scores:
-        raise ValueError("no item to estimate from")
-    weights = [1.0] * len(scores) if weights is None else weights
-    sums = _resampled([scores, weights], resamples, seed)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(np.sum(scores) / np.sum(weights)), float(low), float(high), len(scores))
-
-
-def difference(
-    scores: Sequence[float],
-    others: Sequence[float],
-    weights: Sequence[float] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """Return ratio(scores) − ratio(others) over the same items, drawn in pairs.
-
-    Raises ValueError if the items don't pair up.
-    """
-    if len(scores) != len(others):
-        raise ValueError(f"{len(scores)} items don't pair with {len(others)}")
-    return ratio([a - b for a, b in zip(scores, others, strict=True)], weights, resamples, seed)
-
-
 @dataclass(frozen=True)
 class Figure:
     """A figure that is made of sums over items, such as F1 of counts."""
@@ -69,10 +32,13 @@ class Figure:
     ) -> Estimate:
         """Return the figure, or its difference to a rival's over the same items, with a percentile interval.
 
-        With `groups` (one an item) whole groups are drawn. Raises ValueError if there is no item.
+        With `groups` (one an item) whole groups are drawn. Raises ValueError if there is no item, or the rival
+        was not measured on the same ones.
         """
         if not len(self.items):
             raise ValueError("no item to estimate from")
+        if against and len(against.items) != len(self.items):
+            raise ValueError(f"{len(self.items)} items don't pair with {len(against.items)}")
         place = np.arange(len(self.items)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
         size = int(place.max()) + 1
         counts = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)

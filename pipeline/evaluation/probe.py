@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.evaluation.intervals import LEVEL, Estimate
+from pipeline.models.tokenization import load
 from pipeline.system.hardware import device
 
 if TYPE_CHECKING:
@@ -22,25 +23,18 @@ FOLDS, REPEATS = 5, 10  # one way to cut groups into folds moves a difference by
 _BATCH = 32
 
 
-def features(folder: Path, family: str, texts: Sequence[str], random: bool = False, seed: int = 0) -> np.ndarray:
-    """Return the mean over tokens of the states of a stage's encoder, of all layers side by side, the embeddings first.
+def features(folder: Path, texts: Sequence[str], random: bool = False, seed: int = 0) -> np.ndarray:
+    """Return the mean over tokens of the states of a model's encoder, of all layers side by side, the embeddings first.
 
     Which layer knows most differs by objective: the last of a discriminator, say, holds little but its answer (Peters
-    et al. 2018, section 5.1, mix all layers for this reason). (texts, (layers + 1) · hidden) float32; word vectors have
-    one layer. With `random` the weights are new ones of the same sizes, which is the control.
+    et al. 2018, section 5.1, mix all layers for this reason). (texts, (layers + 1) · hidden) float32. With `random` the
+    weights are new ones of the same sizes, which is the control.
     """
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from pipeline import objectives
-    from pipeline.models.tokenizer import load
-
     tokenizer = load(str(folder))
     torch.manual_seed(seed)
-    if family == "vectors":
-        model: Any = objectives.load("skipgram").load_model(str(folder))
-        table = torch.empty_like(model.words.weight).normal_() if random else model.words.weight.detach()
-        return np.stack([_mean_vector(table, tokenizer, text) for text in texts])
     model = AutoModel.from_config(AutoConfig.from_pretrained(folder)) if random else AutoModel.from_pretrained(folder)
     model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(device()).eval()
     found = []
@@ -57,9 +51,22 @@ def features(folder: Path, family: str, texts: Sequence[str], random: bool = Fal
     return np.concatenate(found)
 
 
-def _mean_vector(table: Any, tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    ids = [token for token in tokenizer.encode(text, add_special_tokens=False) if token != tokenizer.unk_token_id]
-    return np.asarray(table[ids].mean(0) if ids else table[:1].mean(0) * 0)
+def mean_vectors(
+    table: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], random: bool = False, seed: int = 0
+) -> np.ndarray:
+    """Return the mean of the known words' vectors of each text: what `features` is of a model that has nothing but vectors.
+
+    `table`: (words, size). (texts, size) float32.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    vectors = torch.empty_like(table).normal_() if random else table.detach()
+    found = []
+    for text in texts:
+        ids = [token for token in tokenizer.encode(text, add_special_tokens=False) if token != tokenizer.unk_token_id]
+        found.append(np.asarray(vectors[ids].mean(0) if ids else vectors[:1].mean(0) * 0))
+    return np.stack(found)
 
 
 @dataclass(frozen=True)

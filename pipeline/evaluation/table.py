@@ -1,53 +1,80 @@
-"""Print what was measured: one table, the paired differences, and a few prompts answered side by side."""
+"""The evaluation in words: a table for each node, the paired differences, and a few prompts answered side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-COLUMNS = {
-    "pretrain": "base",
-    "sft": "SFT",
-    "dpo": "DPO",
-    "control": "control",
-    "unigram": "unigram",
-    "untrained": "untrained",
-    "chance": "chance",
-    "finetune": "fine-tuned",
-    "baseline": "baseline",
-}
-METRICS = (
-    "loss", "bits_per_byte", "floor", "loss_over_floor", "completion", "reply_loss", "reply_bits_per_byte",
-    "cloze", "cloze_loss", "generator_loss", "pair_accuracy", "detection", "view_loss", "retrieval", "chosen_loss", "chosen_bits_per_byte", "likelier", "accuracy", "exact_match", "win_rate",
-)  # fmt: skip
-SHARES = {"completion", "cloze", "exact_match", "win_rate", "likelier", "accuracy", "pair_accuracy", "detection", "retrieval",
-          "macro_f1", "f1", "refused", "entity_f1"}  # fmt: skip
+_GAP = 2  # blanks between columns
+_CUT = 160  # characters of a reply that are printed
 
 
-def figure(metric: str, estimate: Mapping[str, float]) -> str:
-    """Return a figure with its interval: shares in per cent, the rest as they are."""
-    if metric in SHARES:
-        return f"{100 * estimate['value']:.1f}% [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+def figure(metric: Mapping[str, str], estimate: Mapping[str, float]) -> str:
+    """Return a figure with its interval: shares in per cent, all else as it is. `metric` has at least a `unit`."""
+    scale, sign, digits = (100, "%", 1) if metric["unit"] == "share" else (1, "", 3)
+    value, low, high = (f"{scale * estimate[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value}{sign} [{low}, {high}]"
+
+
+def difference(metric: Mapping[str, str], comparison: Mapping[str, Any]) -> str:
+    """Return a paired difference with its interval and what it says: of shares in percentage points."""
+    scale, digits = (100, 1) if metric["unit"] == "share" else (1, 3)
+    unit = {"share": " points", "nats": " nats", "bits": " bits"}.get(metric["unit"], "")
+    value, low, high = (f"{scale * comparison[key]:+.{digits}f}" for key in ("value", "low", "high"))
+    said = f"{value}{unit} [{low}, {high}]"
+    return f"{said}, {verdict(comparison)}" if metric["better"] else said
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """Say whether a difference is clear of zero, and on which side."""
+    if comparison["better"]:
+        return "better, clear of zero"
+    return "worse, clear of zero" if comparison["low"] > 0 or comparison["high"] < 0 else "not clearly different"
+
+
+def heading(label: str, model: Mapping[str, str]) -> str:
+    """Return the heading of a column: the model's name, with what it is to the node in brackets."""
+    return label if model["role"] == "node" else f"{label} ({model['role']})"
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """Return the whole report as text, one line a row."""
-    stages = summary["stages"]
-    names = [name for name in COLUMNS if name in stages]
-    width = 25
-    lines = ["", " " * 22 + "".join(f"{COLUMNS[name]:<{width}}" for name in names).rstrip()]
-    for metric in METRICS:
-        cells = [figure(metric, stages[name][metric]) if metric in stages[name] else "" for name in names]
-        if any(cells):
-            lines.append(f"{metric:<22}" + "".join(f"{cell:<{width}}" for cell in cells).rstrip())
-    lines += ["", "paired differences on the same held-out items, 95% intervals:"]
-    for item in summary["comparisons"]:
-        verdict = "better, clear of zero" if item["better"] else "not clearly better"
-        lines.append(f"  {COLUMNS[item['stage']]} - {COLUMNS[item['against']]:<9}{item['metric']:<16}"
-                     f"{item['value']:+.3f} [{item['low']:+.3f}, {item['high']:+.3f}]  {verdict}")  # fmt: skip
-    lines += [f"left out: {count:,} {reason}" for reason, count in summary.get("left_out", {}).items()]
+    """Return the whole evaluation as text."""
+    lines: list[str] = []
+    for name, block in summary["nodes"].items():
+        lines += ["", *of_node(name, block)]
+    if summary.get("missing"):
+        lines += ["", f"not finished, so not measured: {', '.join(summary['missing'])}"]
     for sample in summary["samples"]:
+        width = max(map(len, sample["answers"]), default=0) + _GAP
         lines += ["", f"> {' '.join(sample['prompt'].split())[:200]}"]
-        lines += [f"  {COLUMNS[name]:<8} {' '.join(reply.split())[:160]}" for name, reply in sample["answers"].items()]
+        lines += [f"  {label:<{width}}{' '.join(reply.split())[:_CUT]}" for label, reply in sample["answers"].items()]
     return "\n".join(lines)
+
+
+def of_node(name: str, block: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines about one node: its figures, the differences, what could not be measured."""
+    models, metrics, figures = block["models"], block["metrics"], block["figures"]
+    title = f"{name}: {block['title']}" if block["title"].lower() != name.lower() else block["title"]
+    yield f"{title}, on {block['of']}" if block["of"] else title
+    rows = [["", *(heading(label, model) for label, model in models.items())]]
+    rows += [
+        [metric, *(figure(metrics[metric], of[label]) if label in of else "" for label in models)]
+        for metric, of in figures.items()
+    ]
+    yield from columns(rows)
+    yield from (f"  {label} was asked {model['asked']}" for label, model in models.items() if model["asked"])
+    if block["comparisons"]:
+        yield "  paired differences on the same items, 95% intervals:"
+        yield from columns([
+            [f"    {one['metric']}", f"against {heading(one['against'], models[one['against']])}",
+             difference(metrics[one["metric"]], one) + ("  <- judged by this" if one == block["primary"] else "")]
+            for one in block["comparisons"]
+        ])  # fmt: skip
+    yield from (f"  {metric}: {metrics[metric]['meaning']}" for metric in figures)
+    yield from (f"  left out: {reason}" + (f" ({count:,})" if count > 1 else "") for reason, count in block["skipped"].items())
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, cells)) + _GAP for cells in zip(*rows, strict=True)]
+    yield from ("".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,9 +1,21 @@
-"""The registry of what is measured: a metric says what it means, in which unit, and which direction is better."""
+"""The registry of what is measured: one file for each evaluator, found by its file.
+
+A file here exports `EVALUATOR`, an instance of a subclass of `Evaluator`. It says which metrics it measures, for
+which nodes, and yields a measurement for each model and metric. Table, report and card know no metric by heart.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.intervals import Figure
+    from pipeline.evaluation.subject import Subject
 
 Unit = Literal["share", "nats", "bits", "ratio", "score"]
 Direction = Literal["more", "less", ""]  # which way is better; "" where neither is
@@ -17,3 +29,40 @@ class Metric:
     meaning: str  # one sentence for a reader who doesn't know the method
     unit: Unit
     better: Direction
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric of one model, still item by item, so that models can be compared in pairs."""
+
+    model: str  # the label of a model of the subject, or the name of a baseline
+    metric: str
+    figure: Figure
+    groups: Sequence[str] | None = None  # one an item, where items of a group aren't independent
+
+
+class Evaluator(ABC):
+    """Measures one or a few metrics of a node, of its parent and controls, and of baselines on the same items."""
+
+    metrics: ClassVar[tuple[Metric, ...]]
+    reads: ClassVar[str] = ""  # dataset type of the node's rows; empty for any
+    gives: ClassVar[tuple[str, ...]] = ()  # families of the node's model; empty for any
+
+    def applies(self, subject: Subject) -> bool:
+        """Say whether this can be measured of a node; by default the type of its rows and its family decide."""
+        return self.reads in ("", subject.reads) and (not self.gives or subject.node.family in self.gives)
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> Iterator[Measurement]:
+        """Yield what is measured of the node and of what it is compared with, all over the same items."""
+
+
+def known() -> list[str]:
+    """Return the names of the files in this folder that hold an evaluator."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def load(name: str) -> Evaluator:
+    """Return the evaluator of a file in this folder."""
+    found: Evaluator = importlib.import_module(f"{__name__}.{name}").EVALUATOR
+    return found

@@ -1,0 +1,80 @@
+"""Inference on finished models: log-probabilities of given tokens, and replies to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.tokens import IGNORED, CausalCollator, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENS_A_BATCH = 4096
+
+
+def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[float]:
+    """Return −Σ log p over the targets of each row (`input_ids`, `labels`), in nats, in the order of the rows."""
+    import torch
+
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]["input_ids"]))
+    found = [0.0] * len(rows)
+    collate = CausalCollator(pad_id)
+    while order:
+        longest = len(rows[order[-1]]["input_ids"])
+        places = [order.pop() for _ in range(min(len(order), max(1, _TOKENS_A_BATCH // longest)))]
+        batch = collate([rows[place] for place in places])
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        targets = batch.pop("labels")[:, 1:]
+        with torch.no_grad():
+            logits = model(**batch, use_cache=False).logits[:, :-1].float()
+            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+        for place, value in zip(places, losses.sum(-1).tolist(), strict=True):
+            found[place] = value
+    return found
+
+
+def num_targets(rows: Sequence[Tokens]) -> list[int]:
+    """Return how many targets each row has."""
+    return [sum(label != IGNORED for label in row["labels"]) for row in rows]
+
+
+def replies(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    seed: int | None = None,
+) -> list[str]:
+    """Return a reply to each prompt (ids): greedy, or with a seed sampled at temperature 1.
+
+    Every batch is seeded by (seed, its place), so that the replies do not depend on what ran before.
+    """
+    import torch
+
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    found = [""] * len(prompts)
+    sampling: dict[str, Any] = {
+        "do_sample": seed is not None,
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if seed is not None:
+        sampling |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    size = max(1, _TOKENS_A_BATCH // (max((len(prompt) for prompt in prompts), default=1) + max_new_tokens))
+    generate: Any = model.generate
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
+        longest = max(len(prompts[place]) for place in places)
+        padding = [longest - len(prompts[place]) for place in places]
+        ids = torch.tensor(
+            [[tokenizer.pad_token_id] * pad + list(prompts[place]) for pad, place in zip(padding, places, strict=True)]
+        )
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
+        if seed is not None:
+            torch.manual_seed(seed * 1_000_003 + start)
+        with torch.no_grad():
+            produced = generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **sampling)
+        for place, text in zip(places, tokenizer.batch_decode(produced[:, longest:], skip_special_tokens=True), strict=True):
+            found[place] = text.strip()
+    return found

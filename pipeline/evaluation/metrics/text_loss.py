@@ -1,0 +1,90 @@
+"""The loss of held-out text, one document a row, beside a unigram and, where the recipe's judge knows it, the exact floor."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from pipeline.data.tokens import IGNORED, Tokens, encode_text, pieces
+from pipeline.evaluation.inference import num_targets
+from pipeline.evaluation.intervals import share
+from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
+from pipeline.evaluation.subject import StageModel, Subject
+
+_UNIGRAM_ROWS = 5000  # of the training text, for the unigram's counts
+_LONGEST = 1024  # tokens of a piece, where the model's configuration sets no bound
+
+Document = list[Tokens]  # a text cut in pieces that fit the model
+
+
+class TextLoss(Evaluator):
+    """Measures how well a causal model predicts text that it was not trained on."""
+
+    reads, gives = "text", ("causal",)
+    metrics = (
+        Metric("loss", "mean −log p of a token of held-out text, in nats", "nats", "less"),
+        Metric("bits_per_byte", "−log₂ p of held-out text for each of its bytes, whatever the tokenizer", "bits", "less"),
+        Metric("floor", "−log p of a token under what generated the text, in nats: no model can have a lower loss", "nats", ""),
+        Metric("loss_over_floor", "the loss divided by its exact floor; 1 would be perfect", "ratio", "less"),
+    )
+
+    def measure(self, subject: Subject) -> Iterator[Measurement]:
+        """Yield loss and bits per byte of the models and the unigram, and the floor."""
+        rows, node = subject.rows, subject.node
+        if not rows:
+            return
+        texts = [str(row["text"]) for row in rows]
+        sizes = [float(len(text.encode())) for text in texts]
+        documents = _documents(node, texts)
+        tokens = [float(sum(num_targets(document))) for document in documents]
+        own = _nats(node, documents)
+        yield Measurement(node.label, "loss", share(own, tokens))
+        yield Measurement(node.label, "bits_per_byte", share(_bits(own), sizes))
+        for model in subject.compared[1:]:
+            theirs = _documents(model, texts) if model.family == "causal" else []
+            if theirs:
+                nats = _nats(model, theirs)
+                if model.tokenizer.get_vocab() == node.tokenizer.get_vocab():  # else a token is not the same thing
+                    yield Measurement(model.label, "loss", share(nats, tokens))
+                yield Measurement(model.label, "bits_per_byte", share(_bits(nats), sizes))
+        frequent = _unigram(subject, documents)
+        yield Measurement("unigram", "loss", share(frequent, tokens))
+        yield Measurement("unigram", "bits_per_byte", share(_bits(frequent), sizes))
+        floors = [subject.judge.floor(text) for text in texts] if subject.judge else [None]
+        known = [floor for floor in floors if floor is not None]
+        if len(known) == len(texts):
+            yield Measurement(node.label, "floor", share(known, tokens))
+            yield Measurement(node.label, "loss_over_floor", share(own, known))
+
+
+def _documents(model: StageModel, texts: Sequence[str]) -> list[Document]:
+    length = _LONGEST if math.isinf(model.positions) else int(model.positions)
+    return [
+        list(pieces([{"text": text}], lambda row: encode_text(row, model.tokenizer), length, True, Counter())) for text in texts
+    ]
+
+
+def _nats(model: StageModel, documents: Sequence[Document]) -> list[float]:
+    found = iter(model.nats([piece for document in documents for piece in document]))
+    return [sum(next(found) for _ in document) for document in documents]
+
+
+def _bits(nats: Sequence[float]) -> list[float]:
+    return [value / math.log(2) for value in nats]
+
+
+def _unigram(subject: Subject, documents: Sequence[Document]) -> list[float]:
+    """Return −Σ log p of documents under token frequencies of the training text, one added to each count."""
+    tokenizer = subject.node.tokenizer
+    counts: Counter[int] = Counter()
+    for row in subject.training()[:_UNIGRAM_ROWS]:
+        counts.update(encode_text(row, tokenizer)["input_ids"][1:])
+    total = math.log(sum(counts.values()) + len(tokenizer))
+    return [
+        sum(total - math.log(counts[label] + 1) for piece in document for label in piece["labels"] if label != IGNORED)
+        for document in documents
+    ]
+
+
+EVALUATOR = TextLoss()

@@ -1,0 +1,224 @@
+"""What an evaluator sees of one node: its model and those it is compared with, its held-out rows, its judge."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.chain import manifest
+from pipeline.chain.finished import Finished
+from pipeline.data import recipe as recipes
+from pipeline.data import types
+from pipeline.data.judge import Judge
+from pipeline.data.recipe import Recipe
+from pipeline.data.tokens import Tokens
+from pipeline.data.types import Row
+from pipeline.evaluation import inference
+from pipeline.models import checkpoint
+from pipeline.models.families import family_of
+from pipeline.models.tokenization import load as load_tokenizer
+from pipeline.models.tokenization import render
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+from pipeline.system.hardware import device
+
+Turns = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the evaluation."""
+
+    rows: int = option(400, "held-out rows of a node that are measured, at most", at_least=1)
+    pairs: int = option(400, "the same for pairs of answers (type preference)", at_least=1)
+    resamples: int = option(1000, "bootstrap resamples behind an interval", at_least=1)
+    max_new_tokens: int = option(64, "longest answer that is generated", at_least=1)
+    samples: int = option(4, "prompts that all models answer side by side", at_least=1)
+    seed: int = option(42, "of the judge's questions and the sampled answers")
+
+    def limit(self, reads: str) -> int:
+        """Return how many held-out rows of a dataset type are measured at most."""
+        return self.pairs if reads == "preference" else self.rows
+
+
+class StageModel:
+    """A model that is measured, in a folder or on a hub; weights, tokenizer and answers are made when they are first needed.
+
+    `template` is the chat template that it is asked by where it has none of its own.
+    """
+
+    def __init__(self, where: str, label: str, template: str | None = None) -> None:
+        self.where, self.label, self.template = where, label, template
+        self.record = manifest.read(Path(where)) if Path(where).is_dir() else None
+        self._replies: dict[str, list[str]] = {}
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration, as transformers reads it."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.where)
+
+    @cached_property
+    def family(self) -> str:
+        """The model's family; empty where neither a record nor the name of its class tells."""
+        if self.record:
+            return str(self.record["family"])
+        return family_of((self.config.architectures or [""])[0])
+
+    @property
+    def positions(self) -> float:
+        """How many tokens it can read at once; infinite where nothing bounds it."""
+        return float(getattr(self.config, "max_position_embeddings", math.inf))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, with the borrowed template where it has none of its own."""
+        tokenizer = load_tokenizer(self.where)
+        self.borrows = bool(self.template) and not tokenizer.chat_template
+        tokenizer.chat_template = tokenizer.chat_template or self.template
+        return tokenizer
+
+    @property
+    def chats(self) -> bool:
+        """Whether it is a causal model with a chat template of its own."""
+        return self.family == "causal" and bool(self.tokenizer.chat_template) and not self.borrows
+
+    @cached_property
+    def model(self) -> Any:
+        """The causal model in fp32, ready to answer."""
+        model = checkpoint.load(self.where).to(device()).eval()
+        model.generation_config = checkpoint.generation(self.tokenizer)  # a base model, too, stops at the end of an answer
+        model.config.use_cache = True
+        return model
+
+    def release(self) -> None:
+        """Let go of the weights; what it answered stays."""
+        self.__dict__.pop("model", None)
+
+    def nats(self, rows: Sequence[Tokens]) -> list[float]:
+        """Return −Σ log p of the rows' targets."""
+        return inference.nats(self.model, rows, int(self.tokenizer.pad_token_id))
+
+    def replies(self, prompts: Sequence[Turns], max_new_tokens: int, seed: int | None = None) -> list[str]:
+        """Return a reply to each conversation: greedy, or sampled with a seed."""
+        return self.continued([render(self.tokenizer, turns, answer_next=True) for turns in prompts], max_new_tokens, seed)
+
+    def continued(self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None) -> list[str]:
+        """Return what it writes after each prompt (ids), asked once and remembered."""
+        key = json.dumps([prompts, max_new_tokens, seed])
+        if key not in self._replies:
+            self._replies[key] = inference.replies(self.model, self.tokenizer, prompts, max_new_tokens, seed)
+        return self._replies[key]
+
+
+class Subject:
+    """A finished node with all that it is measured against; what could not be measured is counted with its reason."""
+
+    def __init__(
+        self, finished: Finished, node: StageModel, options: Options, parent: StageModel | None = None,
+        controls: Sequence[StageModel] = (), base: StageModel | None = None,
+    ) -> None:  # fmt: skip
+        self.finished, self.node, self.settings = finished, node, options
+        self.parent, self.controls, self.base = parent, list(controls), base
+        self.record: Mapping[str, Any] = finished.record
+        self.skipped: Counter[str] = Counter()
+        self.samples: list[dict[str, Any]] = []
+        self.about = ""  # what the figures were measured on, in words
+        self.models = {node.label: {"role": "node", "asked": ""}}
+        if parent:
+            self.models[parent.label] = {"role": "parent", "asked": ""}
+        self.models |= {control.label: {"role": "control", "asked": ""} for control in controls}
+
+    @property
+    def reads(self) -> str:
+        """The dataset type of the node's rows; empty where it reads none."""
+        return str(self.record["recipe"].get("type") or "")
+
+    @property
+    def seed(self) -> int:
+        """The node's seed."""
+        return int(self.record["seed"])
+
+    @property
+    def compared(self) -> list[StageModel]:
+        """The node, its parent and its controls, as far as there are any."""
+        return [self.node, *([self.parent] if self.parent else []), *self.controls]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe that the node was trained on."""
+        return recipes.of(self.record) if self.reads else recipes.EMPTY
+
+    @property
+    def judge(self) -> Judge | None:
+        """The recipe's judge, if it has one."""
+        return self.recipe.judge
+
+    def training(self) -> list[Row]:
+        """Return the rows that the node was trained on."""
+        return self.recipe.rows(self.reads, "train", self.seed).kept
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Rows that the node held out, at most as many as the settings say, spread over all, that every model can read."""
+        if not self.reads or not self._as_trained():
+            return []
+        kept = self.recipe.rows(self.reads, "held_out", self.seed).kept
+        if not kept:
+            self.skipped["its data is too small to hold any row out"] += 1
+        step = max(1, math.ceil(len(kept) / self.settings.limit(self.reads)))
+        found = self._fitting(kept[::step])
+        self.describe(found, types.load(self.reads).items)
+        return found
+
+    def describe(self, rows: Sequence[Row], items: str, groups: int = 0) -> None:
+        """Say on how many held-out items the figures are measured."""
+        of = f" of {groups:,} groups" if groups else ""
+        self.about = f"{len(rows):,} held-out {items}{of} of {self.record['recipe']['name']}"
+
+    def add_model(self, label: str, role: str, asked: str = "") -> None:
+        """Add a column: a model that is measured once more, asked in another way."""
+        self.models[label] = {"role": role, "asked": asked}
+
+    def _as_trained(self) -> bool:
+        """Say whether the recipe is still the one that the node was trained on; only then it's known what was held out."""
+        try:
+            if self.recipe.digest(self.reads) == self.record["recipe"]["digest"]:
+                return True
+            self.skipped["its data changed since it was trained, so its held-out rows are no longer known; make it again"] += 1
+        except UserError as error:
+            self.skipped[f"its data can't be read: {error.faults[0]}"] += 1
+        return False
+
+    def _fitting(self, rows: list[Row]) -> list[Row]:
+        """Return the rows that every model has positions for; count the others."""
+        conversations = [_conversations(row) for row in rows]
+        if not any(conversations):
+            return rows  # plain text is cut in pieces, and other rows are cut by their task
+        models = [model for model in [*self.compared, *([self.base] if self.base else [])] if model.tokenizer.chat_template]
+        kept = [
+            row
+            for row, found in zip(rows, conversations, strict=True)
+            if all(len(render(model.tokenizer, turns)) <= model.positions for model in models for turns in found)
+        ]
+        if len(kept) < len(rows):
+            self.skipped["held-out rows longer than a model has positions"] += len(rows) - len(kept)
+        return kept
+
+
+def _conversations(row: Row) -> list[Turns]:
+    """Return every conversation in a row, whatever its type: its turns, after its prompt where it has one."""
+    found = {key: value for key, value in row.items() if isinstance(value, list) and value and _is_turn(value[0])}
+    prompt = found.pop("prompt", [])
+    return [prompt + turns for turns in found.values()] or ([prompt] if prompt else [])
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"role", "content"} <= set(value)
