@@ -132,7 +132,14 @@ def answering(runs: Path, name: str = "") -> Finished:
 
 
 def released(runs: Path) -> Finished:
-    """Return the node that is meant where none is named: the one whose file says `release: yes`, else the only leaf.
+    """Return the node that is meant where none is named, to be used as it was made; UserError as `to_release` says."""
+    node = to_release(runs)
+    request.unaltered(node.folder, node.record)
+    return node
+
+
+def to_release(runs: Path) -> Finished:
+    """Return the node whose file says `release: yes`, else the only leaf; its files may be altered.
 
     Raises UserError with the candidates where there are several, or none is finished.
     """
@@ -148,7 +155,6 @@ def released(runs: Path) -> Finished:
             f"{runs}: {' and '.join(node.name for node in chosen)} could be meant; say which, as in STAGE={chosen[0].name}, "
             "or write `release: yes` in the file of one"
         )
-    request.unaltered(chosen[0].folder, chosen[0].record)
     return chosen[0]
 
 
