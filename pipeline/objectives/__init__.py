@@ -42,7 +42,7 @@ DETECTION = Metric(
     "share",
     "more",
 )
-_HELPERS = ("collator",)  # modules of this folder that are no objective
+_HELPERS = ("collator", "evaluator")  # modules of this folder that are no objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Objective(ABC):
     metrics: ClassVar[tuple[Metric, ...]] = (LOSS,)  # one for each name that `scores` gives
     tokenizer_type: ClassVar[str] = "wordpiece"  # one of pipeline.models.tokenization.KINDS
     chance_level: ClassVar[Mapping[str, float]] = {}  # metric → what random answers reach
+    note: ClassVar[str] = ""  # what the report says of the marked tokens of a batch, where they need explaining
     packs: ClassVar[bool] = False  # whether a training row may hold several documents
     accumulates: ClassVar[bool] = True  # whether a batch may be split for gradient accumulation
 

@@ -31,6 +31,7 @@ class WordVectors(Objective):
     """Learn one vector for each word from its neighbours."""
 
     family = "vectors"
+    note = "The model reads the words around a position and tells the real word, the first one, from randomly drawn ones."
     accepts: ClassVar[tuple[str, ...]] = ()
     architectures: ClassVar[tuple[str, ...]] = ("word2vec",)
     metrics: ClassVar[tuple[Metric, ...]] = (LOSS, DETECTION)

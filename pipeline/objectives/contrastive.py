@@ -31,6 +31,7 @@ class Contrastive(Objective):
     """Pull the two views of a text together, push the texts of a batch apart."""
 
     family = "embedder"
+    note = "No single token is predicted: the loss is over whole texts, each read as two views with different dropout."
     accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder")
     architectures: ClassVar[tuple[str, ...]] = ("bert", "modernbert", "roberta")
     metrics: ClassVar[tuple[Metric, ...]] = (

@@ -27,6 +27,7 @@ class Denoising(SpanCorruption):
     """Restore a text whose sentences were shuffled and whose spans were masked."""
 
     architectures: ClassVar[tuple[str, ...]] = ("bart",)
+    note = "The model reads the noisy text and writes the original one; only what it writes counts."
     tokenizer_type = "begun_characters"
 
     noise_share: float = option(0.3, "share of the tokens that are taken out", at_least=0.01, at_most=0.9)

@@ -26,6 +26,7 @@ class MaskedLanguageModel(Objective):
     """Predict hidden tokens from the text on both sides of them."""
 
     family = "masked"
+    note = "The model predicts the marked tokens; before each stands what it saw at that position, where that differs."
     accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder")
     architectures: ClassVar[tuple[str, ...]] = ("bert", "modernbert", "electra", "roberta", "albert")
 

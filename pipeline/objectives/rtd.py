@@ -42,6 +42,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     """Find the tokens that a small model replaced."""
 
     family = "discriminator"
+    note = "The generator predicts the marked tokens; the discriminator classifies every token as original or replaced."
     accepts: ClassVar[tuple[str, ...]] = ("discriminator",)
     architectures: ClassVar[tuple[str, ...]] = ("electra", "modernbert")
     metrics: ClassVar[tuple[Metric, ...]] = (

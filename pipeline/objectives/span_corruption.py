@@ -26,6 +26,7 @@ class SpanCorruption(Objective):
     """Predict the spans that were taken out."""
 
     family = "seq2seq"
+    note = "The model reads the corrupted text and writes what is missing; only what it writes counts."
     accepts: ClassVar[tuple[str, ...]] = ("seq2seq",)
     architectures: ClassVar[tuple[str, ...]] = ("t5",)
     tokenizer_type = "characters"

@@ -43,6 +43,9 @@ EXACT_MATCH = Metric(
 )
 
 
+_HELPERS = ("evaluator",)  # modules of this folder that are no task
+
+
 class Task(ABC):
     """What a file in this folder defines as a frozen dataclass, under the name `TASK`."""
 
@@ -156,7 +159,8 @@ def _with_body(model: Any, body: Any) -> Any:
 
 def known() -> list[str]:
     """Return the names of all tasks."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
 
 
 def load(name: str, options: Mapping[str, Any] | None = None) -> Task:

@@ -1,0 +1,180 @@
+"""Evaluates fine-tuned models: on held-out rows, against a trivial baseline and against controls.
+
+The stage that fine-tunes predicts the held-out rows when it is done and writes down every prediction; whoever evaluates
+the node again reads them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.chain.run import Run
+from pipeline.data import types
+from pipeline.data.rows import Rows
+from pipeline.data.types import Row
+from pipeline.evaluation import table
+from pipeline.evaluation.comparisons import block, collected
+from pipeline.evaluation.metrics import Evaluator, Measurement
+from pipeline.evaluation.subject import Subject
+from pipeline.models.tokenization import load as load_tokenizer
+from pipeline.system.errors import UserError
+from pipeline.system.hardware import device
+from pipeline.tasks import Prediction, Task
+
+PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion.csv"
+_RESAMPLES = 1000
+_SAVING = ("save_strategy", "save_steps")
+_SHOWN = 8  # labels of a confusion matrix that is printed
+
+
+class TaskEvaluator(Evaluator):
+    """Measures a task on the rows that its stage held out, from the predictions in the folders of node and controls."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.metrics = task, task.metrics
+        self.reads, self.gives = task.reads, (task.family,)
+
+    def measure(self, subject: Subject) -> Iterator[Measurement]:
+        """Yield the task's metrics of the node, of its controls and of the baseline."""
+        own = subject.record.get("evaluation") or {}
+        subject.skipped.update(own.get("skipped", {}))
+        rows, predicted, baseline = _read(Path(subject.node.where))
+        if not rows:
+            return
+        groups = groups_of(rows)
+        subject.describe(rows, types.load(self.task.reads).items, len(set(groups)) if groups else 0)
+        yield from self.measured(subject.node.label, rows, predicted, groups)
+        for control in subject.controls:
+            theirs, other, _ = _read(Path(control.where))
+            if theirs == rows:
+                yield from self.measured(control.label, rows, other, groups)
+            else:
+                subject.skipped[f"figures of {control.label}: it was evaluated on other rows"] += 1
+        yield from self.measured(self.task.baseline_name, rows, baseline, groups)
+
+    def measured(
+        self, label: str, rows: Sequence[Row], predicted: Sequence[Prediction], groups: Sequence[str] | None
+    ) -> Iterator[Measurement]:
+        """Yield the task's metrics of one model's predictions."""
+        for name, figure in self.task.figures(rows, predicted).items():
+            yield Measurement(label, name, figure, groups)
+
+
+def evaluators(options: Any) -> list[Evaluator]:
+    """Return what evaluates a model that is fine-tuned with these options (of a stage, with the task under `chosen`)."""
+    return [TaskEvaluator(options.chosen)]
+
+
+EVALUATORS = evaluators
+
+
+def groups_of(rows: Sequence[Row]) -> list[str] | None:
+    """Return the group of each row, a row without one being a group of its own; None where no row has a group."""
+    if not any("group" in row for row in rows):
+        return None
+    return [str(row.get("group", f"row {number}")) for number, row in enumerate(rows)]
+
+
+def stopping(task: Task, patience: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Trainer's arguments that keep the epoch with the best figure; UserError where others are given."""
+    if not patience:
+        return {}
+    if faults := [
+        f"{key}: with patience a checkpoint is saved after each epoch; leave it out" for key in _SAVING if key in given
+    ]:
+        raise UserError(*faults)
+    return {
+        "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "greater_is_better": True,
+        "metric_for_best_model": task.primary, "restore_callback_states_from_checkpoint": True,
+    }  # fmt: skip
+
+
+def values(task: Task, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> dict[str, float]:
+    """Return the figures of a model on rows, without intervals; the model is in training mode afterwards."""
+    found = task.figures(rows, task.predict(model, tokenizer, Rows(kept=list(rows)), max_length))
+    model.train()
+    return {name: float(one.of(one.items.sum(0))) for name, one in found.items()}
+
+
+def finish(run: Run, task: Task, training: Sequence[Row], max_length: int, limit: int) -> None:
+    """Evaluate the model that a stage hands on, loaded as anybody would load it.
+
+    Writes every prediction beside the model, puts the figures in the record, and prints them.
+    """
+    found = run.rows("held_out")
+    rows = _chosen(found.kept, limit, run.seed)
+    if not rows:
+        run.say("its data is too small to hold any row out, so nothing was evaluated")
+        return
+    model = task.load_model(str(run.result)).to(device()).eval()
+    read = Rows(kept=rows)
+    predicted = task.predict(model, load_tokenizer(str(run.result)), read, max_length)
+    baseline, confusion = task.baseline(training, rows), task.confusion(rows, predicted)
+    _write(run.result, rows, predicted, baseline, confusion)
+    run.record["evaluation"] = found_block = _block(run, task, rows, predicted, baseline)
+    found_block["skipped"] = dict(Counter(found.dropped) + Counter(read.truncated))
+    for line in [*table.of_node(run.name, found_block), *_matrix(confusion)]:
+        run.say(line)
+
+
+def _chosen(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
+    """Return at most so many rows, drawn at random, in their order."""
+    numbers = random.Random(seed).sample(range(len(rows)), min(limit, len(rows)))
+    return [rows[number] for number in sorted(numbers)]
+
+
+def _block(
+    run: Run, task: Task, rows: Sequence[Row], predicted: Sequence[Prediction], baseline: Sequence[Prediction]
+) -> dict[str, Any]:
+    """Return the figures in the form that the evaluation gives those of a node."""
+    evaluator, groups = TaskEvaluator(task), groups_of(rows)
+    measured = [
+        *evaluator.measured(run.name, rows, predicted, groups), *evaluator.measured(task.baseline_name, rows, baseline, groups),
+    ]  # fmt: skip
+    of = f" of {len(set(groups)):,} groups" if groups else ""
+    return {
+        "stage": run.stage.kind, "title": run.stage.title,
+        "of": f"{len(rows):,} held-out {types.load(task.reads).items}{of} of {run.recipe.name}", "rows": len(rows),
+        **block(run.name, {run.name: {"role": "node", "asked": ""}}, collected(measured), task.metrics,
+                run.stage.judged_by(run.options), _RESAMPLES),
+    }  # fmt: skip
+
+
+def _write(
+    folder: Path, rows: Sequence[Row], predicted: Sequence[Prediction], baseline: Sequence[Prediction],
+    confusion: dict[str, dict[str, int]],
+) -> None:  # fmt: skip
+    with (folder / PREDICTIONS).open("w", encoding="utf-8") as file:
+        for row, line, trivial in zip(rows, predicted, baseline, strict=True):
+            file.write(json.dumps({"row": row, "said": line, "baseline": trivial}, ensure_ascii=False) + "\n")
+    if confusion:
+        with (folder / CONFUSION).open("w", encoding="utf-8", newline="") as file:
+            cells = csv.writer(file, lineterminator="\n")
+            cells.writerow(["true \\ said", *confusion])
+            cells.writerows([name, *line.values()] for name, line in confusion.items())
+
+
+def _read(folder: Path) -> tuple[list[Row], list[Prediction], list[Prediction]]:
+    """Return rows, the model's predictions and the baseline's; empty where nothing was held out."""
+    path = folder / PREDICTIONS
+    with_lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    lines = [json.loads(line) for line in with_lines]
+    return [line["row"] for line in lines], [line["said"] for line in lines], [line["baseline"] for line in lines]
+
+
+def _matrix(confusion: dict[str, dict[str, int]]) -> list[str]:
+    """Return a small confusion matrix as lines of text; nothing where there are too many labels to read it."""
+    if not 0 < len(confusion) <= _SHOWN:
+        return []
+    width = max(map(len, confusion)) + 2
+    lines = ["true \\ said".ljust(max(width, 13)) + "".join(name.rjust(width) for name in confusion)]
+    return lines + [
+        name.ljust(max(width, 13)) + "".join(str(count).rjust(width) for count in line.values())
+        for name, line in confusion.items()
+    ]
