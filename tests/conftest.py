@@ -243,9 +243,9 @@ def parents(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def vocabularies():
-    """One vocabulary of every kind, trained on the texts of tests/objectives.py."""
-    from pipeline.models import tokenizer
+def tokenizers():
+    """One tokenizer of every kind, trained on the texts of tests/objectives.py."""
+    from pipeline.models import tokenization
     from tests.objectives import ROWS
 
-    return {kind: tokenizer.train([row["text"] for row in ROWS], 350, 64, kind) for kind in tokenizer.KINDS}
+    return {kind: tokenization.train([row["text"] for row in ROWS], 350, 64, kind) for kind in tokenization.KINDS}

@@ -23,8 +23,8 @@ def write_rows(rows, path=None):
     return tokens.write(rows, path or Path(tempfile.mkdtemp()) / "rows.arrow")
 
 
-def text_of(vocabulary, rows=ROWS, max_length=64):
-    return Text(rows, vocabulary, max_length, "en", 1, Counter(), Counter())
+def text_of(tokenizer, rows=ROWS, max_length=64):
+    return Text(rows, tokenizer, max_length, "en", 1, Counter(), Counter())
 
 
 def corpus(folder, rows=ROWS):

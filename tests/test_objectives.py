@@ -1,13 +1,13 @@
-"""Every objective: what the model sees and is asked, its loss in parts."""
+"""Every objective: what the model sees and has to predict, its loss in parts, its metrics."""
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline import objectives
-from pipeline.models import tokenizer
 from pipeline.data import tokens
-from pipeline.objectives._batches import pad
+from pipeline.data.batches import pad
+from pipeline.models import tokenization
 from pipeline.objectives._documents import spans
 from tests.objectives import NAMES, ROWS, WORDS, text_of, write_rows
 
@@ -28,29 +28,29 @@ def shown(found, *keys):
     return {key: list(found[key]) for key in keys}
 
 
-# Each by hand: the ids of a text, what chance says, what the model sees, what it is asked.
+# Each by hand: the ids of a text, the random choices, what the model sees, what it has to predict.
 
 
-def test_mlm_by_hand(vocabularies):
-    words = vocabularies["wordpiece"]
+def test_mlm_by_hand(tokenizers):
+    words = tokenizers["wordpiece"]
     mask, first, last = words.mask_token_id, words.cls_token_id, words.sep_token_id
     text = {"input_ids": [first, 30, 31, 32, 33, 34, last]}
-    chance = Scripted([1, 3, 5], [0.9, 0.0, 0.9, 0.85, 0.9, 0.95, 0.9], [77])  # chosen, their fates, a random token
-    found = objectives.load("mlm").corrupt(text, words, chance)
+    rng = Scripted([1, 3, 5], [0.9, 0.0, 0.9, 0.85, 0.9, 0.95, 0.9], [77])  # chosen, their fates, a random token
+    found = objectives.load("mlm").corrupt(text, words, rng)
     assert shown(found, "input_ids", "labels") == {
         "input_ids": [first, mask, 31, 32, 33, 77, last],
         "labels": [_, 30, _, 32, _, 34, _],
     }
 
 
-def test_whole_words_by_hand(vocabularies):
-    words = vocabularies["wordpiece"]
+def test_whole_words_by_hand(tokenizers):
+    words = tokenizers["wordpiece"]
     piece = next(number for number in range(5, len(words)) if words.convert_ids_to_tokens(number).startswith("##"))
     start = next(number for number in range(5, len(words)) if words.convert_ids_to_tokens(number).isalpha())
     mask, first, last = words.mask_token_id, words.cls_token_id, words.sep_token_id
     text = {"input_ids": [first, start, piece, piece, start, start, last]}
-    chance = Scripted([1, 2, 3], [0.0] * 7, [])  # the first word comes first
-    found = objectives.load("mlm", {"whole_words": True, "mask_share": 0.4}).corrupt(text, words, chance)
+    rng = Scripted([1, 2, 3], [0.0] * 7, [])  # the first word comes first
+    found = objectives.load("mlm", {"whole_words": True, "mask_share": 0.4}).corrupt(text, words, rng)
     assert shown(found, "input_ids", "labels") == {
         "input_ids": [first, mask, mask, mask, start, start, last],
         "labels": [_, start, piece, piece, _, _, _],
@@ -67,9 +67,9 @@ def test_next_sentence_and_order_by_hand():
 
 
 @pytest.mark.parametrize("name", ["mlm_nsp", "mlm_sop"])
-def test_pairs_are_what_they_say(vocabularies, name):
+def test_pairs_are_what_they_say(tokenizers, name):
     """Read back: segments in their kinds, the label true, both labels as often, a stranger never of the same document."""
-    words = vocabularies["wordpiece"]
+    words = tokenizers["wordpiece"]
     found = list(objectives.load(name).examples(text_of(words, max_length=40)))
     labels = [example["pair"] for example in found]
     assert 0.3 < np.mean(labels) < 0.7
@@ -94,14 +94,14 @@ def test_pairs_are_what_they_say(vocabularies, name):
         assert strangers > 0.5 * sum(labels)  # the documents share sentences, so not all of them
 
 
-def test_the_length_of_a_pair_does_not_tell_its_label(vocabularies):
+def test_the_length_of_a_pair_does_not_tell_its_label(tokenizers):
     """Over documents of sentences of many lengths: no threshold on the length is right much more often than chance."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = [
-        {"text": " ".join("The " + " ".join(chance.choice(WORDS, chance.integers(2, 14))) + "." for _ in range(12))}
+        {"text": " ".join("The " + " ".join(rng.choice(WORDS, rng.integers(2, 14))) + "." for _ in range(12))}
         for _ in range(150)
     ]
-    found = list(objectives.load("mlm_nsp").examples(text_of(vocabularies["wordpiece"], rows, max_length=64)))
+    found = list(objectives.load("mlm_nsp").examples(text_of(tokenizers["wordpiece"], rows, max_length=64)))
     lengths, labels = (
         np.array([len(example["input_ids"]) for example in found]),
         np.array([example["pair"] for example in found]),
@@ -113,8 +113,8 @@ def test_the_length_of_a_pair_does_not_tell_its_label(vocabularies):
     assert len(strangers) > 0.9 * labels.sum()  # from everywhere, not from one place
 
 
-def test_rtd_by_hand(vocabularies):
-    words = vocabularies["wordpiece"]
+def test_rtd_by_hand(tokenizers):
+    words = tokenizers["wordpiece"]
     mask, first, last = words.mask_token_id, words.cls_token_id, words.sep_token_id
     text = {"input_ids": [first, 30, 31, 32, last]}
     # the first and the third are chosen; of them the third stays to be seen
@@ -122,8 +122,8 @@ def test_rtd_by_hand(vocabularies):
     assert shown(found, "input_ids", "labels") == {"input_ids": [first, mask, 31, 32, last], "labels": [_, 30, _, 32, _]}
 
 
-def test_rtd_shows_the_generators_samples_and_asks_about_every_token(vocabularies, monkeypatch):
-    words = vocabularies["wordpiece"]
+def test_rtd_shows_the_generators_samples_and_asks_about_every_token(tokenizers, monkeypatch):
+    words = tokenizers["wordpiece"]
     rtd = objectives.load("rtd")
     model = rtd.build_model(
         words, "electra", hidden_size=16, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=16
@@ -152,18 +152,18 @@ def test_rtd_shows_the_generators_samples_and_asks_about_every_token(vocabularie
 
 
 @pytest.mark.parametrize(("share", "width", "heads"), [(0.25, 8, 1), (0.5, 16, 2), (0.01, 1, 1)])
-def test_the_generator_is_as_wide_as_asked(vocabularies, share, width, heads):
+def test_the_generator_is_as_wide_as_asked(tokenizers, share, width, heads):
     rtd = objectives.load("rtd", {"generator_share": share, "discriminator_weight": 7.0})
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 16}
-    generator = rtd.build_model(vocabularies["wordpiece"], "electra", **sizes).generator.config
+    generator = rtd.build_model(tokenizers["wordpiece"], "electra", **sizes).generator.config
     assert (generator.hidden_size, generator.num_attention_heads, generator.embedding_size) == (width, heads, 32)
     assert rtd.weights == {"generator": 1.0, "discriminator": 7.0}
     assert objectives.load("rtd").weights == {"generator": 1.0, "discriminator": 50.0}
 
 
-def test_span_corruption_by_hand(vocabularies):
-    words = vocabularies["characters"]
-    one, two, three = tokenizer.sentinels(words)[:3]
+def test_span_corruption_by_hand(tokenizers):
+    words = tokenizers["characters"]
+    one, two, three = tokenization.sentinels(words)[:3]
     end = words.eos_token_id
     text = {"input_ids": [110, 111, 112, 113, 114, 115, 116, 117, 118, 119]}
     # four of ten hidden in two spans: the four are cut after 1, the six after 2
@@ -175,10 +175,10 @@ def test_span_corruption_by_hand(vocabularies):
 
 
 @pytest.mark.parametrize(("name", "architecture"), [("span_corruption", "t5"), ("denoising", "bart")])
-def test_a_decoder_reads_its_targets_and_makes_no_loss_of_its_own(vocabularies, name, architecture):
+def test_a_decoder_reads_its_targets_and_makes_no_loss_of_its_own(tokenizers, name, architecture):
     objective = objectives.load(name)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 16}
-    model = objective.build_model(vocabularies[objective.vocabulary], architecture, **sizes).eval()
+    model = objective.build_model(tokenizers[objective.tokenizer_type], architecture, **sizes).eval()
     batch = pad([{"input_ids": [5, 6, 7], "labels": [8, 9]}, {"input_ids": [5, 6], "labels": [9, 8, 7]}], 0)
     expected, made = model(**batch), []
     model.register_forward_hook(lambda *called: made.append(called[-1]))
@@ -188,10 +188,10 @@ def test_a_decoder_reads_its_targets_and_makes_no_loss_of_its_own(vocabularies, 
     assert made[0].loss is None
 
 
-def test_a_decoder_that_shifts_its_targets_only_inside_reads_them_too(vocabularies):
+def test_a_decoder_that_shifts_its_targets_only_inside_reads_them_too(tokenizers):
     from transformers import M2M100Config, M2M100ForConditionalGeneration
 
-    from pipeline.models.build import decoder_logits
+    from pipeline.models.logits import decoder_logits
 
     config = M2M100Config(vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
                           decoder_attention_heads=4, encoder_ffn_dim=16, decoder_ffn_dim=16)  # fmt: skip
@@ -200,10 +200,10 @@ def test_a_decoder_that_shifts_its_targets_only_inside_reads_them_too(vocabulari
     assert torch.equal(decoder_logits(model, batch), model(**batch).logits)
 
 
-def test_what_can_be_copied_is_not_judged():
+def test_what_can_be_copied_is_no_scorable_target():
     batch = pad([{"input_ids": [2, 4, 31, 32, 3], "labels": [_, 30, 31, 33, _]}], 0)
     for name in ("mlm", "mlm_nsp", "mlm_sop", "rtd"):
-        assert objectives.load(name).judged(batch)["labels"].tolist() == [[_, 30, _, 33, _]]
+        assert objectives.load(name).scorable_targets(batch)["labels"].tolist() == [[_, 30, _, 33, _]]
     assert batch["labels"].tolist() == [[_, 30, 31, 33, _]]  # training asks for them
 
 
@@ -216,13 +216,13 @@ def test_spans_cover_their_share_and_never_touch(length):
         assert found[-1][1] <= length
 
 
-def test_denoising_by_hand(vocabularies):
-    words = vocabularies["begun_characters"]
+def test_denoising_by_hand(tokenizers):
+    words = tokenizers["begun_characters"]
     mask, begin, end = words.mask_token_id, words.bos_token_id, words.eos_token_id
     text = {"input_ids": [110, 111, 112, 113, 114, 115, 116, 117, 118, 119], "ends": [4, 10]}
     # the second sentence first; spans of 2, 0 and (cut to what is left) 1; at gaps 1, 3 and 7 of the 7 that stay
-    chance = Scripted([1, 0], 2, 0, 5, [1, 3, 7])
-    found = objectives.load("denoising", {"noise_share": 0.4}).corrupt(text, words, chance)
+    rng = Scripted([1, 0], 2, 0, 5, [1, 3, 7])
+    found = objectives.load("denoising", {"noise_share": 0.4}).corrupt(text, words, rng)
     #   114 115 116 117 118 119 110 111 112 113, of which 115 116 and 113 are hidden, and nothing between 118 and 119
     assert shown(found, "input_ids", "labels") == {
         "input_ids": [begin, 114, mask, 117, 118, mask, 119, 110, 111, 112, mask, end],
@@ -230,8 +230,8 @@ def test_denoising_by_hand(vocabularies):
     }
 
 
-def test_denoising_gives_back_what_it_does_not_hide(vocabularies):
-    words, objective = vocabularies["begun_characters"], objectives.load("denoising", {"permute": False, "mean_span": 1.0})
+def test_denoising_gives_back_what_it_does_not_hide(tokenizers):
+    words, objective = tokenizers["begun_characters"], objectives.load("denoising", {"permute": False, "mean_span": 1.0})
     for seed, example in enumerate(objective.examples(text_of(words, max_length=50))):
         found = objective.corrupt(example, words, np.random.default_rng(seed))
         kept = [token for token in found["input_ids"] if token != words.mask_token_id]
@@ -262,8 +262,8 @@ def test_contrastive_by_hand():
     assert objective.counts(batch) == {"loss": 2}
 
 
-def test_contrastive_reads_two_stretches_by_hand(vocabularies):
-    words = vocabularies["wordpiece"]
+def test_contrastive_reads_two_stretches_by_hand(tokenizers):
+    words = tokenizers["wordpiece"]
     first, last = words.cls_token_id, words.sep_token_id
     objective = objectives.load("contrastive", {"crop": 0.5})
     texts = [[first, 30, 31, 32, 33, last], [first, 40, 41, last]]
@@ -288,11 +288,11 @@ def test_contrastive_reads_two_stretches_by_hand(vocabularies):
     assert seen[0] == [[first, 30, 31, last], [first, 40, last], [first, 32, 33, last], [first, 41, last]]
 
 
-def test_contrastive_reads_sentences_or_as_much_as_fits(vocabularies):
-    words = vocabularies["wordpiece"]
+def test_contrastive_reads_sentences_or_as_much_as_fits(tokenizers):
+    words = tokenizers["wordpiece"]
     short, long = (
-        list(objectives.load("contrastive", {"sentences": asked}).examples(text_of(words, max_length=32)))
-        for asked in (True, False)
+        list(objectives.load("contrastive", {"sentences": sentences}).examples(text_of(words, max_length=32)))
+        for sentences in (True, False)
     )
     assert len(short) == 3 * 3 * len(ROWS)
     assert max(len(example["input_ids"]) for example in long) == 32
@@ -300,38 +300,37 @@ def test_contrastive_reads_sentences_or_as_much_as_fits(vocabularies):
     assert [token for example in long for token in example["input_ids"][1:-1]] == inside
 
 
-def test_what_contrastive_does_not_read_is_counted(vocabularies):
-    rows = text_of(vocabularies["wordpiece"], [{"text": "Glad. The cat saw the dog and the hen and the owl and the fox."}], 8)
+def test_what_contrastive_does_not_read_is_counted(tokenizers):
+    rows = text_of(tokenizers["wordpiece"], [{"text": "Glad. The cat saw the dog and the hen and the owl and the fox."}], 8)
     assert [len(example["input_ids"]) for example in objectives.load("contrastive").examples(rows)] == [8]
-    assert rows.left_out == {"texts of fewer than 4 tokens": 1, "ends of sentences of more than 8 tokens": 1}
+    assert rows.truncated == {"texts of fewer than 4 tokens": 1, "ends of sentences of more than 8 tokens": 1}
 
 
 @pytest.mark.parametrize(
-    ("name", "contexts", "asked"),
+    ("name", "contexts", "targets"),
     [
         ("skipgram", [[5], [6], [6], [7]], [6, 5, 7, 6]),
         ("cbow", [[6, -1], [5, 7], [6, -1]], [5, 6, 7]),
     ],
 )
-def test_word_windows_by_hand(vocabularies, name, contexts, asked):
-    words = vocabularies["words"]
+def test_word_windows_by_hand(tokenizers, name, contexts, targets):
+    words = tokenizers["words"]
     dataset = write_rows([{"input_ids": [5, 6, 7], "row": 0}])
     objective = objectives.load(name, {"window": 1, "negatives": 2, "threshold": 1.0})
     batch = objective.collator(words, dataset, 1)([{"input_ids": [5, 6, 7], "example": 0}])
     assert batch["contexts"].tolist() == contexts
-    assert batch["input_ids"][:, 0].tolist() == asked
+    assert batch["input_ids"][:, 0].tolist() == targets
     assert batch["input_ids"].shape[1] == 3
     assert not np.isin(batch["input_ids"][:, 1:], words.all_special_ids).any()
 
 
-def test_words_are_drawn_kept_and_reached_as_the_paper_says(vocabularies, tmp_path):
+def test_words_are_drawn_kept_and_reached_as_the_paper_says(tokenizers, tmp_path):
     """Of many windows: negatives by frequency to the power 3/4, frequent words left out, reach uniform from 1 to the window."""
-    words = vocabularies["words"]
-    chance = np.random.default_rng(0)
+    words = tokenizers["words"]
+    rng = np.random.default_rng(0)
     usual, rare = words.convert_tokens_to_ids(["the", "glad"])
     rows = [
-        {"input_ids": chance.choice([usual, rare, 9, 10], 40, p=[0.81, 0.01, 0.09, 0.09]).tolist(), "row": 0}
-        for _ in range(300)
+        {"input_ids": rng.choice([usual, rare, 9, 10], 40, p=[0.81, 0.01, 0.09, 0.09]).tolist(), "row": 0} for _ in range(300)
     ]
     dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
     batch = objectives.load("skipgram", {"threshold": 0.09}).collator(words, dataset, 1)(list(dataset))
@@ -344,9 +343,9 @@ def test_words_are_drawn_kept_and_reached_as_the_paper_says(vocabularies, tmp_pa
     assert pairs == pytest.approx(2 * 2.5, rel=0.06)  # 2.5 on each side on average, fewer at the edges
 
 
-def test_word_vectors_begin_at_chance_and_lean_the_right_way(vocabularies):
+def test_word_vectors_begin_at_chance_and_lean_the_right_way(tokenizers):
     objective = objectives.load("cbow")
-    model = objective.build_model(vocabularies["words"], "word2vec", hidden_size=4)
+    model = objective.build_model(tokenizers["words"], "word2vec", hidden_size=4)
     batch = {"contexts": torch.tensor([[5, 6], [7, -1]]), "input_ids": torch.tensor([[8, 9, 10, 9, 11, 9], [5, 6, 7, 6, 8, 6]])}
     assert objective.losses(model, batch)["loss"].item() == pytest.approx(2 * 6 * np.log(2), rel=1e-5)
     model.others.weight.data[5] = 50 * model.words.weight.data[7] / model.words.weight.data[7].norm() ** 2
@@ -359,15 +358,15 @@ def test_word_vectors_begin_at_chance_and_lean_the_right_way(vocabularies):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_choices_depend_on_seed_epoch_and_example_alone(vocabularies, tmp_path, name):
+def test_choices_depend_on_seed_epoch_and_example_alone(tokenizers, tmp_path, name):
     objective = objectives.load(name)
-    vocabulary = vocabularies[objective.vocabulary]
-    rows = list(objective.examples(text_of(vocabulary)))
+    tokenizer = tokenizers[objective.tokenizer_type]
+    rows = list(objective.examples(text_of(tokenizer)))
     dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
 
     def made(*places, seed=1, epoch=0):
         """Each example as it is in a batch with others, without its padding."""
-        collator = objective.collator(vocabulary, dataset, seed)
+        collator = objective.collator(tokenizer, dataset, seed)
         if hasattr(collator, "epoch"):
             collator.epoch = epoch
         batch = collator([dataset[place] for place in places])
@@ -386,8 +385,8 @@ def test_choices_depend_on_seed_epoch_and_example_alone(vocabularies, tmp_path, 
     assert made(3, 1, seed=2) != first
 
 
-def test_stretches_depend_on_seed_epoch_and_example_alone(vocabularies, tmp_path):
-    words, objective = vocabularies["wordpiece"], objectives.load("contrastive", {"crop": 0.4})
+def test_stretches_depend_on_seed_epoch_and_example_alone(tokenizers, tmp_path):
+    words, objective = tokenizers["wordpiece"], objectives.load("contrastive", {"crop": 0.4})
     dataset = tokens.numbered(write_rows(list(objective.examples(text_of(words))), tmp_path / "rows.arrow"))
 
     def made(*places, seed=1, epoch=0):
@@ -410,18 +409,18 @@ def test_stretches_depend_on_seed_epoch_and_example_alone(vocabularies, tmp_path
 @pytest.mark.parametrize(
     ("name", "architecture"), [(name, kind) for name in NAMES for kind in objectives.load(name).architectures]
 )
-def test_every_architecture_reads_the_longest_row(vocabularies, tmp_path, name, architecture):
+def test_every_architecture_reads_the_longest_row(tokenizers, tmp_path, name, architecture):
     objective = objectives.load(name)
-    vocabulary = vocabularies[objective.vocabulary]
+    tokenizer = tokenizers[objective.tokenizer_type]
     rows = list(
-        objective.examples(text_of(vocabulary, rows=[{"text": row["text"] + row["text"]} for row in ROWS], max_length=32))
+        objective.examples(text_of(tokenizer, rows=[{"text": row["text"] + row["text"]} for row in ROWS], max_length=32))
     )
     dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
     model = objective.build_model(
-        vocabulary, architecture, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32
+        tokenizer, architecture, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32
     )
     longest = sorted(dataset, key=lambda row: -len(row["input_ids"]))[:2]
-    batch = objective.collator(vocabulary, dataset, 1)([row | {} for row in longest])
+    batch = objective.collator(tokenizer, dataset, 1)([row | {} for row in longest])
     batch.pop("row", None)
     losses = objective.losses(model, batch)
     assert losses.keys() == objective.weights.keys() == objective.counts(batch).keys()
@@ -439,13 +438,13 @@ def test_every_architecture_reads_the_longest_row(vocabularies, tmp_path, name, 
         for kind in objectives.load(name).architectures
     ],
 )
-def test_pretraining_goes_without_dropout(vocabularies, tmp_path, name, architecture):
+def test_pretraining_goes_without_dropout(tokenizers, tmp_path, name, architecture):
     objective = objectives.load(name)
-    vocabulary = vocabularies[objective.vocabulary]
-    dataset = tokens.numbered(write_rows(list(objective.examples(text_of(vocabulary))), tmp_path / "rows.arrow"))
+    tokenizer = tokenizers[objective.tokenizer_type]
+    dataset = tokens.numbered(write_rows(list(objective.examples(text_of(tokenizer))), tmp_path / "rows.arrow"))
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
-    model = objective.build_model(vocabulary, architecture, **sizes).train()
-    batch = objective.collator(vocabulary, dataset, 1)([dataset[0], dataset[1]])
+    model = objective.build_model(tokenizer, architecture, **sizes).train()
+    batch = objective.collator(tokenizer, dataset, 1)([dataset[0], dataset[1]])
     batch.pop("row", None)
     found = []
     for _ in range(2):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from pipeline import objectives, tasks
-from pipeline.models import tokenizer
-from pipeline.training.loop import strategies
 from pipeline.data import tokens
 from pipeline.data.recipe import Rows
+from pipeline.models import tokenization
+from pipeline.models.prompt import add_prompt
 from pipeline.system.errors import UserError
+from pipeline.training import strategies
 
 IGNORED = tokens.IGNORED
 ANIMALS = "cat dog hen owl fox bee ant cow elk eel".split()
@@ -49,16 +50,16 @@ FAMILIES = {
 NO_HEAD = {("token_classification", "denoising")}  # transformers has no such class
 
 
-def parent(folder, name, architecture=None, vocabulary=None):
+def parent(folder, name, architecture=None, tokenizer=None):
     """Write a small model with random weights as an objective would hand it on; return its folder."""
     objective = objectives.load(name)
-    vocabulary = vocabulary or tokenizer.train(TEXTS, 400, 64, objective.vocabulary)
+    tokenizer = tokenizer or tokenization.train(TEXTS, 400, 64, objective.tokenizer_type)
     torch.manual_seed(0)
     model = objective.build_model(
-        vocabulary, architecture or objective.architectures[0], hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        tokenizer, architecture or objective.architectures[0], hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=64,
     )  # fmt: skip
-    objective.save(model, vocabulary, folder)
+    objective.save(model, tokenizer, folder)
     return folder
 
 
@@ -68,18 +69,18 @@ def fits(name):
 
 
 def examples_of(name, folder, rows=None, max_length=32, **options):
-    """Return task, vocabulary, model, and a data set of examples."""
+    """Return task, tokenizer, model, and a data set of examples."""
     task = tasks.load(name, options)
     rows = Rows(kept=rows or ROWS[name][:24])
-    vocabulary = tokenizer.load(str(folder))
+    tokenizer = tokenization.load(str(folder))
     model = task.load_model(str(folder), task.labels(rows.kept))
-    made = task.examples(rows, vocabulary, max_length, list(model.config.id2label.values()))
-    return task, vocabulary, model, list(made), rows
+    made = task.examples(rows, tokenizer, max_length, list(model.config.id2label.values()))
+    return task, tokenizer, model, list(made), rows
 
 
 def column(name, path, folder, rows=None, **options):
-    task, vocabulary, model, made, _ = examples_of(name, folder, rows, **options)
-    return task, vocabulary, model, tokens.numbered(tokens.write(made, path))
+    task, tokenizer, model, made, _ = examples_of(name, folder, rows, **options)
+    return task, tokenizer, model, tokens.numbered(tokens.write(made, path))
 
 
 # Each by hand: what a row becomes.
@@ -122,9 +123,9 @@ def test_an_answer_that_no_window_holds_is_counted(parents):
     task, words, model, made, counted = examples_of("question_answering", parents["mlm"], rows, max_length=10, stride=1)
     judged = Rows(kept=rows)
     task.predict(model, words, judged, 10)
-    assert judged.left_out == {"question that leaves no more than 1 of 10 tokens for the context": 1}
+    assert judged.truncated == {"question that leaves no more than 1 of 10 tokens for the context": 1}
     assert made == []
-    assert counted.late == {
+    assert counted.dropped_by_encoding == {
         "answer that no window holds": 1,
         "question that leaves no more than 1 of 10 tokens for the context": 1,
     }
@@ -168,7 +169,7 @@ def test_source_and_target_by_hand(parents):
     assert words.decode(made[0]["input_ids"]) == "was it The cat saw</s>"
     assert words.decode(made[0]["labels"]) == "the dog</s>"
     assert len(made) == 1
-    assert counted.late == {"target of more than 8 tokens": 1}
+    assert counted.dropped_by_encoding == {"target of more than 8 tokens": 1}
 
 
 def test_cut_texts_are_counted(parents):
@@ -177,7 +178,7 @@ def test_cut_texts_are_counted(parents):
     assert len(made[0]["input_ids"]) == 32
     judged = Rows(kept=rows)
     task.predict(model, words, judged, 32)
-    assert counted.left_out == judged.left_out == {"ends of texts of more than 32 tokens": 1}
+    assert counted.truncated == judged.truncated == {"ends of texts of more than 32 tokens": 1}
 
 
 # The loss and what is trained.
@@ -212,7 +213,7 @@ def test_every_family_is_taken_or_refused_in_words(parents, tmp_path, name, sour
             examples_of(name, folder, **options)
         return
     task, words, model, made, _ = examples_of(name, folder, **options)
-    from pipeline.training.loop import guards
+    from pipeline.training import guards
 
     guards.agree(words, model)
     made = list(task.examples(Rows(kept=ROWS[name][:24]), words, 32, list(model.config.id2label.values())))
@@ -244,7 +245,7 @@ def test_the_body_is_the_parents_and_each_strategy_trains_all_that_it_says(paren
         pytest.skip("refused")
     body = AutoModel.from_pretrained(parents[source]).state_dict()
     for strategy in ("full", "frozen", "last_n", "lora", "prompt"):
-        words = tokenizer.load(str(parents[source]))
+        words = tokenization.load(str(parents[source]))
         model = task.load_model(str(parents[source]), task.labels(ROWS[name]))
         own = model.base_model.state_dict()
         shared = [key for key in body if key in own and not key.startswith("pooler")]
@@ -252,7 +253,7 @@ def test_the_body_is_the_parents_and_each_strategy_trains_all_that_it_says(paren
         assert all(torch.equal(own[key], body[key]) for key in shared)
         prompt = []
         if strategy == "prompt":
-            words, prompt = strategies.add_prompt(words, model, 2)
+            words, prompt = add_prompt(words, model, 2)
         made = list(task.examples(Rows(kept=ROWS[name][:8]), words, 32, list(model.config.id2label.values())))
         if not any(True for _ in strategies._heads(model)) and strategy == "frozen":
             with pytest.raises(UserError, match="leaves nothing to train"):
@@ -292,7 +293,7 @@ def test_a_strategy_trains_what_it_says_and_nothing_else(parents, strategy, trai
     task, words, model, made, _ = examples_of("classification", parents["mlm"])
     prompt = []
     if strategy == "prompt":
-        words, prompt = strategies.add_prompt(words, model, 3)
+        words, prompt = add_prompt(words, model, 3)
         made = list(task.examples(Rows(kept=ROWS["classification"][:24]), words, 32, ["glad", "sad"]))
         assert words.convert_ids_to_tokens(made[0]["input_ids"])[:5] == [
             "[CLS]",
@@ -328,12 +329,12 @@ def test_prompts_come_with_the_plain_checkpoint(parents, tmp_path):
     from transformers import AutoTokenizer
 
     for name in FAMILIES:
-        words = tokenizer.load(str(parents[name]))
+        words = tokenization.load(str(parents[name]))
         model = objectives.load(name).load_model(str(parents[name]))
-        made, ids = strategies.add_prompt(words, model, 2)
+        made, ids = add_prompt(words, model, 2)
         made.save_pretrained(tmp_path / name)
         again = AutoTokenizer.from_pretrained(tmp_path / name)
-        plain = tokenizer.load(str(parents[name]))
+        plain = tokenization.load(str(parents[name]))
         text = "The cat saw the dog."
         assert [token for token in again(text)["input_ids"] if token not in ids] == plain(text)["input_ids"]
         assert [token for token in again(text)["input_ids"] if token in ids] == ids
@@ -409,10 +410,10 @@ def test_tags_of_another_scheme_are_refused_or_stand_for_themselves():
 def test_words_without_a_piece_are_counted_and_not_answered(parents):
     rows = [{"tokens": ["The", "\u200b", "cat"], "tags": ["O", "O", "B-PET"]}]
     task, words, model, _, counted = examples_of("token_classification", parents["mlm"], rows)
-    assert counted.left_out == {"words that the tokenizer has no piece for": 1}
+    assert counted.truncated == {"words that the tokenizer has no token for": 1}
     judged = Rows(kept=rows)
     assert task.predict(model, words, judged, 32)[0]["tags"][1] == ""
-    assert judged.left_out == counted.left_out
+    assert judged.truncated == counted.truncated
 
 
 def test_what_looks_like_a_special_token_is_text(parents):
@@ -429,7 +430,7 @@ def test_labels_of_a_parent_with_a_head_keep_their_numbers(parents, tmp_path):
     model = task.load_model(str(parents["mlm"]), ["sad", "glad"])
     assert model.config.id2label == {0: "sad", 1: "glad"}
     model.save_pretrained(tmp_path / "head")
-    tokenizer.load(str(parents["mlm"])).save_pretrained(tmp_path / "head")
+    tokenization.load(str(parents["mlm"])).save_pretrained(tmp_path / "head")
     again = task.load_model(str(tmp_path / "head"), ["glad", "sad"])
     assert again.config.id2label == {0: "sad", 1: "glad"}
     assert torch.equal(again.classifier.weight, model.classifier.weight)
