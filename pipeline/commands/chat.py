@@ -1,9 +1,10 @@
-"""Talk to a finished stage in the terminal, or to base, SFT and DPO side by side.
+"""Talk to a finished model in the terminal, or to those of its lineage side by side.
 
-    python stages/chat.py --runs runs/tiny --stage dpo
+    python -m pipeline.commands.chat --runs runs/tiny [--node NAME]
 
-Answers stream, by the stage's own generation settings. /reset forgets the conversation, /system TEXT sets what
-stands before it, /stage NAME changes the model, /all asks base, SFT and DPO; an empty line, Ctrl-D or Ctrl-C ends.
+Without --node the released node answers, with --node all every chat model that it descends from, too. Answers stream, by
+the node's own generation settings. /reset forgets the conversation, /system TEXT sets what stands before it, /node NAME
+changes the model, /all asks all of them; an empty line, Ctrl-D or Ctrl-C ends.
 """
 
 from __future__ import annotations
@@ -13,58 +14,71 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain import manifest, request
+from pipeline.chain import finished
+from pipeline.chain.finished import Finished
 from pipeline.system import config, process
 from pipeline.system.errors import Stopped, UserError
 
-ALL = ("pretrain", "sft", "dpo")
-HELP = "/reset, /system TEXT, /stage NAME, /all; an empty line ends"
+MAKE = {"runs": "OUT", "node": "STAGE"}
+ALL = "all"
+HELP = "/reset, /system TEXT, /node NAME, /all; an empty line ends"
 _LONGEST = 256  # tokens of an answer, at most
 
 
 class Speaker:
-    """A finished stage with its own side of the conversation."""
+    """A finished model with its own side of the conversation."""
 
-    def __init__(self, runs: Path, name: str) -> None:
-        from pipeline.models import checkpoint, tokenizer
+    def __init__(self, runs: Path, node: Finished) -> None:
+        from pipeline.models import checkpoint, tokenization
         from pipeline.system import hardware
 
-        folder = request.finished(runs, name)
-        self.name, self.turns = name, list[dict[str, str]]()
-        self.vocabulary = tokenizer.load(str(folder))
-        if not self.vocabulary.chat_template and manifest.read(runs / "sft"):
-            self.vocabulary.chat_template = tokenizer.load(str(runs / "sft")).chat_template
-        if not self.vocabulary.chat_template:
-            raise UserError(f"{folder}: has no chat template; only a chat model can be talked to")
-        self.model: Any = checkpoint.load(str(folder)).to(hardware.device()).eval()
+        self.name, self.turns = node.name, list[dict[str, str]]()
+        self.tokenizer = tokenization.load(str(node.folder))
+        self.tokenizer.chat_template = self.tokenizer.chat_template or _borrowed(runs, node)
+        if not self.tokenizer.chat_template:
+            raise UserError(f"{node.folder}: has no chat template; only a chat model can be talked to")
+        self.model: Any = checkpoint.load(str(node.folder)).to(hardware.device()).eval()
         self.model.config.use_cache = True
-        settings = self.model.generation_config  # the stage's own; with a borrowed template it stops at an answer's end, too
+        settings = self.model.generation_config  # the node's own; with a borrowed template it stops at an answer's end, too
         own = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-        settings.eos_token_id = sorted({token for token in own if token is not None} | set(tokenizer.stop_ids(self.vocabulary)))
+        stops = {token for token in own if token is not None} | set(tokenization.stop_ids(self.tokenizer))
+        settings.eos_token_id = sorted(stops)
         if settings.pad_token_id is None:
-            settings.pad_token_id = self.vocabulary.pad_token_id
+            settings.pad_token_id = self.tokenizer.pad_token_id
 
     def answer(self, system: str, line: str) -> None:
         """Stream an answer, and remember both sides; UserError where the conversation is longer than the model's context."""
         import torch
 
-        from pipeline.models.tokenizer import render
+        from pipeline.models.tokenization import render
 
         turns = [*self.turns, {"role": "user", "content": line}]
-        ids = render(self.vocabulary, [{"role": "system", "content": system}] * bool(system) + turns, answer_next=True)
+        ids = render(self.tokenizer, [{"role": "system", "content": system}] * bool(system) + turns, answer_next=True)
         room = int(getattr(self.model.config, "max_position_embeddings", len(ids) + _LONGEST)) - len(ids)
         if room < 1:
             raise UserError(f"{self.name}: the conversation is longer than the {len(ids) + room} tokens it can read; /reset")
         row = torch.tensor([ids], device=self.model.device)
         with torch.no_grad():
             said = self.model.generate(
-                row, attention_mask=torch.ones_like(row), max_new_tokens=min(room, _LONGEST), streamer=_stream(self.vocabulary)
+                row, attention_mask=torch.ones_like(row), max_new_tokens=min(room, _LONGEST), streamer=_stream(self.tokenizer)
             )
-        text = str(self.vocabulary.decode(said[0, len(ids) :], skip_special_tokens=True))
+        text = str(self.tokenizer.decode(said[0, len(ids) :], skip_special_tokens=True))
         self.turns = [*turns, {"role": "assistant", "content": text.strip()}]
 
 
-def _stream(vocabulary: Any) -> Any:
+def _borrowed(runs: Path, node: Finished) -> str | None:
+    """Return the chat template of the first finished node that descends from one without a template of its own."""
+    from pipeline.models import tokenization
+
+    for other in finished.finished(runs):
+        if other.family == node.family and any(older.name == node.name for older in finished.lineage(other.folder)):
+            template = tokenization.load(str(other.folder)).chat_template
+            if template:
+                return str(template)
+    return None
+
+
+def _stream(tokenizer: Any) -> Any:
     """Return what prints an answer as it comes; no character of it moves the cursor or rings a bell."""
     from transformers import TextStreamer
 
@@ -73,21 +87,27 @@ def _stream(vocabulary: Any) -> Any:
             shown = "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) != "Cc")
             super().on_finalized_text(shown, stream_end)
 
-    return Terminal(vocabulary, skip_prompt=True, skip_special_tokens=True)
+    return Terminal(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 class Chat:
     """One conversation: who answers, and what was said."""
 
-    def __init__(self, runs: Path, stage: str) -> None:
+    def __init__(self, runs: Path, name: str) -> None:
         self.runs, self.system = runs, ""
         self.speakers: list[Speaker] = []
-        self.switch(stage)
+        self.switch(name)
 
-    def switch(self, stage: str) -> None:
-        """Talk to another stage, or to all; as before where there is no such stage."""
-        names = [name for name in ALL if manifest.read(self.runs / name)] if stage == "all" else [stage]
-        self.speakers = [Speaker(self.runs, name) for name in names or ALL[-1:]]
+    def switch(self, name: str) -> None:
+        """Talk to another node, or to all; as before where there is no such node."""
+        self.speakers = [Speaker(self.runs, node) for node in self._nodes(name)]
+
+    def _nodes(self, name: str) -> list[Finished]:
+        released = finished.answering(self.runs, "" if name == ALL else name)
+        if name != ALL:
+            return [released]
+        line = [node for node in finished.lineage(released.folder) if node.family == released.family]
+        return [finished.answering(node.folder.parent, node.folder.name) for node in line]
 
     def take(self, line: str) -> None:
         """Answer a line, or do what it commands."""
@@ -96,15 +116,16 @@ class Chat:
             self.system = rest.strip() if command == "/system" else self.system
             for speaker in self.speakers:
                 speaker.turns = []
-        elif command == "/all" or (command == "/stage" and rest.strip()):
-            self.switch("all" if command == "/all" else rest.strip())
+        elif command == "/all" or (command == "/node" and rest.strip()):
+            self.switch(ALL if command == "/all" else rest.strip())
             print(f"{', '.join(speaker.name for speaker in self.speakers)}; the conversation begins anew", flush=True)
         elif command.startswith("/"):
             print(f"{command}: no such command; there are {HELP}", flush=True)
         else:
+            width = max(len(speaker.name) for speaker in self.speakers)
             for speaker in self.speakers:
                 if len(self.speakers) > 1:
-                    print(f"{speaker.name:<8} ", end="", flush=True)
+                    print(f"{speaker.name:<{width}} ", end="", flush=True)
                 speaker.answer(self.system, line)
 
 
@@ -113,14 +134,14 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return 0
-    flags, faults = config.only(("runs", "stage"), sys.argv[1:])
+    flags, faults = config.only(("runs", "node"), sys.argv[1:])
     if faults:
         raise UserError(*faults)
-    runs, stage = Path(str(flags.get("runs", "runs/tiny"))), str(flags.get("stage", "dpo"))
+    runs, name = Path(str(flags.get("runs", "runs/tiny"))), str(flags.get("node", ""))
     try:
-        chat = Chat(runs, stage)
+        chat = Chat(runs, name)
         print(f"{', '.join(speaker.name for speaker in chat.speakers)} of {runs}; {HELP}", flush=True)
-        while line := _ask():
+        while line := _read():
             try:
                 chat.take(line)
             except UserError as error:
@@ -132,7 +153,7 @@ def main() -> int:
     return 0
 
 
-def _ask() -> str:
+def _read() -> str:
     if sys.stdin.isatty():
         import readline  # noqa: F401  arrow keys and the lines before
     try:

@@ -1,9 +1,10 @@
-"""Finished stages in, one repository of a hub each out, read back before it says so.
+"""Push finished nodes to a hub, each into a repository of its own, and read them back.
 
-    python stages/push.py --hub me/tiny --runs runs/tiny
+    python -m pipeline.commands.push --hub me/tiny --runs runs/tiny
 
-The token comes from HF_TOKEN or the hub login, the hub from HF_ENDPOINT. Each stage is one commit with a tag
-from the digest of its files. Without --force only what verification and evaluation accept is pushed.
+Without --node the released node and the trained models that it descends from are pushed. The token comes from HF_TOKEN or
+the hub login, the hub from HF_ENDPOINT. Each node is one commit with a tag from the digest of its files. Without --force
+only what verification and evaluation accept is pushed.
 """
 
 from __future__ import annotations
@@ -15,44 +16,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.chain import manifest
+from pipeline.chain import finished, manifest
+from pipeline.chain.stage import ROWS
 from pipeline.system import config, process
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
 
 if TYPE_CHECKING:
-    from pipeline.hub.parcel import Parcel
+    from pipeline.chain.finished import Finished
+    from pipeline.hub.package import Package
     from pipeline.hub.upload import Hub
+
+MAKE = {"hub": "HUB", "runs": "OUT", "node": "STAGE", "public": "PUBLIC", "force": "FORCE", "adapter": "ADAPTER"}
+SETTINGS = "push.yaml"
 
 
 @dataclass(frozen=True)
 class Options:
     """Our own options of the push."""
 
-    hub: str = option("", "namespace/name of the last stage; others get a suffix: -base for pretrain, -STAGE else")
-    runs: str = option("runs/tiny", "folder with the finished stages and evaluate.json")
-    stages: tuple[str, ...] = option(("pretrain", "sft", "dpo"), "the chain, the last one getting the name itself")
-    stage: str = option("", "push this one alone")
-    names: dict[str, Any] = option({}, "stage: name of its repository, where it shall be another")  # noqa: RUF009
+    hub: str = option("", "namespace/name of the released node; others get a suffix: -NODE")
+    runs: str = option("runs/tiny", "folder with the finished nodes and evaluate.json")
+    node: str = option("", "push this one alone; empty: the released node and the trained models that it descends from")
+    names: dict[str, Any] = option({}, "node: name of its repository, where it shall be another")  # noqa: RUF009
     public: bool = option(False, "make the repositories public, once they were read back")
     force: bool = option(False, "push in spite of what verification and evaluation say; the card then says so")
-    adapter: bool = option(False, "put the LoRA adapter beside the merged weights, its base being the pushed parent")
+    adapter: bool = option(False, "put the adapter beside the merged weights, its base being the pushed parent")
     license: str = option("", "licence of the models, by the hub's name for it; empty: apache-2.0")
-    language: str = option("", "language of the models, ISO 639; empty: what pretraining was told")
+    language: str = option("", "language of the models, ISO 639; empty: what the node or those before it were told")
     datasets: tuple[str, ...] = option((), "ids of data sets on the hub that the cards link to")
     watts: float = option(0.0, "power that the energy estimate assumes; 0: 10 W a core, and 400 W an accelerator", at_least=0)
     patience: float = option(120.0, "seconds for which a hub that fails or is silent is asked again", at_least=1)
 
 
-def asked(argv: Sequence[str]) -> Options:
-    """Return what the command line and the profile ask for; UserError with every fault."""
+def request(argv: Sequence[str]) -> Options:
+    """Return what the command line and the profile say; UserError with every fault."""
     flags, faults = config.read_flags(argv)
-    parents, file = flags.pop("parent"), flags.pop("config", None)
+    parents, file = flags.pop("parent", None), flags.pop("config", None)
     profile = config.read_profile(Path(file)) if file else {}
     origins = dict.fromkeys(profile, str(file)) | dict.fromkeys(flags, "command line")
     found = profile | flags
-    faults += ["command line: --parent can't be used here; --runs and --stages say what is pushed"] * bool(parents)
+    faults += ["command line: --parent can't be used here; --runs and --node say what is pushed"] * bool(parents)
     faults += config.check(found, origins, Options, None)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(found.get("hub", ""))):
         faults.append(f"HUB: expected namespace/name, as in HUB=me/tiny, found {found.get('hub', '')!r}")
@@ -61,58 +66,65 @@ def asked(argv: Sequence[str]) -> Options:
     return Options(**found)
 
 
-def repository(stage: str, options: Options) -> str:
-    """Return the repository of a stage: named in the options, else by its place in the chain."""
+def chosen(options: Options) -> list[Finished]:
+    """Return the nodes to push, the oldest first; UserError where there is none, or one hands on rows."""
+    runs = Path(options.runs)
+    if not options.node:
+        released = finished.to_release(runs)
+        line = [node for node in finished.lineage(released.folder)[:-1] if node.trained and node.family != ROWS]
+        return [*(node for node in line if node.folder.parent.resolve() == runs.resolve()), released]
+    node = finished.read(runs / options.node) or finished.named(runs, options.node)
+    if node.family == ROWS:
+        raise UserError(f"{node.folder}: hands on rows and no model; make push-data pushes rows")
+    return [node]
+
+
+def repository(node: Finished, options: Options) -> str:
+    """Return the repository of a node: named in the options, else by its own name, which the released node does without."""
     owner, name = options.hub.split("/")
-    suffix = "" if stage == options.stages[-1] else "-base" if stage == "pretrain" else f"-{stage}"
-    given = str(options.names.get(stage, f"{name}{suffix}"))
+    try:
+        suffix = "" if finished.to_release(Path(options.runs)).name == node.name else f"-{node.name}"
+    except UserError:  # several could be released
+        suffix = f"-{node.name}"
+    given = str(options.names.get(node.name, f"{name}{suffix}"))
     return given if "/" in given else f"{owner}/{given}"
 
 
-def finished(options: Options) -> dict[str, Path]:
-    """Return the folders of the stages to push, in the order of the chain; UserError where one is not finished."""
-    chosen = [options.stage] if options.stage else list(options.stages)
-    folders = {stage: Path(options.runs) / stage for stage in chosen}
-    missing = [folder for folder in folders.values() if manifest.read(folder) is None]
-    if missing:
-        raise UserError(*(f"{folder}: no finished stage; make it first" for folder in missing))
-    return folders
+def pack(options: Options, nodes: Sequence[Finished], hub: Hub, forced: Sequence[str]) -> list[Package]:
+    """Return the nodes ready to leave; UserError if a secret would leave with one."""
+    from pipeline.hub import leaks, package
 
-
-def pack(options: Options, folders: dict[str, Path], hub: Hub, forced: Sequence[str]) -> list[Parcel]:
-    """Return the stages ready to leave; UserError if a secret would leave with one."""
-    from pipeline.hub import gate, leaks, parcel
-
-    shelves: dict[str, tuple[str, str]] = {}
+    repositories: dict[str, tuple[str, str]] = {}
     faults: list[str] = []
-    parcels = []
-    for folder, record in {path: record for last in folders.values() for path, record in gate.lineage(last)}.items():
-        named = folder.name if folder in folders.values() else str(record["stage"])
-        place = repository(named, options), parcel.tag(folder, record)
-        shelf = hub.look(place[0]) if folder not in folders.values() else None
-        if folder in folders.values() or (shelf and place[1] in shelf.tags):
-            shelves[record["outputs"]] = place
+    packages = []
+    pushed = {node.folder.resolve() for node in nodes}
+    for node in {older.folder: older for last in nodes for older in finished.lineage(last.folder)}.values():
+        place = repository(node, options), package.tag(node)
+        there = hub.look(place[0]) if node.folder.resolve() not in pushed and node.family != ROWS else None
+        if node.folder.resolve() in pushed or (there and place[1] in there.tags):
+            repositories[node.record["outputs"]] = place
     summary = manifest.read(Path(options.runs), "evaluate.json")
-    terms = parcel.Terms(options.license, options.language, options.datasets, options.watts, options.adapter)
-    for folder in folders.values():
-        packed = parcel.pack(folder, repository(folder.name, options), shelves, summary, terms, forced)
+    terms = package.Terms(options.license, options.language, options.datasets, options.watts, options.adapter)
+    for node in nodes:
+        packed = package.pack(node, repository(node, options), repositories, summary, terms, forced)
         try:
-            leaks.stop(str(folder), packed.delivery.files, hub.token)
+            leaks.stop(str(node.folder), packed.delivery.files, hub.token)
         except UserError as error:
             faults += error.faults
-        parcels.append(packed)
+        packages.append(packed)
     if faults:
         raise UserError(*faults)
-    return parcels
+    return packages
 
 
-def push(packed: Parcel, hub: Hub, options: Options) -> None:
-    """Bring one stage to its repository, read it back, and only then say that it is there."""
+def push(packed: Package, hub: Hub, options: Options) -> None:
+    """Bring one node to its repository, read it back, and only then say that it is there."""
     from pipeline.hub import readback
 
     delivery = packed.delivery
-    say("push", f"{packed.folder} -> {delivery.repo}: {len(delivery.files)} files{stays(packed)}")
-    if packed.orphan:
+    withheld = f" (withheld: {', '.join(packed.withheld)})" if packed.withheld else ""
+    say("push", f"{packed.folder} -> {delivery.repo}: {len(delivery.files)} files{withheld}")
+    if packed.missing_base:
         say("push", f"{delivery.repo}: its parent is not on the hub; the card links to none")
     hub.open(delivery, options.public, options.force)
     commit, changed = hub.commit(delivery)
@@ -127,31 +139,26 @@ def push(packed: Parcel, hub: Hub, options: Options) -> None:
     say("push", f"pushed: {delivery.repo} at {delivery.tag}, {'public' if options.public else 'private'}")
 
 
-def stays(packed: Parcel) -> str:
-    """Return in words which files of a stage are not on the list of those that leave."""
-    return f" (not among those that leave: {', '.join(packed.stays)})" if packed.stays else ""
-
-
 def main() -> int:
-    """Check, pack, push stage by stage, the oldest first."""
+    """Check, pack, push node by node, the oldest first."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(config.explain("push", str(__doc__), Options, None, trains=False))
         return 0
-    options = asked(sys.argv[1:])
-    folders = finished(options)
+    options = request(sys.argv[1:])
+    nodes = chosen(options)
     from pipeline.hub import gate, upload
 
     path = Path(options.runs) / "evaluate.json"
-    refused = gate.reasons(folders.values(), manifest.read(path.parent, path.name), path)
+    refused = gate.reasons(nodes, manifest.read(path.parent, path.name), path)
     if refused and not options.force:
         raise UserError(*refused, "nothing was pushed; FORCE=1 pushes all the same, and the cards say what was overruled")
     for reason in refused:
         say("push", f"in spite of: {reason}")
     hub = upload.Hub(lambda text: say("push", text), options.patience)
-    hub.greet()
+    hub.connect()
     if not options.license:
         say("push", "licence: apache-2.0, which is tristage's default; --license says another")
-    for packed in pack(options, folders, hub, refused):
+    for packed in pack(options, nodes, hub, refused):
         push(packed, hub, options)
     return 0
 

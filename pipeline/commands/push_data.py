@@ -1,6 +1,6 @@
-"""A recipe in, a data set on a hub out: its rows as parquet for each shape and split, read back before it says so.
+"""Push a recipe's rows to a hub as parquet, for each dataset type and split, and read them back.
 
-    python stages/push_data.py --hub me/world --recipe world
+    python -m pipeline.commands.push_data --hub me/world --recipe world
 
 The token comes from HF_TOKEN or the hub login, the hub from HF_ENDPOINT. One commit, tagged by the digest of the rows.
 """
@@ -19,13 +19,15 @@ from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
 
+MAKE = {"hub": "HUB", "recipe": "RECIPE", "public": "PUBLIC", "force": "FORCE"}
+
 
 @dataclass(frozen=True)
 class Options:
     """Our own options of the push of data."""
 
     hub: str = option("", "namespace/name of the data set")
-    recipe: str = option("world", "data recipe whose rows are pushed, in every shape that it gives")
+    recipe: str = option("world", "data recipe whose rows are pushed, in every dataset type that it gives")
     seed: int = option(42, "of the rows, as a stage's")
     public: bool = option(False, "make the data set public, once it was read back")
     force: bool = option(False, "put it over what tristage did not push")
@@ -34,10 +36,10 @@ class Options:
     patience: float = option(120.0, "seconds for which a hub that fails or is silent is asked again", at_least=1)
 
 
-def asked(argv: Sequence[str]) -> Options:
-    """Return what the command line asks for; UserError with every fault."""
+def request(argv: Sequence[str]) -> Options:
+    """Return what the command line says; UserError with every fault."""
     flags, faults = config.read_flags(argv)
-    faults += ["command line: --parent can't be used here; --recipe says what is pushed"] * bool(flags.pop("parent"))
+    faults += ["command line: --parent can't be used here; --recipe says what is pushed"] * bool(flags.pop("parent", None))
     faults += config.check(flags, dict.fromkeys(flags, "command line"), Options, None)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(flags.get("hub", ""))):
         faults.append(f"HUB: expected namespace/name, as in HUB=me/world, found {flags.get('hub', '')!r}")
@@ -51,12 +53,12 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(config.explain("push-data", str(__doc__), Options, None, trains=False))
         return 0
-    options = asked(sys.argv[1:])
+    options = request(sys.argv[1:])
     from pipeline.hub import dataset, leaks, upload
 
     rows = dataset.read(options.recipe, options.seed)
     hub = upload.Hub(lambda text: say("push", text), options.patience)
-    hub.greet()
+    hub.connect()
     dataset.stop(rows, hub.token)
     with tempfile.TemporaryDirectory() as folder:
         delivery = dataset.pack(rows, options.hub, Path(folder), options.license, options.language)

@@ -1,9 +1,9 @@
-"""A finished stage behind an OpenAI-compatible server, on this machine alone unless --host says otherwise.
+"""Serve a finished model behind an OpenAI-compatible server, on this machine alone unless --host says otherwise.
 
-    python stages/serve.py --runs runs/tiny --stage dpo [--host 127.0.0.1] [--port 8000]
+    python -m pipeline.commands.serve --runs runs/tiny [--node NAME] [--host 127.0.0.1] [--port 8000]
 
-vLLM serves where there is an accelerator and it is installed, transformers' own server everywhere else; both
-read the stage's folder as it lies there, with its template and its generation settings.
+Without --node the released node is served. vLLM serves where there is an accelerator and it is installed, transformers' own
+server everywhere else; both read the node's folder as it lies there, with its template and its generation settings.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain import request
+from pipeline.chain import finished
 from pipeline.system import config, process
 from pipeline.system.errors import Stopped, UserError
 from pipeline.system.process import say
 
+MAKE = {"runs": "OUT", "node": "STAGE"}
 MODULES = ("fastapi", "uvicorn", "openai")  # what transformers' server needs beside transformers
 
 
@@ -49,18 +50,18 @@ def serve(engine: str, folder: Path, host: str, port: int) -> None:
 
 
 def main() -> int:
-    """Check what was asked, say where it is served, serve."""
+    """Check the flags, say where it is served, serve."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return 0
-    given: dict[str, Any] = {"runs": "runs/tiny", "stage": "dpo", "host": "127.0.0.1", "port": 8000}
+    given: dict[str, Any] = {"runs": "runs/tiny", "node": "", "host": "127.0.0.1", "port": 8000}
     flags, faults = config.only(tuple(given), sys.argv[1:])
     given |= flags
     if not isinstance(given["port"], int) or not 0 < given["port"] < 65536:
         faults.append(f"command line: --port: expected a number from 1 to 65535, found {given['port']!r}")
     if faults:
         raise UserError(*faults)
-    folder = request.finished(Path(str(given["runs"])), str(given["stage"]))
+    folder = finished.answering(Path(str(given["runs"])), str(given["node"])).folder
     host, chosen = str(given["host"]), engine()
     if host not in ("127.0.0.1", "localhost", "::1"):
         say("serve", f"--host {host}: whoever reaches this machine can ask; the server has no password")

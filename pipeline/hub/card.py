@@ -1,6 +1,6 @@
-"""The model card: what a stage is, how to use it, where it comes from and what was measured, from its records alone.
+"""The model card: what a node is, how to use it, where it comes from and what was measured, from its records alone.
 
-Nothing in it depends on the time or the machine, so that the same stage has the same card.
+Nothing in it depends on the time or the machine, so that the same node has the same card.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.models.families import auto_class
+from pipeline.evaluation.blocks import Block
 from pipeline.hub import sections as s
 from pipeline.hub import usage
+from pipeline.models.families import auto_class
 
 _TASKS = {
     "AutoModelForCausalLM": "text-generation", "AutoModelForMaskedLM": "fill-mask", "AutoModelForSeq2SeqLM": "text2text-generation",
@@ -22,17 +23,19 @@ _TASKS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A stage that is pushed, and all that its card tells."""
+    """A node that is pushed, and all that its card tells."""
 
     repo: str
     tag: str
     records: list[dict[str, Any]]  # cleaned, of all that it descends from; its own is the last
-    shelves: Mapping[str, tuple[str, str]]  # outputs → repository and tag of the stages that are on the hub
+    repositories: Mapping[str, tuple[str, str]]  # outputs → repository and tag of the nodes that are on the hub
     config: Mapping[str, Any]  # the model's config.json
+    about: str = ""  # what its stage says comes out of it
     template: bool = False  # whether it has a chat template
     log: Sequence[Mapping[str, Any]] = ()
-    summary: Mapping[str, Any] | None = None  # of the evaluation, if it measured these very outputs
-    base: str = ""  # hub id of the parent
+    block: Block | None = None  # its figures, if these very outputs were measured
+    samples: Sequence[Mapping[str, Any]] = ()  # prompts with the answers of several models
+    base: str = ""  # hub id of the model whose weights it took
     adapter: bool = False
     forced: Sequence[str] = ()
     license: str = "apache-2.0"
@@ -43,13 +46,8 @@ class Subject:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The stage's own record."""
+        """The node's own record."""
         return self.records[-1]
-
-    @property
-    def stage(self) -> str:
-        """The stage's name."""
-        return str(self.record["stage"])
 
     @property
     def auto(self) -> str:
@@ -58,7 +56,7 @@ class Subject:
 
     @property
     def trained(self) -> bool:
-        """Whether the stage trained anything, or adopted a model as it was."""
+        """Whether the node trained anything, or adopted a model as it was."""
         return "steps" in self.record
 
 
@@ -74,12 +72,12 @@ def write(subject: Subject) -> str:
 def _metadata(subject: Subject) -> Any:
     from huggingface_hub import ModelCardData
 
-    tags = ["tristage", subject.stage, subject.record["config"].get("objective"), subject.record["config"].get("method")]
+    tags = ["tristage", subject.record["stage"], "conversational" * subject.template]
     more: dict[str, Any] = {"base_model_relation": "finetune"} if subject.base and subject.trained else {}
     figures = _results(subject)
     return ModelCardData(
         license=subject.license, language=subject.language or None, library_name="transformers" if subject.auto else None,
-        pipeline_tag=_TASKS.get(subject.auto), tags=[tag for tag in [*tags, "conversational" * subject.template] if tag],
+        pipeline_tag=_TASKS.get(subject.auto), tags=[tag for tag in tags if tag],
         base_model=subject.base or None, datasets=list(subject.datasets) or None,
         metrics=sorted({result.metric_type for result in figures}) or None,
         model_name=subject.repo.split("/")[1] if figures else None, eval_results=figures or None, **more,
@@ -87,23 +85,18 @@ def _metadata(subject: Subject) -> Any:
 
 
 def _results(subject: Subject) -> list[Any]:
-    """Return the stage's figures in model-index form."""
+    """Return the node's own figures in model-index form."""
     from huggingface_hub import EvalResult
 
-    data, task = str(subject.record["recipe"]["name"]) or subject.stage, _TASKS.get(subject.auto, "other")
+    block = subject.block
+    if block is None or not block.own:
+        return []
+    data, task = str(subject.record["recipe"]["name"]) or subject.record["node"], _TASKS.get(subject.auto, "other")
+    figures = {metric: found[block.own] for metric, found in block.found["figures"].items() if block.own in found}
     return [
         EvalResult(
             task_type=task, dataset_type=data, dataset_name=data, dataset_split="held_out", metric_type=metric,
             metric_value=round(found["value"], 4), metric_name=f"{metric}, 95% interval {found['low']:.4f} to {found['high']:.4f}",
         )
-        for metric, found in _own(subject).items()
+        for metric, found in figures.items()
     ]  # fmt: skip
-
-
-def _own(subject: Subject) -> dict[str, Any]:
-    """Return a stage's figures on the rows that it is about, without those that only its children are held against."""
-    if not subject.summary:
-        return {}
-    compared = {item["metric"] for item in subject.summary["comparisons"] if item["stage"] == subject.stage}
-    found = subject.summary["stages"].get(subject.stage, {})
-    return {metric: figure for metric, figure in found.items() if metric in compared | {"completion", "win_rate"}} or found

@@ -9,10 +9,10 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 280, 56, 28, 28, 40
 _TICKS = 4
 
 
-def draw(log: Sequence[Mapping[str, Any]], title: str, line: float | None = None, named: str = "") -> str:
-    """Return an SVG of training loss against tokens; `line` is a height to compare with, such as a floor."""
+def draw(log: Sequence[Mapping[str, Any]], title: str, lines: Mapping[str, float]) -> str:
+    """Return an SVG of training loss against tokens; `lines` are named heights to compare with, such as a floor."""
     points = [(float(entry["tokens"]), float(entry["loss"])) for entry in log]
-    high = max([loss for _, loss in points] + ([line] if line else []))
+    high = max([loss for _, loss in points] + list(lines.values()))
     last = max(tokens for tokens, _ in points) or 1.0
 
     def place(tokens: float, loss: float) -> tuple[float, float]:
@@ -33,10 +33,10 @@ def draw(log: Sequence[Mapping[str, Any]], title: str, line: float | None = None
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end" fill="#555">{high * tick / _TICKS:.2f}</text>')
         parts.append(f'<text x="{x}" y="{_HEIGHT - 22}" text-anchor="middle" fill="#555">{_short(last * tick / _TICKS)}</text>')
     parts.append(f'<text x="{(_LEFT + right) // 2}" y="{_HEIGHT - 6}" text-anchor="middle" fill="#555">tokens</text>')
-    if line:
+    for name, line in lines.items():
         y = place(0, line)[1]
         parts.append(f'<path d="M{_LEFT} {y}H{right}" stroke="#b35900" stroke-dasharray="5 4"/>')
-        parts.append(f'<text x="{right}" y="{y - 4}" text-anchor="end" fill="#b35900">{named} {line:.3f}</text>')
+        parts.append(f'<text x="{right}" y="{y - 4}" text-anchor="end" fill="#b35900">{name} {line:.3f}</text>')
     path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in points))
     parts.append(f'<polyline points="{path}" fill="none" stroke="#1f5fa8" stroke-width="1.6" stroke-linejoin="round"/>')
     return "\n".join([*parts, "</svg>", ""])

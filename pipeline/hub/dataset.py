@@ -1,4 +1,4 @@
-"""A recipe's rows made ready to leave: parquet for each shape and split, a data card, and a record."""
+"""A recipe's rows made ready to leave: parquet for each dataset type and split, a data card, and a record."""
 
 from __future__ import annotations
 
@@ -10,66 +10,56 @@ from typing import Any
 
 from pipeline.chain import manifest
 from pipeline.data import recipe as recipes
-from pipeline.data import shapes
-from pipeline.data.shapes import Row
-from pipeline.system.errors import UserError, WorldError
+from pipeline.data import types
+from pipeline.data.types import Row
 from pipeline.hub import leaks, readback
 from pipeline.hub.leaks import Content
 from pipeline.hub.upload import Delivery, Hub, sha256
+from pipeline.system import hashes
+from pipeline.system.errors import UserError, WorldError
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-_TELLS = {
-    "text": "`text`: one document", "messages": "`messages`: a conversation, a list of `role` and `content`",
-    "preference": "`prompt`, `chosen`, `rejected`: each a list of messages",
-    "labels": "`text`, a `text_pair` where two are read together, and their `label`",
-    "answers": "`context`, `question`, and `answers`, each a `text` and where it has its `start`; none where there is no answer",
-    "tags": "`tokens` and their `tags`", "translation": "`source` and `target`",
-    "similarity": "`text`, `text_pair` and their `score`",
-}  # fmt: skip
 
 
 @dataclass
 class Rows:
-    """All rows of a recipe: shape → split → rows, with what was dropped."""
+    """All rows of a recipe: dataset type → split → rows, with what was dropped."""
 
     name: str
     seed: int
     kept: dict[str, dict[str, list[Row]]] = field(default_factory=dict)
-    dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # shape → reason → count
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # dataset type → reason → count
     sources: list[list[str]] = field(default_factory=list)
 
     def parts(self) -> Iterator[tuple[str, str, list[Row]]]:
-        """Yield shape, split and rows of every part that has any."""
-        for shape, splits in self.kept.items():
+        """Yield dataset type, split and rows of every part that has any."""
+        for type, splits in self.kept.items():
             for split, rows in splits.items():
                 if rows:
-                    yield shape, split, rows
+                    yield type, split, rows
 
-    def shared(self, shape: str) -> int:
-        """Return how many held-out rows of a shape are among those for training."""
-        train, held_out = ({manifest.digest(row) for row in self.kept[shape][split]} for split in recipes.SPLITS)
+    def shared(self, type: str) -> int:
+        """Return how many held-out rows of a dataset type are among those for training."""
+        train, held_out = ({hashes.digest(row) for row in self.kept[type][split]} for split in recipes.SPLITS)
         return len(train & held_out)
 
 
 def read(name: str, seed: int) -> Rows:
-    """Return the rows of a recipe in every shape that it gives, as a stage with this seed reads them."""
+    """Return the rows of a recipe in every dataset type that it gives, as a stage with this seed reads them."""
     recipe = recipes.load(name)
-    given = (
-        [recipe.shape] if isinstance(recipe, recipes.SourceRecipe) else [s for s in shapes.SHAPES if hasattr(recipe.module, s)]
-    )
     found = Rows(recipe.name, seed, sources=leaks.without_paths([[Path(file).name, mark] for file, mark in recipe.contents()]))
-    for shape in given:
-        read = {split: recipe.rows(shape, split, seed) for split in recipes.SPLITS}
-        found.kept[shape] = {split: rows.kept for split, rows in read.items()}
-        found.dropped[shape] = dict(read["train"].dropped + read["train"].left_out)
+    for type in recipe.types():
+        read = {split: recipe.rows(type, split, seed) for split in recipes.SPLITS}
+        found.kept[type] = {split: rows.kept for split, rows in read.items()}
+        found.dropped[type] = dict(read["train"].dropped + read["train"].truncated)
     return found
 
 
 def stop(rows: Rows, token: str | None) -> None:
-    """Raise UserError naming shape, split, row and kind, never the secret, where one is among the rows."""
+    """Raise UserError naming dataset type, split, row and kind, never the secret, where one is among the rows."""
     faults = [
-        f"{rows.name}: {shape}, {split}, row {number:,} holds {kind}; nothing was pushed"
-        for shape, split, part in rows.parts()
+        f"{rows.name}: {type}, {split}, row {number:,} holds {kind}; nothing was pushed"
+        for type, split, part in rows.parts()
         for number, kind in leaks.row_secrets(part, token)
     ]
     if faults:
@@ -82,18 +72,18 @@ def pack(rows: Rows, repo: str, folder: Path, license: str, language: str) -> De
     import pyarrow.parquet
 
     files: dict[str, Content] = {}
-    for shape, split, part in rows.parts():
-        path = folder / shape / f"{split}.parquet"
+    for type, split, part in rows.parts():
+        path = folder / type / f"{split}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = {key: [row.get(key) for row in part] for key in dict.fromkeys(key for row in part for key in row)}
         pyarrow.parquet.write_table(pyarrow.table(columns), path)
         files[path.relative_to(folder).as_posix()] = path
-    digest = manifest.outputs({name: {"sha256": sha256(content)} for name, content in files.items()})
+    digest = hashes.outputs({name: {"sha256": sha256(content)} for name, content in files.items()})
     tag = f"tristage-{digest[:12]}"
     files["README.md"] = _card(rows, repo, tag, license, language).encode()
     record = {
         "recipe": rows.name, "seed": rows.seed, "outputs": digest, "sources": rows.sources, "dropped": rows.dropped,
-        "rows": {f"{shape}/{split}": len(part) for shape, split, part in rows.parts()},
+        "rows": {f"{type}/{split}": len(part) for type, split, part in rows.parts()},
         "pushed": {name: sha256(content) for name, content in sorted(files.items())},
     }  # fmt: skip
     files[manifest.NAME] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
@@ -106,12 +96,12 @@ def _card(rows: Rows, repo: str, tag: str, license: str, language: str) -> str:
 
     total = sum(len(part) for _, _, part in rows.parts())
     parts: dict[str, list[dict[str, str]]] = {}
-    for shape, split, _ in rows.parts():
-        parts.setdefault(shape, []).append({"split": split, "path": f"{shape}/{split}.parquet"})
+    for type, split, _ in rows.parts():
+        parts.setdefault(type, []).append({"split": split, "path": f"{type}/{split}.parquet"})
     data = DatasetCardData(
         license=license or "unknown", language=language or None, pretty_name=repo.split("/")[1], tags=["tristage", *parts],
         size_categories=next((name for size, name in _SIZES if total < size), "n>10M"),
-        configs=[{"config_name": shape, "data_files": given} for shape, given in parts.items()],
+        configs=[{"config_name": type, "data_files": given} for type, given in parts.items()],
     )  # fmt: skip
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(_body(rows, repo, tag, license, list(parts))) + "\n"
 
@@ -120,12 +110,12 @@ def _body(rows: Rows, repo: str, tag: str, license: str, parts: Sequence[str]) -
     yield f"# {repo.split('/')[1]}\n\nThe rows of tristage's recipe `{rows.name}`, as a stage with seed {rows.seed} reads them.\n"
     yield f'```python\nfrom datasets import load_dataset\nrows = load_dataset("{repo}", "{parts[0]}", split="train")\n```\n'
     yield f"The revision `{tag}` names exactly these rows.\n\n| subset | split | rows | columns |\n|---|---|---:|---|"
-    yield from (f"| {shape} | {split} | {len(part):,} | {_TELLS.get(shape, shape)} |" for shape, split, part in rows.parts())
-    shared = sum(rows.shared(shape) for shape in parts)
+    yield from (f"| {type} | {split} | {len(part):,} | {types.load(type).columns} |" for type, split, part in rows.parts())
+    shared = sum(rows.shared(type) for type in parts)
     yield f"\n{shared or 'No'} rows of `held_out` are in `train`, too; models are trained on `train` and measured on `held_out`.\n"
     yield "A `group`, where there is one, names rows that belong together and are never on both sides of a split.\n"
     yield "## Dropped\n"
-    lost = [f"- {shape}: {count:,} {reason}" for shape, reasons in rows.dropped.items() for reason, count in reasons.items()]
+    lost = [f"- {type}: {count:,} {reason}" for type, reasons in rows.dropped.items() for reason, count in reasons.items()]
     yield "\n".join(lost or ["Nothing."])
     yield "\n## Where it comes from\n\n| file or data set | sha256 or revision |\n|---|---|"
     yield from (f"| {name} | `{mark or 'the newest'}` |" for name, mark in rows.sources)
@@ -142,10 +132,10 @@ def compare(hub: Hub, delivery: Delivery, commit: str, rows: Rows) -> str:
 
     with readback.fetched(hub, delivery.repo, commit, "dataset") as folder, tempfile.TemporaryDirectory() as cache:
         faults = readback.differences(folder, delivery.digests)
-        for shape, split, part in rows.parts() if not faults else ():
-            read = datasets.load_dataset(str(folder), shape, split=split, cache_dir=cache)
+        for type, split, part in rows.parts() if not faults else ():
+            read = datasets.load_dataset(str(folder), type, split=split, cache_dir=cache)
             if len(read) != len(part) or any(_row(one) != _row(other) for one, other in zip(read, part, strict=True)):
-                faults.append(f"{shape}/{split} holds other rows")
+                faults.append(f"{type}/{split} holds other rows")
     if faults:
         raise WorldError(f"{delivery.repo}: what was read back is not what was pushed: {'; '.join(faults)}")
     total = sum(len(part) for _, _, part in rows.parts())

@@ -46,7 +46,7 @@ _ABSOLUTE = re.compile(r"(file:|~|[A-Za-z]:\\|[/\\]|\.\.[/\\])")
 
 
 def may_leave(name: str, adapter: bool = False) -> bool:
-    """Say whether a file of a stage directory is on the list of those that leave."""
+    """Say whether a file of a node's folder is on the list of those that leave."""
     return bool(ALLOWED.fullmatch(name) or (adapter and ADAPTER.fullmatch(name)))
 
 
@@ -87,11 +87,11 @@ def _nameless(text: str) -> str:
 
 
 def clean(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stage's record as it may leave: without the paths, user and host names of this machine.
+    """Return a node's record as it may leave: without the paths, user and host names of this machine.
 
-    `asked` stays at home: its digest is in `inputs`, and what it says is in `config`.
+    `request` is withheld: its digest is `inputs`, and what it says is in `config`.
     """
-    found = {key: value for key, value in record.items() if key != "asked"}
+    found = {key: value for key, value in record.items() if key != "request"}
     found["parents"] = [{key: value for key, value in made.items() if key != "path"} for made in record["parents"]]
     recipe = dict(record["recipe"])
     recipe["sources"] = [[Path(name).name if recipe.get("data") else name, sha256] for name, sha256 in recipe["sources"]]

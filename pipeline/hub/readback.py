@@ -1,4 +1,4 @@
-"""What arrived: downloaded by a fresh client into an empty cache, loaded with nothing of ours, held against the stage."""
+"""What arrived: downloaded by a fresh client into an empty cache, loaded with nothing of ours, held against the node."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.hub.upload import Delivery, Hub
 from pipeline.system import hashes
 from pipeline.system.errors import WorldError
-from pipeline.hub.upload import Delivery, Hub
 
 PROMPTS = ("Who are you?", "Once there was", "What do you know about the sea, and what not?")
 _LONGEST = 32  # new tokens of a greedy answer
@@ -37,8 +37,8 @@ def differences(folder: Path, digests: Mapping[str, str]) -> list[str]:
     return missing + [f"{name} is another file" for name, digest in there.items() if hashes.read(folder / name) != digest]
 
 
-def model(hub: Hub, delivery: Delivery, commit: str, stage: Path, loader: str, base: tuple[str, str] | None = None) -> str:
-    """Hold a pushed model against the stage that it came from; return in words what was compared.
+def model(hub: Hub, delivery: Delivery, commit: str, made: Path, loader: str, base: tuple[str, str] | None = None) -> str:
+    """Hold a pushed model against the node that it came from; return in words what was compared.
 
     `loader` names the Auto class; `base` is repository and revision under the adapter, if one was pushed.
     Raises WorldError if anything differs.
@@ -46,10 +46,10 @@ def model(hub: Hub, delivery: Delivery, commit: str, stage: Path, loader: str, b
     with fetched(hub, delivery.repo, commit) as folder:
         faults = differences(folder, delivery.digests)
         if not faults and loader:
-            faults = _behaves(folder, stage, loader)
+            faults = _behaves(folder, made, loader)
         if not faults and base:
             with fetched(hub, *base) as under:
-                faults = _adapts(under, folder / "adapter", stage)
+                faults = _adapts(under, folder / "adapter", made)
     if faults:
         raise WorldError(f"{delivery.repo}: what was read back is not what was pushed: {'; '.join(faults)}")
     told = f"{len(delivery.files)} files by digest"
@@ -89,11 +89,11 @@ def _outputs(network: Any, batch: Any) -> Sequence[Any]:
     return [value for value in found if torch.is_tensor(value)]
 
 
-def _behaves(folder: Path, stage: Path, loader: str) -> list[str]:
-    """Return how a downloaded model's outputs and answers differ from the stage's own."""
+def _behaves(folder: Path, made: Path, loader: str) -> list[str]:
+    """Return how a downloaded model's outputs and answers differ from the node's own."""
     import torch
 
-    (tokenizer, network), (own_tokenizer, own) = _load(folder, loader), _load(stage, loader)
+    (tokenizer, network), (own_tokenizer, own) = _load(folder, loader), _load(made, loader)
     faults = []
     for prompt, batch, own_batch in zip(PROMPTS, _inputs(tokenizer), _inputs(own_tokenizer), strict=True):
         if not torch.equal(batch["input_ids"], own_batch["input_ids"]):
@@ -109,13 +109,13 @@ def _behaves(folder: Path, stage: Path, loader: str) -> list[str]:
     return faults
 
 
-def _adapts(base: Path, adapter: Path, stage: Path) -> list[str]:
-    """Return how a base with the adapter on it differs from the merged stage."""
+def _adapts(base: Path, adapter: Path, made: Path) -> list[str]:
+    """Return how a base with the adapter on it differs from the merged model."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    tokenizer, own = _load(stage, "AutoModelForCausalLM")
+    tokenizer, own = _load(made, "AutoModelForCausalLM")
     network = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, use_safetensors=True), str(adapter)).eval()
     faults = []
     for prompt, batch in zip(PROMPTS, _inputs(tokenizer), strict=True):

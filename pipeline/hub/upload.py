@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.system import hashes
-from pipeline.system.errors import UserError, WorldError
 from pipeline.hub import faults
 from pipeline.hub.leaks import Content
+from pipeline.system import hashes
+from pipeline.system.errors import UserError, WorldError
 
 T = TypeVar("T")
 _LOADED = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".py", ".parquet")  # a library would load it
@@ -37,7 +37,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Repository:
     """A repository as it is."""
 
     head: str
@@ -68,7 +68,7 @@ class Hub:
         told.setLevel(logging.WARNING)
         self.say, self.patience, self.user = say, patience, ""
 
-    def greet(self) -> None:
+    def connect(self) -> None:
         """Ask who the token belongs to; UserError where there is none or it is refused."""
         self.user = str(self.attempt("sign in", self.api.whoami)["name"])
 
@@ -91,12 +91,12 @@ class Hub:
             time.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 
-    def look(self, repo: str, kind: str = "model") -> Shelf | None:
+    def look(self, repo: str, kind: str = "model") -> Repository | None:
         """Return a repository as it is, or None where there is none that the token may see."""
         from huggingface_hub.errors import RepositoryNotFoundError
         from huggingface_hub.hf_api import RepoFile
 
-        def call() -> Shelf | None:
+        def call() -> Repository | None:
             try:
                 info = self.api.repo_info(repo, repo_type=kind)
             except RepositoryNotFoundError:
@@ -105,7 +105,7 @@ class Hub:
             tree = self.api.list_repo_tree(repo, recursive=True, revision=info.sha, repo_type=kind)
             tags = self.api.list_repo_refs(repo, repo_type=kind).tags
             files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-            return Shelf(info.sha, bool(info.private), files, {tag.name: tag.target_commit for tag in tags})
+            return Repository(info.sha, bool(info.private), files, {tag.name: tag.target_commit for tag in tags})
 
         return self.attempt(f"look at {repo}", call)
 
@@ -113,11 +113,11 @@ class Hub:
         """Make the repository, private, if there is none; UserError if what is there forbids the push."""
         repo, kind = delivery.repo, delivery.kind
         self.attempt(f"create {repo}", lambda: self.api.create_repo(repo, repo_type=kind, private=True, exist_ok=True))
-        shelf = self._shelf(delivery)
-        if not shelf.private and not public:
+        repository = self._repository(delivery)
+        if not repository.private and not public:
             raise UserError(f"{repo}: is public; PUBLIC=1 says that this is wanted, or make it private on the hub")
-        strangers = [path for path in shelf.files if path.endswith(_LOADED)]
-        if strangers and "manifest.json" not in shelf.files and not force:
+        strangers = [path for path in repository.files if path.endswith(_LOADED)]
+        if strangers and "manifest.json" not in repository.files and not force:
             raise UserError(
                 f"{repo}: holds what tristage did not push ({', '.join(strangers[:3])}); choose another name, or FORCE=1 to put "
                 "this over it (its history stays)"
@@ -131,18 +131,22 @@ class Hub:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         def call() -> tuple[str, int]:
-            shelf = self._shelf(delivery)
+            repository = self._repository(delivery)
             operations: list[Any] = [
                 CommitOperationAdd(path, str(content) if isinstance(content, Path) else content)
                 for path, content in delivery.files.items()
-                if not same(shelf.files.get(path), content, delivery.digests[path])
+                if not same(repository.files.get(path), content, delivery.digests[path])
             ]
-            gone = [path for path in shelf.files if path not in delivery.files and path.endswith(_LOADED)]
+            gone = [path for path in repository.files if path not in delivery.files and path.endswith(_LOADED)]
             operations += [CommitOperationDelete(path) for path in gone]
             if not operations:
-                return shelf.head, 0
+                return repository.head, 0
             made = self.api.create_commit(
-                delivery.repo, operations, commit_message=delivery.message, repo_type=delivery.kind, parent_commit=shelf.head
+                delivery.repo,
+                operations,
+                commit_message=delivery.message,
+                repo_type=delivery.kind,
+                parent_commit=repository.head,
             )
             return str(made.oid), len(operations)
 
@@ -153,16 +157,16 @@ class Hub:
 
         `what`: the files that the tag stands for. Raises UserError if the tag names other ones.
         """
-        shelf = self._shelf(delivery)
-        if delivery.tag not in shelf.tags:
+        repository = self._repository(delivery)
+        if delivery.tag not in repository.tags:
             self.attempt(
                 f"tag {delivery.repo}",
                 lambda: self.api.create_tag(
                     delivery.repo, tag=delivery.tag, revision=commit, repo_type=delivery.kind, exist_ok=True
                 ),
             )
-            shelf = self._shelf(delivery)
-        named = shelf.tags[delivery.tag]
+            repository = self._repository(delivery)
+        named = repository.tags[delivery.tag]
         if named != commit:
             tree = self.attempt(f"look at {delivery.repo}", lambda: list(
                 self.api.list_repo_tree(delivery.repo, recursive=True, revision=named, repo_type=delivery.kind)
@@ -176,17 +180,17 @@ class Hub:
 
     def publish(self, delivery: Delivery) -> None:
         """Make a repository public, where it is not."""
-        if self._shelf(delivery).private:
+        if self._repository(delivery).private:
             self.attempt(
                 f"make {delivery.repo} public",
                 lambda: self.api.update_repo_settings(delivery.repo, private=False, repo_type=delivery.kind),
             )
 
-    def _shelf(self, delivery: Delivery) -> Shelf:
-        shelf = self.look(delivery.repo, delivery.kind)
-        if shelf is None:
+    def _repository(self, delivery: Delivery) -> Repository:
+        repository = self.look(delivery.repo, delivery.kind)
+        if repository is None:
             raise UserError(f"{delivery.repo}: is not there, or the token may not see it; make it on the hub or choose another")
-        return shelf
+        return repository
 
 
 def same(there: Any, content: Content, digest: str) -> bool:

@@ -22,7 +22,7 @@ _LAST = {
 
 
 def use(subject: Subject) -> Iterator[str]:
-    """Yield how the model is loaded and asked, and how its adapter is."""
+    """Yield how the model is loaded and used, and how its adapter is."""
     yield "## Use\n\n```python"
     yield from _code(subject) if subject.auto else _vectors(subject.repo)
     yield "```"
@@ -45,9 +45,9 @@ def _code(subject: Subject) -> Iterator[str]:
     yield f"from transformers import {name}, AutoTokenizer"
     yield f'tokenizer, model = AutoTokenizer.from_pretrained("{repo}"), {name}.from_pretrained("{repo}")'
     if subject.template:
-        prompt = ((subject.summary or {}).get("samples") or [{"prompt": "Hello!"}])[0]["prompt"][:_PROMPT_CUT]
-        asked = [{"role": "user", "content": prompt}]
-        yield f'inputs = tokenizer.apply_chat_template({asked!r}, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
+        prompt = (subject.samples or [{"prompt": "Hello!"}])[0]["prompt"][:_PROMPT_CUT]
+        turns = [{"role": "user", "content": prompt}]
+        yield f'inputs = tokenizer.apply_chat_template({turns!r}, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
     else:
         text = 'f"The story of {tokenizer.mask_token} is known."' if name == "AutoModelForMaskedLM" else '"The story of"'
         yield f'inputs = tokenizer({text}, return_tensors="pt", return_token_type_ids=False)'

@@ -62,7 +62,7 @@ class Node:
     @property
     def control_of(self) -> str:
         """The node that it is a control of; empty where it is none."""
-        return str(self.record["control_of"])
+        return self.made.control_of
 
     @property
     def recipe(self) -> str:
@@ -99,8 +99,7 @@ def nodes(runs: Path) -> list[Node]:
 
 
 def _parent(made: Finished, entry: Mapping[str, Any], here: Mapping[Path, Finished]) -> Parent:
-    lies = finished.parent_of(made, entry["role"])
-    beside = here.get(lies.resolve()) if isinstance(lies, Path) else None
+    beside = here.get(Path(finished.place(made.folder, entry)).resolve()) if "hub" not in entry else None
     name = entry.get("hub") or entry.get("node") or Path(entry["path"]).name
     note = "only its tokenizer" if entry["role"] == PARENT and made.record["starts_from"] == RANDOM else ""
     agrees = entry.get("outputs") == beside.record["outputs"] if beside else None
