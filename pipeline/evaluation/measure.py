@@ -77,7 +77,7 @@ def _subject(node: Finished, nodes: Sequence[Finished], models: Models, options:
     if where := node.parent():
         try:
             parent = models.get(where, label_of(where, {node.name}), template)
-            _ = parent.tokenizer, parent.config
+            _ = parent.tokenizer
         except (UserError, OSError, ValueError):
             parent, gone = None, f"figures of its parent: {where} can't be loaded any more"
     controls = [models.get(one.folder, one.name, template) for one in chain.controls(nodes, node.name)]
@@ -124,7 +124,7 @@ def _block(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:
             subject.models[model.label]["asked"] = f"by the chat template of {node.name}"
     return {
         "stage": node.kind, "title": node.title, "of": subject.about,
-        "rows": len(subject.rows) if "rows" in vars(subject) else 0,
+        "rows": subject.count,
         **block(node.name, subject.models, found, described, judged_by, subject.settings.resamples),
         "skipped": dict(subject.skipped),
     }  # fmt: skip

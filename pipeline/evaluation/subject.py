@@ -130,7 +130,7 @@ class Subject:
         self.record: Mapping[str, Any] = finished.record
         self.skipped: Counter[str] = Counter()
         self.samples: list[dict[str, Any]] = []
-        self.about = ""  # what the figures were measured on, in words
+        self.about, self.count = "", 0  # what the figures were measured on, in words; how many rows those are
         self.models = {node.label: {"role": "node", "asked": ""}}
         if parent:
             self.models[parent.label] = {"role": "parent", "asked": ""}
@@ -181,6 +181,7 @@ class Subject:
     def describe(self, rows: Sequence[Row], items: str, groups: int = 0) -> None:
         """Say on how many held-out items the figures are measured."""
         of = f" of {groups:,} groups" if groups else ""
+        self.count = len(rows)
         self.about = f"{len(rows):,} held-out {items}{of} of {self.record['recipe']['name']}"
 
     def add_model(self, label: str, role: str, asked: str = "") -> None:

@@ -11,7 +11,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pipeline.evaluation.intervals import Figure
@@ -44,9 +44,9 @@ class Measurement:
 class Evaluator(ABC):
     """Measures one or a few metrics of a node, of its parent and controls, and of baselines on the same items."""
 
-    metrics: ClassVar[tuple[Metric, ...]]
-    reads: ClassVar[str] = ""  # dataset type of the node's rows; empty for any
-    gives: ClassVar[tuple[str, ...]] = ()  # families of the node's model; empty for any
+    metrics: tuple[Metric, ...]
+    reads: str = ""  # dataset type of the node's rows; empty for any
+    gives: tuple[str, ...] = ()  # families of the node's model; empty for any
 
     def applies(self, subject: Subject) -> bool:
         """Say whether this can be measured of a node; by default the type of its rows and its family decide."""

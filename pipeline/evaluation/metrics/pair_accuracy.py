@@ -1,4 +1,4 @@
-"""Held-out pairs of answers: does a model tell the chosen from the rejected one, and how well does it predict the chosen one?
+"""How well a model tells the chosen from the rejected answer of held-out pairs, and how well it predicts the chosen one.
 
 The implicit reward of an answer (Rafailov et al. 2023, section 4) is log p(answer) - log p_base(answer). The base model,
 the oldest ancestor, is the reference of every model here, so that figures compare and how rare an answer's words are
