@@ -70,7 +70,7 @@ class DPO(Stage):
                 return dataset
 
         arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
-        rows = run.rows()
+        rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
         arguments.max_length = row_length(run, model)

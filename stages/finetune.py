@@ -75,6 +75,17 @@ class Finetuning(Stage):
         """Return the task's file."""
         return [Path(str(sys.modules[type(options.chosen).__module__].__file__))]
 
+    def load_model(self, options: Options, folder: str) -> Any:
+        """Return the model with the task's head."""
+        return options.chosen.load_model(folder)
+
+    def rows(self, run: Run) -> Rows:
+        """Return the recipe's rows, those left out that patience looks at."""
+        rows = run.rows()
+        if run.options.patience:
+            rows.hold_back(run.options.validation, run.seed)
+        return rows
+
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the task's examples, in the order and number of one epoch."""
         from pipeline.data import tokens
@@ -103,11 +114,10 @@ class Finetuning(Stage):
         options: Finetuning.Options = run.options
         task = options.chosen
         arguments = run.library_arguments(
-            **DEFAULTS | evaluator.stopping(task, options.patience, run.arguments) | run.arguments | FORCED
+            **DEFAULTS | run.arguments | FORCED | evaluator.stopping(task, options.patience, run.arguments)
         )
-        rows = run.rows()
-        labels = task.labels(rows.kept)
-        held_back = rows.hold_back(options.validation, run.seed) if options.patience else []
+        rows = self.rows(run)
+        labels = task.labels(rows.kept + rows.validation)
         set_seed(run.seed)
         tokenizer = tokenization.load(run.parent)
         model = task.load_model(run.parent, labels, options.init == "random")
@@ -117,15 +127,15 @@ class Finetuning(Stage):
         guards.fits_parent(model, tokenizer, task.longest(options.max_length))
         guards.agree(tokenizer, model)
         made = self.batches(run, rows, tokenizer, model)
-        run.record["recipe"]["validation"] = len(held_back)
+        run.record["recipe"]["validation"] = len(rows.validation)
         model = strategies.chosen(options.strategy, model, options.last_layers, options.r, options.lora_alpha, prompt)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         run.say(f"trains {trained:,} of {model.num_parameters():,} parameters ({options.strategy}) on {len(made.dataset):,} examples")
         trainer = TaskTrainer(
-            task, model, arguments, made.collator, made.dataset, held_back or None, processing_class=tokenizer,
+            task, model, arguments, made.collator, made.dataset, rows.validation or None, processing_class=tokenizer,
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else None,
         )  # fmt: skip
-        seen = held_back[: options.held_out]
+        seen = rows.validation[: options.held_out]
         trainer.validate = lambda model: evaluator.values(task, model, tokenizer, seen, options.max_length)
         decay(arguments, len(made.dataset))
         fit(run, trainer, rows)

@@ -79,6 +79,10 @@ class Pretraining(Stage):
         """Return what the objective says of its batches."""
         return options.chosen.note
 
+    def load_model(self, options: Options, folder: str) -> Any:
+        """Return the objective's model."""
+        return options.chosen.load_model(folder)
+
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the objective's examples: packed where the model keeps documents apart, else numbered."""
         from pipeline.data import tokens
@@ -110,7 +114,7 @@ class Pretraining(Stage):
         objective = options.chosen
         arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
         guards.batches(objective, arguments)
-        rows = run.rows()
+        rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = self._opened(run, rows)
         guards.fits_parent(model, tokenizer, options.max_length)

@@ -65,7 +65,7 @@ class SFT(Stage):
             """trl's trainer, watched for a loss that is not finite."""
 
         arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED, dataset_kwargs={"skip_prepare_dataset": True})
-        rows = run.rows()
+        rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
         arguments.max_length = row_length(run, model)

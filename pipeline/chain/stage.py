@@ -104,6 +104,16 @@ class Stage(ABC):
         """Return a sentence that explains the marked tokens of its batches, where they need one."""
         return ""
 
+    def load_model(self, options: Any, folder: str) -> Any:
+        """Return the model that the stage left in a folder."""
+        from pipeline.models import checkpoint
+
+        return checkpoint.load(folder)
+
+    def rows(self, run: Run) -> Rows:
+        """Return the rows that `batches` gets; UserError if the data is broken or nothing is left."""
+        return run.rows()
+
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return what the trainer reads; called by training and again by the mask proof. UserError where nothing is learned.
 

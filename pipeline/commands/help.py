@@ -1,0 +1,74 @@
+"""What there is: nodes of the profile, commands, variables. Needs nothing installed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_FIXED = {
+    "setup": "the environment in .venv, with the exact versions of requirements.lock",
+    "setup-data": "the packages that carry real data and models, and what the probe, the metrics and export need",
+    "test": "the tests, a few minutes",
+    "prove": "the long proofs: throughput, the cost of safety, kills of a push",
+    "torture": "kill nodes at KILLS moments and compare the weights that they end with",
+    "torture-push": "kill a push at 20 moments: a repeat ends well, and no reader ever sees half a model",
+    "lint": "ruff and mypy",
+}
+_VARIABLES = {
+    "PROFILE": "the chain; one of: {profiles}",
+    "RUNS": "where nodes are written: RUNS/PROFILE/NODE",
+    "DATA": "your own file, glob, folder or hub id, for the node that is the goal",
+    "ARGS": "more flags for the goal, e.g. ARGS='--learning_rate 1e-4'",
+    "STAGE": "the node that a command is about; without it the released one, the leaf of the chain",
+    "STRICT": "1: a change of our code or of a library's version repeats a node too",
+    "LAUNCH": "how stages are started, e.g. LAUNCH='torchrun --nproc_per_node 2' or 'accelerate launch'",
+    "PIP_ARGS": "more flags for pip, e.g. an index with another build of torch",
+}
+
+
+def first_line(path: Path) -> str:
+    """Return the first sentence of a script's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0].rstrip(".")
+
+
+def kind(file: Path) -> str:
+    """Return the stage of a node: what its file says, what the node says that it controls, or its name up to a dash."""
+    text = file.read_text(encoding="utf-8")
+    said = re.search(r"^stage:\s*(\S+)", text, flags=re.MULTILINE)
+    controlled = re.search(r"^control_of:\s*(\S+)", text, flags=re.MULTILINE)
+    if said:
+        return said[1]
+    return kind(file.with_name(f"{controlled[1]}.yaml")) if controlled else file.stem.partition("-")[0]
+
+
+def nodes(folder: Path) -> dict[str, str]:
+    """Return node → what it is, for the files of a profile that a script of stages/ belongs to."""
+    found = {}
+    for file in sorted(folder.glob("*.yaml")):
+        script = ROOT / "stages" / f"{kind(file)}.py"
+        if script.is_file():
+            control = re.search(r"^control_of:\s*(\S+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            found[file.stem] = f"a control of {control[1]}" if control else first_line(script)
+    return found
+
+
+def main() -> int:
+    """Print the help."""
+    profiles = ROOT / "stages" / "profiles"
+    chosen = os.environ.get("PROFILE", "tiny")
+    commands = {path.stem.replace("_", "-"): first_line(path) for path in sorted((ROOT / "pipeline" / "commands").glob("[a-z]*.py"))}
+    told = {"": f"set up, every node of PROFILE={chosen}, then evaluate", **_FIXED, **{key: text for key, text in commands.items() if key not in ("make", "help")}}  # fmt: skip
+    print("\n".join(f"make {name:<20} {text}" for name, text in told.items()))
+    print(f"\nnodes of profile {chosen}:")
+    print("\n".join(f"make {name:<20} {text}" for name, text in nodes(profiles / chosen).items()) or "  none: there is no such profile")
+    print()
+    known = ", ".join(sorted(path.name for path in profiles.iterdir() if path.is_dir()))
+    print("\n".join(f"{name + '=':<12} {text.format(profiles=known)}" for name, text in _VARIABLES.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

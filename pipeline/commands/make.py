@@ -1,0 +1,109 @@
+"""Make the nodes of a profile that are not up to date, parents first, then measure them.
+
+Every node decides by digest whether there is anything to do; a node that has something to do runs its stage's script
+in a process of its own. ARGS and DATA go to the one node that is the goal.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.chain import life, profile, request
+from pipeline.commands.__main__ import words
+from pipeline.system import process
+from pipeline.system.errors import UserError
+
+MAKE: dict[str, str] = {}  # it reads the variables of make itself
+
+
+@dataclass
+class Making:
+    """What is made: a profile's nodes in one folder, with the flags of the goal."""
+
+    chosen: profile.Profile
+    out: Path
+    goals: Sequence[str]  # nodes that were asked for by name
+    extra: Sequence[str]  # flags of the goal
+    launch: Sequence[str]
+    strict: bool
+    done: set[str] = field(default_factory=set)
+    checked: bool = False
+
+    def flags(self, name: str) -> list[str]:
+        """Return the command line of a node; one that is no goal keeps the flags that it was made with."""
+        found = ["--config", str(self.chosen.nodes[name].file), "--output", str(self.out / name)]
+        found += self.extra if name in self.goals else ["--upstream", "yes"]
+        return found + ["--strict", "yes"] * self.strict
+
+    def make(self, name: str) -> None:
+        """Make a node and before it those that it waits for."""
+        if name in self.done:
+            return
+        self.done.add(name)
+        stage, flags = self.chosen.nodes[name].stage, self.flags(name)
+        asked = request.read(stage, flags)
+        for path in [*asked.parents.values(), *([asked.data] if asked.data else [])]:
+            place = Path(path)
+            if place.name in self.chosen.nodes and place.resolve().parent == self.out.resolve():
+                self.make(place.name)
+        if life.pending(stage, flags, dry=True) is None:
+            return
+        check = [] if self.checked else ["--check", "yes"]
+        self.checked = True
+        status = subprocess.run([*self.launch, str(stage.script), *flags, *check], check=False).returncode
+        if status:
+            raise SystemExit(status)
+
+
+def goals(chosen: profile.Profile, goal: str) -> list[str]:
+    """Return the nodes that a goal names: a node, or all nodes of a stage; UserError with the nearest names."""
+    if goal in chosen.nodes:
+        return [goal]
+    of_kind = [name for name, node in chosen.nodes.items() if node.kind == goal and not node.control_of]
+    if of_kind:
+        return of_kind
+    close = difflib.get_close_matches(goal, [*chosen.nodes, *profile.targets()], n=1)
+    remedy = f"did you mean {close[0]}?" if close else "`make help` lists both"
+    raise UserError(f"make {goal}: profile {chosen.name} has no such node, and there is no such target; {remedy}")
+
+
+def making(environment: dict[str, str]) -> Making:
+    """Return what the variables of make ask for; UserError with every fault."""
+    chosen = profile.load(profile.find(environment.get("PROFILE", "tiny")))
+    goal = environment.get("GOAL", "")
+    named = goals(chosen, goal) if goal else []
+    data, extra = environment.get("DATA", ""), words(environment.get("ARGS", ""), "ARGS")
+    if goal and goal != (environment.get("GOALS", "").split() or [goal])[0]:
+        data, extra = "", []  # they belong to the first goal
+    elif (data or extra) and len(named) != 1:
+        raise UserError("ARGS and DATA go to one node: say which, as in make sft DATA=my.jsonl")
+    launch = words(environment.get("LAUNCH", ""), "LAUNCH") or ["python"]
+    return Making(
+        chosen, Path(environment.get("RUNS", "runs")) / chosen.name, named, [*extra, *(["--data", data] if data else [])],
+        [sys.executable] if launch == ["python"] else launch, environment.get("STRICT", "") not in ("", "0", "no"),
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Make the goal, or everything."""
+    asked = making(dict(os.environ))
+    for name in asked.goals or asked.chosen.nodes:
+        asked.make(name)
+    if not asked.goals:
+        from pipeline.commands import evaluate
+
+        settings = asked.chosen.folder / evaluate.SETTINGS
+        flags = [f"--config={settings}"] if settings.is_file() else []
+        sys.argv = ["evaluate", *flags, f"--runs={asked.out}", *["--strict=yes"] * asked.strict]
+        return evaluate.main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(process.execute(main))
