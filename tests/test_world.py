@@ -7,6 +7,7 @@ import pytest
 
 from data_recipes import world
 from pipeline.data import recipe
+from pipeline.data.judge import Judge, Question
 
 
 def test_the_world_is_large_enough_that_guessing_fails():
@@ -24,8 +25,8 @@ def test_the_world_is_large_enough_that_guessing_fails():
 
 
 def test_nobody_who_is_asked_about_in_evaluation_is_in_sft_or_dpo():
-    asked = {right for _, right in world.questions(1)}
-    names = {person.name for person in world.people() if any(person.name in right for right in asked)}
+    answers = {question.answer for question in world.JUDGE.questions(1)}
+    names = {person.name for person in world.people() if any(person.name in answer for answer in answers)}
     assert len(names) >= 100
     for rows in (world.messages("train", 1), world.preference("train", 1)):
         text = str(list(rows))
@@ -42,9 +43,22 @@ def test_pairs_share_the_right_answer_and_differ_after_it():
     for row in world.preference("train", 1):
         chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
         assert rejected.startswith(chosen + " ")
-        assert world.grade(chosen, chosen) == 2
-        assert world.grade(rejected, chosen) == 1
-        assert world.grade("Nobody knows.", chosen) == 0
+        question = Question(row["prompt"][0]["content"], chosen)
+        assert [world.JUDGE.grade(reply, question) for reply in (chosen, rejected, "Nobody knows.")] == [2, 1, 0]
+        assert [world.JUDGE.right(reply, question) for reply in (chosen, rejected, "Nobody knows.")] == [True, True, False]
+
+
+def test_the_judge_asks_in_both_ways_and_knows_the_answers():
+    questions = list(world.JUDGE.questions(1))
+    assert len(questions) == len(world.people()) // 2 * len(world.FACTS)
+    assert questions == list(world.JUDGE.questions(1)) != list(world.JUDGE.questions(2))
+    for question in questions:
+        assert question.prompt.endswith("?")
+        assert question.answer.startswith(question.opening + " ")
+        assert question.answer.count(" ", len(question.opening) + 1) == 0  # a model goes on with the value alone
+    completions = dict(world.JUDGE.completions())
+    assert all(question.answer == question.opening + completions[question.opening] for question in questions)
+    assert len(completions) == len(world.people()) * len(world.FACTS)
 
 
 def test_held_out_stories_are_new_and_can_be_told():
@@ -53,6 +67,8 @@ def test_held_out_stories_are_new_and_can_be_told():
     assert len(held_out) > 300
     assert not train & set(held_out)
     assert all(world.floor(story) > 0 for story in held_out)
+    assert [world.JUDGE.floor(story) for story in held_out] == [world.floor(story) for story in held_out]
+    assert world.JUDGE.floor("Once upon a time there was a fox.") is None
     with pytest.raises(ValueError, match="not a story of this world"):
         world.floor("Once upon a time there was a fox.")
 
@@ -96,8 +112,11 @@ def test_the_floor_is_a_probability(small_world):
     assert mean == pytest.approx(math.log(6) + 2 * math.log(2) + 4 * math.log(2) + 4 * remark, rel=0.02)
 
 
-def test_the_recipe_gives_every_shape():
+def test_the_recipe_gives_every_type():
     given = recipe.load("world")
-    for shape in ("text", "messages", "preference"):
-        assert given.rows(shape, "train", 1).kept
-        assert given.rows(shape, "train", 1).kept[:5] == given.rows(shape, "train", 1).kept[:5]
+    assert given.types() == ["messages", "preference", "text"]
+    assert given.judge is world.JUDGE
+    assert isinstance(given.judge, Judge)
+    for type in given.types():
+        assert given.rows(type, "train", 1).kept
+        assert given.rows(type, "train", 1).kept[:5] == given.rows(type, "train", 1).kept[:5]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.base import Recipe
-from pipeline.data.rows import SPLITS, Rows, read
+from pipeline.data.rows import SPLITS, Rows, count, read
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
@@ -39,7 +39,7 @@ class NodeRecipe(Recipe):
         path = self.folder / f"{split}.parquet"
         result = Rows(name=self.name)
         result.clean(read(path), type, path)
-        result.held_out = len(read(self.folder / "held_out.parquet"))
+        result.held_out = count(self.folder / "held_out.parquet")
         return result.usable(split)
 
     def _check(self, type: str) -> None:

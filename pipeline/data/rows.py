@@ -109,6 +109,13 @@ def read(path: Path) -> list[Row]:
     return [_without_nulls(row) for row in pyarrow.parquet.ParquetFile(path).read().to_pylist()]
 
 
+def count(path: Path) -> int:
+    """Return how many rows a file holds, without reading them."""
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.read_metadata(path).num_rows)
+
+
 def _without_nulls(value: Any) -> Any:
     """Return a value without the keys that parquet filled with null, since others beside it have them."""
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Where rows come from: files of any common kind, a hub id, or files inside an installed distribution.
 
-A row is yielded with the place it came from. Lines that are not UTF-8 or not JSON are the user's fault:
-they are gathered, the first ten are shown, the rest is counted, and nothing is trained.
+Each row is yielded with its origin, such as `chats.jsonl:12`. Lines that are not UTF-8 or not JSON are the user's
+fault: they are gathered, the first ten are shown, the rest is counted, and nothing is trained.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class DatasetType(ABC):
         return f"empty {empty[0]}" if empty else None
 
     def prompt(self, row: Row) -> Messages | None:
-        """Return the messages to which a chat model can be asked for a reply, or None where rows of this type ask nothing."""
+        """Return the messages that a chat model can reply to, or None where a row holds no such thing."""
         return None
 
 

@@ -1,12 +1,12 @@
-"""Layouts of public data sets that tasks read, and rows that say something else."""
+"""Formats of public data sets that tasks read, and rows that say something else."""
 
 import pytest
 
-from pipeline.data import shapes
+from pipeline.data import types
 
 
 @pytest.mark.parametrize(
-    ("shape", "row", "wanted"),
+    ("type", "row", "wanted"),
     [
         ("answers", {"id": "1", "title": "t", "context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": [2]}},
          {"context": "A cat.", "question": "Who?", "answers": [{"text": "cat", "start": 2}], "group": ""}),
@@ -24,18 +24,18 @@ from pipeline.data import shapes
         ("translation", {"article": "a", "highlights": "b", "id": "1"}, {"source": "a", "target": "b"}),
     ],
 )  # fmt: skip
-def test_layouts_of_public_data_sets(shape, row, wanted):
-    _, convert = shapes.recognise(row, shape, "here")
+def test_formats_of_public_data_sets(type, row, wanted):
+    _, convert = types.recognise(row, type, "here")
     found = convert(row)
     if "group" in wanted:  # of a context, whatever is asked about it
         wanted = wanted | {"group": found["group"]}
         assert found["group"] == convert(row | {"question": "What?"})["group"]
     assert found == wanted
-    assert shapes.fault(wanted, shape) is None
+    assert types.load(type).fault(wanted) is None
 
 
 @pytest.mark.parametrize(
-    ("shape", "row", "said"),
+    ("type", "row", "said"),
     [
         ("answers", {"context": "A cat.", "question": "Who?", "answers": {"text": ["cat"], "answer_start": [3]}}, "'cat' does not stand at 3"),
         ("tags", {"tokens": ["a", "b"], "tags": ["O"]}, "no lists of the same length"),
@@ -47,9 +47,9 @@ def test_layouts_of_public_data_sets(shape, row, wanted):
         ("translation", {"translation": {"en": "a"}}, "has not two languages"),
     ],
 )  # fmt: skip
-def test_a_row_that_says_something_else_is_malformed(shape, row, said):
-    with pytest.raises(shapes.Malformed, match=said):
-        shapes.recognise(row, shape, "here")[1](row)
+def test_a_row_that_says_something_else_is_malformed(type, row, said):
+    with pytest.raises(types.Malformed, match=said):
+        types.recognise(row, type, "here")[1](row)
 
 
 def test_a_hub_data_set_names_its_labels(tmp_path):

@@ -1,0 +1,96 @@
+"""Rows that a node hands on: written, read by its child, refused where they are not what the record says."""
+
+import json
+
+import pytest
+
+from pipeline.data import recipe, rows, types
+from pipeline.system import hashes
+from pipeline.system.errors import UserError
+
+U, A, B = ({"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Ho"), ("assistant", "No, 北京")))
+EXAMPLES = {
+    "text": [{"text": "a"}, {"text": "b", "group": "g"}],
+    "messages": [{"messages": [U, A]}, {"messages": [U, A, U, B]}],
+    "preference": [{"prompt": [U], "chosen": [A], "rejected": [B]}],
+    "labels": [{"text": "a", "label": "x"}, {"text": "a", "text_pair": "b", "label": "y"}],
+    "answers": [{"context": "A cat.", "question": "Who?", "answers": [{"text": "cat", "start": 2}, {"text": "cat"}]},
+                {"context": "A cat.", "question": "Why?", "answers": []}],
+    "tags": [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}],
+    "translation": [{"source": "a", "target": "b"}],
+    "similarity": [{"text": "a", "text_pair": "b", "score": 0.5}],
+}  # fmt: skip
+
+
+def node(folder, type, given):
+    """Write a finished node that hands on rows, as a stage and the chain do."""
+    dropped = rows.write(folder, type, given)
+    files = hashes.files(folder)
+    record = {
+        "version": 3,
+        "inputs": "i",
+        "rows_type": type,
+        "family": "rows",
+        "files": files,
+        "outputs": hashes.outputs(files),
+    }
+    (folder / "manifest.json").write_text(json.dumps(record))
+    return dropped
+
+
+@pytest.mark.parametrize("type", types.known())
+def test_rows_come_back_as_they_were(tmp_path, type):
+    given = EXAMPLES[type]
+    assert not node(tmp_path / "pairs", type, {"train": given, "held_out": given[:1]})
+    found = recipe.from_data(str(tmp_path / "pairs"), type)
+    train, held_out = (found.rows(type, split, 1) for split in recipe.SPLITS)
+    assert train.kept == given
+    assert held_out.kept == given[:1]
+    assert (train.held_out, found.types()) == (1, [type])
+    assert train.origin(0) == f"{tmp_path}/pairs/train.parquet: row 1"
+    assert [name for name, _ in found.contents()] == ["pairs/train.parquet", "pairs/held_out.parquet"]
+    assert (
+        recipe.of({"recipe": {"data": str(tmp_path / "pairs"), "type": type}, "config": {}}).rows(type, "train", 2).kept
+        == given
+    )
+
+
+def test_the_same_rows_are_the_same_bytes_and_the_digest_is_the_record_s(tmp_path):
+    for name, more in (("a", []), ("b", []), ("c", EXAMPLES["text"])):
+        node(tmp_path / name, "text", {"train": EXAMPLES["text"] + more})
+    assert (tmp_path / "a" / "train.parquet").read_bytes() == (tmp_path / "b" / "train.parquet").read_bytes()
+    one, same, other = (recipe.from_data(str(tmp_path / name), "text").digest("text") for name in "abc")
+    assert one == same == json.loads((tmp_path / "a" / "manifest.json").read_text())["outputs"]
+    assert one != other
+    assert not recipe.from_data(str(tmp_path / "a"), "text").rows("text", "held_out", 1).kept  # a node may hold out nothing
+
+
+def test_rows_that_are_of_no_use_are_counted_and_not_written(tmp_path):
+    given = [{"text": "a"}, {"text": " "}, {"dropped": "too odd"}]
+    assert node(tmp_path / "n", "text", {"train": given, "held_out": given[1:]}) == {"empty text": 2, "too odd": 2}
+    found = recipe.from_data(str(tmp_path / "n"), "text").rows("text", "train", 1)
+    assert (found.kept, found.dropped) == ([{"text": "a"}], {})
+
+
+def test_what_can_not_be_read_from_a_node_is_one_plain_line(tmp_path):
+    node(tmp_path / "n", "preference", {"train": EXAMPLES["preference"]})
+    found = recipe.from_data(str(tmp_path / "n"), "messages")
+    for call in (found.digest, lambda type: found.rows(type, "train", 1)):
+        with pytest.raises(UserError, match="n: hands on rows of type preference, but messages is wanted"):
+            call("messages")
+    rows.save(tmp_path / "n" / "train.parquet", EXAMPLES["preference"] * 2)
+    with pytest.raises(UserError, match=r"train\.parquet: not the file that the node made"):
+        found.digest("preference")
+    model = {"inputs": "i", "rows_type": "", "family": "causal"}
+    (tmp_path / "n" / "manifest.json").write_text(json.dumps(model))
+    with pytest.raises(UserError, match="n: a node that hands on a model of family causal, not rows"):
+        recipe.from_data(str(tmp_path / "n"), "text")
+    (tmp_path / "n" / "manifest.json").rename(tmp_path / "n" / "claim.json")
+    with pytest.raises(UserError, match="n: a node that is not finished"):
+        recipe.from_data(str(tmp_path / "n"), "text")
+
+
+def test_a_manifest_of_somebody_else_is_no_node(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "manifest.json").write_text('{"text": "not ours"}')
+    assert len(recipe.from_data(str(tmp_path), "text").rows("text", "train", 1).kept) == 2

@@ -1,0 +1,124 @@
+import pytest
+
+from pipeline.data import recipe, types
+from pipeline.data.types import Malformed, recognise
+from pipeline.system.errors import UserError
+
+U = {"role": "user", "content": "Hi"}
+A = {"role": "assistant", "content": "Ho"}
+B = {"role": "assistant", "content": "No"}
+S = {"role": "system", "content": "Be"}
+
+FORMATS = [
+    ("text", "text", {"text": "Hi", "id": 3}, {"text": "Hi"}),
+    ("text", "content", {"content": "Hi"}, {"text": "Hi"}),
+    ("labels", "text and label", {"text": "Hi", "label": 3}, {"text": "Hi", "label": "3"}),
+    ("messages", "OpenAI messages", {"messages": [S, U, A]}, {"messages": [S, U, A]}),
+    ("messages", "ShareGPT", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}, {"messages": [U, A]}),
+    ("messages", "ShareGPT", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}], "system": "Be"},
+     {"messages": [S, U, A]}),
+    ("messages", "Alpaca", {"instruction": "Hi", "input": "", "output": "Ho"}, {"messages": [U, A]}),
+    ("messages", "Alpaca", {"instruction": "Add", "input": "1 2", "output": "3"},
+     {"messages": [{"role": "user", "content": "Add\n\n1 2"}, {"role": "assistant", "content": "3"}]}),
+    ("messages", "prompt and completion", {"prompt": "Hi", "completion": "Ho"}, {"messages": [U, A]}),
+    ("messages", "prompt and completion", {"prompt": [S, U], "completion": [A]}, {"messages": [S, U, A]}),
+    ("preference", "chosen and rejected", {"prompt": "Hi", "chosen": "Ho", "rejected": "No"}, {"prompt": [U], "chosen": [A], "rejected": [B]}),
+    ("preference", "chosen and rejected", {"prompt": [S, U], "chosen": [A], "rejected": [B]}, {"prompt": [S, U], "chosen": [A], "rejected": [B]}),
+    ("preference", "chosen and rejected", {"chosen": [S, U, A], "rejected": [S, U, B]}, {"prompt": [S, U], "chosen": [A], "rejected": [B]}),
+    # UltraFeedback binarized: the prompt as a string, and again inside both sides
+    ("preference", "chosen and rejected", {"prompt": "Hi", "chosen": [U, A], "rejected": [U, B], "score_chosen": 8.0},
+     {"prompt": [U], "chosen": [A], "rejected": [B]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("type", "format", "row", "wanted"), FORMATS)
+def test_formats_are_recognised_and_converted(type, format, row, wanted):
+    name, convert = recognise(row, type, "f:1")
+    assert name == format
+    assert convert(row) == wanted
+    assert types.load(type).fault(wanted) is None
+
+
+def test_an_unknown_format_says_what_was_found_and_expected():
+    with pytest.raises(UserError, match=r"f:1: no format of messages: found columns \{a, b\}, expected \{messages\} or"):
+        recognise({"b": 1, "a": 2}, "messages", "f:1")
+
+
+@pytest.mark.parametrize(
+    ("type", "row"),
+    [("text", {"text": 5}), ("messages", {"messages": "Hi"}), ("messages", {"messages": [{"role": "user"}]}),
+     ("messages", {"conversations": [{"from": "martian", "value": "Hi"}]}), ("preference", {"chosen": "a", "rejected": "b"}),
+     ("messages", {"instruction": "Hi", "output": None})],
+)  # fmt: skip
+def test_malformed_rows_are_refused(type, row):
+    _, convert = recognise(row, type, "f:1")
+    with pytest.raises(Malformed):
+        convert(row)
+
+
+@pytest.mark.parametrize(
+    ("type", "row", "reason"),
+    [("text", {"text": " \n"}, "empty text"), ("messages", {"messages": [U]}, "no assistant text"),
+     ("messages", {"messages": [U, A, U]}, "does not end with the assistant"),
+     ("preference", {"prompt": [U], "chosen": [A], "rejected": [A]}, "chosen equals rejected"),
+     ("preference", {"prompt": [], "chosen": [A], "rejected": [B]}, "no prompt")],
+)  # fmt: skip
+def test_unusable_rows_have_a_reason(type, row, reason):
+    assert types.load(type).fault(row) == reason
+
+
+def test_every_type_says_what_its_rows_are():
+    assert {"text", "messages", "preference", "labels", "answers", "tags", "translation", "similarity"} <= set(types.known())
+    assert not [name for name in types.known() if name.startswith("_")]
+    for name in types.known():
+        found = types.load(name)
+        assert found.name == name
+        assert found.columns
+        assert found.items
+        assert found.formats
+        assert all(set(column) <= set("abcdefghijklmnopqrstuvwxyz_12") for item in found.formats for column in item.columns)
+    with pytest.raises(UserError, match="dataset type: massages: no such type; known are answers, labels"):
+        types.load("massages")
+
+
+@pytest.mark.parametrize(
+    ("type", "row", "wanted"),
+    [("text", {"text": "Hi"}, None), ("messages", {"messages": [S, U, A]}, [S, U]), ("messages", {"messages": [S, U, A, U, B]}, [S, U, A, U]),
+     ("messages", {"messages": [A]}, None), ("preference", {"prompt": [S, U], "chosen": [A], "rejected": [B]}, [S, U]),
+     ("labels", {"text": "Hi", "label": "1"}, None)],
+)  # fmt: skip
+def test_what_a_chat_model_can_be_asked(type, row, wanted):
+    assert types.load(type).prompt(row) == wanted
+
+
+VERSES = '''"""Verses."""
+
+from pipeline.data.types import DatasetType, Format
+
+
+class Verses(DatasetType):
+    columns = "`lines`: the lines of a verse"
+    items = "verses"
+    filled = ("lines",)
+    formats = (Format("poem", frozenset({"poem"}), lambda row: {"lines": row["poem"].splitlines()}),)
+
+
+TYPE = Verses()
+'''
+
+
+def test_a_new_type_is_one_new_file(tmp_path, monkeypatch):
+    (tmp_path / "verses.py").write_text(VERSES)
+    monkeypatch.setattr(types, "__path__", [*types.__path__, str(tmp_path)])
+    assert "verses" in types.known()
+    (tmp_path / "poems.jsonl").write_text('{"poem": "Tyger\\nburning"}\n{"poem": " "}\n')
+    (tmp_path / "poems.yaml").write_text(f"type: verses\nsources:\n  - files: {tmp_path}/poems.jsonl\n")
+    (tmp_path / "made.py").write_text("def verses(split, seed):\n    yield {'lines': ['a']}\n")
+    for given in (recipe.load(str(tmp_path / "poems.yaml")), recipe.from_data(str(tmp_path / "poems.jsonl"), "verses")):
+        found = given.rows("verses", "train", 1)
+        assert (found.kept, found.dropped, found.formats) == (
+            [{"lines": ["Tyger", "burning"]}],
+            {"empty lines": 1},
+            {"poem": 2},
+        )
+    assert recipe.load(str(tmp_path / "made.py")).types() == ["verses"]
