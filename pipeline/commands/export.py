@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.chain import manifest
+from pipeline.chain import finished, manifest
 from pipeline.models import gguf
 from pipeline.system import config, process
 from pipeline.system.errors import UserError

@@ -142,7 +142,7 @@ def push(packed: Package, hub: Hub, options: Options) -> None:
 def main() -> int:
     """Check, pack, push node by node, the oldest first."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(config.explain("push", str(__doc__), Options, None, trains=False))
+        print(config.explain("push", str(__doc__), Options, None))
         return 0
     options = request(sys.argv[1:])
     nodes = chosen(options)

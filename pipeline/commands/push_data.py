@@ -51,7 +51,7 @@ def request(argv: Sequence[str]) -> Options:
 def main() -> int:
     """Read the rows, look for secrets, push, read back."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(config.explain("push-data", str(__doc__), Options, None, trains=False))
+        print(config.explain("push-data", str(__doc__), Options, None))
         return 0
     options = request(sys.argv[1:])
     from pipeline.hub import dataset, leaks, upload

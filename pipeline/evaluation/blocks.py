@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.evaluation import table
 
-_UNKNOWN = {"meaning": "", "unit": "score", "better": ""}
 _NODE, _BASELINE = "node", "baseline"
 
 
@@ -17,7 +16,6 @@ class Block:
     """The figures of a node and of what it is held against, all of the same held-out rows."""
 
     found: Mapping[str, Any]  # one of the `nodes` of evaluate.json
-    metrics: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # metric → meaning, unit, better
 
     @property
     def labels(self) -> list[str]:
@@ -45,7 +43,8 @@ class Block:
 
     def description(self, metric: str) -> Mapping[str, str]:
         """Return meaning, unit and direction of a metric."""
-        return self.metrics.get(metric, _UNKNOWN)
+        found: Mapping[str, str] = self.found["metrics"][metric]
+        return found
 
     def cell(self, metric: str, label: str) -> str:
         """Return a figure in words; empty where that model has none."""
@@ -55,6 +54,11 @@ class Block:
     def difference(self, comparison: Mapping[str, Any]) -> str:
         """Return a comparison in words."""
         return table.difference(self.description(comparison["metric"]), comparison)
+
+    def is_worse(self, comparison: Mapping[str, Any]) -> bool:
+        """Say whether the node is worse than its rival, clear of zero."""
+        clear = comparison["low"] > 0 or comparison["high"] < 0
+        return bool(self.description(comparison["metric"])["better"]) and clear and not comparison["better"]
 
     def asked(self) -> dict[str, str]:
         """Return how models were asked, of those for which it is said."""
@@ -80,11 +84,11 @@ def of(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Block | 
     """Return the figures of exactly these outputs, from the evaluation or else from the node's own record; None where there are none."""
     node = record["node"]
     if summary and node in summary["nodes"] and summary["measured"].get(node) == record["outputs"]:
-        return Block(summary["nodes"][node], summary["metrics"])
+        return Block(summary["nodes"][node])
     return own(record)
 
 
 def own(record: Mapping[str, Any]) -> Block | None:
     """Return the figures that a stage measured by itself and put in its record; None where it has none."""
     found = record.get("evaluation")
-    return Block(found, found.get("metrics", {})) if found else None
+    return Block(found) if found else None

@@ -26,8 +26,8 @@ def _worth(node: Finished, summary: Mapping[str, Any] | None, path: Path) -> lis
     found = block.primary
     if found is None:
         return [f"{name}: {path} has no figure that holds it against its parent or a baseline"]
-    if not found["better"] and (found["low"] > 0 or found["high"] < 0):
-        return [f"{name}: worse than {found['against']} by {found['metric']}, clear of zero: {block.difference(found)}"]
+    if block.is_worse(found):
+        return [f"{name}: worse than {found['against']} by {found['metric']}: {block.difference(found)}"]
     return []
 
 

@@ -20,7 +20,7 @@ CURVE = "loss.svg"
 def title(subject: Subject) -> Iterator[str]:
     """Yield name, what it is, and the one figure that says how good it is."""
     record = subject.record
-    yield f"# {subject.repo.split('/')[1]}\n\n{record['title']}: {subject.about.rstrip('.')}."
+    yield f"# {subject.repo.split('/')[1]}\n\n{subject.about}"
     if record["control_of"]:
         yield f"\nA control of `{record['control_of']}`: made to be compared with, and not to be used."
     if line := _headline(subject.block):

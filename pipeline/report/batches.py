@@ -79,22 +79,10 @@ def _trainer(run: Run, made: Finished, tokenizer: Any) -> Any:
     from pipeline.training.trainer import StageTrainer
 
     arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
-    rows = run.rows()
+    rows = made.stage.rows(run)
     set_seed(run.seed)
-    read = made.stage.batches(run, rows, tokenizer, _model(made))
+    read = made.stage.batches(run, rows, tokenizer, made.stage.load_model(made.options, str(made.folder)))
     return StageTrainer(torch.nn.Linear(1, 1), arguments, read.collator, read.dataset, processing_class=tokenizer)
-
-
-def _model(made: Finished) -> Any:
-    """Return the node's model, to be looked at; None where no class of the library loads it."""
-    import transformers
-
-    from pipeline.models.families import auto_class
-
-    path = made.folder / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    name = auto_class(made.record["family"], settings)
-    return getattr(transformers, name).from_pretrained(made.folder) if name else None
 
 
 def _beginning(lines: Sequence[Line]) -> list[Line]:

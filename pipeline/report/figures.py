@@ -72,7 +72,7 @@ class Table:
 def tables(nodes: Sequence[Node], summary: Mapping[str, Any] | None) -> list[Table]:
     """Return the figures of the evaluation in its own order, then those that a stage measured by itself."""
     headings = {node.name: node.heading for node in nodes}
-    found = {name: Block(block, summary["metrics"]) for name, block in summary["nodes"].items()} if summary else {}
+    found = {name: Block(block) for name, block in summary["nodes"].items()} if summary else {}
     for node in nodes:
         if node.name not in found and (block := blocks.own(node.record)):
             found[node.name] = block
