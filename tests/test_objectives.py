@@ -451,3 +451,26 @@ def test_pretraining_goes_without_dropout(tokenizers, tmp_path, name, architectu
         losses = objective.losses(model, batch)
         found.append(next(iter(losses.values())).item())  # of rtd the generator's: the other one is of what was drawn
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_score_is_described_by_a_metric(tokenizers, tmp_path, name):
+    """What `scores` gives is declared in `metrics`, with a sentence, and so is what is compared with chance."""
+    objective = objectives.load(name)
+    tokenizer = tokenizers[objective.tokenizer_type]
+    dataset = tokens.numbered(write_rows(list(objective.examples(text_of(tokenizer))), tmp_path / "rows.arrow"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64}
+    model = objective.build_model(tokenizer, objective.architectures[0], **sizes).eval()
+    collator = objective.collator(tokenizer, dataset, 1)
+    batch = objective.scorable_targets(collator([{**dataset[number]} for number in range(4)]))
+    batch.pop("row", None)
+    with torch.no_grad():
+        found = objective.scores(model, batch)
+    names = {metric.name for metric in objective.metrics}
+    assert set(found) == names
+    assert names >= {*objective.chance_level, *objective.unigram_scores(collator, batch)}
+    assert all(" " in metric.meaning and metric.better for metric in objective.metrics)
+
+
+def test_helpers_are_no_objectives():
+    assert all(objectives.load(name) for name in objectives.known())

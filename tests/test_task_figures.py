@@ -7,7 +7,22 @@ from pipeline import tasks
 from pipeline.evaluation.intervals import correlation, share
 from pipeline.tasks import question_answering as qa
 from pipeline.tasks.token_classification import entities
-from tests.test_tasks import TEXTS
+from tests.test_tasks import NAMES, ROWS, TEXTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_is_described_by_a_metric(name):
+    """What `figures` gives is declared in `metrics`, the primary one included; of the baseline, too."""
+    task = tasks.load(name)
+    metrics = {metric.name: metric for metric in task.metrics}
+    found = task.figures(ROWS[name], task.baseline(ROWS[name], ROWS[name]))
+    assert set(found) == set(metrics)
+    assert task.primary in found
+    assert all(" " in metric.meaning and metric.better == "more" for metric in metrics.values())
+
+
+def test_helpers_are_no_tasks():
+    assert tasks.known() == sorted(ROWS)
 
 
 def test_macro_f1_is_that_of_scikit_learn():
