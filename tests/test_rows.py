@@ -94,3 +94,17 @@ def test_a_manifest_of_somebody_else_is_no_node(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "manifest.json").write_text('{"text": "not ours"}')
     assert len(recipe.from_data(str(tmp_path), "text").rows("text", "train", 1).kept) == 2
+
+
+def test_rows_are_held_back_for_validation_by_group(tmp_path):
+    given = [{"text": f"row {number}", "label": "a", "group": str(number % 40)} for number in range(400)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    found = recipe.from_data(str(tmp_path / "rows.jsonl"), "labels").rows("labels", "train", 1)
+    before = dict(zip((row["text"] for row in found.kept), found.origins, strict=True))
+    found.hold_back(0.2, 1)
+    assert 20 < len(found.validation) < 160
+    assert len(found.kept) + len(found.validation) == len(before)
+    assert not {row["group"] for row in found.kept} & {row["group"] for row in found.validation}
+    assert [found.origin(number) for number in range(len(found.kept))] == [before[row["text"]] for row in found.kept]
+    with pytest.raises(UserError, match="validation: 0 of .* rows were held back"):
+        found.hold_back(1e-9, 1)

@@ -29,6 +29,7 @@ class Rows:
     held_out: int = 0  # rows of the other split that the same pass went by
     origins: list[str] = field(default_factory=list)  # of the kept rows, where they were read from files
     name: str = ""  # of the recipe
+    validation: list[Row] = field(default_factory=list)  # rows for training that are only looked at while it goes on
 
     def origin(self, number: int) -> str:
         """Return in words where a kept row comes from: file and line, or its number in the recipe and how it begins."""
@@ -36,20 +37,20 @@ class Rows:
             return self.origins[number]
         return f"{self.name}: row {number + 1} ({json.dumps(self.kept[number], ensure_ascii=False)[:60]}...)"
 
-    def hold_back(self, share: float, seed: int) -> list[Row]:
-        """Take out and return about a share of the kept rows, chosen by a hash of their group or else of their content.
+    def hold_back(self, share: float, seed: int) -> None:
+        """Move about a share of the kept rows to `validation`, chosen by a hash of their group or else of their content.
 
         Raises UserError where that leaves no row on one of the two sides.
         """
         wanted = [int(hashes.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32 for row in self.kept]
-        back = [row for row, out in zip(self.kept, wanted, strict=True) if out]
+        self.validation = [row for row, out in zip(self.kept, wanted, strict=True) if out]
         self.origins = [origin for origin, out in zip(self.origins, wanted, strict=False) if not out]
         self.kept = [row for row, out in zip(self.kept, wanted, strict=True) if not out]
-        if not back or not self.kept:
+        if not self.validation or not self.kept:
             raise UserError(
-                f"validation: {len(back):,} of {len(wanted):,} rows were held back; give another share, more rows, or patience: 0"
+                f"validation: {len(self.validation):,} of {len(wanted):,} rows were held back; "
+                "give another share, more rows, or patience: 0"
             )
-        return back
 
     def clean(self, rows: Iterable[Row], type: str, file: Path | None = None) -> None:
         """Keep rows, and count by reason those that can't be used; a row may say itself why, under `dropped`."""
