@@ -106,5 +106,5 @@ def test_rows_are_held_back_for_validation_by_group(tmp_path):
     assert len(found.kept) + len(found.validation) == len(before)
     assert not {row["group"] for row in found.kept} & {row["group"] for row in found.validation}
     assert [found.origin(number) for number in range(len(found.kept))] == [before[row["text"]] for row in found.kept]
-    with pytest.raises(UserError, match="validation: 0 of .* rows were held back"):
+    with pytest.raises(UserError, match=r"validation: 0 of .* rows were held back"):
         found.hold_back(1e-9, 1)
