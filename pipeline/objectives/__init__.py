@@ -32,7 +32,7 @@ Scores = dict[str, tuple[list[float], list[float]]]  # metric → one numerator 
 # Metrics that several objectives give.
 LOSS = Metric(
     "loss",
-    "how surprised the model is by the right answer to a prediction on held-out rows: the mean of -log p",
+    "mean −log p of what the model has to predict on held-out rows, in nats",
     "nats",
     "less",
 )

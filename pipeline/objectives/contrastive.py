@@ -42,7 +42,10 @@ class Contrastive(Objective):
             "more",
         ),
         Metric(
-            "view_loss", "how surprised the model is by which two views belong to one text: the mean of -log p", "nats", "less"
+            "view_loss",
+            "mean −log p of which view belongs to the same text, among all texts of a batch, in nats",
+            "nats",
+            "less",
         ),
     )
     accumulates = False  # a batch's texts are each other's negatives, so a part of it would be an easier task

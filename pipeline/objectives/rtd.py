@@ -48,7 +48,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             "generator_loss",
-            "how surprised the generator is by the tokens hidden from it on held-out rows: the mean of -log p",
+            "mean −log p, under the generator, of the tokens hidden from it on held-out rows, in nats",
             "nats",
             "less",
         ),
