@@ -1,61 +1,156 @@
-"""Finished stages in, one table of held-out figures with intervals out (target `evaluate`).
+"""Measure every finished node on rows that it held out, against its parent, its controls and baselines.
 
-    python stages/eval.py --config FILE --parent runs/tiny/pretrain --parent runs/tiny/sft --output runs/tiny/evaluate.json
+    python -m pipeline.commands.evaluate --runs runs/tiny [--config FILE] [--output FILE]
 
-Every stage is measured on rows that no stage trained on, against its parent and against the control.
+Nothing is trained: what is finished in the folder is measured, what the profile has beside it is named as missing.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from pipeline.system.config import option
-from pipeline.evaluation.run import Evaluation, run_evaluation
+from pipeline.chain import finished as chain
+from pipeline.chain import manifest, profile, why
+from pipeline.chain import request as requests
+from pipeline.chain.finished import Finished
+from pipeline.data import recipe as recipes
+from pipeline.evaluation import metrics
+from pipeline.evaluation.subject import Options
+from pipeline.system import config, hashes, process
+from pipeline.system.errors import UserError
+from pipeline.system.process import say
+
+MAKE = {"runs": "OUT", "strict": "STRICT"}
+SETTINGS = "evaluate.yaml"
 
 
-@dataclass(frozen=True)
-class Options:
-    """Our own options of evaluation."""
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is to be measured, how, and where the summary goes."""
 
-    rows: int = option(400, "held-out rows that losses are measured on, at most", at_least=1)
-    pairs: int = option(400, "held-out pairs that accuracy is measured on, at most", at_least=1)
-    resamples: int = option(1000, "bootstrap resamples behind an interval", at_least=1)
-    max_new_tokens: int = option(64, "longest answer that is generated", at_least=1)
-    samples: int = option(4, "prompts that every stage answers side by side", at_least=1)
-    seed: int = option(42, "of the questions and the sampled answers")
+    nodes: Sequence[Finished]
+    missing: Sequence[str]  # nodes of the profile that are not finished
+    options: Options
+    output: Path
+    inputs: str
+    strict: bool
+
+    def run(self) -> dict[str, Any]:
+        """Measure, write the summary and return it."""
+        from pipeline.evaluation.measure import measure
+
+        found = measure(self.nodes, self.options, lambda text: say("evaluate", text))
+        summary = {
+            "inputs": self.inputs, "measured": {node.name: node.record["outputs"] for node in self.nodes},
+            "missing": list(self.missing), **found, "code": {"files": self._code()}, "versions": manifest.versions(),
+        }  # fmt: skip
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_json(self.output, summary)
+        return summary
+
+    def current(self) -> bool:
+        """Say whether the summary that lies there is of exactly this; when strict, made by the same code and libraries, too."""
+        done = manifest.read(self.output.parent, self.output.name)
+        if done is None or done["inputs"] != self.inputs:
+            return False
+        now = {"code": {"files": self._code()}, "versions": manifest.versions()} if self.strict else {}
+        if now and (changed := why.surroundings(done, now)):
+            say("evaluate", f"measures again, since {'; '.join(changed)}")
+            return False
+        return True
+
+    def _code(self) -> dict[str, str]:
+        """Return name and digest of our code that measures these nodes."""
+        from pipeline.evaluation import measure
+
+        used = [one for node in self.nodes for one in measure.evaluators(node)]
+        modules = {str(sys.modules[type(one).__module__].__file__) for one in used}
+        return manifest.sources(Path(__file__), Path(str(measure.__file__)), *map(Path, sorted(modules)))
 
 
-def measure(run: Evaluation) -> None:
-    """Measure every stage that was given and write the summary."""
-    from pipeline.evaluation import measure as m
+def pending(argv: Sequence[str]) -> Evaluation:
+    """Return what a command line asks to measure; UserError with every fault."""
+    flags, faults = config.read_flags(argv)
+    strict = flags.pop("strict", "no") == "yes"
+    runs, file = Path(str(flags.pop("runs", "runs/tiny"))), flags.pop("config", None)
+    output = Path(str(flags.pop("output", runs / "evaluate.json")))
+    settings = config.read_profile(Path(str(file))) if file else {}
+    values = settings | flags
+    origins = dict.fromkeys(settings, str(file)) | dict.fromkeys(flags, "command line")
+    faults += config.check(values, origins, Options, None)
+    nodes = chain.finished(runs)
+    if not nodes:
+        faults.append(f"{runs}: no finished node; run make first")
+    for node in nodes:
+        faults += _faults(node)
+    if faults:
+        raise UserError(*faults)
+    options = Options(**values)
+    missing = _missing(runs, Path(str(file)) if file else None, {node.name for node in nodes})
+    inputs = hashes.digest([[_identity(node) for node in nodes], missing, dataclasses.asdict(options), metrics.known()])
+    return Evaluation(nodes, missing, options, output, inputs, strict)
+
+
+def _faults(node: Finished) -> list[str]:
+    """Return why a node can't be measured: it was altered, or its parent is no longer the one that it was made from."""
+    faults: list[str] = []
+    try:
+        requests.unaltered(node.folder, node.record)
+    except UserError as error:
+        faults += error.faults
+    for entry in node.record["parents"]:
+        parent = chain.read(Path(chain.place(node.folder, entry))) if "outputs" in entry else None
+        if parent and parent.record["outputs"] != entry["outputs"]:
+            faults.append(f"{node.folder}: was made from another {parent.name} than {parent.folder}; make {node.name} again")
+    return faults
+
+
+def _identity(node: Finished) -> Any:
+    """Return what the figures of a node depend on: its outputs, its rows, and its judge's questions."""
+    record = node.record
+    found: list[str] = []
+    if record["recipe"].get("type"):
+        try:
+            recipe = recipes.of(record)
+            found = [recipe.digest(record["recipe"]["type"]), recipe.judge_digest()]
+        except UserError as error:
+            found = list(error.faults)
+    return [node.name, record["outputs"], record["recipe"].get("digest"), record["parents"], record["control_of"], *found]
+
+
+def _missing(runs: Path, file: Path | None, done: set[str]) -> list[str]:
+    """Return the nodes of the profile that are not finished; none where the folder belongs to no profile."""
+    folder = file.parent if file else profile.FOLDER / runs.resolve().name
+    try:
+        return [name for name in profile.load(folder).nodes if name not in done] if folder.is_dir() else []
+    except UserError:
+        return []  # whoever runs a node of it is told what is wrong
+
+
+def main() -> int:
+    """Measure what is finished, unless the summary is there and nothing that it depends on has changed."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(config.explain("evaluate", str(__doc__), Options, None))
+        return 0
+    started = time.time()
+    asked = pending(sys.argv[1:])
+    if asked.current():
+        say("evaluate", f"up to date: {asked.output} (inputs {asked.inputs[:8]}, nothing changed)")
+        return 0
+    summary = asked.run()
     from pipeline.evaluation import table
 
-    options: Options = run.options
-    findings = m.Findings()
-    template = m.Judged(run.folders["sft"]).tokenizer.chat_template if "sft" in run.folders else None
-    stages = {name: m.Judged(folder, template) for name, folder in run.folders.items()}
-    base, sft, dpo = (stages.get(name) for name in ("pretrain", "sft", "dpo"))
-    chats = [stage for stage in stages.values() if stage.tokenizer.chat_template and stage.record["family"] == "causal"]
-    run.say(f"measures {', '.join(stages)} on held-out data")
-    if base and base.record["recipe"]["name"] and (texts := m.held_out(base, options.rows, findings)):
-        if base.record["config"].get("objective", "causal") == "causal":
-            m.text_loss(base, texts, findings)
-        else:
-            m.objective_figures(base, texts, findings, options.samples)
-    if sft and (rows := m.fitting(chats, m.held_out(sft, options.rows, findings), findings)):
-        m.reply_loss([stage for stage in chats if stage.name != "dpo"], rows, findings)
-        asked = [row["messages"][:-1] for row in rows[:: -(-len(rows) // options.samples)]]
-        m.side_by_side(chats, asked, findings, options.max_new_tokens)
-    if dpo and (pairs := m.fitting(chats, m.held_out(dpo, options.pairs, findings), findings)):
-        m.pair_accuracy([stage for stage in (sft, dpo) if stage], base, pairs, findings)
-    world = sft.recipe().module if sft else None
-    if hasattr(world, "questions"):
-        m.world_answers(chats, world, findings, options.max_new_tokens, options.seed)
-    if base and hasattr(world, "completions"):
-        m.completions(base, world, findings)
-    run.finish(m.summarise(findings, options.resamples), table.render)
+    print(table.render(summary), flush=True)
+    following = f"python -m pipeline.commands.report --runs {shlex.quote(str(asked.output.parent))}"
+    say("evaluate", f"done in {time.time() - started:.0f} s; it lies in {asked.output}; next: {following}")
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_evaluation(Options, measure, str(__doc__)))
+    sys.exit(process.execute(main))

@@ -131,11 +131,12 @@ def _block(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _check(node: Finished, known: Sequence[Evaluator]) -> None:
-    """Raise UserError where a stage is judged by a metric that nothing measures, as after a slip of the pen."""
+    """Raise UserError where a stage is judged only by metrics that nothing measures, as after a slip of the pen."""
     names = {metric.name for evaluator in known for metric in evaluator.metrics}
-    if unknown := [against.metric for against in node.stage.judged_by(node.options) if against.metric not in names]:
+    judged_by = [against.metric for against in node.stage.judged_by(node.options)]
+    if judged_by and not names.intersection(judged_by):
         raise UserError(
-            f"{node.record['script']}: judged by {', '.join(unknown)}, which no evaluator measures; known are {', '.join(sorted(names))}"
+            f"{node.record['script']}: judged by {', '.join(judged_by)}, which no evaluator measures; known are {', '.join(sorted(names))}"
         )
 
 

@@ -20,8 +20,8 @@ def difference(metric: Mapping[str, str], comparison: Mapping[str, Any]) -> str:
     """Return a paired difference with its interval and what it says: of shares in percentage points."""
     scale, digits = (100, 1) if metric["unit"] == "share" else (1, 3)
     unit = {"share": " points", "nats": " nats", "bits": " bits"}.get(metric["unit"], "")
-    value, low, high = (f"{scale * comparison[key]:+.{digits}f}" for key in ("value", "low", "high"))
-    said = f"{value}{unit} [{low}, {high}]"
+    low, high = (f"{scale * comparison[key]:.{digits}f}" for key in ("low", "high"))
+    said = f"{scale * comparison['value']:+.{digits}f}{unit} [{low}, {high}]"
     return f"{said}, {verdict(comparison)}" if metric["better"] else said
 
 
@@ -62,7 +62,7 @@ def of_node(name: str, block: Mapping[str, Any]) -> Iterator[str]:
         for metric, of in figures.items()
     ]
     yield from columns(rows)
-    yield from (f"  {label} was asked {model['asked']}" for label, model in models.items() if model["asked"])
+    yield from (f"  {label}: asked {model['asked']}" for label, model in models.items() if model["asked"])
     if block["comparisons"]:
         yield "  paired differences on the same items, 95% intervals:"
         yield from columns([
