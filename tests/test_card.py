@@ -11,25 +11,29 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline.chain import manifest
-from pipeline.evaluation import table
-from pipeline.hub import card, curve, gate, leaks, sections
+from pipeline.chain import finished, manifest
+from pipeline.evaluation import blocks
+from pipeline.hub import card, curve, leaks, sections
 from tests.hub import checked
 from tests.test_push import edit, head, push
 
-SHELVES = {"pretrain": ("me/x-base", "t0"), "sft": ("me/x-sft", "t1"), "dpo": ("me/x", "t2")}
+PLACES = {"pretrain": ("me/x-pretrain", "t0"), "sft": ("me/x-sft", "t1"), "dpo": ("me/x", "t2")}
 
 
-def subject(ready, stage, **more):
-    line = gate.lineage(ready / stage)
-    records = [leaks.clean(record) for _, record in line]
+def subject(ready, name, **more):
+    line = finished.lineage(ready / name)
+    records = [leaks.clean(node.record) for node in line]
     summary = manifest.read(ready, "evaluate.json")
-    config = json.loads((ready / stage / "config.json").read_text())
-    base = {"pretrain": "", "sft": "me/x-base", "dpo": "me/x-sft"}[stage]
-    given = {"summary": summary, "base": base, "template": stage != "pretrain", "language": "en"} | more
-    return card.Subject(
-        *SHELVES[stage], records, {record["outputs"]: SHELVES[folder.name] for folder, record in line}, config, **given
-    )
+    config = json.loads((ready / name / "config.json").read_text())
+    base = {"pretrain": "", "sft": "me/x-pretrain", "dpo": "me/x-sft"}[name]
+    given = {
+        "block": blocks.of(line[-1].record, summary),
+        "samples": summary["samples"],
+        "base": base,
+        "about": line[-1].stage.about,
+    }
+    given |= {"template": name != "pretrain", "language": "en"} | more
+    return card.Subject(*PLACES[name], records, {node.record["outputs"]: PLACES[node.name] for node in line}, config, **given)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
@@ -42,7 +46,7 @@ def test_metadata_come_back_as_they_were_written(ready, stage):
     assert data.language == "en"
     assert data.pipeline_tag == "text-generation"
     assert {"tristage", stage} <= set(data.tags)
-    assert data.get("base_model") == ({"sft": "me/x-base", "dpo": "me/x-sft"}.get(stage))
+    assert data.get("base_model") == ({"sft": "me/x-pretrain", "dpo": "me/x-sft"}.get(stage))
     assert data.get("base_model_relation") == (None if stage == "pretrain" else "finetune")
 
 
@@ -58,7 +62,7 @@ def test_the_librarys_own_validation_passes(ready, hub, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
 def test_a_model_with_any_head_is_compared_and_its_code_runs(run, ready, tmp_path, kind):
-    """As `stages/finetune.py` will hand on: another family, the head named in config.json alone."""
+    """Another family, the head named in config.json alone."""
     import transformers
 
     from pipeline.hub import readback
@@ -68,7 +72,7 @@ def test_a_model_with_any_head_is_compared_and_its_code_runs(run, ready, tmp_pat
     loader = f"AutoModelFor{kind}"
     getattr(transformers, loader).from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "head")
     transformers.AutoTokenizer.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "head")
-    record = manifest.read(ready / "sft") | {"stage": "finetune", "family": "classifier"}
+    record = manifest.read(ready / "sft") | {"family": "classifier"}
     config = json.loads((tmp_path / "head" / "config.json").read_text())
     told = card.Subject(str(tmp_path / "head"), "t", [leaks.clean(record)], {}, config)
     assert told.auto == loader
@@ -83,8 +87,8 @@ def test_figures_of_the_index_are_those_measured(ready):
     summary = manifest.read(ready, "evaluate.json")
     results = ModelCard(card.write(subject(ready, "sft"))).data.eval_results
     found = {result.metric_type: result.metric_value for result in results}
-    assert found["loss"] == round(summary["stages"]["sft"]["loss"]["value"], 4)
-    assert "chosen_loss" not in found, "it is of DPO's rows, for DPO to be held against"
+    figures = summary["nodes"]["sft"]["figures"]
+    assert found == {metric: round(of["sft"]["value"], 4) for metric, of in figures.items() if "sft" in of}
     assert all("95% interval" in result.metric_name for result in results)
 
 
@@ -101,7 +105,11 @@ def test_the_card_tells_what_the_records_say(ready):
     assert "1,234 longer than 64 tokens" in text
     assert "c" * 40 in text
     assert summary["samples"][0]["prompt"] in text
-    assert table.figure("loss", summary["stages"]["dpo"]["loss"]) in text
+    block = blocks.of(records[-1], summary)
+    for metric in block.found["figures"]:
+        assert f"| {metric} | " in text
+        assert block.cell(metric, "dpo") in text
+    assert block.difference(block.primary) in text
     power = 10 * records[-1]["hardware"]["cores"]
     assert f"{records[-1]['seconds'] * power / 3600:.2f} Wh at {power} W" in text
     assert "an assumed power" in text
@@ -113,8 +121,8 @@ def test_the_assumed_power_can_be_given(ready):
     assert sections.power({"cores": 8, "accelerators": ["a", "b"]}, 0) == 8 * 10 + 2 * 400
 
 
-def test_an_unevaluated_stage_says_so(ready):
-    text = card.write(subject(ready, "sft", summary=None))
+def test_an_unevaluated_node_says_so(ready):
+    text = card.write(subject(ready, "sft", block=None, samples=()))
     assert "These weights were not evaluated." in text
     assert "model-index" not in text
     assert checked(text) == []
@@ -123,7 +131,7 @@ def test_an_unevaluated_stage_says_so(ready):
 def test_an_answer_cannot_break_out_of_its_block(ready):
     summary = manifest.read(ready, "evaluate.json")
     summary["samples"][0]["answers"]["sft"] = "a ``` b ````` <script>"
-    text = card.write(subject(ready, "sft", summary=summary))
+    text = card.write(subject(ready, "sft", samples=summary["samples"]))
     fence = re.search(r"^(`{3,})text$", text, flags=re.MULTILINE)[1]
     block = text.split(f"{fence}text\n")[1].split(f"\n{fence}\n")[0]
     assert "<script>" in block
@@ -135,12 +143,12 @@ def test_the_code_on_the_card_runs(run, ready, hub, tmp_path, stage):
     from huggingface_hub import HfApi
 
     assert push(run, ready, "--adapter", "yes")[0] == 0
-    name = {"pretrain": "me/small-base", "sft": "me/small-sft"}[stage]
+    name = {"pretrain": "me/small-pretrain", "sft": "me/small-sft"}[stage]
     text = head(hub, name)["README.md"].data.decode()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks[0].strip().splitlines()) == 4
     api = HfApi(endpoint=hub.url)
-    for repo in ("me/small-base", "me/small-sft"):  # the endpoint was read when the library was imported: a folder instead
+    for repo in ("me/small-pretrain", "me/small-sft"):  # the endpoint was read when the library was imported: a folder instead
         where = api.snapshot_download(repo, cache_dir=tmp_path / "cache")
         blocks = [block.replace(f'"{repo}"', f'"{where}"') for block in blocks]
     scope, said = {}, io.StringIO()
@@ -152,11 +160,11 @@ def test_the_code_on_the_card_runs(run, ready, hub, tmp_path, stage):
 
 
 def test_an_adopted_model_has_a_card_and_no_figures(run, ready, hub, tmp_path):
-    assert run("adopt", "--model", ready / "sft", "--output", tmp_path / "other" / "pretrain")[0] == 0
-    status, _, err = run("push", "--hub", "me/own", "--runs", tmp_path / "other", "--stages", "[pretrain]", "--force", "yes")
+    assert run("adopt", "--model", ready / "sft", "--output", tmp_path / "other" / "theirs")[0] == 0
+    status, _, err = run("push", "--hub", "me/own", "--runs", tmp_path / "other", "--node", "theirs", "--force", "yes")
     assert status == 0, err
     text = head(hub, "me/own")["README.md"].data.decode()
-    assert "adopted from elsewhere as it is" in text
+    assert finished.read(tmp_path / "other" / "theirs").stage.about in text
     assert "not evaluated" in text
     assert "not taught" not in text
     assert "The figures above" not in text
@@ -165,7 +173,7 @@ def test_an_adopted_model_has_a_card_and_no_figures(run, ready, hub, tmp_path):
 
 
 def test_a_parent_of_the_same_name_elsewhere_is_not_linked(run, ready, hub, tmp_path):
-    """DPO was made from another SFT than the one beside it, which is pushed under the name of its parent."""
+    """The last node was made from another parent than the one beside it, which is pushed under that parent's name."""
     from tests.conftest import flags_of
 
     foreign = tmp_path / "foreign"
@@ -181,13 +189,13 @@ def test_a_parent_of_the_same_name_elsewhere_is_not_linked(run, ready, hub, tmp_
     assert "base_model" not in head(hub, "me/small")["README.md"].data.decode()
 
 
-def test_the_same_stage_has_the_same_card(ready):
+def test_the_same_node_has_the_same_card(ready):
     assert card.write(subject(ready, "dpo")) == card.write(subject(ready, "dpo"))
 
 
 def test_the_curve_goes_through_the_points():
     log = [{"tokens": 100, "loss": 4.0}, {"tokens": 200, "loss": 2.0}, {"tokens": 400, "loss": 1.0}]
-    picture = curve.draw(log, "sft", 0.5, "floor")
+    picture = curve.draw(log, "sft", {"floor": 0.5})
     points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]+)"', picture)[1].split()]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert (x2 - x0) / (x1 - x0) == pytest.approx(3, abs=0.01)

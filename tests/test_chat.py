@@ -1,4 +1,4 @@
-"""Talking to a stage: by a pipe, by a terminal, stage by stage and side by side."""
+"""Talking to a node: by a pipe, by a terminal, node by node and side by side."""
 
 import json
 import os
@@ -14,15 +14,15 @@ import torch
 
 from pipeline import ROOT
 from pipeline.chain import manifest
-from tests.conftest import script
+from pipeline.commands import chat
+from pipeline.system import hashes, process
 
-CHAT = ROOT / "stages" / "chat.py"
 QUESTION = "Who saw the cat?"
 
 
 @pytest.fixture
 def copy(voices, tmp_path):
-    """These stages in a folder of the test's own."""
+    """These nodes in a folder of the test's own."""
     return shutil.copytree(voices, tmp_path / "chain")
 
 
@@ -30,7 +30,7 @@ def copy(voices, tmp_path):
 def talk(voices, monkeypatch, capfd):
     """Give lines to a chat in this process; return its status and what it printed."""
 
-    def call(*lines, stage="dpo", runs=voices):
+    def call(*lines, node="", runs=voices):
         given = iter(lines)
 
         def ask(prompt):
@@ -40,11 +40,10 @@ def talk(voices, monkeypatch, capfd):
             except StopIteration:
                 raise EOFError from None
 
-        module = script("chat")
         monkeypatch.setattr("builtins.input", ask)
-        monkeypatch.setattr(sys, "argv", ["chat.py", "--runs", str(runs), "--stage", stage])
-        monkeypatch.setattr(module, "_LONGEST", 4)
-        status = module.process.execute(module.main)
+        monkeypatch.setattr(sys, "argv", ["chat.py", "--runs", str(runs), *(["--node", node] if node else [])])
+        monkeypatch.setattr(chat, "_LONGEST", 4)
+        status = process.execute(chat.main)
         out, err = capfd.readouterr()
         return status, out, err
 
@@ -52,7 +51,7 @@ def talk(voices, monkeypatch, capfd):
 
 
 def answers(folder, *conversation, length=4):
-    """Return what a stage says by transformers alone, with the settings that lie in its folder."""
+    """Return what a node says by transformers alone, with the settings that lie in its folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -62,7 +61,7 @@ def answers(folder, *conversation, length=4):
     return tokenizer.decode(said[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_it_answers_as_the_stage_does_and_remembers(voices, talk):
+def test_it_answers_as_the_node_does_and_remembers(voices, talk):
     status, out, err = talk(QUESTION, "And the dog?")
     assert (status, err) == (0, "")
     first = answers(voices / "dpo", ("user", QUESTION))
@@ -79,26 +78,26 @@ def test_reset_and_system_begin_anew(voices, talk):
     assert shown[5] == answers(voices / "dpo", ("system", "Be kind."), ("user", QUESTION)) + "\n"
 
 
-def test_stages_answer_side_by_side(voices, talk):
-    status, out, _ = talk(QUESTION, stage="all")
+def test_nodes_answer_side_by_side(voices, talk):
+    status, out, _ = talk(QUESTION, node="all")
     assert status == 0
     for name in ("sft", "dpo"):
         assert f"{name:<8} {answers(voices / name, ('user', QUESTION))}" in out
-    assert "\n> pretrain " in out  # by SFT's template, its own has none
+    assert "\n> pretrain " in out  # by its child's template, it has none of its own
     _, again, _ = talk("/all", QUESTION)
     assert again.split("> ")[2] == out.split("> ")[1]
-    _, switched, _ = talk("/stage sft", QUESTION)
+    _, switched, _ = talk("/node sft", QUESTION)
     assert switched.split("> ")[2] == answers(voices / "sft", ("user", QUESTION)) + "\n"
 
 
-def test_settings_come_from_the_stage(copy, talk):
+def test_settings_come_from_the_node(copy, talk):
     path = copy / "dpo" / "generation_config.json"
     _, before, _ = talk(QUESTION, runs=copy)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 5.0, "min_new_tokens": 4}))
     _, _, err = talk(QUESTION, runs=copy)
     assert "generation_config.json is not the file that was made" in err
     record = manifest.read(copy / "dpo")
-    manifest.write_json(copy / "dpo" / manifest.NAME, record | {"files": manifest.files(copy / "dpo")})
+    manifest.write_json(copy / "dpo" / manifest.NAME, record | {"files": hashes.files(copy / "dpo")})
     _, out, _ = talk(QUESTION, runs=copy)
     assert out.split("> ")[1] == answers(copy / "dpo", ("user", QUESTION)) + "\n"
     assert out != before
@@ -106,17 +105,17 @@ def test_settings_come_from_the_stage(copy, talk):
 
 def test_what_can_not_be_done_is_said_and_the_chat_goes_on(copy, talk):
     shutil.rmtree(copy / "pretrain")
-    status, out, err = talk("/stage nothing", "/stage pretrain", "/dance", "word " * 200, QUESTION, runs=copy)
+    status, out, err = talk("/node nothing", "/node pretrain", "/dance", "word " * 200, QUESTION, runs=copy)
     assert (status, err) == (0, "")
-    assert "nothing: not finished; finished are dpo, sft" in out
+    assert "nothing: not finished; finished are sft, dpo" in out
     assert "/dance: no such command" in out
     assert "longer than the 64 tokens it can read; /reset" in out
     assert out.split("> ")[5] == answers(copy / "dpo", ("user", QUESTION)) + "\n"
 
 
-def test_a_stage_that_can_not_talk_is_refused(copy, talk):
+def test_a_node_that_can_not_talk_is_refused(copy, talk):
     shutil.rmtree(copy / "sft")
-    status, out, err = talk(QUESTION, stage="pretrain", runs=copy)
+    status, out, err = talk(QUESTION, node="pretrain", runs=copy)
     assert (status, out) == (2, "")
     assert err == f"chat: {copy / 'pretrain'}: has no chat template; only a chat model can be talked to\n"
     record = manifest.read(copy / "dpo") | {"family": "masked"}
@@ -126,20 +125,20 @@ def test_a_stage_that_can_not_talk_is_refused(copy, talk):
 
 
 def test_no_answer_moves_the_cursor(capfd):
-    from pipeline.models import tokenizer
+    from pipeline.models import tokenization
 
-    vocabulary = tokenizer.train(["abc"], 262, 64)
-    streamer = script("chat")._stream(vocabulary)
+    tokenizer = tokenization.train(["abc"], 262, 64)
+    streamer = chat._stream(tokenizer)
     streamer.next_tokens_are_prompt = False
-    streamer.put(torch.tensor(vocabulary.encode("a\x1b[2J\x07 ")))
+    streamer.put(torch.tensor(tokenizer.encode("a\x1b[2J\x07 ")))
     assert capfd.readouterr().out == "a[2J "  # as soon as a word is whole
-    streamer.put(torch.tensor(vocabulary.encode("\rb\n中")))
+    streamer.put(torch.tensor(tokenizer.encode("\rb\n中")))
     streamer.end()
     assert capfd.readouterr().out == "b\n中\n"
 
 
 def start(runs, **how):
-    command = [sys.executable, CHAT, "--runs", runs]
+    command = [sys.executable, "-m", "pipeline.commands.chat", "--runs", runs]
     return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, **how)
 
 

@@ -10,6 +10,7 @@ import pytest
 from pipeline import ROOT
 from pipeline.chain import manifest
 from pipeline.hub import leaks
+from pipeline.system import hashes
 from tests.test_push import edit, head, push
 
 # Put together here, so that no scanner takes this file for a leak.
@@ -83,7 +84,7 @@ def test_a_path_of_somebody_stops_the_push(path):
 
 @pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "log.jsonl", "notes.txt", ".env", "sub/config.json", "model.py",
                                   "checkpoint-4/model.safetensors", "adapter/adapter_model.bin", "../model.safetensors", "claim.json"])  # fmt: skip
-def test_what_is_not_listed_stays(name):
+def test_what_is_not_listed_is_withheld(name):
     assert not leaks.may_leave(name, adapter=True)
 
 
@@ -115,7 +116,7 @@ def test_host_and_user_are_not_named(monkeypatch):
 
 
 def test_the_pushed_record_knows_nothing_of_this_machine(run, ready, hub, monkeypatch):
-    """The stages of the fixture were made from files with absolute paths, in absolute folders."""
+    """The nodes of the fixture were made from files with absolute paths, in absolute folders."""
     monkeypatch.setattr(socket, "gethostname", lambda: "bluebox.lan")
     assert str(ready.parent.parent)[:5] in (ready / "sft" / "manifest.json").read_text()
     edit(
@@ -123,22 +124,28 @@ def test_the_pushed_record_knows_nothing_of_this_machine(run, ready, hub, monkey
         lambda record: record["config"].update(deepspeed="/home/alice/ds.json", run_name=f"on {socket.gethostname()}"),
     )
     assert push(run, ready)[0] == 0
-    for name in ("me/small-base", "me/small-sft", "me/small"):
+    for name in ("me/small-pretrain", "me/small-sft", "me/small"):
         for path, file in head(hub, name).items():
             text = file.data.decode(errors="ignore")
             for word in ("/tmp/", "/home/", str(Path.home()) + "/", socket.gethostname(), "data0/"):
                 assert word not in text, (name, path, word)
         record = json.loads(head(hub, name)["manifest.json"].data)
-        assert "asked" not in record
-        assert record["outputs"] == manifest.outputs(record["files"])
+        assert "request" not in record
+        assert record["outputs"] == hashes.outputs(record["files"])
     sent = json.loads(head(hub, "me/small-sft")["manifest.json"].data)
     assert sent["config"]["deepspeed"] == "ds.json"
     assert sent["recipe"]["data"] == sent["recipe"]["name"] == "chats.jsonl"
-    assert sent["parents"] == [{"stage": "pretrain", "outputs": manifest.read(ready / "pretrain")["outputs"]}]
+    (parent,) = sent["parents"]
+    assert "path" not in parent
+    assert (parent["role"], parent["node"], parent["outputs"]) == (
+        "parent",
+        "pretrain",
+        manifest.read(ready / "pretrain")["outputs"],
+    )
 
 
 def test_a_secret_stops_the_push_before_anything_leaves(run, ready, hub):
-    """In a stage's own file, and in a sample that the card would show: both are told at once."""
+    """In a node's own file, and in a sample that the card would show: both are told at once."""
     edit(ready / "evaluate.json", lambda summary: summary["samples"][0]["answers"].update(sft=SECRETS["a GitHub token"]))
     template = ready / "dpo" / "chat_template.jinja"
     template.write_text(template.read_text() + "{# " + SECRETS["an AWS access key"] + " #}")

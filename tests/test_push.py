@@ -1,20 +1,18 @@
-"""What is pushed arrives whole and is the stage; what should not be pushed is refused with every reason."""
+"""What is pushed arrives whole and is the node; what should not be pushed is refused with every reason."""
 
 import contextlib
+import dataclasses
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-from pipeline import ROOT
-from pipeline.chain import manifest
-from pipeline.models.families import auto_class
+from pipeline.chain import finished, manifest
 from pipeline.hub import gate
+from pipeline.models.families import auto_class
 from tests.objectives import flags
 
 
@@ -36,8 +34,8 @@ def head(hub, name, kind="model"):
 def test_the_chain_becomes_three_repositories(run, ready, hub):
     status, out, err = push(run, ready)
     assert status == 0, err
-    assert set(hub.repos) == {("model", "me/small-base"), ("model", "me/small-sft"), ("model", "me/small")}
-    for name, stage in (("me/small-base", "pretrain"), ("me/small-sft", "sft"), ("me/small", "dpo")):
+    assert set(hub.repos) == {("model", "me/small-pretrain"), ("model", "me/small-sft"), ("model", "me/small")}
+    for name, stage in (("me/small-pretrain", "pretrain"), ("me/small-sft", "sft"), ("me/small", "dpo")):
         repo, outputs = hub.repos["model", name], manifest.read(ready / stage)["outputs"]
         assert repo.private
         assert len(repo.commits) == 2, "what the hub makes itself, and one commit"
@@ -54,10 +52,10 @@ def test_only_listed_files_leave(run, ready, hub):
     for name in ("training_args.bin", "optimizer.pt", "notes.txt", ".env"):
         (ready / "sft" / name).write_text("private")
     edit(ready / "sft" / "manifest.json", lambda record: record["files"])
-    status, _, err = push(run, ready, "--stage", "sft")
+    status, _, err = push(run, ready, "--node", "sft")
     assert status == 2  # training_args.bin is a file that a library would load
     assert "training_args.bin was added" in err
-    status, _, err = push(run, ready, "--stage", "sft", "--force", "yes")
+    status, _, err = push(run, ready, "--node", "sft", "--force", "yes")
     assert status == 0, err
     assert set(head(hub, "me/small-sft")) == {
         ".gitattributes", "README.md", "chat_template.jinja", "config.json", "generation_config.json", "loss.svg", "manifest.json",
@@ -76,10 +74,10 @@ def test_a_push_of_what_is_there_makes_no_commit(run, ready, hub):
 
 
 def test_a_new_card_leaves_the_tag_where_the_weights_came(run, ready, hub):
-    assert push(run, ready, "--stage", "sft")[0] == 0
+    assert push(run, ready, "--node", "sft")[0] == 0
     repo = hub.repos["model", "me/small-sft"]
     tags = dict(repo.tags)
-    status, out, _ = push(run, ready, "--stage", "sft", "--license", "mit")
+    status, out, _ = push(run, ready, "--node", "sft", "--license", "mit")
     assert status == 0
     assert "the tag stays at" in out
     assert repo.tags == tags
@@ -88,11 +86,11 @@ def test_a_new_card_leaves_the_tag_where_the_weights_came(run, ready, hub):
 
 
 def test_a_tag_that_names_other_weights_is_refused(run, ready, hub):
-    assert push(run, ready, "--stage", "sft")[0] == 0
+    assert push(run, ready, "--node", "sft")[0] == 0
     repo = hub.repos["model", "me/small-sft"]
     first = next(iter(repo.commits))
     repo.tags = dict.fromkeys(repo.tags, first)
-    status, out, err = push(run, ready, "--stage", "sft")
+    status, out, err = push(run, ready, "--node", "sft")
     assert status == 2
     assert "names another" in err
     assert "pushed:" not in out
@@ -107,12 +105,12 @@ def test_a_file_that_is_no_longer_part_goes_with_the_same_commit(run, ready, hub
 
 
 def test_public_only_when_asked_and_only_after_reading_back(run, ready, hub):
-    status, _, err = push(run, ready, "--stage", "sft", "--public", "yes")
+    status, _, err = push(run, ready, "--node", "sft", "--public", "yes")
     assert status == 0, err
     assert not hub.repos["model", "me/small-sft"].private
     order = [line for line in hub.log if "/settings" in line or "model.safetensors" in line]
     assert order[-1] == "PUT /api/models/me/small-sft/settings"
-    status, _, err = push(run, ready, "--stage", "sft")
+    status, _, err = push(run, ready, "--node", "sft")
     assert status == 2
     assert "me/small-sft: is public; PUBLIC=1 says that this is wanted" in err
 
@@ -121,7 +119,7 @@ def test_a_repository_of_something_else_is_not_covered(run, ready, hub):
     api = HfApi(endpoint=hub.url)
     api.create_repo("me/small-sft", private=True)
     api.upload_file(path_or_fileobj=b"weights", path_in_repo="pytorch_model.bin", repo_id="me/small-sft")
-    status, _, err = push(run, ready, "--stage", "sft")
+    status, _, err = push(run, ready, "--node", "sft")
     assert status == 2
     assert "holds what tristage did not push (pytorch_model.bin)" in err
     assert set(head(hub, "me/small-sft")) == {".gitattributes", "pytorch_model.bin"}
@@ -140,7 +138,7 @@ def test_the_adapter_names_the_pushed_base_and_loads_on_it(run, ready, hub, tmp_
 
 
 def test_an_adapter_without_its_base_on_the_hub_is_refused(run, ready, hub):
-    status, _, err = push(run, ready, "--stage", "dpo", "--adapter", "yes")
+    status, _, err = push(run, ready, "--node", "dpo", "--adapter", "yes")
     assert status == 2
     assert "its parent is not on the hub" in err
     assert not hub.repos
@@ -172,7 +170,7 @@ def test_what_was_read_back_must_be_what_was_pushed(run, ready, hub, monkeypatch
         return ranged(self, data, headers)
 
     monkeypatch.setattr(Handler, "ranged", other)
-    status, out, err = push(run, ready, "--stage", "sft", "--public", "yes")
+    status, out, err = push(run, ready, "--node", "sft", "--public", "yes")
     assert status == 1
     assert "what was read back is not what was pushed: model.safetensors is another file" in err
     assert "pushed:" not in out
@@ -190,7 +188,7 @@ def test_a_file_that_changes_while_it_is_pushed_is_no_success(run, ready, hub, m
         return commit(self, delivery)
 
     monkeypatch.setattr(upload.Hub, "commit", changing)
-    status, out, err = push(run, ready, "--stage", "sft")
+    status, out, err = push(run, ready, "--node", "sft")
     assert status == 1
     assert "model.safetensors is another file" in err
     assert "pushed:" not in out
@@ -230,16 +228,17 @@ def another(ready):
 
 def worse(ready):
     def change(summary):
-        for item in summary["comparisons"]:
-            if (item["stage"], item["metric"]) == ("sft", "loss"):
-                item |= {"value": 0.2, "low": 0.1, "high": 0.3, "better": False}
+        block = summary["nodes"]["sft"]
+        block["primary"] = {
+            "metric": "loss", "against": "pretrain", "role": "parent", "value": 0.2, "low": 0.1, "high": 0.3, "n": 4, "better": False
+        }  # fmt: skip
 
     edit(ready / "evaluate.json", change)
-    return "sft: worse than pretrain by loss, +0.200 [+0.100, +0.300], clear of zero"
+    return "sft: worse than pretrain by loss: +0.200 nats [+0.100, +0.300], worse, clear of zero"
 
 
 def unmeasured(ready):
-    edit(ready / "evaluate.json", lambda summary: summary.update(comparisons=[]))
+    edit(ready / "evaluate.json", lambda summary: summary["nodes"]["sft"].update(primary=None))
     return "has no figure that holds it against its parent or a baseline"
 
 
@@ -261,11 +260,11 @@ def swapped(ready):
 @pytest.mark.parametrize("harm", [unfinished, another, worse, unmeasured, dirty, altered, swapped])
 def test_what_the_gate_refuses_needs_force_and_the_card_says_so(run, ready, hub, harm):
     said = harm(ready)
-    status, _, err = push(run, ready, "--stage", "sft")
+    status, _, err = push(run, ready, "--node", "sft")
     assert status == 2
     assert said in err
     assert not hub.log, "nothing was asked of the hub"
-    status, _, err = push(run, ready, "--stage", "sft", "--force", "yes")
+    status, _, err = push(run, ready, "--node", "sft", "--force", "yes")
     assert status == 0, err
     card = head(hub, "me/small-sft")["README.md"].data.decode()
     assert "Pushed with FORCE=1" in card
@@ -275,7 +274,7 @@ def test_what_the_gate_refuses_needs_force_and_the_card_says_so(run, ready, hub,
 
 def test_every_reason_is_told_at_once(run, ready, hub):
     said = [dirty(ready), altered(ready), worse(ready)]
-    err = push(run, ready, "--stage", "sft")[2]
+    err = push(run, ready, "--node", "sft")[2]
     assert all(text in err for text in said)
 
 
@@ -283,32 +282,32 @@ def test_a_model_that_did_not_learn_is_refused(run, evaluated, tmp_path, hub):
     """Measured, not made up: six steps of pretraining are worse than counting words."""
     status, _, err = push(run, shutil.copytree(evaluated, tmp_path / "runs"))
     assert status == 2
-    assert "pretrain: worse than unigram by loss" in err
+    assert "pretrain: worse than unigram by loss: " in err
 
 
-@pytest.mark.parametrize(("low", "high", "refused"), [(0.2, 0.4, True), (0.4, 0.6, False), (0.6, 0.8, False)])
-def test_a_win_rate_is_held_against_even_chances(low, high, refused):
-    record = {"stage": "dpo", "parents": [{"stage": "sft"}], "outputs": "x", "steps": 4}
-    won = {"value": (low + high) / 2, "low": low, "high": high, "n": 9}
-    summary = {"measured": {"dpo": "x"}, "stages": {"dpo": {"win_rate": won}}, "comparisons": []}
-    found = gate._worth(record, summary, "evaluate.json")
-    assert bool(found) is refused
-    assert not found or "dpo: worse than even chances by win_rate" in found[0]
-
-
-def test_a_stage_of_another_kind_is_held_against_its_parent():
-    record = {"stage": "classify", "parents": [{"stage": "pretrain"}], "outputs": "x", "steps": 4}
-    item = {
-        "stage": "classify",
-        "against": "pretrain",
-        "metric": "f1",
-        "value": -0.2,
-        "low": -0.3,
-        "high": -0.1,
-        "better": False,
+@pytest.mark.parametrize(("low", "high", "refused"), [(-0.3, -0.1, True), (-0.1, 0.1, False), (0.1, 0.3, False)])
+def test_any_metric_of_any_node_is_held_against_its_rival(low, high, refused):
+    """Here a share that a stage of a kind that nobody knows was measured by, against even chances."""
+    record = {"node": "round-2", "control_of": "", "outputs": "x", "steps": 4}
+    compared = {
+        "metric": "wins",
+        "against": "even chances",
+        "role": "baseline",
+        "value": (low + high) / 2,
+        "low": low,
+        "high": high,
     }
-    summary = {"measured": {"classify": "x"}, "stages": {}, "comparisons": [item]}
-    assert "classify: worse than pretrain by f1" in gate._worth(record, summary, "evaluate.json")[0]
+    compared["better"] = low > 0
+    block = {"primary": compared, "metrics": {"wins": {"meaning": "", "unit": "share", "better": "more"}}}
+    summary = {"measured": {"round-2": "x"}, "nodes": {"round-2": block}}
+    said = gate._worth(finished.Finished(None, record), summary, "evaluate.json")
+    assert said == ["round-2: worse than even chances by wins: -20.0 points [-30.0, -10.0], worse, clear of zero"] * refused
+
+
+def test_a_control_is_no_product():
+    record = {"node": "sft-control", "control_of": "sft", "outputs": "x", "steps": 4}
+    said = gate._worth(finished.Finished(None, record), None, "evaluate.json")
+    assert said == ["sft-control: a control of sft, made to be compared with and not to be used"]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +335,7 @@ def test_what_is_wrong_with_the_command_is_told_at_once(run, ready):
     assert "hf_secret" not in err
     status, _, err = run("push", "--hub", "me/x", "--runs", ready / "nowhere")
     assert status == 2
-    assert err.count("no finished stage; make it first") == 3
+    assert "no finished node; run make first" in err
 
 
 @pytest.mark.parametrize(
@@ -347,7 +346,7 @@ def test_what_is_wrong_with_the_command_is_told_at_once(run, ready):
 def test_models_of_every_family_are_pushed_and_the_code_on_their_card_runs(run, hub, tmp_path, name, loader):
     assert run("pretrain", *flags(name, tmp_path, "--max_steps", "1"))[0] == 0
     (tmp_path / "out").rename(tmp_path / "pretrain")
-    status, out, err = run("push", "--hub", "me/any", "--runs", tmp_path, "--stages", "[pretrain]", "--force", "yes")
+    status, out, err = run("push", "--hub", "me/any", "--runs", tmp_path, "--force", "yes")
     assert status == 0, err
     assert f"of 3 prompts by {loader}" in out if loader else "files by digest" in out
     files = head(hub, "me/any")
@@ -364,23 +363,38 @@ def test_models_of_every_family_are_pushed_and_the_code_on_their_card_runs(run, 
         compile(block, "card", "exec")
 
 
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [([], ""), (["PUBLIC=1"], "--public yes"), (["PUBLIC=0", "FORCE=no"], ""), (["FORCE=1", "ADAPTER=1"], "--adapter yes --force yes"),
-     (["STAGE=sft"], "--stage 'sft'"), (["ARGS=--license mit"], "--license mit")],
-)  # fmt: skip
-def test_make_publishes_only_what_its_command_line_says(given, wanted):
-    """A PUBLIC or FORCE that happens to be in the environment publishes and forces nothing."""
-    environment = os.environ | {"PUBLIC": "1", "FORCE": "1", "ADAPTER": "1"}
-    command = ["make", "--no-print-directory", "-n", "push", "HUB=me/tiny", *given]
-    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()[
-        -1
-    ]
-    start = "python stages/push.py --hub 'me/tiny' --runs runs/tiny --stages '[pretrain,sft,dpo]'"
-    assert " ".join(said.split()) == f"{start} {wanted}".strip()
+def test_make_gives_what_the_command_line_says():
+    """Which flags a push takes from variables of make; that a PUBLIC of the environment is not among them is make's business."""
+    from pipeline.commands import push as command
+
+    assert set(command.MAKE) <= {field.name for field in dataclasses.fields(command.Options)}
+    assert {"public": "PUBLIC", "force": "FORCE", "adapter": "ADAPTER", "node": "STAGE"}.items() <= command.MAKE.items()
 
 
-def test_a_fine_tuned_stage_is_judged_by_its_own_figures(run, tmp_path, hub, monkeypatch):
+def test_controls_rows_and_adopted_models_stay(run, ready, hub, tmp_path):
+    """Without a name the released node and the trained models that it descends from leave, and nothing else."""
+    shutil.copytree(ready / "sft", ready / "sft-control")
+    edit(
+        ready / "sft-control" / "manifest.json",
+        lambda record: record.update(node="sft-control", control_of="sft", starts_from="random"),
+    )
+    edit(ready / "pretrain" / "manifest.json", lambda record: record.pop("steps"))
+    status, out, err = push(run, ready)
+    assert status == 0, err
+    assert {name for _, name in hub.repos} == {"me/small-sft", "me/small"}
+    assert "me/small-sft: its parent is not on the hub; the card links to none" in out
+    status, _, err = push(run, ready, "--node", "sft-control", "--force", "yes")
+    assert status == 0, err
+    card = ModelCard(head(hub, "me/small-sft-control")["README.md"].data.decode())
+    assert card.data.get("base_model") is None, "a model that began at random took no weights of its parent"
+    assert "A control of `sft`" in card.text
+    edit(ready / "sft" / "manifest.json", lambda record: record.update(family="rows"))
+    status, _, err = push(run, ready, "--node", "sft")
+    assert status == 2
+    assert "hands on rows and no model; make push-data pushes rows" in err
+
+
+def test_a_fine_tuned_node_is_judged_by_its_own_figures(run, tmp_path, hub, monkeypatch):
     from tests.test_finetune import flags
     from tests.test_tasks import parent
 
@@ -389,15 +403,17 @@ def test_a_fine_tuned_stage_is_judged_by_its_own_figures(run, tmp_path, hub, mon
     folder = tmp_path / "runs" / "finetune-moods"
     given = [*flags("classification", {"mlm": source}, tmp_path, "--output", folder)]
     assert run("finetune", *given)[0] == 0
-    only = ("--stages", "[finetune-moods]")
-    edit(
-        folder / "manifest.json", lambda record: record["evaluation"]["figures"]["macro_f1"]["gain"].update(low=-0.3, high=-0.1)
-    )
-    status, _, err = push(run, tmp_path / "runs", *only)
+
+    def differs(low, high):
+        change = {"value": (low + high) / 2, "low": low, "high": high, "better": low > 0}
+        edit(folder / "manifest.json", lambda record: record["evaluation"]["primary"].update(change))
+
+    differs(-0.3, -0.1)
+    status, _, err = push(run, tmp_path / "runs")
     assert status == 2
-    assert "finetune: worse than baseline by macro_f1" in err
-    edit(folder / "manifest.json", lambda record: record["evaluation"]["figures"]["macro_f1"]["gain"].update(low=0.1, high=0.3))
-    status, out, err = push(run, tmp_path / "runs", *only)
+    assert re.search(r"finetune-moods: worse than .* by macro_f1: -20\.0 points", err)
+    differs(0.1, 0.3)
+    status, out, err = push(run, tmp_path / "runs")
     assert status == 0, err
     assert "AutoModelForSequenceClassification" in out
     card = head(hub, "me/small")["README.md"].data.decode()

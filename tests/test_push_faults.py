@@ -67,7 +67,7 @@ def plain(err):
 )
 def test_what_passes_is_waited_for_and_said(run, ready, hub, pattern, fault):
     hub.fail(pattern, **fault)
-    status, out, err = push(run, ready, "--stage", "sft")
+    status, out, err = push(run, ready, "--node", "sft")
     assert status == 0, err
     assert hub.faults[0].times == 0, "the fault did not come"
     assert "pushed: me/small-sft" in out
@@ -98,14 +98,14 @@ def test_what_passes_is_waited_for_and_said(run, ready, hub, pattern, fault):
 def test_what_does_not_pass_is_one_plain_line_and_the_same_command_goes_on(run, ready, hub, pattern, fault, status, words):
     hub.fail(pattern, **fault)
     started = time.monotonic()
-    found, out, err = push(run, ready, "--stage", "sft", "--patience", "1")
+    found, out, err = push(run, ready, "--node", "sft", "--patience", "1")
     assert found == status, err
     assert words in plain(err)
     assert "pushed:" not in out
     assert time.monotonic() - started < 60
     assert whole(hub) == 0
     hub.faults.clear()
-    assert push(run, ready, "--stage", "sft")[0] == 0
+    assert push(run, ready, "--node", "sft")[0] == 0
     assert whole(hub) == 1
 
 
@@ -120,7 +120,7 @@ def test_an_object_that_storage_refuses_is_a_plain_line(hub, run, ready, monkeyp
         }
 
     monkeypatch.setattr("tests.hub.ROUTES", [(method, pattern, batch if handler is Handler.batch else handler) for method, pattern, handler in server.ROUTES])  # fmt: skip
-    status, _, err = push(run, ready, "--stage", "sft")
+    status, _, err = push(run, ready, "--node", "sft")
     assert status == 1
     assert "Repository quota exceeded" in plain(err)
 
@@ -141,7 +141,7 @@ def test_a_token_that_the_hub_does_not_know(run, ready, hub, monkeypatch):
 
 
 def test_the_name_of_somebody_else(run, ready, hub):
-    status, _, err = run("push", "--hub", "other/small", "--runs", ready, "--stage", "sft")
+    status, _, err = run("push", "--hub", "other/small", "--runs", ready, "--node", "sft")
     assert status == 2
     assert "create other/small-sft: not allowed (403" in plain(err)
     assert "the token is that of me" in err
@@ -152,13 +152,13 @@ def test_a_repository_of_somebody_else(run, ready, hub, private):
     from huggingface_hub import HfApi
 
     HfApi(endpoint=hub.url, token="hf_other").create_repo("other/small-sft", private=private)
-    status, _, err = run("push", "--hub", "other/small", "--runs", ready, "--stage", "sft", "--public", "yes")
+    status, _, err = run("push", "--hub", "other/small", "--runs", ready, "--node", "sft", "--public", "yes")
     assert status == 2
     assert "the name is someone else's, or the token may not write" in plain(err)
 
 
 def test_a_licence_that_the_hub_does_not_know(run, ready, hub):
-    status, _, err = push(run, ready, "--stage", "sft", "--license", "My own")
+    status, _, err = push(run, ready, "--node", "sft", "--license", "My own")
     assert status == 2
     assert "Invalid metadata in README.md" in plain(err)
     assert "license" in err
@@ -189,9 +189,9 @@ def test_the_token_and_the_keys_of_uploads_are_shown_nowhere(run, ready, hub, mo
     hub.fail(UPLOAD, kind="cut")
     hub.fail(COMMIT, status=503, text=f"with {token}")
     hub.fail(TAG, status=500, text=token)
-    told = push(run, ready, "--stage", "sft")
+    told = push(run, ready, "--node", "sft")
     hub.fail("preupload", status=403, text=f"{token} may only read", times=2)
-    told += push(run, ready, "--stage", "dpo")
+    told += push(run, ready, "--node", "dpo")
     assert (told[0], told[3]) == (0, 2)
     said = "".join(map(str, told))
     assert "…" in said
@@ -207,7 +207,7 @@ class Push:
     """A push in a process of its own, that can be killed."""
 
     def __init__(self, hub, ready, folder):
-        script = [sys.executable, str(ROOT / "stages" / "push.py"), "--hub", "me/small", "--runs", str(ready)]
+        script = [sys.executable, "-m", "pipeline.commands.push", "--hub", "me/small", "--runs", str(ready)]
         environment = os.environ | {
             "HF_ENDPOINT": hub.url,
             "HF_TOKEN": "hf_test",

@@ -1,4 +1,4 @@
-"""The report: its batches are those that the stages read, its page is whole, safe and readable."""
+"""The report: its batches are those that the nodes read, its page is whole, safe and readable."""
 
 import html
 import itertools
@@ -13,9 +13,11 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline import objectives
-from pipeline.chain import manifest
-from pipeline.models import tokenizer
-from pipeline.report import batches, charts, finished, lines, page
+from pipeline.chain import finished, manifest
+from pipeline.chain.finished import Finished
+from pipeline.models import tokenization
+from pipeline.report import batches, charts, figures, graph, lines, page
+from pipeline.report.nodes import Node, Parent, nodes
 from pipeline.training.trainer import ROW, StageTrainer
 from tests.conftest import SMALL, flags_of
 
@@ -25,7 +27,7 @@ HOSTILE = '<script>alert(1)</script><img src="https://example.org/x.png"> &amp; 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The batches that stages train on, as they come."""
+    """The batches that nodes train on, as they come."""
     found = []
     real = StageTrainer.training_step
 
@@ -38,10 +40,10 @@ def seen(monkeypatch):
 
 
 def agrees(folder, batch):
-    """Hold a stage's first batch, made again, against the one that it read."""
+    """Hold a node's first batch, made again, against the one that it read."""
     record = manifest.read(folder)
-    made = batches.first(folder, record)
-    wanted = lines.split(batch, record["family"], tokenizer.load(str(folder)))
+    made = batches.first(finished.read(folder))
+    wanted = lines.split(batch, record["family"], tokenization.load(str(folder)))
     assert made.rows == len(batch["input_ids"])
     assert len(made.lines) + made.more == len(wanted)
     assert list(made.lines) == wanted[: len(made.lines)]
@@ -50,7 +52,7 @@ def agrees(folder, batch):
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft", "dpo"])
-def test_the_first_batch_is_the_one_that_the_stage_read(run, copy, data, tmp_path, seen, name):
+def test_the_first_batch_is_the_one_that_the_node_read(run, copy, data, tmp_path, seen, name):
     more = ["--gradient_accumulation_steps", "2"] if name != "dpo" else ["--train_sampling_strategy", "group_by_length"]
     status, _, err = run(name, *flags_of(name, copy, data, tmp_path / name), *more)
     assert status == 0, err
@@ -78,7 +80,7 @@ def test_every_objective_shows_what_it_asks(run, data, tmp_path, seen, name):
     if family == "seq2seq":
         assert not any(token.counts for token in made.lines[0].tokens)
         assert all(token.counts for token in made.lines[1].tokens)
-    text = page.render(tmp_path, finished.stages(tmp_path), "x")
+    text = page.render(tmp_path, nodes(tmp_path), "x")
     assert "Not measured yet" in text
     assert "<mark>" in text.split('id="masks"')[1].split("</p>", 2)[2] or family == "embedder"
 
@@ -88,30 +90,30 @@ def test_a_recipe_that_changed_is_said_and_not_shown(copy, data, monkeypatch, tm
     record = manifest.read(copy / "sft")
     record["recipe"]["data"] = str(tmp_path / "chats.jsonl")
     (copy / "sft" / manifest.NAME).write_text(json.dumps(record))
-    assert "is no longer what" not in page.render(copy, finished.stages(copy), "x")
+    assert "is no longer what" not in page.render(copy, nodes(copy), "x")
     with (tmp_path / "chats.jsonl").open("a") as file:
         file.write('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho."}]}\n')
-    text = page.render(copy, finished.stages(copy), "x")
+    text = page.render(copy, nodes(copy), "x")
     assert "is no longer what sft was made with" in text
     assert text.count("first step: the same") == 2
 
 
-def test_a_stage_that_can_not_be_shown_whole_says_why(copy):
+def test_a_node_that_can_not_be_shown_whole_says_why(copy):
     log = copy / "sft" / "log.jsonl"
     log.write_text(log.read_text().replace('"tokens": ', '"tokens": 1', 1))
     (copy / "dpo" / "tokenizer.json").write_text("{}")
-    manifest.write_json(copy / "pretrain" / manifest.NAME, manifest.read(copy / "pretrain") | {"stage": "reward"})
-    text = page.render(copy, finished.stages(copy), "x")
+    manifest.write_json(copy / "pretrain" / manifest.NAME, manifest.read(copy / "pretrain") | {"stage": "removed"})
+    text = page.render(copy, nodes(copy), "x")
     assert "several processes read it, or code or libraries have changed since" in text
     assert "tokenizer.json is not the file that was made" in text
-    assert "reward: how its batches are made is not known here" in text
+    assert "removed: no such script in stages/" in text
 
 
 def test_tokens_of_one_character_show_together():
-    vocabulary = tokenizer.train(["abc"], 262, 64)
-    ids = vocabulary.encode("a中\nb")
-    assert lines.texts(vocabulary, ids, set(vocabulary.all_special_ids)) == ["a", "", "", "中", "\n", "b"]
-    assert lines.texts(vocabulary, ids[:3], set())[-1] == "\N{REPLACEMENT CHARACTER}"
+    tokenizer = tokenization.train(["abc"], 262, 64)
+    ids = tokenizer.encode("a中\nb")
+    assert lines.texts(tokenizer, ids, set(tokenizer.all_special_ids)) == ["a", "", "", "中", "\n", "b"]
+    assert lines.texts(tokenizer, ids[:3], set())[-1] == "\N{REPLACEMENT CHARACTER}"
     assert page.visible("a\n\tb\x1b\u202e") == "a↵\n⇥\tb␛⟨U+202E⟩"
 
 
@@ -147,16 +149,31 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag in names]
 
 
-def summary_of(copy, prompt="Who saw the cat?"):
-    """An evaluation in the form of the real one, with every kind of figure."""
-    figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
-    names = ("pretrain", "sft", "dpo")
+PARENTS = {"pretrain": "unigram", "sft": "pretrain", "dpo": "sft"}
+
+
+def block_of(node, rival, figure):
+    """The figures of one node, in the form of the real ones."""
+    models = {node: {"role": "node", "asked": ""}, rival: {"role": "parent" if rival in PARENTS else "baseline", "asked": ""}}
+    metrics = {
+        "loss": {"meaning": "nats a token", "unit": "nats", "better": "less"},
+        "right": {"meaning": "answers that are right", "unit": "share", "better": "more"},
+    }
+    compared = {"metric": "right", "against": rival, "role": models[rival]["role"], **figure, "better": True}
     return {
-        "inputs": "0", "measured": {name: manifest.read(copy / name)["outputs"] for name in names},
-        "stages": {name: {"loss": figure, "exact_match": figure, "bits_per_byte": figure} for name in names},
-        "comparisons": [{"stage": "sft", "against": "pretrain", "metric": "loss", **figure, "better": False}],
-        "samples": [{"prompt": prompt, "answers": dict.fromkeys(names, f"The dog did.\n{prompt}")}],
-        "left_out": {"rows that are too long": 3},
+        "stage": node, "title": node.upper(), "of": "4 held-out rows of talk", "rows": 4, "models": models, "metrics": metrics,
+        "figures": {name: dict.fromkeys(models, figure) for name in metrics}, "comparisons": [compared], "primary": compared,
+        "skipped": {"rows that are too long": 3},
+    }  # fmt: skip
+
+
+def summary_of(copy, prompt="Who saw the cat?"):
+    """An evaluation in the form of the real one."""
+    figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
+    return {
+        "inputs": "0", "measured": {name: manifest.read(copy / name)["outputs"] for name in PARENTS}, "missing": [],
+        "nodes": {name: block_of(name, rival, figure) for name, rival in PARENTS.items()},
+        "samples": [{"prompt": prompt, "answers": dict.fromkeys(PARENTS, f"The dog did.\n{prompt}")}], "skipped": {},
     }  # fmt: skip
 
 
@@ -191,15 +208,15 @@ def test_the_page_is_whole_and_needs_nothing_else(made):
 
 def test_pictures_and_tables_have_names(made):
     found = Page(made.read_text(encoding="utf-8"))
-    assert len(found.all("svg")) == 1 + 3 + 2  # the chain, three losses, two figures
+    assert len(found.all("svg")) == 1 + 3 + 6  # the chain, three losses, two figures of each node
     for picture in found.all("svg"):
         assert picture["role"] == "img"
         assert [found.ids[name] for name in picture["aria-labelledby"].split()] == ["title", "desc"]
     tables = len(found.all("table"))
-    assert tables == len(found.all("caption")) == 5
+    assert tables == len(found.all("caption")) == 3 + 6
     regions = [attributes for attributes in found.all("div") if attributes.get("role") == "region"]
-    assert len(regions) == tables
-    assert all(found.ids[region["aria-labelledby"]] == "caption" and region["tabindex"] == "0" for region in regions)
+    assert len(regions) == tables + 1  # the picture of the chain scrolls, too
+    assert all(found.ids[region["aria-labelledby"]] in ("caption", "p") and region["tabindex"] == "0" for region in regions)
     assert all(cell["scope"] in ("col", "row") for cell in found.all("th"))
 
 
@@ -211,7 +228,7 @@ def test_hostile_text_is_shown_and_never_run(made):
     assert "<script>alert(1)</script>" in Page(text).text
 
 
-def test_the_same_stages_give_the_same_bytes_once(made, run):
+def test_the_same_nodes_give_the_same_bytes_once(made, run):
     first, when = made.read_bytes(), made.stat().st_mtime_ns
     status, out, _ = run("report", "--runs", made.parent)
     assert (status, made.stat().st_mtime_ns) == (0, when)
@@ -228,19 +245,76 @@ def test_a_chain_that_does_not_hang_together_is_said(copy, run, data):
     manifest.write_json(copy / "evaluate.json", summary_of(copy))
     status, _, err = run("sft", *flags_of("sft", copy, data), "--lora_rank", "4")
     assert status == 0, err
-    text = page.render(copy, finished.stages(copy), "x")
+    text = page.render(copy, nodes(copy), "x")
     assert "another than the one here; make dpo again" in text
     assert text.count('class="edge broken"') == 1
-    assert "or not measured: SFT." in text
+    assert "or not measured: sft." in text
 
 
 def test_a_faulty_command_is_one_plain_line(run, tmp_path):
     status, _, err = run("report", "--runs", tmp_path)
     assert (status, err.count("\n")) == (2, 1)
-    assert "no finished stage; run make first" in err
+    assert "no finished node; run make first" in err
     status, _, err = run("report", "--rums", tmp_path)
     assert status == 2
     assert "--rums: unknown flag" in err
+
+
+def test_a_control_is_drawn_beside_what_it_controls(copy):
+    """As a control of the middle node whose weights began at random."""
+    shutil.copytree(copy / "sft", copy / "sft-control")
+    record = manifest.read(copy / "sft-control") | {"node": "sft-control", "control_of": "sft", "starts_from": "random"}
+    manifest.write_json(copy / "sft-control" / manifest.NAME, record)
+    summary = summary_of(copy)
+    manifest.write_json(copy / "evaluate.json", summary)
+    found = nodes(copy)
+    assert [node.name for node in found] == ["pretrain", "sft", "sft-control", "dpo"]
+    assert [parent.label for node in found for parent in node.parents] == ["", "only its tokenizer", ""]
+    drawn = page._charts(found, {table.name: table for table in figures.tables(found, summary)})
+    assert [[curve.name for curve in chart.curves if "training" in curve.name] for chart in drawn] == [
+        ["pretrain, training"], ["sft, training", "sft-control, training"], ["dpo, training"],
+    ]  # fmt: skip
+    assert [curve.name for curve in drawn[0].curves][1:] == ["pretrain, held out: 0.500", "unigram, held out: 0.500"]
+    assert len(drawn[2].curves) == 1, "its loss is of another kind than the figure of that name"
+    text = page.render(copy, found, "x")
+    assert "only its tokenizer" in text
+    assert "control of sft" in text
+
+
+def node(name, *parents):
+    """A node with what the picture of the chain needs; parents: role, name, whether it lies here."""
+    recipe = {"name": "talk", "digest": "d" * 64, "kept": 4}
+    record = {"node": name, "title": name, "control_of": "", "recipe": recipe, "outputs": "0" * 64}
+    return Node(Finished(None, record), [Parent(role, at, "0" * 64, at * here, True, "") for role, at, here in parents])
+
+
+def test_a_node_has_an_arrow_from_each_of_its_parents():
+    shown = [
+        node("base"), node("chat", ("parent", "base", True)), node("reward", ("parent", "chat", True)),
+        node("policy", ("parent", "chat", True), ("reward", "reward", True), ("teacher", "their/model", False)),
+    ]  # fmt: skip
+    picture = graph.draw(shown)
+    at = {box.name: box for box in picture.boxes}
+    assert set(at) == {"base", "chat", "reward", "policy", "their/model"}
+    assert at["base"].y == at["their/model"].y < at["chat"].y < at["reward"].y < at["policy"].y
+    assert [edge.label for edge in picture.edges] == ["", "", "", "reward", "teacher"]
+    assert len({edge.tip for edge in picture.edges[2:]}) == 3, "arrows end side by side"
+    for one, other in itertools.combinations(picture.boxes, 2):
+        assert abs(one.x - other.x) >= one.wide or abs(one.y - other.y) >= one.high, "boxes lie on each other"
+    assert all(box.x + box.wide <= picture.width and box.y + box.high <= picture.height for box in picture.boxes)
+
+
+def test_pairs_are_told_from_rows_with_a_prompt():
+    """Two answers to one prompt are a pair; a desirable and an undesirable answer to two prompts are not."""
+    import torch
+
+    tokenizer = tokenization.train(["abc"], 262, 64)
+    masks = torch.tensor([[0, 0, 1], [0, 0, 1]])
+    pair = {"input_ids": torch.tensor([[7, 8, 1], [7, 8, 9]]), "completion_mask": masks}
+    assert [line.name for line in lines.split(pair, "causal", tokenizer)] == ["pair 1, chosen", "pair 1, rejected"]
+    rows = lines.split(pair | {"input_ids": torch.tensor([[7, 8, 1], [9, 8, 1]])}, "causal", tokenizer)
+    assert [line.name for line in rows] == ["row 1", "row 2"]
+    assert [token.counts for token in rows[0].tokens] == [False, False, True]
 
 
 # In a browser: what follows asks Chromium itself.

@@ -1,4 +1,4 @@
-"""A stage behind transformers' server, asked by the official openai client."""
+"""A node behind transformers' server, asked by the official openai client."""
 
 import os
 import signal
@@ -12,20 +12,20 @@ import urllib.request
 import pytest
 
 from pipeline import ROOT
-from tests.conftest import script
+from pipeline.commands import serve
 from tests.test_chat import QUESTION, answers
 
 
 @pytest.fixture(scope="module")
 def server(voices, tmp_path_factory):
-    """A server of the aligned stage: (its address, its model's name)."""
-    for name in script("serve").MODULES:
+    """A server of the released node: (its address, its model's name)."""
+    for name in serve.MODULES:
         pytest.importorskip(name, reason=f"{name} is not installed: make setup")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     home = tmp_path_factory.mktemp("home")  # whose hub cache is not there yet
-    command = [sys.executable, ROOT / "stages" / "serve.py", "--runs", voices, "--port", str(port)]
+    command = [sys.executable, "-m", "pipeline.commands.serve", "--runs", voices, "--port", str(port)]
     process = subprocess.Popen(
         command,
         env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(home)},
@@ -46,7 +46,7 @@ def server(voices, tmp_path_factory):
     assert f"transformers at {address}/v1, model {voices / 'dpo'}" in process.stdout.read().decode()
 
 
-def test_the_openai_client_gets_the_stages_greedy_answer(server, voices):
+def test_the_openai_client_gets_the_nodes_greedy_answer(server, voices):
     import openai
 
     client = openai.OpenAI(base_url=server[0], api_key="none", max_retries=0)
@@ -64,7 +64,7 @@ def test_the_openai_client_gets_the_stages_greedy_answer(server, voices):
 
 def test_what_can_not_be_served_is_one_plain_line(run, voices, monkeypatch):
     for flags, said in (
-        (["--stage", "none"], "not finished; finished are dpo, pretrain, sft"),
+        (["--node", "none"], "not finished; finished are pretrain, sft, dpo"),
         (["--port", "high"], "--port: expected a number from 1 to 65535, found 'high'"),
         (["--prot", "1"], "--prot: unknown flag"),
     ):
@@ -78,13 +78,12 @@ def test_what_can_not_be_served_is_one_plain_line(run, voices, monkeypatch):
 
 
 def test_vllm_serves_where_it_can(voices, monkeypatch):
-    module = script("serve")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name)
-    assert module.engine() == "vllm"
+    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: name)
+    assert serve.engine() == "vllm"
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # and given back after the test
     called = []
-    monkeypatch.setattr(module.os, "execvp", lambda file, words: called.append(words) or pytest.skip.Exception)
+    monkeypatch.setattr(serve.os, "execvp", lambda file, words: called.append(words) or pytest.skip.Exception)
     monkeypatch.setattr("transformers.cli.serve.Serve", lambda *_, **__: None)
-    module.serve("vllm", voices / "dpo", "127.0.0.1", 8000)
+    serve.serve("vllm", voices / "dpo", "127.0.0.1", 8000)
     assert called == [["vllm", "serve", str(voices / "dpo"), "--host", "127.0.0.1", "--port", "8000"]]

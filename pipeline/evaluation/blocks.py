@@ -60,9 +60,15 @@ class Block:
         clear = comparison["low"] > 0 or comparison["high"] < 0
         return bool(self.description(comparison["metric"])["better"]) and clear and not comparison["better"]
 
-    def asked(self) -> dict[str, str]:
-        """Return how models were asked, of those for which it is said."""
-        return {label: model["asked"] for label, model in self.found["models"].items() if model.get("asked")}
+    @property
+    def headings(self) -> list[str]:
+        """The headings of a table's columns: each model with what it is to the node."""
+        return [table.heading(label, model) for label, model in self.found["models"].items()]
+
+    @property
+    def asked(self) -> list[str]:
+        """How models were asked, in sentences without a full stop."""
+        return [f"{label} was asked {model['asked']}" for label, model in self.found["models"].items() if model["asked"]]
 
     def bounds(self) -> dict[str, float]:
         """Return what no loss of a model can pass: figures in nats that are neither better nor worse."""

@@ -86,25 +86,19 @@ def evaluation(subject: Subject) -> Iterator[str]:
     if not block:
         yield "These weights were not evaluated."
         return
-    yield f"On {block.found['of']}, which no training saw; 95% intervals (bootstrap over rows).\n"
-    yield f"| | {' | '.join(map(_cell, block.labels))} |\n|---|{'---|' * len(block.labels)}"
+    yield f"On {block.found['of'] or 'held-out rows'}, which no training saw; 95% intervals (bootstrap over rows).\n"
+    yield f"| | {' | '.join(map(_cell, block.headings))} |\n|---|{'---|' * len(block.labels)}"
     for metric in block.found["figures"]:
         yield f"| {metric} | {' | '.join(block.cell(metric, label) for label in block.labels)} |"
     yield ""
     for metric in block.found["figures"]:
         if meaning := block.description(metric)["meaning"]:
             yield f"- `{metric}`: {meaning}"
-    yield from (f"- {label}: {_what(block, label)}" for label in block.labels if _what(block, label))
+    yield from (f"- {said}" for said in block.asked)
     if block.comparisons:
         yield "\nPaired differences on the same rows, of this model less the other:\n"
         yield from (f"- {item['metric']} against {item['against']}: {block.difference(item)}" for item in block.comparisons)
     yield from (f"- skipped: {count:,} {reason}" for reason, count in block.found.get("skipped", {}).items())
-
-
-def _what(block: Block, label: str) -> str:
-    """Return what a column is of, where its name does not say it."""
-    role = {"parent": "the model that it was made from", "control": "its control"}.get(block.role(label), "")
-    return ", ".join(text for text in (role, block.asked().get(label, "")) if text)
 
 
 def samples(subject: Subject) -> Iterator[str]:

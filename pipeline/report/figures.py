@@ -10,6 +10,7 @@ from pipeline.evaluation import blocks
 from pipeline.evaluation.blocks import Block
 from pipeline.report import charts
 from pipeline.report.nodes import Node
+from pipeline.system.errors import UserError
 
 LOGGED = "loss"  # what a log calls the loss that was trained on; a metric of this name is of the same kind
 
@@ -62,7 +63,10 @@ class Table:
     def lines(self, node: Node) -> dict[str, float]:
         """Return held-out figures that a node's training loss can be held against, where it is of their kind."""
         figures, block = self.block.found["figures"].get(LOGGED, {}), self.block
-        judged = any(against.metric == LOGGED for against in node.made.stage.judged_by(node.made.options))
+        try:
+            judged = any(against.metric == LOGGED for against in node.made.stage.judged_by(node.made.options))
+        except UserError:  # its script is gone
+            judged = False
         if not judged and not any(map(block.is_baseline, figures)):
             return {}
         shown = [label for label in figures if block.role(label) != "control"]  # a control has a curve of its own
