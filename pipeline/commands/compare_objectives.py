@@ -1,9 +1,9 @@
-"""One corpus, one budget of operations, every objective: what each learns, and what its frozen features know.
+"""Compare all objectives on one corpus at equal operations: what each learns, and what its frozen features know.
 
-    python stages/compare.py --config stages/profiles/objectives/compare.yaml --output runs/objectives
+    python -m pipeline.commands.compare_objectives --config stages/profiles/objectives/compare_objectives.yaml --runs runs
 
-Each objective is pretrained by stages/pretrain.py with the profile beside this one's file. Only the probe's
-columns compare across objectives; losses are of other questions.
+Each objective is trained by the node of the profile that the settings name. Only the probe's columns compare across
+objectives, since each asks questions of its own.
 """
 
 from __future__ import annotations
@@ -12,24 +12,29 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import objectives
-from pipeline.chain import manifest, request
-from pipeline.system import config, process
+from pipeline.chain import manifest, profile
+from pipeline.chain.profile import Node
+from pipeline.system import config, hashes, process
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
 
+MAKE = {"runs": "RUNS"}
+SETTINGS = "compare_objectives.yaml"
 CONTROLS = 3  # models with random weights, whose mean is what a trained one is held against
+BASELINES = ("unigram", "chance", "untrained")  # the first that has a metric is what it is held against
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Our own options of the comparison."""
 
+    node: str = option("", "node of this profile that trains; each objective is a run of it")
     objectives: dict[str, Any] = option({}, "objectives, each with the flags that it alone gets")  # noqa: RUF009
     flops: float = option(2e13, "floating point operations that each may spend")
     epochs: float = option(0.0, "passes over the text, at most, in place of the profile's; 0 leaves them", at_least=0.0)
@@ -38,45 +43,59 @@ class Options:
     resamples: int = option(2000, "bootstrap resamples behind an interval", at_least=1)
 
 
-def pretrained(name: str, options: Options, profile: Path, output: Path) -> Path:
-    """Pretrain one objective, or find that it is done; return its folder. A parent may be another one of them by name."""
+def trained(name: str, options: Options, node: Node, output: Path) -> Path:
+    """Train one objective, or find that it is done; return its folder. A parent may be another one of them by name."""
     passes = {"num_train_epochs": options.epochs} if options.epochs else {}
     given = {"flops": options.flops} | passes | (options.objectives[name] or {})
     if given.get("parent") in options.objectives:
         given["parent"] = str(output / given["parent"])
     own = [word for key, value in given.items() for word in (f"--{key}", value if key == "parent" else json.dumps(value))]
-    script = [sys.executable, str(Path(__file__).with_name("pretrain.py")), "--config", str(profile)]
+    script = [sys.executable, str(node.stage.script), "--config", str(node.file)]
     flags = ["--objective", name, "--output", str(output / name)]
     if status := subprocess.run([*script, *flags, *own], check=False).returncode:
-        raise UserError(f"objective {name}: pretraining ended with status {status}")
+        raise UserError(f"objective {name}: training ended with status {status}")
     return output / name
 
 
 def figures(folder: Path, options: Options) -> list[dict[str, Any]]:
-    """Return the held-out figures of a stage, each beside its unigram or chance."""
+    """Return the held-out figures of a node, each beside that of a baseline."""
     from pipeline.data import recipe
-    from pipeline.evaluation import intervals, objective
+    from pipeline.evaluation.intervals import share
+    from pipeline.objectives.evaluator import HeldOut
 
     record = manifest.read(folder) or {}
-    data = recipe.load(record["config"]["recipe"])
-    held_out = data.rows("text", "held_out", record["seed"]).kept
-    found = objective.scores(
-        folder, data.rows("text", "train", record["seed"]), held_out[:: max(1, len(held_out) // options.rows)]
+    settings, data = record["config"], recipe.of(record)
+    objective = objectives.load(settings["objective"], settings["objective_options"])
+    training, held_out = (data.rows("text", split, record["seed"]).kept for split in ("train", "held_out"))
+    found = HeldOut(objective, "trained", str(folder), settings, record["seed"]).scores(
+        training, held_out[:: max(1, len(held_out) // options.rows)]
     )
     rows = []
-    for metric, (scores, weights) in found["pretrain"].items():
-        rival = next(name for name in ("unigram", "chance", "untrained") if metric in found.get(name, {}))
-        rows.append(
-            {"metric": metric, **dataclasses.asdict(intervals.ratio(scores, weights, options.resamples)), "against": rival}
-        )
-        gain = intervals.difference(scores, found[rival][metric][0], weights, options.resamples)
-        better = gain.high < 0 if metric.endswith("loss") else gain.low > 0
-        rows[-1] |= {"rival": sum(found[rival][metric][0]) / sum(weights), "better": better}
+    for metric in (metric for metric in objective.metrics if metric.name in found["trained"]):
+        own = share(*found["trained"][metric.name])
+        against = next(name for name in BASELINES if metric.name in found.get(name, {}))
+        rival = share(*found[against][metric.name])
+        gain = own.estimate(rival, resamples=options.resamples)
+        rows.append({
+            "metric": metric.name, **dataclasses.asdict(own.estimate(resamples=options.resamples)), "against": against,
+            "rival": rival.estimate(resamples=1).value, "better": gain.high < 0 if metric.better == "less" else gain.low > 0,
+        })  # fmt: skip
     return rows
 
 
-def compared(options: Options, profile: Path, output: Path) -> dict[str, Any]:
-    """Pretrain, measure and probe every objective."""
+def features(folder: Path, record: Mapping[str, Any], texts: Sequence[str], random: bool = False, seed: int = 0) -> Any:
+    """Return what a model knows of texts without being trained on them, or one with random weights; (texts, any) float32."""
+    from pipeline.evaluation import probe
+    from pipeline.models import tokenization
+
+    if record["family"] != "vectors":
+        return probe.features(folder, texts, random, seed)
+    model = objectives.load(record["config"]["objective"]).load_model(str(folder))
+    return probe.mean_vectors(model.words.weight, tokenization.load(str(folder)), texts, random, seed)
+
+
+def compared(options: Options, node: Node, output: Path) -> dict[str, Any]:
+    """Train, measure and probe every objective."""
     from pipeline.data import recipe
     from pipeline.evaluation import probe
 
@@ -89,30 +108,29 @@ def compared(options: Options, profile: Path, output: Path) -> dict[str, Any]:
         "majority": {"probe": {"value": most}},
     }
     for name in options.objectives:
-        table[name] = row(pretrained(name, options, profile, output), options, labelled)
+        table[name] = row(trained(name, options, node, output), options, labelled)
         say("compare", f"{name}: {line(name, table[name])}")
     return {"objectives": table, "flops": options.flops, "items": len(texts), "groups": len(set(groups))}
 
 
 def row(folder: Path, options: Options, labelled: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the table says of one pretraining, measured once and kept beside it."""
+    """Return what the table says of one objective, measured once and kept beside it."""
     from pipeline.evaluation import probe
 
     record = manifest.read(folder) or {}
     kept = folder.with_suffix(".json")
-    inputs = manifest.digest(
-        [record["outputs"], labelled, options.rows, options.resamples, CONTROLS, probe.FOLDS, probe.REPEATS]
-    )
+    inputs = hashes.digest([record["outputs"], labelled, options.rows, options.resamples, CONTROLS, probe.FOLDS, probe.REPEATS])
     done = manifest.read(kept.parent, kept.name)
     if done and done["inputs"] == inputs:
         return done
     texts, labels, groups = ([row[key] for row in labelled] for key in ("text", "label", "group"))
-    learned = probe.classify(probe.features(folder, record["family"], texts), labels, groups)
-    fresh = [probe.features(folder, record["family"], texts, random=True, seed=seed) for seed in range(CONTROLS)]
+    learned = probe.classify(features(folder, record, texts), labels, groups)
+    fresh = [features(folder, record, texts, random=True, seed=seed) for seed in range(CONTROLS)]
     control = probe.mean([probe.classify(found, labels, groups) for found in fresh])
     found = {
         "inputs": inputs, "family": record["family"], "steps": record["steps"], "tokens": record["tokens"],
-        "seconds": record["training_seconds"], "tokens_per_second": record["tokens"] / record["training_seconds"], "training_loss": record["metrics"], "held_out": figures(folder, options),
+        "seconds": record["training_seconds"], "tokens_per_second": record["tokens"] / record["training_seconds"],
+        "training_loss": record["metrics"], "held_out": figures(folder, options),
         "probe": dataclasses.asdict(learned.accuracy(resamples=options.resamples)),
         "random": dataclasses.asdict(control.accuracy(resamples=options.resamples)),
         "gain": dataclasses.asdict(learned.accuracy(control, options.resamples)),
@@ -152,24 +170,41 @@ def rendered(summary: dict[str, Any]) -> Iterable[str]:
         yield line(name, found)
 
 
+def asked(argv: Sequence[str]) -> tuple[Options, Node, Path]:
+    """Return options, the node that trains, and the folder of all runs; UserError with every fault."""
+    flags, faults = config.read_flags(argv)
+    file = Path(str(flags.pop("config", "") or _only_settings()))
+    runs = Path(str(flags.pop("runs", "runs"))) / file.parent.name
+    output = Path(str(flags.pop("output", runs)))
+    settings = config.read_profile(file)
+    values = settings | flags
+    faults += config.check(values, dict.fromkeys(settings, str(file)) | dict.fromkeys(flags, "command line"), Options, None)
+    wanted = values.get("objectives", {})
+    faults += [f"objectives: {name}: no such objective" for name in wanted if name not in objectives.known()]
+    trains = file.with_name(f"{values.get('node', '')}.yaml")
+    if not trains.is_file():
+        faults.append(f"{file}: node: names no file beside it; it says which node trains the objectives")
+    if faults:
+        raise UserError(*faults)
+    return Options(**values), profile.read_node(trains), output
+
+
+def _only_settings() -> Path:
+    """Return the settings of the one profile that has some; UserError where there are none or several."""
+    found = sorted(profile.FOLDER.glob(f"*/{SETTINGS}"))
+    if len(found) != 1:
+        raise UserError(f"command line: --config is missing; {len(found)} profiles have a {SETTINGS}")
+    return found[0]
+
+
 def main() -> int:
-    """Read the profile, compare, write and print."""
+    """Read the settings, compare, write and print."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(config.explain("compare", str(__doc__), Options, None))
+        print(config.explain("compare_objectives", str(__doc__), Options, None))
         return 0
-    asked = request.read("compare", sys.argv[1:])
-    asked.faults += config.check(asked.asked, asked.origins, Options, None)
-    asked.faults += [
-        f"objectives: {name}: no such objective" for name in asked.asked.get("objectives", {}) if name not in objectives.known()
-    ]
-    if asked.file is None:
-        asked.faults.append("command line: --config is missing; beside it lies the pretrain.yaml of all objectives")
-    asked.settle()
-    assert asked.output
-    assert asked.file
-    options, _ = request.split(asked, Options, {})
-    summary = compared(options, asked.file.with_name("pretrain.yaml"), asked.output)
-    manifest.write_json(asked.output / "compare.json", {"inputs": manifest.digest(dataclasses.asdict(options)), **summary})
+    options, node, output = asked(sys.argv[1:])
+    summary = compared(options, node, output)
+    manifest.write_json(output / "compare.json", {"inputs": hashes.digest(dataclasses.asdict(options)), **summary})
     print("\n".join(rendered(summary)), flush=True)
     return 0
 
