@@ -55,6 +55,7 @@ class Adoption(Stage):
     def train(self, run: Run) -> None:
         """Write the model and its tokenizer as a plain checkpoint."""
         from pipeline.models import build, checkpoint, tokenization
+        from pipeline.models.embedder import save_embedder
 
         files = self.sources(run.options) if run.options.package else []
         folder = str(files[0].parent) if files else run.options.model
@@ -63,7 +64,7 @@ class Adoption(Stage):
             tokenizer, model = tokenization.load(folder), build.load("AutoModel", folder)
             model.save_pretrained(run.result)
             tokenizer.save_pretrained(run.result)
-            build.save_embedder(model, run.result)
+            save_embedder(model, run.result)
         else:
             tokenizer, model = _converted(run, gguf) if gguf else (tokenization.load(folder), checkpoint.load(folder))
             checkpoint.save(model, tokenizer, run.result)

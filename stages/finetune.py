@@ -106,6 +106,7 @@ class Finetuning(Stage):
         from transformers import EarlyStoppingCallback, set_seed
 
         from pipeline.models import tokenization
+        from pipeline.models.prompt import add_prompt
         from pipeline.tasks import evaluator
         from pipeline.training import guards, strategies
         from pipeline.training.loop import DEFAULTS, FORCED, decay, fit, hand_over
@@ -123,7 +124,7 @@ class Finetuning(Stage):
         model = task.load_model(run.parent, labels, options.init == "random")
         prompt: list[int] = []
         if options.strategy == "prompt":
-            tokenizer, prompt = strategies.add_prompt(tokenizer, model, options.prompt_tokens)
+            tokenizer, prompt = add_prompt(tokenizer, model, options.prompt_tokens)
         guards.fits_parent(model, tokenizer, task.longest(options.max_length))
         guards.agree(tokenizer, model)
         made = self.batches(run, rows, tokenizer, model)

@@ -1,4 +1,4 @@
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -31,9 +31,17 @@ def flags_of(name, chain, data, output=None):
     return [*where, "--output", output or chain / name, "--data", data / f"{shape}.jsonl", *SMALL[name]]
 
 
+def last(flags):
+    """Return flags in which a later one replaces an earlier one; a stage's own command line refuses what is given twice."""
+    words = list(map(str, flags))
+    if any(not word.startswith("--") or "=" in word for word in words[::2]) or len(words) % 2:
+        return words  # not all of them are pairs
+    return [word for pair in dict(zip(words[::2], words[1::2], strict=True)).items() for word in pair]
+
+
 def command(name, flags):
     """Return the command line of a stage."""
-    return [sys.executable, str(ROOT / "stages" / f"{name}.py"), *map(str, flags)]
+    return [sys.executable, str(ROOT / "stages" / f"{name}.py"), *last(flags)]
 
 
 class Fails:
@@ -52,38 +60,38 @@ class Fails:
         return call
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"stages_{name}", ROOT / "stages" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def run(monkeypatch, capfd):
-    """Run a stage script in this process; return (status, what it printed, what it complained about)."""
+    """Run a stage's script or a command in this process; return (status, what it printed, what it complained about)."""
 
     def call(name, *flags):
-        module = script(name)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
         capfd.readouterr()
-        if hasattr(module, "main"):
-            from pipeline.system.process import execute
-
-            status = execute(module.main)
-        elif name == "eval":
-            from pipeline.evaluation.run import run_evaluation
-
-            status = run_evaluation(module.Options, module.measure, module.__doc__)
-        else:
-            from pipeline.chain.stage import run_stage
-
-            status = run_stage(module.STAGE, getattr(module, "train", None) or module.adopt, module.__doc__)
+        monkeypatch.setattr(sys, "argv", [name, *last(flags)])
+        status = status_of(name)
         out, err = capfd.readouterr()
         return status, out, err
 
     return call
+
+
+def status_of(name):
+    """Run a stage's script or a command with sys.argv as it is."""
+    from pipeline.chain import life, stages
+    from pipeline.system.process import execute
+
+    if name in stages.known():
+        return life.run_stage(type(stages.load(name)))
+    return execute(importlib.import_module(f"pipeline.commands.{name}").main)
+
+
+def make_quietly(name, *flags):
+    """Run a stage or a command that must end well, outside of a test."""
+    previous = sys.argv
+    sys.argv = [name, *map(str, flags)]
+    try:
+        assert status_of(name) == 0
+    finally:
+        sys.argv = previous
 
 
 @pytest.fixture(scope="session")
@@ -109,14 +117,8 @@ def data(tmp_path_factory):
 def chain(tmp_path_factory, data):
     """A finished chain of all stages on small data, made once; tests copy it before they change it."""
     folder = tmp_path_factory.mktemp("chain")
-    previous = sys.argv
     for name in CHAIN:
-        from pipeline.chain.stage import run_stage
-
-        module = script(name)
-        sys.argv = [f"{name}.py", *map(str, flags_of(name, folder, data))]
-        assert run_stage(module.STAGE, module.train, module.__doc__) == 0
-    sys.argv = previous
+        make_quietly(name, *flags_of(name, folder, data))
     return folder
 
 
@@ -127,6 +129,7 @@ def voices(chain, tmp_path_factory):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from pipeline.chain import manifest
+    from pipeline.system import hashes
 
     folder = shutil.copytree(chain, tmp_path_factory.mktemp("voices") / "chain")
     for seed, name in enumerate(("pretrain", "sft", "dpo")):
@@ -141,7 +144,7 @@ def voices(chain, tmp_path_factory):
             rows.data[token] *= 1.0 if spoken.decode([token]).strip().isalpha() else 0.1
         model.save_pretrained(folder / name)
         record = manifest.read(folder / name)
-        manifest.write_json(folder / name / manifest.NAME, record | {"files": manifest.files(folder / name)})
+        manifest.write_json(folder / name / manifest.NAME, record | {"files": hashes.files(folder / name)})
     return folder
 
 
@@ -173,14 +176,8 @@ def hub(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def evaluated(chain, tmp_path_factory):
     """The small chain with its evaluation, made once: DPO is as good as SFT, SFT better than its base."""
-    from pipeline.evaluation.run import run_evaluation
-
     folder = Path(shutil.copytree(chain, tmp_path_factory.mktemp("evaluated") / "runs"))
-    module, previous = script("eval"), sys.argv
-    parents = [word for name in CHAIN for word in ("--parent", str(folder / name))]
-    sys.argv = ["eval.py", *parents, "--output", str(folder / "evaluate.json"), "--resamples", "100", "--max_new_tokens", "8"]
-    assert run_evaluation(module.Options, module.measure, module.__doc__) == 0
-    sys.argv = previous
+    make_quietly("evaluate", "--runs", folder, "--resamples", "100", "--max_new_tokens", "8")
     for name in CHAIN:  # whoever runs the tests may be at work on the code
         path = folder / name / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"code": {"files": {f"stages/{name}.py": "0" * 64}, "commit": "c" * 40, "dirty": False}}))  # fmt: skip
@@ -193,9 +190,8 @@ def ready(evaluated, tmp_path):
     folder = Path(shutil.copytree(evaluated, tmp_path / "runs"))
     path = folder / "evaluate.json"
     summary = json.loads(path.read_text())
-    for item in summary["comparisons"]:
-        if item["stage"] == "pretrain":
-            item |= {"value": -0.3, "low": -0.4, "high": -0.2, "better": True}
+    for item in [summary["nodes"]["pretrain"]["primary"], *summary["nodes"]["pretrain"]["comparisons"]]:
+        item |= {"value": -0.3, "low": -0.4, "high": -0.2, "better": True}
     path.write_text(json.dumps(summary))
     return folder
 

@@ -242,7 +242,7 @@ def identity(request: Request, options: Any, arguments: dict[str, Any], recipe: 
 def parents(request: Request, signature: Signature) -> dict[str, Any]:
     """Return role → what that parent contributes to the inputs; faults are gathered, missing parents among them."""
     found = {}
-    nodes = {DATA: request.data} if hands_on_rows(request.data) and signature.reads else {}
+    nodes = {DATA: str(request.data)} if hands_on_rows(request.data) and signature.reads else {}
     for role, path in {**request.parents, **nodes}.items():
         try:
             found[role] = parent_identity(role, path, request.stage, signature)

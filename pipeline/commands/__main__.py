@@ -53,4 +53,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = sys.argv[1]  # the name under which faults are told
     sys.exit(process.execute(main))

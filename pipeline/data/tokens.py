@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.types import Row
+from pipeline.models.logits import IGNORED
 from pipeline.models.tokenization import render, stop_ids, templated
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
 Tokens = dict[str, list[int]]
 
 

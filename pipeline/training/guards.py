@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.shapes import Row
+from pipeline.data.types import Row
 from pipeline.data.tokens import IGNORED, encode_messages
 from pipeline.system.errors import UserError
 
