@@ -183,10 +183,11 @@ def test_a_parent_of_the_same_name_elsewhere_is_not_linked(run, ready, hub, tmp_
     assert run("dpo", *given)[0] == 0
     shutil.rmtree(ready / "dpo")
     (tmp_path / "dpo").rename(ready / "dpo")
-    status, out, err = push(run, ready, "--force", "yes")
+    assert push(run, ready, "--node", "sft", "--force", "yes")[0] == 0
+    status, out, err = push(run, ready, "--node", "dpo", "--force", "yes")
     assert status == 0, err
-    assert "me/small: its parent is not on the hub; the card links to none" in out
-    assert "base_model" not in head(hub, "me/small")["README.md"].data.decode()
+    assert "me/small-dpo: its parent is not on the hub; the card links to none" in out
+    assert "base_model" not in head(hub, "me/small-dpo")["README.md"].data.decode()
 
 
 def test_the_same_node_has_the_same_card(ready):

@@ -68,11 +68,12 @@ def test_the_first_batch_is_the_one_that_the_node_read(run, copy, data, tmp_path
 
 @pytest.mark.parametrize("name", [name for name in objectives.known() if name != "causal"])
 def test_every_objective_shows_what_it_asks(run, data, tmp_path, seen, name):
-    stage = tmp_path / "pretrain"
-    size = ["--vocab_size", "400", "--max_steps", "1", "--objective", name]
-    status, _, err = run("pretrain", "--output", stage, "--data", data / "text.jsonl", *SMALL["pretrain"], *size)
+    folder = tmp_path / "pretrain"
+    given = [*SMALL["pretrain"], "--objective", name]
+    given[given.index("--max_steps") + 1] = "1"
+    status, _, err = run("pretrain", "--output", folder, "--data", data / "text.jsonl", *given)
     assert status == 0, err
-    made = agrees(stage, seen[0])
+    made = agrees(folder, seen[0])
     family = objectives.load(name).family
     assert bool(made.counted) == (family != "embedder")
     if family == "masked":
@@ -243,7 +244,7 @@ def test_the_same_nodes_give_the_same_bytes_once(made, run):
 
 def test_a_chain_that_does_not_hang_together_is_said(copy, run, data):
     manifest.write_json(copy / "evaluate.json", summary_of(copy))
-    status, _, err = run("sft", *flags_of("sft", copy, data), "--lora_rank", "4")
+    status, _, err = run("sft", *flags_of("sft", copy, data), "--r", "4")
     assert status == 0, err
     text = page.render(copy, nodes(copy), "x")
     assert "another than the one here; make dpo again" in text

@@ -95,7 +95,8 @@ def clean(record: Mapping[str, Any]) -> dict[str, Any]:
     found["parents"] = [{key: value for key, value in made.items() if key != "path"} for made in record["parents"]]
     recipe = dict(record["recipe"])
     recipe["sources"] = [[Path(name).name if recipe.get("data") else name, sha256] for name, sha256 in recipe["sources"]]
-    for key, value in {"config": record["config"], "overrides": record["overrides"], "recipe": recipe}.items():
+    told = {key: record[key] for key in ("config", "overrides", "evaluation") if key in record} | {"recipe": recipe}
+    for key, value in told.items():
         found[key] = without_paths(value)
     return found
 

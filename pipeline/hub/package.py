@@ -81,7 +81,9 @@ def pack(
     if adapter:
         files |= _adapter(own, node, base)
     forced = [leaks.sentence(reason) for reason in forced]
-    block, log = blocks.of(record, summary), _log(folder)
+    log, block = _log(folder), blocks.of(record, summary)
+    if block:
+        block = Block(leaks.without_paths(block.found))
     if log:
         files[sections.CURVE] = curve.draw(log, f"{node.name}: training loss", block.bounds() if block else {}).encode()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if "config.json" in files else {}

@@ -21,12 +21,8 @@ class Table:
 
     name: str  # of the node
     heading: str
+    of: str  # the rows that were measured on, in words, without this machine's folders
     block: Block
-
-    @property
-    def of(self) -> str:
-        """The rows that were measured on, in words."""
-        return str(self.block.found["of"])
 
     @property
     def rows(self) -> list[tuple[str, str, list[str]]]:
@@ -75,12 +71,21 @@ class Table:
 
 def tables(nodes: Sequence[Node], summary: Mapping[str, Any] | None) -> list[Table]:
     """Return the figures of the evaluation in its own order, then those that a stage measured by itself."""
-    headings = {node.name: node.heading for node in nodes}
+    by_name = {node.name: node for node in nodes}
     found = {name: Block(block) for name, block in summary["nodes"].items()} if summary else {}
     for node in nodes:
         if node.name not in found and (block := blocks.own(node.record)):
             found[node.name] = block
-    return [Table(name, headings.get(name, name), block) for name, block in found.items()]
+    return [_table(name, by_name.get(name), block) for name, block in found.items()]
+
+
+def _table(name: str, node: Node | None, block: Block) -> Table:
+    of = str(block.found["of"])
+    return (
+        Table(name, node.heading, of.replace(node.record["recipe"]["name"] or "\0", node.recipe), block)
+        if node
+        else Table(name, name, of, block)
+    )
 
 
 def outdated(nodes: Sequence[Node], summary: Mapping[str, Any] | None) -> list[str]:
