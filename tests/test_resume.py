@@ -179,7 +179,7 @@ def test_a_signal_before_training_ends_the_stage_at_once(chain, data, tmp_path):
 
 
 def test_resuming_reads_only_the_batches_that_are_left(run, chain, data, tmp_path, monkeypatch):
-    from pipeline.training.loop import trainer
+    from pipeline.training import trainer
 
     flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--save_steps", "1"]
     collated = []
@@ -204,7 +204,7 @@ def test_resuming_reads_only_the_batches_that_are_left(run, chain, data, tmp_pat
 def test_a_stage_that_was_killed_after_its_last_step_takes_no_other(run, chain, data, tmp_path, monkeypatch, name):
     flags = [*flags_of(name, chain, data, tmp_path / name), "--lr_scheduler_type", "constant"]
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.directory.close", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        patch.setattr("pipeline.chain.directory.close", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
         assert run(name, *flags)[0] == 1
     log = (tmp_path / name / "log.jsonl").read_text()
     spent = json.loads((resume.latest(tmp_path / name) / "seconds.json").read_text())["seconds"]
@@ -251,7 +251,7 @@ def test_a_half_finished_stage_with_other_inputs_is_moved_aside(run, chain, data
     """A whole checkpoint of another configuration is never gone on from."""
     flags = flags_of("sft", chain, data, tmp_path / "sft")
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.directory.close", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        patch.setattr("pipeline.chain.directory.close", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
         assert run("sft", *flags, "--learning_rate", "0.5")[0] == 1
     half = {path.name for path in (tmp_path / "sft").iterdir()}
     assert "checkpoint-4" in half
@@ -292,17 +292,17 @@ def test_a_parent_that_changes_while_it_is_read_is_refused(run, copy, data, monk
 
 
 def test_data_that_changes_while_it_is_read_is_refused(run, chain, data, tmp_path, monkeypatch):
-    from pipeline.models import tokenizer
+    from pipeline.models import tokenization
 
     shutil.copytree(data, tmp_path / "data")
-    load = tokenizer.load
+    load = tokenization.load
 
     def edited(parent):
         with (tmp_path / "data" / "chats.jsonl").open("a") as file:
             file.write("\n")
         return load(parent)
 
-    monkeypatch.setattr(tokenizer, "load", edited)
+    monkeypatch.setattr(tokenization, "load", edited)
     status, _, err = run("sft", *flags_of("sft", chain, tmp_path / "data", tmp_path / "sft"))
     assert status == 2
     assert "was changed while it was read; run the same command again" in err
