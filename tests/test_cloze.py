@@ -5,67 +5,68 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.models import tokenizer
-from pipeline.evaluation import cloze
+from pipeline.evaluation.metrics import cloze
+from pipeline.models import tokenization
 
 CHINESE = [{"text": "玄德曰：“吾乃中山靖王之后。”关公大怒，提刀上马。张飞曰：“哥哥何故如此？”\n曹操引兵来到，众将皆惊。"}] * 3
 
 
 @pytest.fixture(scope="module")
 def characters():
-    return tokenizer.train([row["text"] for row in CHINESE], 200, 64, "wordpiece")
+    return tokenization.train([row["text"] for row in CHINESE], 200, 64, "wordpiece")
 
 
 def test_one_letter_of_each_sentence_is_hidden(characters):
-    asked = cloze.questions(CHINESE[:1], characters, "zh", 64, 1)
-    assert len(asked) >= 3
+    found = cloze.gaps(CHINESE[:1], characters, "zh", 64, 1)
+    assert len(found) >= 3
     plain = CHINESE[0]["text"].replace("\n", "")
-    for question in asked:
-        assert question.ids.count(characters.mask_token_id) == 1
-        assert question.ids[question.place] == characters.mask_token_id
-        whole = [*question.ids[: question.place], question.answer, *question.ids[question.place + 1 :]]
+    for gap in found:
+        assert gap.ids.count(characters.mask_token_id) == 1
+        assert gap.ids[gap.position] == characters.mask_token_id
+        whole = [*gap.ids[: gap.position], gap.answer, *gap.ids[gap.position + 1 :]]
         assert "".join(characters.convert_ids_to_tokens(whole[1:-1])) in plain
-        assert characters.convert_ids_to_tokens(question.answer).isalpha()
-    assert asked == cloze.questions(CHINESE[:1], characters, "zh", 64, 1)
-    assert asked != cloze.questions(CHINESE[:1], characters, "zh", 64, 2)
-    assert all(len(question.ids) <= 12 for question in cloze.questions(CHINESE, characters, "zh", 12, 1))
+        assert characters.convert_ids_to_tokens(gap.answer).isalpha()
+    assert found == cloze.gaps(CHINESE[:1], characters, "zh", 64, 1)
+    assert found != cloze.gaps(CHINESE[:1], characters, "zh", 64, 2)
+    assert all(len(gap.ids) <= 12 for gap in cloze.gaps(CHINESE, characters, "zh", 12, 1))
 
 
 def test_rests_of_words_and_marks_are_never_hidden():
-    made = tokenizer.train(["The cat sat, unhappily; happily sat cats."] * 20, 60, 64, "wordpiece")
-    may = {
-        token
-        for token, asked in zip(made.convert_ids_to_tokens(range(len(made))), cloze.word_starts(made), strict=True)
-        if asked
-    }
+    made = tokenization.train(["The cat sat, unhappily; happily sat cats."] * 20, 60, 64, "wordpiece")
+    tokens = made.convert_ids_to_tokens(range(len(made)))
+    may = {token for token, starts in zip(tokens, cloze.word_starts(made), strict=True) if starts}
     assert {"The", "cat"} & may
     assert not any(token.startswith("##") or not token.isalpha() for token in may)
 
 
-def test_the_unigram_says_the_most_frequent_letter(characters, monkeypatch, tmp_path):
+def test_the_unigram_says_the_most_frequent_letter(characters):
     rows = [{"text": "曰曰曰曰，，，，，，，，马"}]
     said, other = characters.convert_tokens_to_ids(["曰", "马"])
-    asked = [cloze.Question([2, 4, 3], 1, said), cloze.Question([2, 4, 3], 1, other)]
+    found = [cloze.Gap([2, 4, 3], 1, said), cloze.Gap([2, 4, 3], 1, other)]
     sure = np.full(len(characters), 9.0)
     sure[other] = 0.1
-    monkeypatch.setattr(cloze, "_answers", lambda *_: iter([sure, sure]))
-    found, samples = cloze.figures(tmp_path, characters, asked, rows, 2)
-    assert found["unigram"]["cloze"][0] == [1, 0]
-    assert found["pretrain"]["cloze"][0] == [0, 1]
-    assert found["pretrain"]["cloze_loss"][0] == [9.0, 0.1]
+    unigram = cloze.frequencies(characters, rows)
+    figures = {
+        (one.model, one.metric): one.figure.items[:, 0].tolist()
+        for label, nats in (("mine", sure), ("unigram", unigram)) for one in cloze.measured(label, [nats, nats], found)
+    }  # fmt: skip
+    assert figures["unigram", "cloze"] == [1, 0]
+    assert figures["mine", "cloze"] == [0, 1]
+    assert figures["mine", "cloze_loss"] == [9.0, 0.1]
     letters = cloze.word_starts(characters).sum()
-    assert found["unigram"]["cloze_loss"][0] == pytest.approx([-np.log(5 / (5 + letters)), -np.log(2 / (5 + letters))])
+    assert figures["unigram", "cloze_loss"] == pytest.approx([-np.log(5 / (5 + letters)), -np.log(2 / (5 + letters))])
+    samples = cloze.samples(found, {"mine": [sure, sure]}, unigram, characters, 2)
     assert samples[0]["prompt"] == "[MASK] (曰)"
     assert samples[0]["answers"]["unigram"] == "曰"
-    assert samples[0]["answers"]["pretrain"].startswith("马 90%")
+    assert samples[0]["answers"]["mine"].startswith("马 90%")
 
 
 def test_a_model_of_chinese_fills_gaps(run, tmp_path):
     """The whole way: on a text that says one of three things again and again it learns what stands in a gap."""
     told = ["玄德乃汉室宗亲，人称皇叔。", "关公提青龙刀上马出阵。", "张飞挺丈八蛇矛大喝一声。"]
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     data = tmp_path / "text.jsonl"
-    rows = [{"text": "".join(chance.choice(told, 6))} for _ in range(300)]
+    rows = [{"text": "".join(rng.choice(told, 6))} for _ in range(300)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = ["--hidden_size", 32, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--vocab_size", 100, "--max_length", 64]
     status, _, err = run(
@@ -73,12 +74,15 @@ def test_a_model_of_chinese_fills_gaps(run, tmp_path):
         "--architecture", "modernbert", "--max_steps", 200, "--learning_rate", 1e-2, *sizes,
     )  # fmt: skip
     assert status == 0, err
-    status, out, err = run("eval", "--parent", tmp_path / "pretrain", "--output", tmp_path / "evaluate.json", "--samples", 2)
+    status, out, err = run("evaluate", "--runs", tmp_path, "--samples", 2)
     assert status == 0, err
     found = json.loads((tmp_path / "evaluate.json").read_text())
-    better = {item["metric"]: item["better"] for item in found["comparisons"] if item["against"] == "unigram"}
+    better = {
+        item["metric"]: item["better"] for item in found["nodes"]["pretrain"]["comparisons"] if item["against"] == "unigram"
+    }
     assert better == {"loss": True, "cloze": True, "cloze_loss": True}
-    assert found["stages"]["pretrain"]["cloze"]["value"] > 0.6 > found["stages"]["unigram"]["cloze"]["value"]
+    cloze_of = found["nodes"]["pretrain"]["figures"]["cloze"]
+    assert cloze_of["pretrain"]["value"] > 0.6 > cloze_of["unigram"]["value"]
     assert len(found["samples"]) == 2
     assert "[MASK]" in found["samples"][0]["prompt"]
     assert " " not in found["samples"][0]["prompt"].split(" (")[0]

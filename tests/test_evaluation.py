@@ -1,16 +1,25 @@
-import math
+"""Intervals, inference, comparisons and tables; the evaluation of a chain; a metric of one's own."""
 
-import evaluate
+import json
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline import ROOT
-from pipeline.models import tokenizer as tokenizers
-from pipeline.evaluation import intervals, models, table
+from pipeline.chain.stage import Against
+from pipeline.evaluation import inference, metrics, table
+from pipeline.evaluation.comparisons import block, collected
+from pipeline.evaluation.intervals import share
+from pipeline.evaluation.metrics import Measurement, Metric
+from pipeline.models import tokenization
 
-METRICS = ROOT / "pipeline" / "evaluation" / "metrics"
+SHARE = Metric("right", "share that is right", "share", "more")
+LOSS = Metric("loss", "mean −log p", "nats", "less")
 
 
 def test_intervals_cover_what_they_should():
@@ -18,35 +27,20 @@ def test_intervals_cover_what_they_should():
     generator = np.random.default_rng(0)
     hits = 0
     for seed in range(300):
-        found = intervals.ratio(list(generator.normal(1.0, 1.0, 100)), resamples=400, seed=seed)
+        found = share(list(generator.normal(1.0, 1.0, 100))).estimate(resamples=400, seed=seed)
         hits += found.low <= 1.0 <= found.high
     assert 0.90 < hits / 300 < 0.98
 
 
 def test_a_ratio_is_weighted_and_pairs_are_drawn_together():
-    assert intervals.ratio([2.0, 4.0], [1.0, 3.0]).value == 1.5
+    assert share([2.0, 4.0], [1.0, 3.0]).estimate().value == 1.5
     scores = list(np.random.default_rng(0).normal(0, 10, 50))
-    found = intervals.difference([score + 1 for score in scores], scores)
+    found = share([score + 1 for score in scores]).estimate(share(scores))
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
     with pytest.raises(ValueError, match="2 items don't pair with 1"):
-        intervals.difference([1.0, 2.0], [1.0])
+        share([1.0, 2.0]).estimate(share([1.0]))
     with pytest.raises(ValueError, match="no item"):
-        intervals.ratio([])
-
-
-@pytest.mark.parametrize(
-    ("name", "predictions", "references", "more", "wanted"),
-    [
-        ("exact_match", ["A b. More.", " A b. ", "A"], ["A b.", "A b.", "A b."], {}, 2 / 3),
-        ("win_rate", [2, 1, 0, 2], [1, 2, 0, 0], {}, 2.5 / 4),
-        ("token_loss", [3.0, 1.0], [1.0, 3.0], {}, 1.0),
-        ("token_loss", [math.log(2) * 8, math.log(2) * 8], [1.0, 3.0], {"unit": "byte"}, 4.0),
-    ],
-)
-def test_metrics_load_by_the_evaluate_library_offline(name, predictions, references, more, wanted, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    metric = evaluate.load(str(METRICS / f"{name}.py"))
-    assert metric.compute(predictions=predictions, references=references, **more)[name] == pytest.approx(wanted)
+        share([]).estimate()
 
 
 @pytest.fixture(scope="module")
@@ -60,29 +54,211 @@ def model():
 def test_nats_are_those_of_each_row_alone(model):
     rows = [{"input_ids": list(range(5, 5 + size)), "labels": [-100, *range(6, 5 + size)]} for size in (9, 3, 30, 7)]
     rows[2]["labels"][:20] = [-100] * 20
-    found = models.nats(model, rows, pad_id=1)
-    for row, nats, count in zip(rows, found, models.targets(rows), strict=True):
+    found = inference.nats(model, rows, pad_id=1)
+    for row, nats, count in zip(rows, found, inference.num_targets(rows), strict=True):
         with torch.no_grad():
             alone = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss.item()
         assert nats == pytest.approx(alone * count, rel=1e-4)
 
 
 def test_replies_do_not_depend_on_their_neighbours(model):
-    vocabulary = tokenizers.train(["x"], 260, 64)
+    tokenizer = tokenization.train(["x"], 260, 64)
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [20]]
-    greedy = models.replies(model, vocabulary, prompts, 8)
-    assert greedy == [models.replies(model, vocabulary, [prompt], 8)[0] for prompt in prompts]
-    assert models.replies(model, vocabulary, prompts, 8, seed=1) == models.replies(model, vocabulary, prompts, 8, seed=1)
-    assert models.replies(model, vocabulary, prompts, 8, seed=1) != models.replies(model, vocabulary, prompts, 8, seed=2)
+    greedy = inference.replies(model, tokenizer, prompts, 8)
+    assert greedy == [inference.replies(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    once, again, other = (inference.replies(model, tokenizer, prompts, 8, seed=seed) for seed in (1, 1, 2))
+    assert once == again != other
 
 
-def test_the_table_shows_every_figure():
-    figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}
-    text = table.render({
-        "stages": {"sft": {"exact_match": figure, "loss": figure}, "control": {"loss": figure}},
-        "comparisons": [{"stage": "sft", "against": "control", "metric": "loss", **figure, "better": False}],
-        "samples": [{"prompt": "Q", "answers": {"sft": "A"}}],
-    })  # fmt: skip
-    assert "50.0% [25.0, 75.0]" in text
-    assert text.count("0.500 [0.250, 0.750]") == 2
-    assert "not clearly better" in text
+def measured(**scores):
+    return collected(Measurement(label.replace("_", " "), "right", share(values)) for label, values in scores.items())
+
+
+def test_a_node_is_compared_with_every_other_model():
+    models = {"mine": {"role": "node", "asked": ""}, "theirs": {"role": "parent", "asked": "by the chat template of mine"},
+              "silent": {"role": "control", "asked": ""}}  # fmt: skip
+    found = measured(chance=[0.5] * 40, theirs=[1.0, 0.0] * 20, mine=[1.0] * 40)
+    judged_by = (Against("wins", "even chances"), Against("right", "parent"), Against("right", "chance"))
+    made = block("mine", models, found, [SHARE], judged_by, 100)
+    assert list(made["models"]) == ["mine", "theirs", "chance"]  # as declared, baselines last; of `silent` nothing was measured
+    assert made["models"]["chance"] == {"role": "baseline", "asked": ""}
+    assert [(one["against"], one["role"], one["value"], one["better"]) for one in made["comparisons"]] == [
+        ("theirs", "parent", 0.5, True), ("chance", "baseline", 0.5, True),
+    ]  # fmt: skip
+    assert made["primary"] == made["comparisons"][0]
+    assert block("mine", models, found, [SHARE], judged_by[2:], 100)["primary"] == made["comparisons"][1]
+    assert block("mine", models, found, [SHARE], (), 100)["primary"] is None
+    assert made["metrics"] == {"right": {"meaning": "share that is right", "unit": "share", "better": "more"}}
+    with pytest.raises(ValueError, match="right: mine and theirs: 4 items don't pair with 2"):
+        block("mine", models, measured(mine=[1.0] * 4, theirs=[1.0] * 2), [SHARE], (), 10)
+    with pytest.raises(ValueError, match="two evaluators measure right"):
+        block("mine", models, found, [SHARE, Metric("right", "something else", "score", "more")], (), 10)
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "value", "high", "said"),
+    [
+        (SHARE, 0.972, 0.983, 0.991, "+98.3 points [97.2, 99.1], better, clear of zero"),
+        (SHARE, -0.2, -0.1, -0.05, "-10.0 points [-20.0, -5.0], worse, clear of zero"),
+        (LOSS, -0.2, -0.1, 0.1, "-0.100 nats [-0.200, 0.100], not clearly different"),
+        (Metric("length", "tokens", "score", ""), 1.0, 2.0, 3.0, "+2.000 [1.000, 3.000]"),
+    ],
+)
+def test_a_difference_says_its_unit_and_what_it_means(metric, low, value, high, said):
+    better = low > 0 if metric.better == "more" else high < 0 if metric.better == "less" else False
+    assert table.difference(vars(metric), {"low": low, "value": value, "high": high, "better": better}) == said
+
+
+def test_the_table_shows_every_figure_of_a_node_and_nothing_beside_another_text():
+    models = {"mine": {"role": "node", "asked": ""}, "base": {"role": "parent", "asked": "by plain text"}}
+    losses = {"mine": [1.0, 3.0], "base": [2.0, 5.0]}
+    found = measured(mine=[1.0, 0.0], base=[0.0, 0.0]) | {
+        "loss": {label: Measurement(label, "loss", share(values)) for label, values in losses.items()}
+    }
+    made = block("mine", models, found, [SHARE, LOSS], (Against("loss", "parent"),), 50)
+    made |= {"title": "SFT", "of": "2 held-out conversations of world", "skipped": {"rows that are too long": 3}}
+    text = table.render({"nodes": {"mine": made, "other": made}, "samples": [{"prompt": "Q", "answers": {"mine": "A"}}],
+                         "missing": ["last"]})  # fmt: skip
+    assert text.count("2 held-out conversations of world") == 2  # a table for each node
+    assert "50.0% [0.0, 100.0]" in text
+    assert "base (parent)" in text
+    assert "base: asked by plain text" in text
+    assert "3.500 [2.000, 5.000]" in text
+    assert "<- judged by this" in text
+    assert "left out: rows that are too long (3)" in text
+    assert "loss: mean −log p" in text
+    assert "not finished, so not measured: last" in text
+
+
+def test_evaluators_are_found_by_their_files_and_agree_on_words():
+    known = [metrics.load(name) for name in metrics.known()]
+    assert len(known) >= 7
+    for metric in (metric for evaluator in known for metric in evaluator.metrics):
+        assert metric.meaning
+        assert metric.unit in ("share", "nats", "bits", "ratio", "score")
+        assert metric.better in ("more", "less", "")
+
+
+def test_a_chain_is_measured_node_by_node(evaluated, run):
+    found = json.loads((evaluated / "evaluate.json").read_text())
+    nodes = found["nodes"]
+    assert list(nodes) == ["pretrain", "sft", "dpo"]
+    assert found["measured"].keys() == nodes.keys()
+    assert {metric: list(of) for metric, of in nodes["sft"]["figures"].items()} == {
+        "loss": ["sft", "pretrain"], "bits_per_byte": ["sft", "pretrain"],
+    }  # fmt: skip
+    assert nodes["sft"]["models"]["pretrain"] == {"role": "parent", "asked": "by the chat template of sft"}
+    assert nodes["dpo"]["models"] == {"dpo": {"role": "node", "asked": ""}, "sft": {"role": "parent", "asked": ""}}
+    assert {"accuracy", "likelier", "loss"} <= nodes["dpo"]["figures"].keys()
+    assert "win_rate" not in nodes["dpo"]["figures"]  # nobody can judge answers here
+    assert nodes["pretrain"]["of"].endswith("documents of " + nodes["pretrain"]["of"].split(" of ", 1)[1])
+    for name, of in nodes.items():
+        assert of["primary"]["metric"] in of["figures"], name
+        assert of["rows"] > 0
+    assert [list(sample["answers"]) for sample in found["samples"]] == [["pretrain", "sft", "dpo"]] * len(found["samples"])
+    status, out, _ = run("evaluate", "--runs", evaluated, "--resamples", "100", "--max_new_tokens", "8")
+    assert status == 0
+    assert "up to date" in out
+
+
+def test_a_control_is_a_column_of_what_it_controls(copy, run):
+    shutil.copytree(copy / "sft", copy / "sft-control")
+    record = json.loads((copy / "sft" / "manifest.json").read_text())
+    (copy / "sft-control" / "manifest.json").write_text(json.dumps(record | {"node": "sft-control", "control_of": "sft"}))
+    shutil.rmtree(copy / "dpo")
+    assert run("evaluate", "--runs", copy, "--resamples", "20", "--max_new_tokens", "4", "--rows", "3")[0] == 0
+    found = json.loads((copy / "evaluate.json").read_text())
+    assert list(found["nodes"]) == ["pretrain", "sft"]
+    assert found["nodes"]["sft"]["models"]["sft-control"]["role"] == "control"
+    compared = [(one["against"], one["value"]) for one in found["nodes"]["sft"]["comparisons"] if one["metric"] == "loss"]
+    assert ("sft-control", 0.0) in compared
+
+
+def test_a_parent_outside_of_the_folder_is_compared_with(chain, copy, run, tmp_path):
+    record = json.loads((copy / "sft" / "manifest.json").read_text())
+    record["parents"][0] |= {"beside": False, "path": str(chain / "pretrain")}
+    (tmp_path / "alone").mkdir()
+    shutil.copytree(copy / "sft", tmp_path / "alone" / "sft")
+    (tmp_path / "alone" / "sft" / "manifest.json").write_text(json.dumps(record))
+    given = ("--runs", tmp_path / "alone", "--resamples", "20", "--max_new_tokens", "4", "--rows", "3")
+    status, _, err = run("evaluate", *given)
+    assert status == 0, err
+    made = json.loads((tmp_path / "alone" / "evaluate.json").read_text())["nodes"]["sft"]
+    assert made["models"]["pretrain"]["role"] == "parent"
+    record["parents"][0]["path"] = str(tmp_path / "gone")
+    (tmp_path / "alone" / "sft" / "manifest.json").write_text(json.dumps(record))
+    status, out, err = run("evaluate", *given)
+    assert status == 0, err
+    assert "can't be loaded any more" in out
+    made = json.loads((tmp_path / "alone" / "evaluate.json").read_text())["nodes"]["sft"]
+    assert list(made["models"]) == ["sft"]
+
+
+def test_a_mixture_is_refused_and_lost_rows_are_told(copy, data, run, tmp_path):
+    path = copy / "dpo" / "manifest.json"
+    record = json.loads(path.read_text())
+    record["parents"][0]["outputs"] = "0" * 64
+    path.write_text(json.dumps(record))
+    status, _, err = run("evaluate", "--runs", copy)
+    assert status == 2
+    assert "was made from another sft" in err
+    shutil.rmtree(copy / "dpo")
+    path = copy / "sft" / "manifest.json"
+    record = json.loads(path.read_text())
+    lines = (data / "chats.jsonl").read_text().splitlines()
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    record["recipe"]["data"] = str(tmp_path / "chats.jsonl")
+    path.write_text(json.dumps(record))
+    status, out, err = run("evaluate", "--runs", copy, "--resamples", "20", "--max_new_tokens", "4", "--rows", "3")
+    assert status == 0, err
+    assert "its data changed since it was trained" in out
+    assert run("evaluate", "--runs", tmp_path / "nothing")[0] == 2
+
+
+OWN = '''
+"""How long a model's replies are."""
+
+from pipeline.evaluation.intervals import share
+from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
+
+
+class Length(Evaluator):
+    """Counts letters."""
+
+    reads, gives = "messages", ("causal",)
+    metrics = (Metric("letters", "letters in a reply", "score", "less"),)
+
+    def measure(self, subject):
+        """Yield a figure of each model."""
+        turns = [row["messages"][:-1] for row in subject.rows]
+        for model in subject.compared:
+            yield Measurement(model.label, "letters", share([float(len(reply)) for reply in model.replies(turns, 4)]))
+
+
+EVALUATOR = Length()
+'''
+
+
+def test_a_new_metric_is_one_file(copy, tmp_path):
+    """Measured, compared, described and printed; nothing else is touched."""
+    for name in ("pipeline", "stages", "data_recipes"):
+        shutil.copytree(ROOT / name, tmp_path / "checkout" / name)
+    shutil.copy(ROOT / "Makefile", tmp_path / "checkout")
+    shutil.rmtree(copy / "dpo")
+    command = [sys.executable, "-m", "pipeline.commands.evaluate", "--runs", str(copy), "--rows", "3", "--resamples", "20"]
+
+    def evaluate():
+        return subprocess.run([*command, "--max_new_tokens", "4"], cwd=tmp_path / "checkout", capture_output=True, text=True)
+
+    assert evaluate().returncode == 0
+    assert "up to date" in evaluate().stdout
+    (tmp_path / "checkout" / "pipeline" / "evaluation" / "metrics" / "length.py").write_text(OWN)
+    done = evaluate()
+    assert done.returncode == 0, done.stderr
+    assert "letters" in done.stdout
+    assert "letters in a reply" in done.stdout
+    found = json.loads((copy / "evaluate.json").read_text())
+    assert found["metrics"]["letters"] == {"meaning": "letters in a reply", "unit": "score", "better": "less"}
+    assert set(found["nodes"]["sft"]["figures"]["letters"]) == {"sft", "pretrain"}
+    assert any(one["metric"] == "letters" for one in found["nodes"]["sft"]["comparisons"])
+    assert "letters" not in found["nodes"]["pretrain"]["figures"]

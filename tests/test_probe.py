@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import ROOT, objectives
+from pipeline import objectives
+from pipeline.chain import manifest, profile
+from pipeline.commands import compare_objectives
 from pipeline.evaluation import probe
-from tests.conftest import script
+from pipeline.models import tokenization
 from tests.objectives import NAMES, ROWS, corpus, flags
 
 pytest.importorskip("sklearn")
@@ -24,21 +26,24 @@ def test_every_objective_is_judged_on_held_out_text(run, tmp_path, name):
     status, _, err = run("pretrain", *given)
     assert status == 0, err
     out = tmp_path / "evaluate.json"
-    status, said, err = run("eval", "--parent", tmp_path / "out", "--output", out, "--resamples", "20", "--rows", "60")
+    status, said, err = run("evaluate", "--runs", tmp_path, "--resamples", "20", "--rows", "60")
     assert status == 0, err
-    found = json.loads(out.read_text())
-    metrics = found["stages"]["pretrain"]
+    found = json.loads(out.read_text())["nodes"]["out"]
+    figures = found["figures"]
     wanted = {"rtd": "detection", "contrastive": "retrieval", "mlm_nsp": "pair_accuracy", "mlm_sop": "pair_accuracy"}.get(
         name, "loss"
     )
-    assert wanted in metrics
-    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in metrics.values())
-    assert all(figure["value"] == pytest.approx(0.5) for figure in found["stages"].get("chance", {}).values())
+    assert "out" in figures[wanted]
+    assert all(one["low"] <= one["value"] <= one["high"] for of in figures.values() for one in of.values())
+    assert all(of["chance"]["value"] == pytest.approx(0.5) for of in figures.values() if "chance" in of)
     compared = {item["metric"] for item in found["comparisons"]}
-    assert name == "causal" or found["stages"]["untrained"].keys() == metrics.keys()
+    mine = {metric for metric in figures if metric in {one.name for one in objectives.load(name).metrics}}
+    assert name == "causal" or all("untrained" in figures[metric] for metric in mine)
+    assert found["metrics"].keys() == figures.keys()
     assert compared & {wanted, "bits_per_byte", "detection"}
+    assert found["primary"]["metric"] in compared
     if wanted == "loss" and name not in ("causal", "skipgram", "cbow"):  # after three steps it knows next to nothing
-        assert metrics["loss"]["value"] > found["stages"]["unigram"]["loss"]["value"]
+        assert figures["loss"]["out"]["value"] > figures["loss"]["unigram"]["value"]
     assert "unigram" in said or "chance" in said or "untrained" in said
 
 
@@ -46,46 +51,49 @@ def test_every_objective_is_judged_on_held_out_text(run, tmp_path, name):
 def test_features_of_every_family(run, tmp_path, name):
     assert run("pretrain", *flags(name, tmp_path, "--max_steps", "3"))[0] == 0
     texts = [row["text"] for row in ROWS]
-    family = objectives.load(name).family
+    record = manifest.read(tmp_path / "out")
     learned, again, control = (
-        probe.features(tmp_path / "out", family, texts, random=random) for random in (False, False, True)
+        compare_objectives.features(tmp_path / "out", record, texts, random=random) for random in (False, False, True)
     )
     assert learned.shape == (len(texts), 32 if name == "skipgram" else 3 * 32)  # two layers, and the embeddings
     assert np.isfinite(learned).all()
     assert np.array_equal(learned, again)
     assert not np.allclose(learned, control, atol=1e-3)
-    padded = probe.features(tmp_path / "out", family, [texts[0], texts[0] * 5], random=False)[0]
+    padded = compare_objectives.features(tmp_path / "out", record, [texts[0], texts[0] * 5])[0]
     assert np.allclose(padded, learned[0], atol=1e-5)  # padding is not read
 
 
 @pytest.mark.parametrize("name", ["mlm", "rtd"])
 def test_no_target_of_held_out_text_stands_in_what_is_read(run, tmp_path, name):
-    from pipeline.evaluation.objective import Judge
+    from pipeline.objectives.evaluator import HeldOut
 
     assert run("pretrain", *flags(name, tmp_path, "--max_steps", "1"))[0] == 0
-    judge = Judge(tmp_path / "out")
-    examples = judge.examples(ROWS)
-    batches = list(judge.batches(examples, judge.objective.collator(judge.tokenizer, None, 1)))
-    asked = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
-    share = asked / sum(len(example["input_ids"]) - 2 for example in examples)
+    record = manifest.read(tmp_path / "out")
+    held_out = HeldOut(objectives.load(name), "out", str(tmp_path / "out"), record["config"], record["seed"])
+    examples = held_out.examples(ROWS)
+    batches = list(held_out.batches(examples, held_out.objective.collator(held_out.tokenizer, None, 1)))
+    targets = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
+    share = targets / sum(len(example["input_ids"]) - 2 for example in examples)
     assert 0.10 < share < 0.145  # of 15%, without the tenth (of rtd the seventh) that was left as it is
     assert not any((batch["labels"] == batch["input_ids"]).any() for batch in batches)
 
 
 @pytest.mark.parametrize(("epochs", "given"), [(0.0, []), (3.0, ["--num_train_epochs", "3.0"])])
 def test_the_comparison_passes_on_budget_and_epochs(monkeypatch, tmp_path, epochs, given):
-    stage, ran = script("compare"), []
+    ran = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.extend(command) or subprocess.CompletedProcess([], 0))
-    options = stage.Options(objectives={"mlm": {"learning_rate": 0.1}}, flops=5.0, epochs=epochs)
-    assert stage.pretrained("mlm", options, tmp_path / "pretrain.yaml", tmp_path) == tmp_path / "mlm"
+    (tmp_path / "pretrain.yaml").write_text("recipe: world\n")
+    node = profile.read_node(tmp_path / "pretrain.yaml")
+    options = compare_objectives.Options(objectives={"mlm": {"learning_rate": 0.1}}, flops=5.0, epochs=epochs)
+    assert compare_objectives.trained("mlm", options, node, tmp_path) == tmp_path / "mlm"
     assert ran[-4 - len(given) :] == ["--flops", "5.0", *given, "--learning_rate", "0.1"]
 
 
 def test_a_probe_finds_what_is_there_and_no_more():
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     groups = [f"g{number // 20}" for number in range(600)]
     labels = [["a", "b", "c"][number // 20 % 3] for number in range(600)]
-    noise = chance.normal(size=(600, 8)).astype(np.float32)
+    noise = rng.normal(size=(600, 8)).astype(np.float32)
     told = noise.copy()
     told[:, :3] += 6 * np.array([[label == kind for kind in "abc"] for label in labels])
     knows, guesses = probe.classify(told, labels, groups), probe.classify(noise, labels, groups)
@@ -97,13 +105,13 @@ def test_a_probe_finds_what_is_there_and_no_more():
 
 def test_a_group_is_never_on_both_sides():
     """Features that name the group and nothing else help nobody."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     groups = [f"g{number // 20}" for number in range(600)]
     labels = [["a", "b"][number // 20 % 2] for number in range(600)]
-    names = {group: chance.normal(size=200) for group in set(groups)}
+    names = {group: rng.normal(size=200) for group in set(groups)}
     told = np.array([names[group] for group in groups], dtype=np.float32)
     assert probe.classify(told, labels, groups).accuracy().value < 0.75
-    shuffled = [f"h{number}" for number in chance.permutation(600)]  # every item for itself: the names give it away
+    shuffled = [f"h{number}" for number in rng.permutation(600)]  # every item for itself: the names give it away
     assert probe.classify(told, labels, shuffled).accuracy().value > 0.95
 
 
@@ -138,7 +146,7 @@ def test_a_budget_gives_steps(run, tmp_path):
 
 def test_objectives_are_compared(tmp_path):
     corpus(tmp_path, [{"text": row["text"] + f" It was day {number}."} for number, row in enumerate(ROWS * 4)])
-    (tmp_path / "mine.yaml").write_text(f"shape: text\nsources: [{{files: {tmp_path / 'text.jsonl'}}}]\nheld_out: 0.2\n")
+    (tmp_path / "mine.yaml").write_text(f"type: text\nsources: [{{files: {tmp_path / 'text.jsonl'}}}]\nheld_out: 0.2\n")
     (tmp_path / "kinds.py").write_text(
         "def labels(split, seed):\n"
         "    for n in range(60):\n"
@@ -158,17 +166,16 @@ def test_objectives_are_compared(tmp_path):
     (tmp_path / "pretrain.yaml").write_text(json.dumps(profile | {"recipe": str(tmp_path / "mine.yaml")}))
     (tmp_path / "compare.yaml").write_text(
         json.dumps(
-            {"objectives": {"mlm": {}, "skipgram": {"learning_rate": 0.1}}, "flops": 1e7, "probe": str(tmp_path / "kinds.py")}
+            {
+                "node": "pretrain",
+                "objectives": {"mlm": {}, "skipgram": {"learning_rate": 0.1}},
+                "flops": 1e7,
+                "probe": str(tmp_path / "kinds.py"),
+            }
         )
     )
-    script = [
-        sys.executable,
-        ROOT / "stages" / "compare.py",
-        "--config",
-        tmp_path / "compare.yaml",
-        "--output",
-        tmp_path / "out",
-    ]
+    script = [sys.executable, "-m", "pipeline.commands.compare_objectives", "--config", tmp_path / "compare.yaml",
+              "--output", tmp_path / "out"]  # fmt: skip
     done = subprocess.run([*script, "--resamples", "50"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "| `mlm` |" in done.stdout
@@ -186,13 +193,13 @@ def test_objectives_are_compared(tmp_path):
     )
     assert "| 12,346 |" not in done.stdout
     assert done.returncode == 2
-    assert "pretrain made a model of family masked, but pretrain takes causal" in done.stderr  # a parent by its name here
+    assert "mlm made a model of family masked, but pretrain takes causal" in done.stderr  # a parent by its name here
     done = subprocess.run([*script, "--objectives", "{guess: {}}"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "objectives: guess: no such objective" in done.stderr
-    done = subprocess.run([*script[:2], *script[4:]], capture_output=True, text=True)
+    done = subprocess.run([*script, "--node", "another"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "--config is missing" in done.stderr
+    assert "node: names no file beside it" in done.stderr
 
 
 def test_every_play_has_its_kind():
@@ -213,7 +220,7 @@ def test_sentence_transformers_reads_an_embedder(run, tmp_path):
     assert run("pretrain", *flags("contrastive", tmp_path, "--max_steps", "3"))[0] == 0
     texts = [row["text"] for row in ROWS[:3]]
     told = library.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts)
-    assert np.allclose(told, probe.features(tmp_path / "out", "embedder", texts)[:, -32:], atol=1e-5)
+    assert np.allclose(told, probe.features(tmp_path / "out", texts)[:, -32:], atol=1e-5)
 
 
 def test_gensim_reads_word_vectors(run, tmp_path):
@@ -221,12 +228,6 @@ def test_gensim_reads_word_vectors(run, tmp_path):
     assert run("pretrain", *flags("skipgram", tmp_path, "--max_steps", "3"))[0] == 0
     told = models.KeyedVectors.load_word2vec_format(tmp_path / "out" / "vectors.txt")
     model = objectives.load("skipgram").load_model(str(tmp_path / "out"))
-    vocabulary = probe_tokenizer(tmp_path / "out")
+    tokenizer = tokenization.load(str(tmp_path / "out"))
     for word in ("cat", "owl"):
-        assert np.allclose(told[word], model.words.weight[vocabulary.convert_tokens_to_ids(word)].detach(), atol=1e-5)
-
-
-def probe_tokenizer(folder):
-    from pipeline.models.tokenizer import load
-
-    return load(str(folder))
+        assert np.allclose(told[word], model.words.weight[tokenizer.convert_tokens_to_ids(word)].detach(), atol=1e-5)

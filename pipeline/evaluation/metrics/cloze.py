@@ -6,7 +6,7 @@ The unigram baseline always says the most frequent one of the training text, wit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,9 @@ class Cloze(Evaluator):
         nats = {model.label: list(predicted(model, found)) for model in subject.compared if _comparable(model, subject)}
         for label, each in (nats | {"unigram": [unigram] * len(found)}).items():
             yield from measured(label, each, found)
-        subject.samples += samples(found, nats[subject.node.label], unigram, subject, subject.settings.samples)
+        subject.samples += samples(
+            found, {subject.node.label: nats[subject.node.label]}, unigram, tokenizer, subject.settings.samples
+        )
 
 
 def _comparable(model: StageModel, subject: Subject) -> bool:
@@ -132,18 +134,16 @@ def measured(label: str, nats: Sequence[np.ndarray], found: Sequence[Gap]) -> It
 
 
 def samples(
-    found: Sequence[Gap], nats: Sequence[np.ndarray], unigram: np.ndarray, subject: Subject, count: int
-) -> list[dict[str, Any]]:
-    """Return a few short sentences with the likeliest predictions for their gaps."""
-    tokenizer = subject.node.tokenizer
+    found: Sequence[Gap], nats: Mapping[str, Sequence[np.ndarray]], unigram: np.ndarray, tokenizer: PreTrainedTokenizerBase,
+    count: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return a few short sentences with the likeliest predictions of models for their gaps, and the unigram's."""
     short = [number for number, gap in enumerate(found) if len(gap.ids) <= _SHOWN]
+    always = tokenizer.decode([int(unigram.argmin())])
     return [
         {
             "prompt": f"{_shown(str(tokenizer.decode(found[number].ids[1:-1])))} ({tokenizer.decode([found[number].answer])})",
-            "answers": {
-                subject.node.label: _likeliest(nats[number], tokenizer),
-                "unigram": tokenizer.decode([int(unigram.argmin())]),
-            },
+            "answers": {label: _likeliest(each[number], tokenizer) for label, each in nats.items()} | {"unigram": always},
         }
         for number in short[:: max(1, -(-len(short) // count))]
     ]
