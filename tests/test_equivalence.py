@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.chain import manifest
 from pipeline.models import checkpoint
+from pipeline.training.adapter import AdapterOptions
 from tests.conftest import CHAIN, SMALL, flags_of
 
 
@@ -85,7 +86,7 @@ def test_a_merge_that_moves_the_model_is_refused(chain):
     from peft import get_peft_model
 
     model = AutoModelForCausalLM.from_pretrained(chain / "pretrain")
-    adapted = get_peft_model(model, checkpoint.lora(4, 8))
+    adapted = get_peft_model(model, AdapterOptions(r=4, lora_alpha=8).adapter())
     adapted.merge_and_unload = lambda: AutoModelForCausalLM.from_pretrained(chain / "sft")
     with pytest.raises(RuntimeError, match="the merged model is not the adapter's"):
         checkpoint.merge(adapted, {"input_ids": [5, 6, 7, 8]})
@@ -105,7 +106,7 @@ def test_an_untied_head_learns_its_chat_tokens(tmp_path):
             tie_word_embeddings=False,
         )
     )
-    config = checkpoint.lora(4, 8, model, [2, 3])
+    config = AdapterOptions(r=4, lora_alpha=8).adapter(model, [2, 3])
     assert config.trainable_token_indices == {"embed_tokens": [2, 3], "lm_head": [2, 3]}
     adapted = get_peft_model(model, config)
     with torch.no_grad():
