@@ -16,79 +16,84 @@ from typing import Any
 Figure = tuple[str, Callable[[dict[str, Any]], float], Callable[[float], bool], str]
 
 
-def at(stage: str, metric: str, part: str = "value") -> Callable[[dict[str, Any]], float]:
-    """Return a reader of one figure."""
-    return lambda found: float(found["stages"][stage][metric][part])
+def at(node: str, metric: str, model: str = "", part: str = "value") -> Callable[[dict[str, Any]], float]:
+    """Return a reader of one figure: of a node, or of another model in the node's table."""
+    return lambda found: float(found["nodes"][node]["figures"][metric][model or node][part])
 
 
-def change(stage: str, against: str, metric: str, part: str = "value") -> Callable[[dict[str, Any]], float]:
+def change(node: str, against: str, metric: str, part: str = "value") -> Callable[[dict[str, Any]], float]:
     """Return a reader of a paired difference."""
     return lambda found: float(
         next(
-            item[part]
-            for item in found["comparisons"]
-            if (item["stage"], item["against"], item["metric"]) == (stage, against, metric)
+            item[part] for item in found["nodes"][node]["comparisons"] if (item["against"], item["metric"]) == (against, metric)
         )
     )
 
 
-REAL: list[Figure] = [
-    (
-        "SFT lowers the replies' loss: upper end of the paired interval",
-        change("sft", "pretrain", "loss", "high"),
-        lambda x: x < 0,
-        "< 0",
-    ),
-    (
-        "SFT lowers the replies' bits per byte: upper end",
-        change("sft", "pretrain", "bits_per_byte", "high"),
-        lambda x: x < 0,
-        "< 0",
-    ),
-    (
-        "DPO tells the real reply better than SFT: lower end of the paired interval",
-        change("dpo", "sft", "accuracy", "low"),
-        lambda x: x > 0,
-        "> 0",
-    ),
-    ("DPO's accuracy, lower end, over chance", at("dpo", "accuracy", "low"), lambda x: x > 0.5, "> 0.5"),
-    (
-        "chosen replies' loss, nats a token, DPO - SFT: upper end",
-        change("dpo", "sft", "loss", "high"),
-        lambda x: x < 0.1,
-        "< 0.1",
-    ),
-]
+def real(base: str) -> list[Figure]:
+    """Return what is promised of a chain on real text, whose base model is called so."""
+    return [
+        (
+            "SFT lowers the replies' loss: upper end of the paired interval",
+            change("sft", base, "loss", "high"),
+            lambda x: x < 0,
+            "< 0",
+        ),
+        (
+            "SFT lowers the replies' bits per byte: upper end",
+            change("sft", base, "bits_per_byte", "high"),
+            lambda x: x < 0,
+            "< 0",
+        ),
+        (
+            "DPO tells the real reply better than SFT: lower end of the paired interval",
+            change("dpo", "sft", "accuracy", "low"),
+            lambda x: x > 0,
+            "> 0",
+        ),
+        ("DPO's accuracy, lower end, over chance", at("dpo", "accuracy", part="low"), lambda x: x > 0.5, "> 0.5"),
+        (
+            "chosen replies' loss, nats a token, DPO - SFT: upper end",
+            change("dpo", "sft", "loss", "high"),
+            lambda x: x < 0.1,
+            "< 0.1",
+        ),
+    ]
+
+
 FIGURES: dict[str, list[Figure]] = {
     "tiny": [
         ("held-out loss over the entropy floor", at("pretrain", "loss_over_floor"), lambda x: x <= 1.15, "<= 1.15"),
         ("facts completed by the base model", at("pretrain", "completion"), lambda x: x >= 0.97, ">= 0.97"),
-        ("exact answers about unseen people, base", at("pretrain", "exact_match"), lambda x: x <= 0.02, "<= 0.02"),
-        ("exact answers about unseen people, control", at("control", "exact_match"), lambda x: x <= 0.05, "<= 0.05"),
+        ("exact answers about unseen people, base", at("sft", "exact_match", "pretrain"), lambda x: x <= 0.02, "<= 0.02"),
+        ("exact answers about unseen people, control", at("sft", "exact_match", "sft-control"), lambda x: x <= 0.05, "<= 0.05"),
         ("exact answers about unseen people, SFT", at("sft", "exact_match"), lambda x: x >= 0.90, ">= 0.90"),
         ("DPO's win rate over SFT", at("dpo", "win_rate"), lambda x: x >= 0.90, ">= 0.90"),
-        ("DPO's win rate over SFT, lower end", at("dpo", "win_rate", "low"), lambda x: x > 0.85, "> 0.85"),
+        ("DPO's win rate over SFT, lower end", at("dpo", "win_rate", part="low"), lambda x: x > 0.85, "> 0.85"),
         ("exact match lost by DPO", lambda found: -change("dpo", "sft", "exact_match")(found), lambda x: x <= 0.02, "<= 0.02"),
     ],
     "classics": [
         ("bits per byte, base - unigram: upper end", change("pretrain", "unigram", "bits_per_byte", "high"), lambda x: x < 0, "< 0"),
-        ("SFT's replies' loss against the control: upper end", change("sft", "control", "loss", "high"), lambda x: x < 0, "< 0"),
-        *REAL,
+        ("SFT's replies' loss against the control: upper end", change("sft", "sft-control", "loss", "high"), lambda x: x < 0, "< 0"),
+        *real("pretrain"),
     ],
-    "smollm2": REAL,
+    "smollm2": real("adopt"),
 }  # fmt: skip
 
 
 def of_tasks(folder: Path) -> list[Figure]:
-    """Return that each fine-tuned model of a profile beats its trivial baseline by its task's own figure."""
+    """Return that each fine-tuned model of a profile beats its trivial baseline by its task's own metric."""
+    records = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/manifest.json"))
+    }
 
-    def gain(path: Path) -> Callable[[dict[str, Any]], float]:
-        found = json.loads(path.read_text(encoding="utf-8"))["evaluation"]
-        return lambda _: float(found["figures"][found["primary"]]["gain"]["low"])
+    def gain(record: dict[str, Any]) -> Callable[[dict[str, Any]], float]:
+        return lambda _: float(record["evaluation"]["primary"]["low"])
 
     return [
-        (f"{path.parent.name} over its baseline: lower end", gain(path), lambda x: x > 0, "> 0")
-        for path in sorted(folder.glob("finetune-*/manifest.json"))
+        (f"{name} over its baseline: lower end", gain(record), lambda x: x > 0, "> 0")
+        for name, record in records.items()
+        if "evaluation" in record and not record["control_of"]
     ]
 
 

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline import ROOT
 from pipeline.chain.stage import Against
+from pipeline.data.judge import Judge, Question
 from pipeline.evaluation import inference, metrics, table
 from pipeline.evaluation.comparisons import block, collected
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Measurement, Metric
+from pipeline.evaluation.subject import Options
 from pipeline.models import tokenization
 
 SHARE = Metric("right", "share that is right", "share", "more")
@@ -213,6 +217,86 @@ def test_a_mixture_is_refused_and_lost_rows_are_told(copy, data, run, tmp_path):
     assert status == 0, err
     assert "its data changed since it was trained" in out
     assert run("evaluate", "--runs", tmp_path / "nothing")[0] == 2
+
+
+class Fake:
+    """A chat model that says what it was told to say; `own` is whether its chat template is its own."""
+
+    family = "causal"
+
+    def __init__(self, label, chat, plain=(), own=True):
+        self.label, self.chat, self.plain, self.chats, self.borrows = label, chat, plain, own, not own
+        self.tokenizer = SimpleNamespace(chat_template="x", bos_token_id=0, eos_token_id=0, encode=lambda text, **_: [1])
+
+    def replies(self, turns, max_new_tokens, seed=None):
+        return self.chat[: len(turns)]
+
+    def continued(self, prompts, max_new_tokens, seed=None):
+        return self.plain
+
+
+class Sums(Judge):
+    def questions(self, seed):
+        return [Question("What is 1 + 1?", "It is 2.", "It is"), Question("What is 2 + 2?", "It is 4.", "It is")]
+
+    def grade(self, reply, question):
+        return len(question.answer) - len(reply)
+
+
+def asked(evaluator, *models):
+    node, parent = models
+    added = {}
+    subject = SimpleNamespace(
+        node=node, parent=parent, controls=[], compared=[node, parent], judge=Sums(), settings=Options(), reads="messages",
+        models={model.label: {"role": role, "asked": ""} for role, model in zip(("node", "parent"), models, strict=True)},
+        add_model=lambda label, role, asked: added.update({label: (role, asked)}),
+    )  # fmt: skip
+    if not evaluator.applies(subject):
+        return {}, added
+    return {one.model: one.figure.estimate().value for one in evaluator.measure(subject)}, added
+
+
+def test_a_base_model_is_asked_by_plain_text_too():
+    node = Fake("mine", ["It is 2. And so on.", "It is 5."])
+    base = Fake("base", ["What?", "What?"], ["2. It is 3.", "4."], own=False)
+    figures, added = asked(metrics.load("exact_match"), node, base)
+    assert figures == {"mine": 0.5, "base": 0.0, "base, plain text": 1.0}
+    assert added == {"base, plain text": ("parent", "by plain text that it goes on from")}
+    assert asked(metrics.load("exact_match"), base, node) == ({}, {})  # of a node that does not chat nothing is asked
+
+
+def test_a_win_rate_is_held_against_even_chances():
+    node, parent = Fake("mine", ["short", "as long"]), Fake("theirs", ["much longer", "as long"])
+    assert asked(metrics.load("win_rate"), node, parent)[0] == {"mine": 0.75, "even chances": 0.5}
+    assert asked(metrics.load("win_rate"), node, Fake("base", [], own=False))[0] == {}  # only where both chat
+
+
+def test_a_task_is_compared_with_its_baseline_and_its_control(tmp_path):
+    from pipeline import tasks
+    from pipeline.tasks.evaluator import TaskEvaluator
+
+    right = ["a", "b", "a", "b"]
+    for name, said in {"mine": right, "control": ["a", "a", "a", "a"], "stranger": right}.items():
+        (tmp_path / name).mkdir()
+        lines = [
+            {"row": {"text": f"{name if name == 'stranger' else ''}{number}", "label": label, "group": label},
+             "said": {"label": told}, "baseline": {"label": "b"}}
+            for number, (label, told) in enumerate(zip(right, said, strict=True))
+        ]  # fmt: skip
+        (tmp_path / name / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = tasks.load("classification")
+    models = {name: SimpleNamespace(label=name, where=str(tmp_path / name)) for name in ("mine", "control", "stranger")}
+    skipped, described = Counter(), []
+    subject = SimpleNamespace(
+        node=models["mine"], controls=[models["control"], models["stranger"]], skipped=skipped,
+        record={"evaluation": {"skipped": {"ends of texts": 2}}}, describe=lambda *of: described.append(of),
+    )  # fmt: skip
+    found = collected(TaskEvaluator(task).measure(subject))
+    values = {label: one.figure.estimate(groups=one.groups) for label, one in found["accuracy"].items()}
+    assert {label: one.value for label, one in values.items()} == {"mine": 1.0, "control": 0.5, task.baseline_name: 0.5}
+    assert values["mine"].n == 2  # groups
+    assert skipped == {"ends of texts": 2, "figures of stranger: it was evaluated on other rows": 1}
+    assert described[0][2] == 2
 
 
 OWN = '''
