@@ -127,12 +127,13 @@ def read_node(file: Path) -> Node:
     if base and kind != base.kind:
         faults.append(f"{file}: stage: {kind}, but control_of names {base.name}, a node of {base.kind}; a control is of the same")
     roles = {role: str(own.pop(role)) for role in (*stage.takes, DATA) if role in own}
+    inherited = {role: name for role, name in (base.parents if base else {}).items() if role != DATA or "recipe" not in own}
     if faults:
         raise UserError(*faults)
     origins = dict.fromkeys(own, str(file))
     return Node(
         file.stem, file, kind, (base.settings if base else {}) | own, (base.origins if base else {}) | origins,
-        (base.parents if base else {}) | roles, str(controlled), released, frozenset([*own, *roles]),
+        inherited | roles, str(controlled), released, frozenset([*own, *roles]),
     )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def load(folder: Path) -> Profile:
     """Return a profile, parents first; UserError with every fault of the graph."""
     faults: list[str] = []
     found: dict[str, Node] = {}
-    for file in sorted(folder.glob("*.yaml")):
+    for file in sorted(folder.glob("*.yaml"), key=lambda path: path.stem):
         if file.name in _settings_files():
             continue
         if file.stem in targets():

@@ -47,7 +47,7 @@ def kind(file: Path) -> str:
 def nodes(folder: Path) -> dict[str, str]:
     """Return node → what it is, for the files of a profile that a script of stages/ belongs to."""
     found = {}
-    for file in sorted(folder.glob("*.yaml")):
+    for file in sorted(folder.glob("*.yaml"), key=lambda path: path.stem):
         script = ROOT / "stages" / f"{kind(file)}.py"
         if script.is_file():
             control = re.search(r"^control_of:\s*(\S+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.chain import life, profile, request
-from pipeline.commands.__main__ import words
-from pipeline.system import process
+from pipeline.commands.__main__ import folder, goes_to, words
+from pipeline.system import process, signals
 from pipeline.system.errors import UserError
 
 MAKE: dict[str, str] = {}  # it reads the variables of make itself
@@ -54,11 +55,39 @@ class Making:
                 self.make(place.name)
         if life.pending(stage, flags, dry=True) is None:
             return
-        check = [] if self.checked else ["--check", "yes"]
+        check = [] if self.checked else self._check(name)
         self.checked = True
-        status = subprocess.run([*self.launch, str(stage.script), *flags, *check], check=False).returncode
-        if status:
+        if status := run([*self.launch, str(stage.script), *flags, *check]):
             raise SystemExit(status)
+
+    def _check(self, first: str) -> list[str]:
+        """Return the flag by which the first stage's process checks the profile.
+
+        Where that is not the goal, the goal's own flags and data are checked here, before what it waits for is trained.
+        """
+        if not self.extra or first in self.goals:
+            return ["--check", "yes"]
+        from pipeline.chain import check
+
+        if faults := check.faults_of(request.read(self.chosen.nodes[self.goals[0]].stage, self.flags(self.goals[0]))):
+            raise UserError(*faults)
+        return []
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a process to its end and return its status; when we are asked to stop, it is waited for while it saves.
+
+    Ctrl-C in a terminal reaches both; any other signal is passed on.
+    """
+    passed = False
+    with signals.at_step_ends(), subprocess.Popen(command) as child:
+        while True:
+            try:
+                return child.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                if signals.pending_signal() == signal.SIGTERM and not passed:
+                    passed = True
+                    child.terminate()
 
 
 def goals(chosen: profile.Profile, goal: str) -> list[str]:
@@ -79,13 +108,13 @@ def making(environment: dict[str, str]) -> Making:
     goal = environment.get("GOAL", "")
     named = goals(chosen, goal) if goal else []
     data, extra = environment.get("DATA", ""), words(environment.get("ARGS", ""), "ARGS")
-    if goal and goal != (environment.get("GOALS", "").split() or [goal])[0]:
-        data, extra = "", []  # they belong to the first goal
+    if goal and not goes_to(goal, environment):
+        data, extra = "", []
     elif (data or extra) and len(named) != 1:
-        raise UserError("ARGS and DATA go to one node: say which, as in make sft DATA=my.jsonl")
+        raise UserError(f"ARGS and DATA go to one node: say which, as in make {next(reversed(chosen.nodes))} DATA=my.jsonl")
     launch = words(environment.get("LAUNCH", ""), "LAUNCH") or ["python"]
     return Making(
-        chosen, Path(environment.get("RUNS", "runs")) / chosen.name, named, [*extra, *(["--data", data] if data else [])],
+        chosen, folder(environment) / chosen.name, named, [*extra, *([f"--data={data}"] if data else [])],
         [sys.executable] if launch == ["python"] else launch, environment.get("STRICT", "") not in ("", "0", "no"),
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ RESERVED = {
     "ignore_data_skip": "a stage that goes on skips what it has read",
     "save_only_model": "a checkpoint without its optimizer resumes to other weights",
     "enable_jit_checkpoint": "a stage saves by itself when it is asked to stop, at the end of a step",
-    "eval_strategy": "a stage is judged when it is done; finetune with patience looks after each epoch, too",
+    "eval_strategy": "a node is measured when it is done; set patience where a stage has that option",
     "load_best_model_at_end": "use patience",
     "metric_for_best_model": "a task names its own figure",
     "push_to_hub": "a stage never pushes while it trains",

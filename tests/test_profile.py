@@ -1,0 +1,144 @@
+"""A profile is the graph: names and kinds, parents by role, controls, what is left out, what is refused; every shipped one."""
+
+import pytest
+
+from pipeline.chain import profile
+from pipeline.system.errors import UserError
+
+PROFILES = profile.names()
+
+
+def written(folder, **nodes):
+    folder.mkdir(exist_ok=True)
+    for name, text in nodes.items():
+        (folder / f"{name.replace('_', '-')}.yaml").write_text(text)
+    return folder
+
+
+def refused(folder, *words):
+    with pytest.raises(UserError) as caught:
+        profile.load(folder)
+    told = "\n".join(caught.value.faults)
+    for word in words:
+        assert word in told
+    return caught.value.faults
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_shipped_profile_is_a_graph_without_faults(name):
+    from pipeline.system import config
+
+    whole = profile.load(profile.find(name))
+    assert whole.nodes
+    assert whole.unresolved == {}
+    for node in whole.nodes.values():
+        assert node.signature is not None
+        assert config.check(node.settings, node.origins, node.stage.Options, node.stage.library) == []
+
+
+def test_there_are_profiles():
+    assert len(PROFILES) >= 8
+
+
+def test_a_node_is_named_by_its_file_and_its_stage_by_the_name_up_to_the_first_dash(tmp_path):
+    whole = profile.load(
+        written(
+            tmp_path / "p", pretrain="", sft_days="parent: pretrain", nights="stage: sft\nparent: sft-days", dpo_2="parent: nights"
+        )
+    )
+    assert {name: node.kind for name, node in whole.nodes.items()} == {
+        "pretrain": "pretrain", "sft-days": "sft", "nights": "sft", "dpo-2": "dpo",
+    }  # fmt: skip
+    assert list(whole.nodes) == ["pretrain", "sft-days", "nights", "dpo-2"]
+    assert whole.waits_for("nights") == ["sft-days"]
+    assert whole.children("sft-days") == ["nights"]
+
+
+def test_a_parent_may_be_left_out_where_exactly_one_node_fits(tmp_path):
+    whole = profile.load(written(tmp_path / "p", pretrain="", sft="", finetune_a="task: classification\nrecipe: genres\nparent: pretrain"))
+    assert whole.nodes["sft"].parents == {"parent": "pretrain"}
+    assert whole.nodes["pretrain"].parents == {}, "a parent that a stage can do without is not made up"
+
+
+def test_a_control_or_a_descendant_is_nobodys_parent_by_default(tmp_path):
+    whole = profile.load(written(tmp_path / "p", pretrain="", sft="", sft_control="control_of: sft\ninit: random", dpo="parent: sft"))
+    assert whole.nodes["sft"].parents == {"parent": "pretrain"}
+    assert whole.nodes["sft-control"].parents == {"parent": "pretrain"} or whole.nodes["sft-control"].parents == {}
+
+
+def test_where_several_nodes_fit_the_candidates_are_named(tmp_path):
+    whole = profile.load(written(tmp_path / "p", pretrain="", pretrain_b="", sft=""))
+    (fault,) = whole.unresolved["sft"]
+    assert "sft.yaml: parent: is left out, and pretrain and pretrain-b fit; name one" in fault
+
+
+def test_where_no_node_fits_the_family_is_named(tmp_path):
+    whole = profile.load(written(tmp_path / "p", pretrain="objective: mlm\nrecipe: classics", sft=""))
+    (fault,) = whole.unresolved["sft"]
+    assert "no node gives a model of family causal" in fault
+
+
+def test_a_control_takes_every_key_from_its_node_except_its_own(tmp_path):
+    folder = written(tmp_path / "p", pretrain="", sft="parent: pretrain\nrecipe: classics\nlearning_rate: 1e-3\nmax_length: 64",
+                     sft_control="control_of: sft\ninit: random\nlearning_rate: 2e-3")  # fmt: skip
+    node = profile.load(folder).nodes["sft-control"]
+    assert node.kind == "sft"
+    assert node.settings == {"recipe": "classics", "learning_rate": 0.002, "max_length": 64, "init": "random"}
+    assert node.parents == {"parent": "pretrain"}
+    assert node.origins["max_length"].endswith("sft.yaml")
+    assert node.origins["learning_rate"].endswith("sft-control.yaml")
+
+
+def test_a_control_comes_after_what_it_controls(tmp_path):
+    order = list(profile.load(written(tmp_path / "p", pretrain="", a="stage: sft\ncontrol_of: sft\ninit: random", sft="")).nodes)
+    assert order.index("a") > order.index("sft")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("control_of: sfd", ["x.yaml: control_of: sfd: no such node"]),
+        ("control_of: sft\nstage: dpo", ["control_of names sft, a node of sft"]),
+        ("stage: sfd", ["x.yaml: stage: sfd: no such script in stages/; did you mean sft?"]),
+        ("stage: sft\nparent: pretrian", ["x.yaml: parent: pretrian: no such node"]),
+        ("stage: sft\nrelease: 7", ["x.yaml: release: expected yes or no, found 7"]),
+        ("- a", ["x.yaml: expected `key: value` lines"]),
+    ],
+)
+def test_what_is_refused(tmp_path, text, words):
+    refused(written(tmp_path / "p", pretrain="", sft="parent: pretrain", x=text), *words)
+
+
+def test_all_faults_of_a_graph_at_once(tmp_path):
+    faults = refused(written(tmp_path / "p", a="stage: sfd", b="stage: dpp", evaluat="stage: sft\nparent: nobody"))
+    assert len(faults) == 3
+
+
+@pytest.mark.parametrize("name", ["test", "report", "push-data", "all", "help", "make"])
+def test_a_node_named_like_a_make_target_is_refused(tmp_path, name):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / f"{name}.yaml").write_text("stage: sft")
+    refused(tmp_path / "p", f"a node can't be named {name}")
+
+
+def test_settings_of_commands_are_no_nodes(tmp_path):
+    whole = profile.load(written(tmp_path / "p", pretrain="", evaluate="rows: 3", push="license: mit"))
+    assert list(whole.nodes) == ["pretrain"]
+
+
+def test_parents_that_go_round_in_a_circle(tmp_path):
+    refused(written(tmp_path / "p", sft="parent: dpo", dpo="parent: sft"), "go round in a circle", "sft", "dpo")
+
+
+def test_a_control_of_a_control_is_refused(tmp_path):
+    refused(written(tmp_path / "p", pretrain="", sft="", a="control_of: sft\ninit: random", b="control_of: a"), "is a control itself")
+
+
+def test_an_unknown_profile_is_refused_with_the_nearest_names():
+    with pytest.raises(UserError, match="PROFILE=tinny: no such profile in stages/profiles; did you mean tiny"):
+        profile.find("tinny")
+
+
+def test_an_empty_folder_is_no_profile(tmp_path):
+    (tmp_path / "p").mkdir()
+    refused(tmp_path / "p", "no node")
