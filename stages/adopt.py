@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import Signature, Stage
+from pipeline.chain.starter import Facts, Lines
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 
@@ -26,6 +27,7 @@ class Adoption(Stage):
     title = "Adopted model"
     about = "A model from elsewhere, adopted as it is, in fp32, to start a chain from."
     takes: ClassVar[dict[str, tuple[str, ...]]] = {}
+    given_as = "base"
 
     @dataclass(frozen=True)
     class Options:
@@ -51,6 +53,10 @@ class Adoption(Stage):
             return package_files(options.package, options.pattern)
         folder = Path(options.model)
         return [folder / name for name in hashes.files(folder)] if folder.is_dir() else []
+
+    def starter(self, facts: Facts) -> dict[str, Lines]:
+        """Return one node that takes the model as it is."""
+        return {"": {"model": (facts.base, "the model that the chain starts from; a folder is read from where the command runs")}}
 
     def train(self, run: Run) -> None:
         """Write the model and its tokenizer as a plain checkpoint."""

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import Against, Stage
+from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
+from pipeline.data.types import Row
 from pipeline.training.chat import ChatOptions
 
 
@@ -24,10 +26,32 @@ class DPO(Stage):
     title = "DPO"
     about = "An aligned chat model: direct preference optimisation (Rafailov et al. 2023) on pairs of answers."
     reads = "preference"
+    given_as = "pairs"
     library = "trl.DPOConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
     primary = (Against("win_rate", "even chances"), Against("accuracy", "parent"), Against("likelier", "parent"))
     Options = ChatOptions
+
+    def length(self, row: Row, tokenizer: Any) -> int:
+        """Return the tokens of the prompt and the longer side in the chat template."""
+        from pipeline.data import tokens
+
+        return tokens.pair_length(tokens.encode_pair(row, tokenizer))
+
+    def starter(self, facts: Facts) -> dict[str, Lines]:
+        """Return LoRA on the chat model; every parameter where nothing before it has seen the template's tokens."""
+        small = facts.model.small
+        method: Lines = {} if facts.chats else {"method": ("full", "an adapter would not learn the template's tokens, which are new")}
+        rate = (1e-3 if small else 7e-4) if facts.chats else (1e-4 if small else 1e-5)
+        loss: Lines = {
+            "learning_rate": (rate, "as LoRA needs it" if facts.chats else "for all parameters"),
+            "beta": (0.1, "how hard it is held to the parent: higher keeps it nearer"),
+            "loss_type": (["sigmoid", "sft"], "DPO's own loss, and the likelihood of the chosen side, without which a small model falls apart"),
+            "loss_weights": ([1.0, 0.4], "of the two; raise the second where answers get worse"),
+            "train_sampling_strategy": ("group_by_length", "pairs of like length together: less padding"),
+        }
+        batch = facts.batch(2, 8, packed=False)
+        return {"": facts.reading() | facts.template() | method | facts.training(batch, 2, cost=3, packed=False) | loss | facts.steady()}
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return prompts with both sides, their answers ending with the token that ends an answer."""

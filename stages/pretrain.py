@@ -17,8 +17,10 @@ from pipeline import objectives
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import PARENT, Against, Signature, Stage
+from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
+from pipeline.data.types import Row
 from pipeline.objectives import Objective
 from pipeline.system.config import library_class, option
 
@@ -29,6 +31,7 @@ class Pretraining(Stage):
     title = "Pretraining"
     about = "A base model, pretrained on raw text: it was never taught to answer."
     reads = "text"
+    given_as = "text"
     optional = (PARENT,)
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"lr_scheduler_type": "warmup_stable_decay"}
@@ -63,6 +66,10 @@ class Pretraining(Stage):
         objective = options.chosen
         return Signature(self.reads, {PARENT: objective.accepts}, objective.family, optional=self.optional)
 
+    def families(self) -> tuple[str, ...]:
+        """Return what any objective goes on from."""
+        return tuple({family: None for name in objectives.known() for family in objectives.load(name).accepts})
+
     def evaluators(self, options: Options) -> Sequence[Any]:
         """Return what asks a model that is not causal the objective's own questions."""
         return library_class("pipeline.objectives.evaluator.EVALUATORS")(options)  # type: ignore[no-any-return]
@@ -82,6 +89,33 @@ class Pretraining(Stage):
     def load_model(self, options: Options, folder: str) -> Any:
         """Return the objective's model."""
         return options.chosen.load_model(folder)
+
+    def length(self, row: Row, tokenizer: Any) -> int:
+        """Return the tokens of a document, of which none is lost."""
+        from pipeline.data import tokens
+
+        return len(tokens.encode_text(row, tokenizer)["input_ids"])
+
+    def starter(self, facts: Facts) -> dict[str, Lines]:
+        """Return one node: a new model that fits the text, or one that goes on from the base at a low rate."""
+        model = facts.model
+        if facts.parent:
+            rate = 5e-4 if model.small else 1e-4
+            found = facts.reading() | facts.training(facts.batch(1, 8), 1)
+            return {"": found | {"learning_rate": (rate, "low, since the base knows its language already")}}
+        rate = 3e-3 if model.parameters < 1_500_000 else 2e-3
+        epochs = max(1, min(8, 2_000_000 // max(1, facts.tokens)))
+        sizes: Lines = {
+            "hidden_size": (model.hidden_size, f"width; {model.parameters / 1e6:.1f}M parameters in all, which fits this much text"),
+            "num_hidden_layers": (model.layers, "depth"),
+            "num_attention_heads": (model.heads, f"of {model.hidden_size // model.heads} dimensions each"),
+            "vocab_size": (model.vocab_size, "tokens that are learned from the text; a larger text allows more"),
+        }
+        schedule: Lines = {
+            "learning_rate": (rate, "high, as a small model from nothing needs it"),
+            "lr_scheduler_kwargs": ({"min_lr_ratio": 0.02}, "the rate falls to 2% in the last 40% of the steps"),
+        }
+        return {"": facts.reading() | sizes | facts.training(facts.batch(epochs, 8), epochs) | schedule | facts.steady()}
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the objective's examples: packed where the model keeps documents apart, else numbered."""

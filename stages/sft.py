@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import Against, Stage
+from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
+from pipeline.data.types import Row
 from pipeline.training.chat import ChatOptions
 
 
@@ -25,10 +27,31 @@ class SFT(Stage):
     title = "SFT"
     about = "A chat model: fine-tuned on conversations, on the assistant's tokens alone."
     reads = "messages"
+    given_as = "chats"
     library = "trl.SFTConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-4}
     primary = (Against("exact_match", "parent"), Against("loss", "parent"))
     Options = ChatOptions
+
+    def length(self, row: Row, tokenizer: Any) -> int:
+        """Return the tokens of a conversation in the chat template."""
+        from pipeline.data import tokens
+
+        return len(tokens.encode_messages(row["messages"], tokenizer)["input_ids"])
+
+    def starter(self, facts: Facts) -> dict[str, Lines]:
+        """Return LoRA on the parent, and its control from random weights."""
+        small = facts.model.small
+        epochs = 4 if small else 2
+        rate = (2e-3, "high, as LoRA on a small model needs it") if small else (5e-4, "usual for LoRA on a model of this size")
+        found = facts.reading() | facts.template() | facts.training(facts.batch(epochs, 8 if small else 4), epochs)
+        control: Lines = {
+            "control_of": (self.kind, "its rows and steps, without what the parent knows: the report holds one against the other"),
+            "init": ("random", "new weights of the same sizes"),
+            "method": ("full", "every parameter is trained: an adapter on random weights could learn nothing"),
+            "learning_rate": (1e-3 if small else 3e-4, "for all parameters, where the adapter's would be too high"),
+        }
+        return {"": found | {"learning_rate": rate} | facts.steady(), "-control": control}
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return conversations, the assistant's tokens being the targets; packed where the model keeps them apart."""

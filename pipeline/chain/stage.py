@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from pipeline.chain.run import Run
+    from pipeline.chain.starter import Facts, Lines
     from pipeline.data.batches import Batches
     from pipeline.data.recipe import Rows
+    from pipeline.data.types import Row
 
 PARENT, DATA = "parent", "data"  # roles of a parent: whose model a stage goes on from; whose rows it reads
 ROWS = "rows"  # what a stage gives that hands on rows and no model
@@ -54,6 +56,7 @@ class Stage(ABC):
     library: ClassVar[str | None] = None  # dotted name of the class that owns every other key
     defaults: ClassVar[Mapping[str, Any]] = {}  # ours, for keys of that class
     primary: ClassVar[tuple[Against, ...]] = ()  # the first that was measured is what a push goes by
+    given_as: ClassVar[str] = ""  # the word of `make new` that brings its input: base, text, chats or pairs; "": left out there
 
     @property
     def kind(self) -> str:
@@ -79,6 +82,10 @@ class Stage(ABC):
     def signature(self, options: Any) -> Signature:
         """Return what goes in and comes out under these options; UserError where they fit nothing."""
         return Signature(self.reads, self.takes, self.gives, self.makes, self.optional)
+
+    def families(self) -> tuple[str, ...]:
+        """Return the families of models that it can go on from, whatever the options."""
+        return tuple(self.takes.get(PARENT, ()))
 
     def judged_by(self, options: Any) -> tuple[Against, ...]:
         """Return the metrics that the stage is judged by, the most telling one first."""
@@ -120,6 +127,14 @@ class Stage(ABC):
         `model` is only looked at: by its positions, and whether it keeps packed documents apart.
         """
         raise NotImplementedError(f"{self.kind} has no batches")
+
+    def length(self, row: Row, tokenizer: Any) -> int:
+        """Return how many tokens a row has for this stage; asked by `make new` where it has `given_as` and reads rows."""
+        raise NotImplementedError(f"{self.kind} measures no rows")
+
+    def starter(self, facts: Facts) -> dict[str, Lines]:
+        """Return the nodes that `make new` writes for this stage: what follows the kind in the node's name → its keys."""
+        raise NotImplementedError(f"{self.kind} starts no profile")
 
     @abstractmethod
     def train(self, run: Run) -> None:

@@ -3,9 +3,13 @@
     type: messages              # dataset type of the rows, one of the files in pipeline/data/types
     held_out: 0.05              # share of the rows kept for evaluation, chosen by a hash of their content (default 0.05)
     deduplicate: true           # drop rows that were there before (default false)
+    cut: 2000                   # of type text: cut longer documents, at blank lines where there are, into parts of so many
+                                # characters, so that some of a single book can be held out (default: not at all)
     sources:                    # one after the other; every format of the type is recognised
       - files: chats/*.jsonl    # a file, a folder or a glob: txt, md, json, jsonl, csv, tsv, parquet, also compressed
         weight: 0.5             # share of this source's rows that is used, above 0 and at most 1 (default 1)
+        holds: messages         # type of the rows in the source, where the recipe is of type text and what they say is its
+                                # text; a recipe of that type holds the same rows out (default: the recipe's)
       - hub: HuggingFaceH4/no_robots   # a data set on the hub, or a local folder of that form
         subset: default         # its configuration (default: the only one)
         split: train            # which of its splits is read (default train)
@@ -29,13 +33,15 @@ from pipeline.data import sources, types
 from pipeline.data.base import Recipe, listing
 from pipeline.data.rows import Rows
 from pipeline.data.types import Convert, Malformed, Row
+from pipeline.data.types.text import cut
 from pipeline.system import hashes
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
 
 HELD_OUT = 0.05  # of the rows, where a recipe doesn't say
-_KEYS = ("type", "sources", "held_out", "deduplicate")
+_KEYS = ("type", "sources", "held_out", "deduplicate", "cut")
 _SOURCE_KEYS = {"files": {"files"}, "package": {"package", "pattern"}, "hub": {"hub", "subset", "split", "revision"}}
+_SHARED = {"weight", "holds"}  # keys of every source
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Source:
     files: tuple[Path, ...] = ()
     hub: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
+    holds: str = ""  # dataset type of its rows, where it is another than the recipe's
 
     def raw(self) -> Iterator[sources.Raw]:
         """Yield the raw rows with where each comes from."""
@@ -63,16 +70,16 @@ class SourceRecipe(Recipe):
     """A recipe of files, hub data sets and packages, in any format that is recognised."""
 
     def __init__(
-        self, name: str, given: list[Source], type: str, held_out: float = HELD_OUT, deduplicate: bool = False
+        self, name: str, given: list[Source], type: str, held_out: float = HELD_OUT, deduplicate: bool = False, cut: int = 0
     ) -> None:
         self.name, self.given, self.type = name, given, type
-        self.held_out, self.deduplicate = held_out, deduplicate
+        self.held_out, self.deduplicate, self.cut = held_out, deduplicate, cut
 
     def digest(self, type: str) -> str:
         """Return the digest of the sources' content and of what is done to it."""
         self._check(type)
-        identities = [[source.identity(), source.weight] for source in self.given]
-        return hashes.digest([identities, self.type, self.held_out, self.deduplicate])
+        identities = [[source.identity(), source.weight, *([source.holds] if source.holds else [])] for source in self.given]
+        return hashes.digest([identities, self.type, self.held_out, self.deduplicate, *([self.cut] if self.cut else [])])
 
     def contents(self) -> list[tuple[str, str]]:
         """Return the files; a hub data set is named with its revision."""
@@ -90,7 +97,7 @@ class SourceRecipe(Recipe):
         kept: list[tuple[Row, str]] = []
         faults = sources.Faults()
         for source in self.given:
-            for where, row in _converted(source, type, result, faults):
+            for where, row in self._parts(source, result, faults):
                 key, together = _hashed(row), _hashed(row.get("group") or row)
                 held_out = int(together[:8], 16) < self.held_out * 2**32
                 if self.deduplicate and key in seen:
@@ -98,7 +105,8 @@ class SourceRecipe(Recipe):
                 elif int(hashes.digest([key, seed])[:8], 16) >= source.weight * 2**32:
                     result.dropped["weighted away"] += 1
                 else:
-                    (kept if held_out == (split == "held_out") else other).append((row, where))
+                    told = {"text": types.load(source.holds).document(row)} if source.holds else row
+                    (kept if held_out == (split == "held_out") else other).append((told, where))
                 seen.add(key)
         faults.stop()
         if not (kept if split == "train" else other):  # a single book is for training, not for holding out
@@ -106,6 +114,15 @@ class SourceRecipe(Recipe):
         result.kept, result.origins = [row for row, _ in kept], [where for _, where in kept]
         result.held_out = len(other) if split == "train" else len(result.kept)
         return result.usable(split)
+
+    def _parts(self, source: Source, result: Rows, faults: sources.Faults) -> Iterator[tuple[str, Row]]:
+        """Yield the usable rows of a source; long documents in parts, where the recipe cuts them."""
+        for where, row in _converted(source, source.holds or self.type, result, faults):
+            if self.cut and not source.holds and len(row["text"]) > self.cut:
+                for number, part in enumerate(cut(row["text"], self.cut), start=1):
+                    yield f"{where}, part {number}", row | {"text": part}
+            else:
+                yield where, row
 
     def _check(self, type: str) -> None:
         if type != self.type:
@@ -159,33 +176,39 @@ def from_yaml(path: Path) -> SourceRecipe:
     deduplicate = loaded.get("deduplicate", False)
     if not isinstance(deduplicate, bool):
         faults.append(f"{path}: deduplicate: expected true or false, found {deduplicate!r}")
+    longest = loaded.get("cut", 0)
+    if longest and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 100 or loaded.get("type") != "text"):
+        faults.append(f"{path}: cut: expected a number of characters from 100 on, in a recipe of type text, found {longest!r}")
     given = []
     for entry in entries:
         try:
             given.append(_source(entry, f"{path}: sources"))
         except UserError as error:
             faults += error.faults
+    if loaded.get("type") != "text" and any(source.holds for source in given):
+        faults.append(f"{path}: sources: holds: is for recipes of type text alone")
     if faults:
         raise UserError(*faults)
-    return SourceRecipe(path.stem, given, loaded["type"], held_out, deduplicate)
+    return SourceRecipe(path.stem, given, loaded["type"], held_out, deduplicate, longest)
 
 
 def _source(entry: Any, where: str) -> Source:
     if not isinstance(entry, Mapping) or len(named := _SOURCE_KEYS.keys() & entry.keys()) != 1:
         raise UserError(f"{where}: a source names one of files, package and hub; found {entry!r}")
     kind = named.pop()
-    if unknown := set(entry) - _SOURCE_KEYS[kind] - {"weight"}:
-        known = ", ".join(sorted(_SOURCE_KEYS[kind] | {"weight"}))
+    if unknown := set(entry) - _SOURCE_KEYS[kind] - _SHARED:
+        known = ", ".join(sorted(_SOURCE_KEYS[kind] | _SHARED))
         raise UserError(f"{where}: {', '.join(sorted(map(str, unknown)))}: unknown key; a source of {kind} has {known}")
     weight = entry.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1:
         raise UserError(f"{where}: weight {weight} is not above 0 and at most 1 (the share of the source's rows that is used)")
+    shared = {"weight": weight, "holds": entry.get("holds", "")}
+    if shared["holds"] and shared["holds"] not in types.known():
+        raise UserError(f"{where}: holds: expected one of {', '.join(types.known())}, found {shared['holds']!r}")
     if kind == "hub":
-        return Source(
-            hub={"name": entry["hub"], **{key: entry[key] for key in entry if key not in ("hub", "weight")}}, weight=weight
-        )
+        return Source(hub={"name": entry["hub"], **{key: entry[key] for key in entry if key not in {"hub", *_SHARED}}}, **shared)
     if kind == "files":
-        return Source(files=tuple(sources.expand(str(entry["files"]))), weight=weight)
+        return Source(files=tuple(sources.expand(str(entry["files"]))), **shared)
     if "pattern" not in entry:
         raise UserError(f"{where}: a package needs a pattern that says which of its files to read; found {entry!r}")
-    return Source(files=tuple(sources.package_files(entry["package"], entry["pattern"])), weight=weight)
+    return Source(files=tuple(sources.package_files(entry["package"], entry["pattern"])), **shared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from pipeline.system.errors import UserError
@@ -50,9 +50,25 @@ class DatasetType(ABC):
         empty = [column for column in self.filled if column in row and not "".join(row[column]).strip()]
         return f"empty {empty[0]}" if empty else None
 
+    def document(self, row: Row) -> str:
+        """Return what is said in a row as one text, so that a model can be pretrained on it."""
+        return "\n\n".join(_said(row))
+
     def prompt(self, row: Row) -> Messages | None:
         """Return the messages that a chat model can reply to, or None where a row holds no such thing."""
         return None
+
+
+def _said(value: Any) -> Iterator[str]:
+    """Yield the texts in a row, in order, save for who speaks and what groups rows."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from () if key in ("role", "group") else _said(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _said(item)
 
 
 def known() -> list[str]:

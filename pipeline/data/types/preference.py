@@ -44,6 +44,10 @@ class Preference(DatasetType):
                 return f"empty {side}"
         return "chosen equals rejected" if row["chosen"] == row["rejected"] else None
 
+    def document(self, row: Row) -> str:
+        """Return the prompt and the answer that was preferred."""
+        return "\n\n".join(turn["content"] for turn in row["prompt"] + row["chosen"])
+
     def prompt(self, row: Row) -> Messages | None:
         """Return the prompt."""
         return list(row["prompt"])

@@ -18,4 +18,20 @@ class Text(DatasetType):
     )
 
 
+def cut(text: str, longest: int) -> list[str]:
+    """Return a text in parts of about `longest` characters, cut at blank lines, else at line ends, else between words."""
+    for mark in ("\n\n", "\n", " "):
+        parts: list[str] = []
+        for piece in text.split(mark):
+            if parts and len(parts[-1]) + len(mark) + len(piece) <= longest:
+                parts[-1] += mark + piece
+            else:
+                parts.append(piece)
+        if max(map(len, parts)) <= 2 * longest:
+            break
+    else:
+        parts = [text[start : start + longest] for start in range(0, len(text), longest)]
+    return [part for part in parts if part.strip()]
+
+
 TYPE = Text()
