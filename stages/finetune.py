@@ -63,6 +63,10 @@ class Finetuning(Stage):
         task = options.chosen
         return Signature(task.reads, {PARENT: task.accepts}, task.family)
 
+    def families(self) -> tuple[str, ...]:
+        """Return what any task takes."""
+        return tuple({family: None for name in tasks.known() for family in tasks.declared(name).accepts})
+
     def judged_by(self, options: Options) -> tuple[Against, ...]:
         """Return the task's own metric, against its baseline."""
         return (Against(options.chosen.primary, options.chosen.baseline_name),)

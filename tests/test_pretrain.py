@@ -103,15 +103,15 @@ def test_rtd_of_modernbert_resumes_and_goes_on(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if objectives.load(name).accumulates])
-def test_accumulation_is_exact(vocabularies, tmp_path, monkeypatch, one_step, name):
+def test_accumulation_is_exact(tokenizers, tmp_path, monkeypatch, one_step, name):
     """The gradient's norm of 4 batches of 2 over that of 1 batch of 8, each part by its own items."""
     from transformers import set_seed
 
     from pipeline.training.trainer import ObjectiveTrainer
 
     objective = objectives.load(name)
-    vocabulary = vocabularies[objective.vocabulary]
-    text = text_of(vocabulary, rows=ROWS[:24], max_length=48)
+    tokenizer = tokenizers[objective.tokenizer_type]
+    text = text_of(tokenizer, rows=ROWS[:24], max_length=48)
     dataset = tokens.numbered(write_rows(list(objective.examples(text)), tmp_path / "rows.arrow"))
     if name == "rtd":  # the samples of one batch of 8 are not those of four of 2
         monkeypatch.setattr(torch.distributions.Categorical, "sample", lambda self: self.probs.argmax(-1))
@@ -119,7 +119,7 @@ def test_accumulation_is_exact(vocabularies, tmp_path, monkeypatch, one_step, na
     for size, parts in ((8, 1), (2, 4)):
         set_seed(1)
         model = objective.build_model(
-            vocabulary,
+            tokenizer,
             objective.architectures[0],
             hidden_size=32,
             num_hidden_layers=1,
@@ -128,8 +128,8 @@ def test_accumulation_is_exact(vocabularies, tmp_path, monkeypatch, one_step, na
         )
         if name in ("skipgram", "cbow"):
             torch.nn.init.normal_(model.others.weight)
-        collator = objective.collator(vocabulary, dataset, 1)
-        norms.append(one_step(ObjectiveTrainer, objective, model, collator, dataset, vocabulary, size, parts))
+        collator = objective.collator(tokenizer, dataset, 1)
+        norms.append(one_step(ObjectiveTrainer, objective, model, collator, dataset, tokenizer, size, parts))
     assert norms[1] / norms[0] == pytest.approx(1, abs=0.002)
 
 
@@ -175,7 +175,11 @@ def test_pairs_need_documents(run, tmp_path, name):
 
 
 def test_a_parent_of_another_family_is_refused(run, chain, data, tmp_path):
-    for name, family in (("mlm", "masked or embedder"), ("span_corruption", "seq2seq"), ("skipgram", "no parent here")):
+    for name, family in (
+        ("mlm", "masked or embedder"),
+        ("span_corruption", "seq2seq"),
+        ("skipgram", "no parent here; dpo and finetune and sft take it"),
+    ):
         status, _, err = run("pretrain", *flags(name, tmp_path, "--parent", chain / "pretrain"))
         assert status == 2
         assert f"pretrain made a model of family causal, but pretrain takes {family}" in err
@@ -183,4 +187,4 @@ def test_a_parent_of_another_family_is_refused(run, chain, data, tmp_path):
     given = [*SMALL["sft"], "--parent", tmp_path / "out", "--data", data / "chats.jsonl", "--output", tmp_path / "sft"]
     status, _, err = run("sft", *given)
     assert status == 2
-    assert "pretrain made a model of family masked, but sft takes causal" in err
+    assert "out made a model of family masked, but sft takes causal as its parent; finetune and pretrain take it" in err

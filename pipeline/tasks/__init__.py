@@ -163,11 +163,17 @@ def known() -> list[str]:
     return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
 
 
-def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """Return a task by name with its options; UserError naming those that exist."""
+def declared(name: str) -> type[Task]:
+    """Return a task's class by name; UserError naming those that exist."""
     if name not in known():
         raise UserError(f"task: {name or '(none)'}: no such task; known are {', '.join(known())}")
-    kind: type[Task] = importlib.import_module(f"{__name__}.{name}").TASK
+    found: type[Task] = importlib.import_module(f"{__name__}.{name}").TASK
+    return found
+
+
+def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """Return a task by name with its options; UserError where there is none, or packages that it needs are missing."""
+    kind = declared(name)
     if missing := [package for module, package in kind.needs.items() if importlib.util.find_spec(module) is None]:
         raise UserError(f"task: {name} needs {' and '.join(missing)}, which its metrics use; `make setup-data` installs them")
     given = dict(options or {})
