@@ -180,9 +180,8 @@ class Subject:
 
     def describe(self, rows: Sequence[Row], items: str, groups: int = 0) -> None:
         """Say on how many held-out items the figures are measured."""
-        of = f" of {groups:,} groups" if groups else ""
         self.count = len(rows)
-        self.about = f"{len(rows):,} held-out {items}{of} of {self.record['recipe']['name']}"
+        self.about = about(len(rows), items, self.record["recipe"]["name"], groups)
 
     def add_model(self, label: str, role: str, asked: str = "") -> None:
         """Add a column: a model that is measured once more, asked in another way."""
@@ -212,6 +211,12 @@ class Subject:
         if len(kept) < len(rows):
             self.skipped["held-out rows longer than a model has positions"] += len(rows) - len(kept)
         return kept
+
+
+def about(rows: int, items: str, recipe: str, groups: int = 0) -> str:
+    """Return in words what figures are measured on, without this machine's folders."""
+    of = f" of {groups:,} groups" if groups else ""
+    return f"{rows:,} held-out {items}{of} of {'/'.join(Path(recipe).parts[-2:])}"
 
 
 def _conversations(row: Row) -> list[Turns]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pipeline.data.types import Row
 from pipeline.evaluation import table
 from pipeline.evaluation.comparisons import block, collected
 from pipeline.evaluation.metrics import Evaluator, Measurement
-from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.subject import Subject, about
 from pipeline.models.tokenization import load as load_tokenizer
 from pipeline.system.errors import UserError
 from pipeline.system.hardware import device
@@ -48,7 +47,7 @@ class TaskEvaluator(Evaluator):
         if not rows:
             return
         groups = groups_of(rows)
-        subject.describe(rows, types.load(self.task.reads).items, len(set(groups)) if groups else 0)
+        subject.describe(rows, types.load(self.task.reads).items, len(set(groups or ())))
         yield from self.measured(subject.node.label, rows, predicted, groups)
         for control in subject.controls:
             theirs, other, _ = _read(Path(control.where))
@@ -117,9 +116,9 @@ def finish(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
     predicted = task.predict(model, load_tokenizer(str(run.result)), read, max_length)
     baseline, confusion = task.baseline(training, rows), task.confusion(rows, predicted)
     _write(run.result, rows, predicted, baseline, confusion)
-    run.record["evaluation"] = found_block = _block(run, task, rows, predicted, baseline)
-    found_block["skipped"] = dict(Counter(found.dropped) + Counter(read.truncated))
-    for line in [*table.of_node(run.name, found_block), *_matrix(confusion)]:
+    skipped = dict(found.dropped + read.truncated)
+    evaluation = run.record["evaluation"] = _block(run, task, rows, predicted, baseline) | {"skipped": skipped}
+    for line in [*table.of_node(run.name, evaluation), *_matrix(confusion)]:
         run.say(line)
 
 
@@ -137,10 +136,10 @@ def _block(
     measured = [
         *evaluator.measured(run.name, rows, predicted, groups), *evaluator.measured(task.baseline_name, rows, baseline, groups),
     ]  # fmt: skip
-    of = f" of {len(set(groups)):,} groups" if groups else ""
+    of = about(len(rows), types.load(task.reads).items, run.recipe.name, len(set(groups or ())))
     return {
         "stage": run.stage.kind, "title": run.stage.title,
-        "of": f"{len(rows):,} held-out {types.load(task.reads).items}{of} of {run.recipe.name}", "rows": len(rows),
+        "of": of, "rows": len(rows),
         **block(run.name, {run.name: {"role": "node", "asked": ""}}, collected(measured), task.metrics,
                 run.stage.judged_by(run.options), _RESAMPLES),
     }  # fmt: skip
@@ -163,8 +162,8 @@ def _write(
 def _read(folder: Path) -> tuple[list[Row], list[Prediction], list[Prediction]]:
     """Return rows, the model's predictions and the baseline's; empty where nothing was held out."""
     path = folder / PREDICTIONS
-    with_lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    lines = [json.loads(line) for line in with_lines]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = [json.loads(line) for line in text.split("\n") if line]
     return [line["row"] for line in lines], [line["said"] for line in lines], [line["baseline"] for line in lines]
 
 
