@@ -168,7 +168,8 @@ def _data(node: profile.Node, asked: request.Request, signature: Signature, opti
         return
     scratch = dataclasses.replace(asked, faults=[])
     recipe = life.recipe_of(scratch, signature, options)
-    found.faults += [f"{node.file}: {fault}" for fault in scratch.faults]
+    where = "" if asked.data else f"{node.file}: "  # --data names itself
+    found.faults += [f"{where}{fault}" for fault in scratch.faults]
     if recipe is recipes.EMPTY:
         return
     try:

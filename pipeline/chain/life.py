@@ -77,6 +77,8 @@ def pending(stage: Stage, argv: Sequence[str], dry: bool = False) -> Run | None:
     asked = request.read(stage, argv)
     if asked.kept:
         say(asked.name, f"keeps {asked.kept}, as requested; `make {asked.name}` returns to the profile")
+    if shared := request.told(asked.shared):
+        say(asked.name, f"takes {shared} from {asked.control_of}, which it is a control of")
     asked.faults += config.check(asked.values, asked.origins, stage.Options, stage.library, loose=True)
     run = _run(asked)
     if run and not asked.faults and directory.current(asked, run.record):

@@ -82,7 +82,7 @@ def commit() -> dict[str, Any]:
 def sources(*files: Path) -> dict[str, str]:
     """Return name → sha256 of files and of those of our own modules that they import, however deep.
 
-    Imports within functions count too. A template (`*.jinja`) counts with the modules beside it.
+    Imports within functions count too, those for type checkers don't. A template (`*.jinja`) counts with the modules beside it.
     """
     found: set[Path] = set()
     pending = [path.resolve() for path in files]
@@ -98,7 +98,11 @@ def sources(*files: Path) -> dict[str, str]:
 def _imported(path: Path) -> list[Path]:
     """Return the files of our own modules that one imports, with the packages that they lie in."""
     found: dict[Path, None] = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for block in ast.walk(tree):
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+            block.body = []
+    for node in ast.walk(tree):
         for name in _names(node):
             parts = name.split(".")
             for length in range(1, len(parts) + 1):

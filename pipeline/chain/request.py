@@ -39,13 +39,14 @@ class Request:
     origins: dict[str, str]  # key → where it comes from
     parents: dict[str, str]  # role → folder or hub id
     data: str | None  # in place of the recipe
-    given: dict[str, Any]  # what the command line alone says: flags, data, parents
+    given: dict[str, Any]  # what the command line alone says: flags, data, parents; what is kept from the one before included
     faults: list[str]
     control_of: str = ""
     strict: bool = False  # a change of code or library counts
     why: bool = False  # only say what changed
     check: bool = False  # check the whole profile before the first step
     kept: str = ""  # flags of the run before that are asked for again
+    shared: dict[str, Any] = dataclasses.field(default_factory=lambda: _overrides({}))  # a control's: what its node was given
     usual: dict[str, str] = dataclasses.field(default_factory=dict)  # role → the parent that the profile names
 
     def gather(self, error: UserError) -> None:
@@ -88,10 +89,10 @@ def read(stage: Stage, argv: Sequence[str]) -> Request:
     found = Request(stage, name, output, file, {}, {}, {}, None, given, faults, check=switches["check"],
                     strict=switches["strict"], why=switches["why"])  # fmt: skip
     node = _node(found)
-    if switches["upstream"]:
-        _keep(found, output or Path(), frozenset())
-    elif node and node.control_of and output:
-        _keep(found, output.resolve().parent / node.control_of, node.own)
+    if switches["upstream"] and output:
+        _keep(found, output)
+    if node and node.control_of and output:
+        _share(found, output.resolve().parent / node.control_of, node.own)
     _fill(found, node)
     return found
 
@@ -111,35 +112,62 @@ def _node(found: Request) -> profile.Node | None:
     return node
 
 
-def _keep(found: Request, folder: Path, own: frozenset[str]) -> None:
-    """Ask again for what a node was made with on its command line, save for the keys in `own`; a control asks what its node did."""
-    record = manifest.read(folder) or manifest.read(folder, manifest.CLAIM) or {}
-    kept = record.get("overrides") or {"flags": {}, "data": None, "parents": {}}
-    flags = {key: value for key, value in kept["flags"].items() if key not in own}
-    data = None if own & {DATA, "recipe"} else kept["data"]
-    parents = {role: path for role, path in kept["parents"].items() if role not in own}
-    told = [f"--{key} {value}" for key, value in [*flags.items(), *parents.items(), *([(DATA, data)] if data else [])]]
-    found.kept = ", ".join(told)
+def _overrides(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a node was given on its command line."""
+    return record.get("overrides") or {"flags": {}, "data": None, "parents": {}}
+
+
+def _made_with(folder: Path) -> dict[str, Any]:
+    """Return what the node in a folder, finished or not, was given on its command line."""
+    return _overrides(manifest.read(folder) or manifest.read(folder, manifest.CLAIM) or {})
+
+
+def told(overrides: Mapping[str, Any]) -> str:
+    """Return overrides as the flags that they were."""
+    data = [(DATA, overrides["data"])] if overrides["data"] else []
+    return ", ".join(f"--{key} {value}" for key, value in [*overrides["flags"].items(), *overrides["parents"].items(), *data])
+
+
+def _keep(found: Request, folder: Path) -> None:
+    """Ask again for what the node was made with on its command line."""
+    kept = _made_with(folder)
+    found.kept = told(kept)
     found.given = {
-        "flags": flags | found.given["flags"], "data": found.given["data"] or data, "parents": parents | found.given["parents"],
+        "flags": kept["flags"] | found.given["flags"], "data": found.given["data"] or kept["data"],
+        "parents": kept["parents"] | found.given["parents"],
     }  # fmt: skip
+
+
+def _share(found: Request, folder: Path, own: frozenset[str]) -> None:
+    """Ask for what the node that a control controls was given, save for what the control's own file or command line says.
+
+    It isn't the control's own: where the node returns to the profile, so does its control.
+    """
+    said = own | found.given["flags"].keys() | found.given["parents"].keys() | ({DATA} if found.given["data"] else set())
+    theirs = _made_with(folder)
+    found.shared = {
+        "flags": {key: value for key, value in theirs["flags"].items() if key not in said},
+        "data": None if said & {DATA, "recipe"} else theirs["data"],
+        "parents": {role: path for role, path in theirs["parents"].items() if role not in said},
+    }
 
 
 def _fill(found: Request, node: profile.Node | None) -> None:
     """Put values and parents together: the profile's, then the command line's."""
-    flags = found.given["flags"]
-    found.values = (node.settings if node else {}) | flags
-    found.origins = (node.origins if node else {}) | dict.fromkeys(flags, "command line")
+    flags, shared = found.given["flags"], found.shared["flags"]
+    found.values = (node.settings if node else {}) | shared | flags
+    found.origins = (node.origins if node else {}) | dict.fromkeys([*shared, *flags], "command line")
     named = dict(node.parents) if node else {}
     if node and found.output:
         found.control_of = node.control_of
-        missing = {role for role in found.stage.takes if role not in {*named, *found.given["parents"], *found.stage.optional}}
+        given = {*named, *found.given["parents"], *found.shared["parents"], *found.stage.optional}
+        missing = {role for role in found.stage.takes if role not in given}
         named |= _resolved(found, node, missing)
         named = {role: _place(found.output, name, node.file) for role, name in named.items()}
     found.usual = named
-    found.parents = named | found.given["parents"]
-    found.data = found.given["data"] or found.parents.pop(DATA, None)
-    found.parents.pop(DATA, None)
+    found.parents = named | found.shared["parents"] | found.given["parents"]
+    rows = found.parents.pop(DATA, None)
+    found.data = found.given["data"] or found.shared["data"] or (None if "recipe" in {*shared, *flags} else rows)
 
 
 def _resolved(found: Request, node: profile.Node, missing: set[str]) -> dict[str, str]:
@@ -179,7 +207,7 @@ def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) 
     A finished node is known by its record, another folder by its files, a hub id by its name.
     """
     folder, families = Path(parent), (ROWS,) if role == DATA else signature.takes.get(role, ())
-    wanted = f"but {stage.kind} takes {' or '.join(families) or 'none'} as its {role}"
+    wanted = f"but {stage.kind} takes {' or '.join(families)} as its {role}" if families else f"but {stage.kind} takes no {role} here"
     if not folder.is_dir():
         if parent.count("/") == 1 and not parent.startswith((".", "/")) and not folder.parent.exists():
             return {"hub": parent}
@@ -187,7 +215,7 @@ def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) 
     record = manifest.read(folder)
     if record is not None:
         if record["family"] not in families:
-            fits = f"; {_fitting(record['family'])}" if role == PARENT else ""
+            fits = f"; {_fitting(record['family'], stage)}" if role == PARENT else ""
             raise UserError(f"--{role} {parent}: {record['node']} made a model of family {record['family']}, {wanted}{fits}")
         unaltered(folder, record)
         return {"stage": record["stage"], "outputs": record["outputs"]}
@@ -208,12 +236,13 @@ def hands_on_rows(data: str | None) -> bool:
     return bool(data) and any((Path(str(data)) / name).is_file() for name in (manifest.NAME, manifest.CLAIM))
 
 
-def _fitting(family: str) -> str:
-    """Return in words which kinds of stages take a model of a family."""
+def _fitting(family: str, stage: Stage) -> str:
+    """Return in words which other kinds of stages can go on from a model of a family."""
     from pipeline.chain import stages
 
-    fitting = [kind for kind in stages.known() if family in stages.load(kind).takes.get(PARENT, ())]
-    return f"{' and '.join(fitting)} take it" if fitting else "no stage takes it"
+    fitting = [kind for kind in stages.known() if kind != stage.kind and family in stages.load(kind).families()]
+    verb = "takes" if len(fitting) == 1 else "take"
+    return f"{' and '.join(fitting)} {verb} it" if fitting else "no other stage takes it"
 
 
 def identity(request: Request, options: Any, arguments: dict[str, Any], recipe: recipes.Recipe, signature: Signature) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import importlib
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -28,27 +29,42 @@ def words(text: str, name: str) -> list[str]:
         raise UserError(f"{name}: {text!r} can't be split into words ({error})") from None
 
 
-def flags(command: ModuleType) -> list[str]:
+def folder(environment: Mapping[str, str]) -> Path:
+    """Return the folder that RUNS names; UserError where it is empty, which would be the current one."""
+    runs = environment.get("RUNS", "runs")
+    if not runs.strip():
+        raise UserError("RUNS: is empty; name a folder, as in RUNS=runs, or leave it out")
+    return Path(runs)
+
+
+def goes_to(goal: str, environment: Mapping[str, str]) -> bool:
+    """Say whether ARGS and DATA belong to a goal of make: to the first of those on its command line."""
+    return goal == (environment.get("GOALS", "").split() or [goal])[0]
+
+
+def flags(name: str, command: ModuleType) -> list[str]:
     """Return the command's flags: those of the make variables that it declares in `MAKE`, its settings file, ARGS."""
-    named = os.environ.get("PROFILE", "tiny")
-    given = {**os.environ, "OUT": str(Path(os.environ.get("RUNS", "runs")) / named)}
+    named, runs = os.environ.get("PROFILE", "tiny"), folder(os.environ)
+    given: dict[str, str] = {**os.environ, "RUNS": str(runs)}
     found = []
     if settings := getattr(command, "SETTINGS", ""):
         file = profile.find(named) / settings
         found += [f"--config={file}"] if file.is_file() else []
+    if "OUT" in command.MAKE.values():
+        given["OUT"] = str(runs / profile.find(named).name)
     for flag, variable in command.MAKE.items():
         value = given.get(variable, "")
         if variable in _SWITCHES:
             value = "" if value.lower() in _OFF else "yes"
         found += [f"--{flag}={value}"] if value else []
-    return found + words(given.get("ARGS", ""), "ARGS")
+    return found + (words(given.get("ARGS", ""), "ARGS") if goes_to(name, os.environ) else [])
 
 
 def main() -> int:
     """Run the command that was named."""
     name = sys.argv[1]
     command = importlib.import_module(f"pipeline.commands.{name.replace('-', '_')}")
-    sys.argv = [name, *flags(command)]
+    sys.argv = [name, *flags(name, command)]
     return int(command.main())
 
 

@@ -1,6 +1,8 @@
 """Read every node's configuration, template, parents and data, and show all faults of the chain at once.
 
     python -m pipeline.commands.check --profile tiny --runs runs
+
+Nothing is trained.
 """
 
 from __future__ import annotations

@@ -1,30 +1,46 @@
 """Remove what tristage wrote under RUNS: folders that carry its record, and nothing else.
 
     python -m pipeline.commands.clean --runs runs
+
+A folder that another program left there stays, whatever its files are called.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.chain import manifest
+from pipeline.chain.check import PASSED
 from pipeline.system import config, process
 from pipeline.system.errors import UserError
 from pipeline.system.lock import Lock
 from pipeline.system.process import say
 
 MAKE = {"runs": "RUNS"}
-_PAGES = ("evaluate.json", "report.html", ".checked.json", "*.partial", ".*.lock")
+_PAGES = ("evaluate.json", "report.html", PASSED)
+
+
+def ours(folder: Path) -> bool:
+    """Say whether a folder carries our record, of whatever version; many programs have a file called manifest.json."""
+    for name in (manifest.NAME, manifest.CLAIM):
+        try:
+            record = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and {"stage", "inputs"} <= record.keys():
+            return True
+    return False
 
 
 def nodes(folder: Path) -> Iterator[Path]:
     """Yield the folders under a profile's that carry our record, those that were moved aside among them."""
     for place in (folder, folder / ".aside"):
         for path in sorted(place.iterdir()) if place.is_dir() and not place.is_symlink() else []:
-            if not path.is_symlink() and any((path / name).is_file() for name in (manifest.NAME, manifest.CLAIM)):
+            if not path.is_symlink() and ours(path):
                 yield path
 
 
@@ -36,13 +52,13 @@ def clean(folder: Path) -> int:
         lock.take()
         shutil.rmtree(path)
         lock.release()
-    if found:
-        for pattern in (*_PAGES, *(f"{path.name}.gguf" for path in found)):
-            for page in folder.glob(pattern):
-                page.unlink()
-    for empty in (folder / ".aside", folder):
-        if empty.is_dir() and not any(empty.iterdir()):
-            empty.rmdir()
+    if found or (folder / PASSED).is_file():
+        pages = [*_PAGES, *(f"{path.name}.gguf" for path in found)]
+        for name in [*pages, *(f"{page}.partial" for page in pages), *(f".{path.name}.lock" for path in found)]:
+            (folder / name).unlink(missing_ok=True)
+        for empty in (folder / ".aside", folder):
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()
     return len(found)
 
 
@@ -57,7 +73,7 @@ def main() -> int:
         return 0
     removed = sum(clean(folder) for folder in sorted(runs.iterdir()) if folder.is_dir() and not folder.is_symlink())
     left = sorted(path.name for path in runs.iterdir())
-    if not left:
+    if removed and not left:
         runs.rmdir()
     kept = f"; stays, since it is not ours: {', '.join(left[:5])}" if left else ""
     say("clean", f"{runs}: {removed} nodes removed{kept}")

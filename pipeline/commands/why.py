@@ -1,6 +1,8 @@
 """What changed since a node was made, and since its parents were, in plain words.
 
     python -m pipeline.commands.why --profile tiny --runs runs --node dpo
+
+Nothing is trained and nothing is written.
 """
 
 from __future__ import annotations
