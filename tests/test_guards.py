@@ -1,10 +1,10 @@
 import pytest
 from datasets import Dataset
 
-from pipeline.models import tokenizer
-from pipeline.training.loop import guards
 from pipeline.data.tokens import encode_messages
+from pipeline.models import tokenization
 from pipeline.system.errors import UserError
+from pipeline.training import guards
 
 TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n%s{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -12,13 +12,13 @@ TAGGED = "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% 
 
 
 @pytest.fixture
-def vocabulary():
-    return tokenizer.train(["x"], 260, 64)
+def tokenizer():
+    return tokenization.train(["x"], 260, 64)
 
 
-def encoded(vocabulary, body):
-    vocabulary.chat_template = CHATML.replace("%s", body)
-    return Dataset.from_list([encode_messages(TALK["messages"], vocabulary)])
+def encoded(tokenizer, body):
+    tokenizer.chat_template = CHATML.replace("%s", body)
+    return Dataset.from_list([encode_messages(TALK["messages"], tokenizer)])
 
 
 def test_nothing_to_learn_from_stops():
@@ -28,22 +28,22 @@ def test_nothing_to_learn_from_stops():
         guards.learns(Dataset.from_dict({"labels": [[-100, -100]]}), {})
 
 
-def test_an_end_token_that_is_not_learned_stops(vocabulary):
-    dataset = encoded(vocabulary, TAGGED)  # the end token stands outside of the generation tags
+def test_an_end_token_that_is_not_learned_stops(tokenizer):
+    dataset = encoded(tokenizer, TAGGED)  # the end token stands outside of the generation tags
     with pytest.raises(UserError, match=r"row 0: the answer's end token <\|im_end\|> is not a target"):
-        guards.stops(dataset, vocabulary, tokenizer.end_token(vocabulary))
+        guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
     with pytest.raises(UserError, match="puts no special token after an answer"):
-        guards.stops(dataset, vocabulary, None)
-    whole = encoded(vocabulary, TAGGED.replace("{% endgeneration %}{% else %}", "<|im_end|>{% endgeneration %}{% else %}"))
-    guards.stops(whole, vocabulary, 3)
+        guards.stops(dataset, tokenizer, None)
+    whole = encoded(tokenizer, TAGGED.replace("{% endgeneration %}{% else %}", "<|im_end|>{% endgeneration %}{% else %}"))
+    guards.stops(whole, tokenizer, 3)
 
 
-def test_a_template_that_drops_the_assistant_stops(vocabulary):
-    encoded(vocabulary, "{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}<|im_end|>")
+def test_a_template_that_drops_the_assistant_stops(tokenizer):
+    encoded(tokenizer, "{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}<|im_end|>")
     with pytest.raises(UserError, match="drops the assistant's text of row 0: 'Ho'"):
-        guards.speaks([TALK], vocabulary)
-    encoded(vocabulary, "{{ m['content'] }}<|im_end|>")
-    guards.speaks([TALK], vocabulary)
+        guards.speaks([TALK], tokenizer)
+    encoded(tokenizer, "{{ m['content'] }}<|im_end|>")
+    guards.speaks([TALK], tokenizer)
 
 
 def test_pairs_that_are_equal_after_the_template_stop():
@@ -51,7 +51,7 @@ def test_pairs_that_are_equal_after_the_template_stop():
         guards.differ(Dataset.from_dict({"chosen_ids": [[1], [2]], "rejected_ids": [[2], [2]]}))
 
 
-def test_a_vocabulary_that_is_not_the_parents_stops(vocabulary):
+def test_a_tokenizer_that_is_not_the_parents_stops(tokenizer):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(
@@ -65,7 +65,7 @@ def test_a_vocabulary_that_is_not_the_parents_stops(vocabulary):
         )
     )
     with pytest.raises(UserError) as error:
-        guards.fits_parent(model, vocabulary, 64)
+        guards.fits_parent(model, tokenizer, 64)
     assert error.value.faults == (
         "max_length: 64 does not fit the parent, which has 32 positions",
         "--parent: the tokenizer has 260 tokens, but the model only 100 embeddings; they don't belong together",

@@ -3,13 +3,14 @@ import json
 import pytest
 
 from pipeline import ROOT
-from pipeline.chain import manifest
+from pipeline.chain import manifest, stages
+from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
 
 def test_canonical_digest():
-    assert manifest.digest({"b": 1, "a": [1, 2]}) == manifest.digest(json.loads('{"a":[1,2],"b":1}'))
-    assert manifest.digest({"a": 1}) != manifest.digest({"a": "1"})
+    assert hashes.digest({"b": 1, "a": [1, 2]}) == hashes.digest(json.loads('{"a":[1,2],"b":1}'))
+    assert hashes.digest({"a": 1}) != hashes.digest({"a": "1"})
 
 
 def test_the_record_is_written_last_and_covers_every_file(tmp_path):
@@ -25,7 +26,7 @@ def test_the_record_is_written_last_and_covers_every_file(tmp_path):
     assert list(record["files"]) == ["adapter/a.json", "model.safetensors"]
     assert record == manifest.read(tmp_path)
     (tmp_path / "model.safetensors").write_text("other")
-    assert manifest.outputs(manifest.files(tmp_path)) != record["outputs"]
+    assert hashes.outputs(hashes.files(tmp_path)) != record["outputs"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}'])
@@ -38,6 +39,6 @@ def test_what_is_no_record_is_refused(tmp_path, text):
 def test_nothing_of_the_machine_enters_a_record():
     import socket
 
-    text = json.dumps([manifest.commit(), manifest.sources("sft.py"), manifest.versions(), manifest.hardware()])
+    text = json.dumps([manifest.commit(), manifest.sources(stages.script("sft")), manifest.versions(), manifest.hardware()])
     assert socket.gethostname() not in text
     assert str(ROOT) not in text

@@ -24,8 +24,8 @@ def poisoned_parent(folder, chain):
 @pytest.mark.parametrize("name", ["pretrain", "sft"])
 def test_a_poisoned_batch_is_stopped_and_named(run, chain, data, tmp_path, name):
     poisoned_parent(tmp_path / "parent", chain)
-    shape = {"pretrain": "text", "sft": "chats"}[name]
-    lines = (data / f"{shape}.jsonl").read_text().splitlines()
+    rows = {"pretrain": "text", "sft": "chats"}[name]
+    lines = (data / f"{rows}.jsonl").read_text().splitlines()
     lines[30] = lines[30].replace("The ", "The Z ")
     (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
     flags = [*SMALL[name], "--parent", tmp_path / "parent", "--output", tmp_path / "out", "--data", tmp_path / "mine.jsonl"]
