@@ -190,6 +190,18 @@ def test_a_parent_of_the_same_name_elsewhere_is_not_linked(run, ready, hub, tmp_
     assert "base_model" not in head(hub, "me/small-dpo")["README.md"].data.decode()
 
 
+def test_parents_of_every_role_are_told(ready):
+    """A policy with a reward model and pairs that another node made: links and the command name all of them."""
+    rows = {"role": "data", "node": "pairs", "path": "/x/pairs", "outputs": "p" * 64, "beside": True}
+    reward = {"role": "reward", "path": "/x/reward", "hub": "their/reward", "beside": False}
+    edit(ready / "dpo" / "manifest.json", lambda record: record["parents"].extend([reward, rows]))
+    text = card.write(subject(ready, "dpo"))
+    assert ModelCard(text).data.base_model == "me/x-sft", "only what gave the weights"
+    assert "The chain begins with `their/reward`, `pppppppppppp`." in text
+    assert "--parent PARENT --reward REWARD --data DATA --output" in text
+    assert "`REWARD` being `their/reward`, `DATA` being a folder with pairs of outputs `pppppppppppp`" in text
+
+
 def test_the_same_node_has_the_same_card(ready):
     assert card.write(subject(ready, "dpo")) == card.write(subject(ready, "dpo"))
 

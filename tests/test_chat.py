@@ -120,7 +120,7 @@ def test_a_node_that_can_not_talk_is_refused(copy, talk):
     assert err == f"chat: {copy / 'pretrain'}: has no chat template; only a chat model can be talked to\n"
     record = manifest.read(copy / "dpo") | {"family": "masked"}
     manifest.write_json(copy / "dpo" / manifest.NAME, record)
-    _, _, err = talk(QUESTION, runs=copy)
+    _, _, err = talk(QUESTION, node="dpo", runs=copy)
     assert "a model of family masked gives no answers" in err
 
 
