@@ -2,15 +2,15 @@ import dataclasses
 
 import pytest
 
-from pipeline import ROOT
-from pipeline.system import config
-from pipeline.system.config import check, fits, normal, option, read_flags, read_profile
+from pipeline.chain import profile
+from pipeline.commands import compare_objectives, evaluate, push
 from pipeline.data import recipe
+from pipeline.system import config
+from pipeline.system.config import check, fits, normal, only, option, read_flags, read_profile
 from pipeline.system.errors import UserError
-from tests.conftest import script
 
-PROFILES = sorted((ROOT / "stages" / "profiles").rglob("*.yaml"))
-SCRIPT = {"control": "sft", "evaluate": "eval"}
+PROFILES = sorted(profile.FOLDER.rglob("*.yaml"))
+SETTINGS = {command.SETTINGS: command.Options for command in (compare_objectives, evaluate, push)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,27 @@ def test_every_fault_is_found_at_once_with_the_nearest_name():
 
 def test_flags():
     flags, faults = read_flags(["--parent", "a", "--rank=8", "--learning_rate", "2e-5", "stray", "--last"])
-    assert flags == {"parent": ["a"], "rank": 8, "learning_rate": 2e-5}
+    assert flags == {"parent": "a", "rank": 8, "learning_rate": 2e-5}
     assert faults == ["command line: 'stray' belongs to no flag; write --key value", "command line: --last needs a value"]
+
+
+def test_a_flag_given_twice_is_refused():
+    flags, faults = read_flags(["--parent", "a", "--parent=b", "--rank", "8", "--rank", "9"])
+    assert flags == {"parent": "a", "rank": 8}
+    assert faults == ["command line: --parent is given twice: a and b", "command line: --rank is given twice: 8 and 9"]
+
+
+def test_paths_stay_as_they_are_for_every_role():
+    flags, _ = read_flags(
+        ["--teacher", "1e3", "--output", "2024", "--data=--odd", "--runs", "007", "--other", "1e3"], ("teacher",)
+    )
+    assert flags == {"teacher": "1e3", "output": "2024", "data": "--odd", "runs": "007", "other": 1000}
+
+
+def test_a_command_of_few_flags_names_them():
+    flags, faults = only(("runs", "node"), ["--runs", "r", "--rnus", "r"])
+    assert flags["runs"] == "r"
+    assert faults == ["command line: --rnus: unknown flag; known are --runs, --node"]
 
 
 def test_a_profile_that_is_no_mapping_is_refused(tmp_path):
@@ -68,12 +87,12 @@ def test_there_are_profiles():
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_profile_parses(path):
-    stage = path.stem.partition("-")[0]  # finetune-NAME
-    module = script(SCRIPT.get(stage, stage))
-    values = read_profile(path)
-    library = module.STAGE.arguments if hasattr(module, "STAGE") else None
-    assert config.check(values, {}, module.Options, library) == []
-    assert values, "a profile that says nothing is not needed"
+    assert read_profile(path), "a profile that says nothing is not needed"
+    if path.name in SETTINGS:
+        assert config.check(read_profile(path), {}, SETTINGS[path.name], None) == []
+    else:
+        node = profile.read_node(path)
+        assert config.check(node.settings, node.origins, node.stage.Options, node.stage.library) == []
 
 
 @pytest.mark.parametrize(

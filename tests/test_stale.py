@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from pipeline import ROOT
-from pipeline.chain import manifest
+from pipeline.chain import manifest, stages
+from pipeline.data import closure
+from pipeline.models.tokenization import template_path
 from pipeline.system import hashes
-from pipeline.data import recipe
 from tests.conftest import CHAIN, flags_of
 
 
@@ -36,15 +36,15 @@ def add(folder):
 
 
 @pytest.mark.parametrize("harm", [edit, swap, lose, add])
-@pytest.mark.parametrize("which", ["parent", "stage", "measured", "verified"])
+@pytest.mark.parametrize("which", ["parent", "node", "measured", "verified"])
 def test_what_was_altered_after_it_was_finished_is_refused(run, copy, data, tmp_path, which, harm):
     said = harm(copy / "sft")
     if which == "parent":
         status, _, err = run("dpo", *flags_of("dpo", copy, data))
-    elif which == "stage":
+    elif which == "node":
         status, _, err = run("sft", *flags_of("sft", copy, data))
     elif which == "measured":
-        status, _, err = run("eval", "--parent", copy / "sft", "--output", tmp_path / "evaluate.json")
+        status, _, err = run("evaluate", "--runs", copy, "--output", tmp_path / "evaluate.json")
     else:
         status, _, err = run("verify", "--runs", copy)
     assert status == 2
@@ -52,7 +52,7 @@ def test_what_was_altered_after_it_was_finished_is_refused(run, copy, data, tmp_
     assert "Traceback" not in err
 
 
-def test_a_note_in_a_stage_directory_disturbs_nobody(run, copy, data):
+def test_a_note_in_a_nodes_folder_disturbs_nobody(run, copy, data):
     (copy / "sft" / "notes.txt").write_text("look at step 300")
     assert "up to date" in run("dpo", *flags_of("dpo", copy, data))[1]
 
@@ -74,27 +74,26 @@ def test_a_swapped_parent_makes_its_child_stale(run, copy, data):
 def test_verify_reads_everything_again(run, copy, data, monkeypatch):
     status, out, err = run("verify", "--runs", copy)
     assert status == 0, err
-    assert "3 stages agree with their records and with each other" in out
+    assert "3 nodes agree with their records and with each other" in out
     edit(copy / "dpo")
     good = manifest.read(copy / "dpo")["files"]["model.safetensors"]["sha256"]
     monkeypatch.setattr(hashes, "sha256", lambda path: good)  # a memory that was fooled
     assert run("verify", "--runs", copy)[0] == 2
 
 
-@pytest.mark.parametrize("key", ["outputs", "inputs", "asked"])
+@pytest.mark.parametrize("key", ["outputs", "inputs", "request"])
 def test_verify_notices_a_forged_record(run, copy, key):
     record = manifest.read(copy / "sft")
-    record[key] = {"stage": "sft"} if key == "asked" else "0" * 64
+    record[key] = {"stage": "sft"} if key == "request" else "0" * 64
     manifest.write_json(copy / "sft" / manifest.NAME, record)
     status, _, err = run("verify", "--runs", copy)
     assert status == 2
     assert f"{copy / 'sft' / 'manifest.json'}: {'outputs' if key == 'outputs' else 'inputs'} is not the digest" in err
 
 
-def test_verify_holds_the_figures_against_the_stages(run, copy, tmp_path):
-    flags = ["--parent", copy / "sft", "--output", copy / "evaluate.json", "--max_new_tokens", "2", "--resamples", "20"]
-    assert run("eval", *flags)[0] == 0
-    assert "3 stages and evaluate.json agree" in run("verify", "--runs", copy)[1]
+def test_verify_compares_the_figures_with_the_nodes(run, copy, evaluated):
+    shutil.copy(evaluated / "evaluate.json", copy)
+    assert "3 nodes and evaluate.json agree" in run("verify", "--runs", copy)[1]
     summary = json.loads((copy / "evaluate.json").read_text())
     summary["measured"]["sft"] = "0" * 64
     manifest.write_json(copy / "evaluate.json", summary)
@@ -129,7 +128,7 @@ def test_exactly_the_stages_downstream_are_made_again(run, copy, data, tmp_path)
 def test_why_says_what_changed_and_does_nothing(run, copy, data, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     template = tmp_path / "other.jinja"
-    template.write_text((ROOT / "pipeline" / "templates" / "chatml.jinja").read_text() + "\n")
+    template.write_text(template_path("chatml.jinja").read_text() + "\n")
     flags = flags_of("sft", copy, data)
     assert "is up to date" in run("sft", *flags, "--why", "yes")[1]
     flags[flags.index("--max_steps") + 1] = "5"
@@ -142,7 +141,7 @@ def test_why_says_what_changed_and_does_nothing(run, copy, data, tmp_path):
         "learning_rate: 0.001, was 0.0002",
         "max_steps: 5, was 4",
     ]
-    assert "holds no stage" in run("sft", *flags_of("sft", copy, data, tmp_path / "none"), "--why", "yes")[1]
+    assert "has not run yet: there is no" in run("sft", *flags_of("sft", copy, data, tmp_path / "none"), "--why", "yes")[1]
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
 
 
@@ -150,7 +149,7 @@ def test_changed_code_is_told_and_counts_only_with_strict(run, copy, data, monke
     flags = flags_of("dpo", copy, data)
     assert "up to date" in run("dpo", *flags, "--strict", "yes")[1]
     found, versions = manifest.sources, manifest.versions
-    monkeypatch.setattr(manifest, "sources", lambda script: found(script) | {"pipeline/data/tokens.py": "0" * 64})
+    monkeypatch.setattr(manifest, "sources", lambda *scripts: found(*scripts) | {"pipeline/data/tokens.py": "0" * 64})
     monkeypatch.setattr(manifest, "versions", lambda: versions() | {"torch": "9.9"})
     assert "up to date" in run("dpo", *flags)[1]
     out = run("dpo", *flags, "--why", "yes")[1]
@@ -161,6 +160,49 @@ def test_changed_code_is_told_and_counts_only_with_strict(run, copy, data, monke
     assert status == 0, err
     assert "is made again, since our code: pipeline/data/tokens.py was edited; torch: 9.9" in out
     assert "up to date" in run("dpo", *flags, "--strict", "yes")[1]
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "sft", "dpo"])
+def test_strict_counts_only_what_a_stage_can_reach(kind):
+    """The report's page and what measures a finished model are no part of how it was made."""
+    stage = stages.load(kind)
+    options, _ = stage.split({"recipe": "world"})
+    found = manifest.sources(stage.script, *stage.modules(options))
+    assert {
+        f"stages/{kind}.py",
+        "pipeline/chain/life.py",
+        "pipeline/training/loop.py",
+        "pipeline/data/tokens.py",
+    } <= found.keys()
+    assert ("pipeline/objectives/causal.py" in found) == (kind == "pretrain")
+    assert "pipeline/objectives/mlm.py" not in found
+    assert [name for name in found if name.startswith("stages/")] == [f"stages/{kind}.py"]
+    others = (
+        "report/",
+        "hub/",
+        "commands/",
+        "tasks/",
+        "evaluation/table",
+        "evaluation/measure",
+        "evaluation/subject",
+        "evaluation/comparisons",
+    )
+    assert not [name for name in found if name.startswith(tuple(f"pipeline/{other}" for other in others))]
+    assert not [name for name in found if name.startswith("pipeline/evaluation/metrics/") and not name.endswith("__init__.py")]
+
+
+def test_what_only_a_type_checker_imports_is_not_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "ROOT", tmp_path)
+    (tmp_path / "pipeline").mkdir()
+    for name in ("seen", "unseen", "inner", "other"):
+        (tmp_path / "pipeline" / f"{name}.py").write_text("")
+    (tmp_path / "pipeline" / "seen.py").write_text(
+        "if TYPE_CHECKING:\n    from pipeline import unseen\nelse:\n    import pipeline.other\ndef f():\n    from pipeline import inner\n"
+    )
+    (tmp_path / "mine.py").write_text("from pipeline.seen import f\n")
+    (tmp_path / "page.jinja").write_text("")
+    found = manifest.sources(tmp_path / "mine.py")
+    assert list(found) == ["mine.py", "page.jinja", "pipeline/inner.py", "pipeline/other.py", "pipeline/seen.py"]
 
 
 def test_a_half_finished_stage_goes_on_through_a_change_of_code_unless_it_is_strict(run, copy, data):
@@ -185,17 +227,17 @@ def test_the_way_a_file_is_read_counts(run, copy, data, tmp_path):
 
 
 def test_a_recipes_relative_imports_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "FOLDER", tmp_path / "data_recipes")
-    recipe.FOLDER.mkdir()
-    (recipe.FOLDER / "helper.py").write_text("ROWS = ['a']\n")
+    monkeypatch.setattr(closure, "FOLDER", tmp_path / "data_recipes")
+    closure.FOLDER.mkdir()
+    (closure.FOLDER / "helper.py").write_text("ROWS = ['a']\n")
     for line in (
         "from .helper import ROWS",
         "from . import helper",
         "from data_recipes.helper import ROWS",
         "import data_recipes.helper",
     ):
-        (recipe.FOLDER / "mine.py").write_text(line + "\n")
-        assert recipe.FOLDER / "helper.py" in recipe._code(recipe.FOLDER / "mine.py"), line
+        (closure.FOLDER / "mine.py").write_text(line + "\n")
+        assert closure.FOLDER / "helper.py" in closure.files(closure.FOLDER / "mine.py"), line
 
 
 def test_a_record_of_another_version_is_a_plain_line(run, copy, data):
@@ -229,7 +271,7 @@ def test_verify_says_what_it_cannot_compare(run, copy, data, tmp_path):
     shutil.rmtree(bare)
     status, out, _ = run("verify", "--runs", tmp_path / "runs")
     assert status == 0
-    assert f"its parent {bare} is not there to be held against" in out
+    assert f"its parent {bare} is not there to be compared" in out
     (copy / "pretrain" / manifest.NAME).unlink()
     manifest.claim(copy / "pretrain", {"inputs": "x"})
     assert "is half made" in run("verify", "--runs", copy)[2]

@@ -33,6 +33,6 @@ def descends(node: Finished) -> tuple[list[str], list[str]]:
         else:
             outputs = found.record["outputs"] if found else hashes.outputs(hashes.files(where, hashes.read))
             if outputs != entry.get("outputs"):
-                what = found.name if found else "model"
+                what = where.name if found else "model"
                 faults.append(f"{node.folder}: was made from another {what} than {where}; make {node.name} again")
     return faults, absent

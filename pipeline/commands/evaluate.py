@@ -107,7 +107,7 @@ def _faults(node: Finished) -> list[str]:
     for entry in node.record["parents"]:
         parent = chain.read(Path(chain.place(node.folder, entry))) if "outputs" in entry else None
         if parent and parent.record["outputs"] != entry["outputs"]:
-            faults.append(f"{node.folder}: was made from another {parent.name} than {parent.folder}; make {node.name} again")
+            faults.append(f"{node.folder}: was made from another {parent.folder.name} than {parent.folder}; make {node.name} again")
     return faults
 
 
