@@ -19,7 +19,7 @@ def figure(metric: Mapping[str, str], estimate: Mapping[str, float]) -> str:
 def difference(metric: Mapping[str, str], comparison: Mapping[str, Any]) -> str:
     """Return a paired difference with its interval and what it says: of shares in percentage points."""
     scale, digits = (100, 1) if metric["unit"] == "share" else (1, 3)
-    unit = {"share": " points", "nats": " nats", "bits": " bits"}.get(metric["unit"], "")
+    unit = {"share": " points", "nats": " nats", "bits": " bits", "tokens": " tokens"}.get(metric["unit"], "")
     low, high = (f"{scale * comparison[key]:.{digits}f}" for key in ("low", "high"))
     said = f"{scale * comparison['value']:+.{digits}f}{unit} [{low}, {high}]"
     return f"{said}, {verdict(comparison)}" if metric["better"] else said

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.chain import request
 from pipeline.chain.finished import Finished
 from pipeline.chain.run import Run
+from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.report.lines import Line, split
 from pipeline.system.errors import UserError
 
@@ -64,7 +65,7 @@ def first(made: Finished) -> Batch:
     lines = split(found[0], record["family"], tokenizer)
     tokens, shown = [token for line in lines for token in line.tokens], _beginning(lines)
     return Batch(
-        lines=shown, more=len(lines) - len(shown), rows=len(found[0]["input_ids"]), read=_read(found[0], tokenizer),
+        lines=shown, more=len(lines) - len(shown), rows=sum(len(found[0][f"{prefix}{IDS}"]) for prefix in prefixes(found[0])), read=_read(found[0], tokenizer),
         counted=sum(token.counts for token in tokens), note=made.stage.note(made.options), logged=_logged(made.folder),
         step=sum(_read(batch, tokenizer) for batch in found),
     )  # fmt: skip
@@ -92,10 +93,8 @@ def _beginning(lines: Sequence[Line]) -> list[Line]:
 
 
 def _read(batch: Mapping[str, Any], tokenizer: Any) -> int:
-    """Count tokens as the Trainer does: those of the attention mask, or all but padding."""
-    if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    return int((batch.get("words", batch["input_ids"]) != tokenizer.pad_token_id).sum())
+    """Count tokens as the Trainer does; where words are drawn, in the text that they are drawn from."""
+    return tokens_read({IDS: batch["words"]} if "words" in batch else batch, int(tokenizer.pad_token_id))
 
 
 def _logged(folder: Path) -> int | None:

@@ -39,7 +39,7 @@ class Line:
 def split(batch: Mapping[str, Any], family: str, tokenizer: Any) -> list[Line]:
     """Return the rows of a batch, token by token; UserError where it holds no tokens."""
     if "input_ids" not in batch:
-        raise UserError(f"its batches hold no tokens that could be shown, only {', '.join(batch)}")
+        return _columns(batch, tokenizer)
     if "completion_mask" in batch:
         return _completions(batch, tokenizer)
     if "contexts" in batch:
@@ -67,6 +67,34 @@ def _completions(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:
         for number in range(half)
         for side, name in enumerate(("chosen", "rejected"))
     ]
+
+
+def _columns(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:
+    """Return the rows of a batch of several columns of ids, such as chosen_input_ids with chosen_labels; of a row, all of them.
+
+    What counts is said by labels or by a completion mask of the same prefix; where a column has neither, nothing does.
+    """
+    from pipeline.data.batches import IDS, prefixes
+    from pipeline.data.tokens import IGNORED
+
+    columns = prefixes(batch)
+    if not columns:
+        raise UserError(f"its batches hold no tokens that could be shown, only {', '.join(batch)}")
+    lines = []
+    for number in range(max(len(batch[f"{prefix}{IDS}"]) for prefix in columns)):
+        for prefix in (prefix for prefix in columns if number < len(batch[f"{prefix}{IDS}"])):
+            ids = batch[f"{prefix}{IDS}"][number].tolist()
+            if f"{prefix}labels" in batch:
+                mask = [label != IGNORED for label in batch[f"{prefix}labels"][number].tolist()]
+            else:
+                mask = (
+                    batch[f"{prefix}completion_mask"][number].tolist()
+                    if f"{prefix}completion_mask" in batch
+                    else [0] * len(ids)
+                )
+            name = prefix.replace("_", " ").strip()
+            lines.append(Line(f"row {number + 1}, {name}", _tokens(ids, mask, tokenizer), second=prefix != columns[0]))
+    return lines
 
 
 def _windows(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import EarlyStoppingCallback, Trainer
 
+from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.system.errors import UserError
 
 ROW = "row"  # the column that says which row of the recipe a training row was made from
@@ -58,6 +59,22 @@ class StageTrainer(Trainer):
         if self.state.global_step < self.state.max_steps:
             self.data_collator.begin(named["epoch"])
             super()._run_epoch(*arguments, **named)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none."""
+        if IDS in inputs:
+            super()._track_num_input_tokens(inputs)
+            return
+        tokenizer: Any = self.processing_class
+        read = torch.tensor(tokens_read(inputs, int(tokenizer.pad_token_id)), device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(read).sum())
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Estimate the operations of a step as the Trainer does; in batches of several columns of ids, over all of them."""
+        if IDS in inputs:
+            return int(super().floating_point_ops(inputs))
+        columns = [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
+        return sum(int(super(StageTrainer, self).floating_point_ops({IDS: column})) for column in columns)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Do what the Trainer does, and remember the loss with the rows that it came from."""

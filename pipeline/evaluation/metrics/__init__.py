@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.intervals import Figure
     from pipeline.evaluation.subject import Subject
 
-Unit = Literal["share", "nats", "bits", "ratio", "score"]
+Unit = Literal["share", "nats", "bits", "tokens", "ratio", "score"]
 Direction = Literal["more", "less", ""]  # which way is better; "" where neither is
 
 
