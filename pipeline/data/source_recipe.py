@@ -129,12 +129,21 @@ class SourceRecipe(Recipe):
             raise UserError(f"{self.name}: gives rows of type {self.type}, but {type} is wanted")
 
 
+def _raw(source: Source, faults: sources.Faults) -> Iterator[sources.Raw]:
+    """Yield the raw rows of a source; what can't be read is gathered, so that it is told together with faults of other rows."""
+    try:
+        yield from source.raw()
+    except UserError as error:
+        for fault in error.faults:
+            faults.add(fault)
+
+
 def _converted(source: Source, type: str, result: Rows, faults: sources.Faults) -> Iterator[tuple[str, Row]]:
     """Yield the usable rows of a source, converted to a type; count the others and gather what is broken."""
     convert: Convert | None = None
     columns: Any = None
     fault: Callable[[Row], str | None] = types.load(type).fault
-    for where, raw in source.raw():
+    for where, raw in _raw(source, faults):
         if raw.keys() != columns:
             try:
                 format, convert = types.recognise(raw, type, where)

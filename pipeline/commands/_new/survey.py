@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.system.errors import UserError
 
 _MEASURED = 20_000  # rows of a file whose tokens are counted; the others are taken to be like them
 _LEARNED = 8_000_000  # characters that a tokenizer for measuring learns from
+_SEED = 42  # that stages have unless their node says otherwise
 _ENOUGH, _MOST = 50, 0.2  # held-out rows that tell something; the largest share of the rows held out for that
 _FEW, _LONG, _PART = 100, 4000, 2000  # documents below which long ones are cut; their mean characters; those of a part
 
@@ -30,6 +31,7 @@ class Given:
 
     word: str  # by which it was given
     text: str  # as it was given
+    sources: Sequence[Mapping[str, str]]  # as the YAML recipe names them
     recipe: SourceRecipe
     train: Rows
     held_out: int
@@ -60,46 +62,47 @@ def read(word: str, text: str, candidates: Sequence[str]) -> Given:
     if not isinstance(found, SourceRecipe):
         raise UserError(f"{text}: is a node that hands on rows; name it as `data:` in the file of the node that reads them")
     source = found.given[0]
-    type = _recognised(source, candidates)
-    return _settled(word, text, [source], type)
+    named = {"hub": text} if source.hub else {"files": text}
+    return _settled(word, text, named, source, _recognised(source, candidates))
 
 
 def retold(word: str, others: Sequence[Given]) -> Given:
     """Return what is said in rows of other types, as documents of type text; held out is the same as of those rows."""
     given = [replace(source, holds=other.type) for other in others for source in other.recipe.given]
-    shares = [other.recipe.held_out for other in others]
-    return _measured(word, " and ".join(other.text for other in others), given, "text", max(shares), 0)
+    named = [{**source, "holds": other.type} for other in others for source in other.sources]
+    share = max(other.recipe.held_out for other in others)
+    return _measured(word, f"what is said in {' and '.join(other.text for other in others)}", named, SourceRecipe(word, given, "text", share))
 
 
 def _recognised(source: Source, candidates: Sequence[str]) -> str:
     """Return the first type that the first row is of; the first of all where none fits, so that its fault is told."""
-    first = next(iter(islice(source.raw(), 1)), None)
-    for type in candidates if first else ():
-        try:
-            types.recognise(first[1], type, first[0])
-        except UserError:
-            continue
-        return type
+    for where, row in islice(source.raw(), 1):
+        for type in candidates:
+            try:
+                types.recognise(row, type, where)
+            except UserError:
+                continue
+            return type
     return candidates[0]
 
 
-def _settled(word: str, text: str, given: list[Source], type: str) -> Given:
+def _settled(word: str, text: str, named: Mapping[str, str], source: Source, type: str) -> Given:
     """Read the rows, and hold out enough of them where there are few."""
-    found = _measured(word, text, given, type, source_recipe.HELD_OUT, 0)
-    rows = len(found.train.kept) + found.held_out
-    cut = 0
+    found = _measured(word, text, [named], SourceRecipe(text, [source], type))
+    rows, cut = len(found.train.kept) + found.held_out, 0
     if type == "text" and rows < _FEW:
         characters = sum(len(row["text"]) for row in found.train.kept)
         if characters / rows > _LONG:
             cut, rows = _PART, characters // _PART
     share = min(_MOST, max(source_recipe.HELD_OUT, round(_ENOUGH / rows, 2)))
-    return found if share == source_recipe.HELD_OUT and not cut else _measured(word, text, given, type, share, cut)
+    if share == source_recipe.HELD_OUT and not cut:
+        return found
+    return _measured(word, text, [named], SourceRecipe(text, [source], type, share, cut=cut))
 
 
-def _measured(word: str, text: str, given: list[Source], type: str, share: float, cut: int) -> Given:
-    recipe = SourceRecipe(text, given, type, share, cut=cut)
-    train = recipe.rows(type, "train", 42)
-    return Given(word, text, recipe, train, train.held_out)
+def _measured(word: str, text: str, named: Sequence[Mapping[str, str]], recipe: SourceRecipe) -> Given:
+    train = recipe.rows(recipe.type, "train", _SEED)
+    return Given(word, text, named, recipe, train, train.held_out)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ def base(where: str) -> Base:
     """
     folder = Path(where)
     if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"BASE={where}: no model folder: config.json is missing")
         return _loaded(where)
     if where.count("/") != 1 or where.startswith((".", "/")) or folder.parent.exists():
         raise UserError(f"BASE={where}: no such folder; give a model folder or a hub id, as in BASE=HuggingFaceTB/SmolLM2-135M")
@@ -177,12 +182,6 @@ def lengths(given: Given, stage: Stage, tokenizer: Any) -> tuple[int, ...]:
         return tuple(stage.length(row, tokenizer) for row in given.sample())
     except UserError as error:
         raise UserError(*(f"{given.word.upper()}={given.text}: {fault}" for fault in error.faults)) from None
-
-
-def entry(source: Source, text: str) -> dict[str, Any]:
-    """Return a source as a YAML recipe writes it."""
-    where = {"hub": source.hub["name"]} if source.hub else {"files": text}
-    return where | ({"holds": source.holds} if source.holds else {})
 
 
 def repeated(given: Given) -> int:
