@@ -85,12 +85,13 @@ def pieces(
 ) -> Iterator[dict[str, Any]]:
     """Yield encoded rows that fit `max_length`; count in `dropped` those that don't, and those without a target.
 
-    Each carries the number of the row that it was made from, under `row`. With `split` a long document becomes
+    A row of several columns of ids, such as chosen_input_ids and rejected_input_ids, is as long as the longest. Each carries the number of the row that it was made from, under `row`. With `split` a long document becomes
     pieces that share one token, so that each of its tokens is a target exactly once.
     """
     for number, row in enumerate(rows):
         tokens = encoder(row)
-        length = len(tokens["input_ids"]) if "input_ids" in tokens else pair_length(tokens)
+        columns = [ids for key, ids in tokens.items() if key.endswith("input_ids")]
+        length = max(map(len, columns)) if columns else pair_length(tokens)
         if "labels" in tokens and all(label == IGNORED for label in tokens["labels"]):
             dropped["no token to learn from"] += 1
         elif max_length is None or length <= max_length:

@@ -43,7 +43,7 @@ def open_parent(run: Run) -> Opened:
 
     options: ChatOptions = run.options
     tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent)
-    guards.fits_parent(model, tokenizer, run.arguments.get("max_length"))
+    guards.fits_parent(model, tokenizer, _given_length(run))
     added = tokenization.set_template(tokenizer, options.chat_template, run.parent)
     if options.init == "random":
         model = AutoModelForCausalLM.from_config(model.config)
@@ -55,12 +55,18 @@ def open_parent(run: Run) -> Opened:
 
 def row_length(run: Run, model: Any) -> int:
     """Return the greatest length of a row in tokens: `max_length`, or what the parent has positions for."""
-    given = run.arguments.get("max_length")
+    given = _given_length(run)
     if given is not None:
-        return int(given)
+        return given
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
     run.say(f"max_length {min(positions, LONGEST):,}, since the parent has {positions:,} positions")
     return min(positions, LONGEST)
+
+
+def _given_length(run: Run) -> int | None:
+    """Return `max_length` where it is given, whether it belongs to the library's class or to the stage."""
+    given = run.arguments.get("max_length", getattr(run.options, "max_length", None))
+    return None if given is None else int(given)
 
 
 def turn_markers(tokenizer: Any, ids: Sequence[int]) -> list[int]:

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.types import Row
 from pipeline.data.tokens import IGNORED, encode_messages
+from pipeline.data.types import Row
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def learns(dataset: Dataset, dropped: dict[str, int]) -> None:
     if len(dataset) == 0:
         raise UserError(f"no row is left for training ({reasons or 'the recipe gave none'}); look at max_length and the recipe")
     first = dataset[:_FIRST_ROWS]
-    if "labels" in first and all(label == IGNORED for row in first["labels"] for label in row):
+    targets = [column for name, column in first.items() if name.endswith("labels")]
+    if any(all(label == IGNORED for row in column for label in row) for column in targets):
         raise UserError(
             "no token to learn from in the first rows: every label is masked; look at the chat template and max_length"
         )
