@@ -37,6 +37,16 @@ def test_a_value_fits_its_annotation(value, hint, wanted):
     assert fits(value, hint) is wanted
 
 
+@dataclasses.dataclass(frozen=True)
+class Long:
+    max_length: int = option(64, "length", at_least=8)
+
+
+def test_an_options_own_bound_counts():
+    assert check({"max_length": 4}, {}, Long, None) == ["defaults: max_length: expected at least 8, found 4"]
+    assert check({"max_length": 1}, {}, Options, "trl.SFTConfig") == ["defaults: max_length: expected at least 2, found 1"]
+
+
 def test_every_fault_is_found_at_once_with_the_nearest_name():
     values = {"lerning_rate": 1, "rank": "four", "output_dir": "x", "num_train_epochs": "many"}
     faults = check(values, dict.fromkeys(values, "p.yaml"), Options, "transformers.TrainingArguments")

@@ -71,7 +71,8 @@ def _digest(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Reque
             signature = node.stage.signature(options)
             scratch = dataclasses.replace(asked, faults=[])
             if not asked.data or not request.hands_on_rows(asked.data):
-                entry.append(life.recipe_of(scratch, signature, options).digest(signature.reads) if signature.reads else None)
+                recipe = life.recipe_of(scratch, signature, options)
+                entry.append(scratch.faults if recipe is recipes.EMPTY else recipe.digest(signature.reads))
             template = getattr(options, "chat_template", "")
             entry.append(hashes.sha256(template_path(template)) if template else None)
         except (UserError, TypeError) as error:

@@ -83,7 +83,7 @@ def run(command: Sequence[str]) -> int:
     with signals.at_step_ends(), subprocess.Popen(command) as child:
         while True:
             try:
-                return child.wait(timeout=1)
+                return child.wait(timeout=1) or (128 + stop if (stop := signals.pending_signal()) else 0)
             except subprocess.TimeoutExpired:
                 if signals.pending_signal() == signal.SIGTERM and not passed:
                     passed = True
@@ -111,7 +111,8 @@ def making(environment: dict[str, str]) -> Making:
     if goal and not goes_to(goal, environment):
         data, extra = "", []
     elif (data or extra) and len(named) != 1:
-        raise UserError(f"ARGS and DATA go to one node: say which, as in make {next(reversed(chosen.nodes))} DATA=my.jsonl")
+        last = [name for name, node in chosen.nodes.items() if not node.control_of][-1]
+        raise UserError(f"ARGS and DATA go to one node: say which, as in make {last} DATA=my.jsonl")
     launch = words(environment.get("LAUNCH", ""), "LAUNCH") or ["python"]
     return Making(
         chosen, folder(environment) / chosen.name, named, [*extra, *([f"--data={data}"] if data else [])],

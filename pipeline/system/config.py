@@ -50,7 +50,7 @@ RESERVED = {
 }
 
 
-_PATHS = ("config", "output", "data", "runs", "node")
+_PATHS = ("config", "output", "data", "runs", "node", "profile", "hub")
 SWITCHES = ("upstream", "strict", "why", "check")  # flags of every stage that are yes or no
 
 
@@ -102,7 +102,7 @@ def read_profile(path: Path) -> dict[str, Any]:
 
 
 def read_flags(argv: Sequence[str], roles: Sequence[str] = ("parent",)) -> tuple[dict[str, Any], list[str]]:
-    """Split `--key value` and `--key=value` into a mapping; paths (of --config, --output, --data and roles) stay as they are.
+    """Split `--key value` and `--key=value` into a mapping; paths (of --config, --output, --data, roles and the like) stay as they are.
 
     The second part of the result holds the faults: words that belong to no flag, flags without a value or given twice.
     """
@@ -192,7 +192,7 @@ def check(
     hints = typing.get_type_hints(options)
     known = {field.name: hints[field.name] for field in dataclasses.fields(options)}
     most = {field.name: field.metadata["at_most"] for field in dataclasses.fields(options)}
-    least = {field.name: field.metadata["at_least"] for field in dataclasses.fields(options)} | {"max_length": 2}
+    least = {"max_length": 2} | {field.name: field.metadata["at_least"] for field in dataclasses.fields(options)}
     ours = set(known)
     if library and not loose:
         cls = library_class(library)
