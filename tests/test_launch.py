@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline import ROOT
 from pipeline.chain import manifest, resume
-from tests.conftest import CHAIN, SMALL, flags_of
+from tests.conftest import CHAIN, SMALL, flags_of, last
 from tests.test_finetune import flags as task_flags
 from tests.test_tasks import parent
 
@@ -26,7 +26,7 @@ TORCHRUN = [str(BIN / "torchrun"), "--nproc_per_node", "2"]
 def launch(how, name, *flags):
     # a port of its own, so that tests may run side by side
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
-    command = [*how, str(ROOT / "stages" / f"{name}.py"), *map(str, flags)]
+    command = [*how, str(ROOT / "stages" / f"{name}.py"), *last(flags)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -50,7 +50,7 @@ def test_a_signal_to_one_process_stops_all_and_nothing_is_sealed(chain, data, tm
     """A stop that only one of two was asked for: both save, no half-trained model counts as finished."""
     flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--max_steps", "4000", "--logging_steps", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
-    script = [*TORCHRUN, str(ROOT / "stages" / "sft.py"), *map(str, flags)]
+    script = [*TORCHRUN, str(ROOT / "stages" / "sft.py"), *last(flags)]
     with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
         log = tmp_path / "sft" / "log.jsonl"
         while not (log.exists() and '"step": 5' in log.read_text()):

@@ -14,15 +14,14 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline import ROOT, objectives
-from pipeline.chain import manifest
-from pipeline.models import tokenizer
-from pipeline.system.config import read_profile
+from pipeline.chain import manifest, stages
+from pipeline.chain.run import Run
 from pipeline.data import recipe, tokens
+from pipeline.models import tokenization
 from pipeline.objectives import Text
-from pipeline.chain.stage import Run
-from pipeline.training.trainer import ObjectiveTrainer
+from pipeline.system.config import read_profile
 from pipeline.training.loop import DEFAULTS, FORCED, decay, fit
-from tests.conftest import script
+from pipeline.training.trainer import ObjectiveTrainer
 
 STEPS, WARM, PAIRS = 100, 10, 5
 pytestmark = pytest.mark.slow
@@ -41,47 +40,46 @@ class Material:
     """Rows, model and arguments of profile tiny's pretraining, at `STEPS` steps."""
 
     def __init__(self, folder):
-        self.stage, self.folder = script("pretrain").STAGE, folder
+        self.stage, self.folder = stages.load("pretrain"), folder
         self.profile = read_profile(ROOT / "stages" / "profiles" / "tiny" / "pretrain.yaml")
         rows = recipe.load("world").rows("text", "train", 42).kept[:4000]
-        self.vocabulary = tokenizer.train((row["text"] for row in rows), self.profile["vocab_size"], self.profile["max_length"])
+        self.tokenizer = tokenization.train(
+            (row["text"] for row in rows), self.profile["vocab_size"], self.profile["max_length"]
+        )
         self.objective = objectives.load("causal")
-        text = Text(rows, self.vocabulary, self.profile["max_length"], "en", 1, Counter(), Counter())
+        text = Text(rows, self.tokenizer, self.profile["max_length"], "en", 1, Counter(), Counter())
         encoded = self.objective.examples(text)
         packed = tokens.pack(tokens.write(encoded, folder / "rows.arrow"), self.profile["max_length"])
         packed = packed.shuffle(seed=0)  # packing leaves the shorter rows last, and both loops shall pad alike
         self.size = self.profile["per_device_train_batch_size"]
         self.rows = packed.select(range(STEPS * self.size))
-        self.collate = self.objective.collator(self.vocabulary, packed, 1)
+        self.collate = self.objective.collator(self.tokenizer, packed, 1)
 
     def model(self):
         torch.manual_seed(0)
         sizes = {key: self.profile[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-        return self.objective.build_model(self.vocabulary, "llama", max_position_embeddings=256, **sizes)
+        return self.objective.build_model(self.tokenizer, "llama", max_position_embeddings=256, **sizes)
 
     def run(self, name, **keys):
-        own = {key: value for key, value in self.profile.items() if key in self.stage.options.__dataclass_fields__}
-        library = {key: value for key, value in self.profile.items() if key not in own}
+        options, library = self.stage.split(self.profile)
         output = self.folder / name
         output.mkdir()
-        record = {"stage": "pretrain", "seed": 1, "asked": {}}
-        run = Run(
-            self.stage, self.stage.options(**own), library | {"max_steps": STEPS} | keys, "", output, recipe.EMPTY, record
-        )
+        record = {"stage": "pretrain", "seed": 1, "request": {"parents": {}}}
+        run = Run(self.stage, name, options, library | {"max_steps": STEPS} | keys, {}, output, recipe.EMPTY, record)
         arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
         decay(arguments, STEPS * self.size)
         return run, arguments
 
     def ours(self, arguments, **more):
         return ObjectiveTrainer(
-            self.objective, self.model(), arguments, self.collate, self.rows, processing_class=self.vocabulary, **more
+            self.objective, self.model(), arguments, self.collate, self.rows, processing_class=self.tokenizer, **more
         )
 
     def stock(self, arguments):
         def collate(rows):
             return self.collate([without(row) for row in rows])
 
-        return Trainer(self.model(), arguments, collate, self.rows, processing_class=self.vocabulary)
+        return Trainer(self.model(), arguments, collate, self.rows, processing_class=self.tokenizer)
 
 
 def without(row):
