@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 _TOKENS_A_BATCH = 4096
 
 
+class Reply(str):
+    """The text of a reply, with its length in tokens, the one that ends it left out, and whether the model ended it."""
+
+    tokens: int = 0
+    ended: bool = False
+
+
 def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[float]:
     """Return −Σ log p over the targets of each row (`input_ids`, `labels`), in nats, in the order of the rows."""
     import torch
@@ -45,7 +52,7 @@ def replies(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     seed: int | None = None,
-) -> list[str]:
+) -> list[Reply]:
     """Return a reply to each prompt (ids): greedy, or with a seed sampled at temperature 1.
 
     Every batch is seeded by (seed, its place), so that the replies do not depend on what ran before.
@@ -53,7 +60,9 @@ def replies(
     import torch
 
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    found = [""] * len(prompts)
+    found = [Reply()] * len(prompts)
+    stops = model.generation_config.eos_token_id
+    stops = set(stops if isinstance(stops, list) else [stops])
     sampling: dict[str, Any] = {
         "do_sample": seed is not None,
         "max_new_tokens": max_new_tokens,
@@ -75,6 +84,11 @@ def replies(
             torch.manual_seed(seed * 1_000_003 + start)
         with torch.no_grad():
             produced = generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **sampling)
-        for place, text in zip(places, tokenizer.batch_decode(produced[:, longest:], skip_special_tokens=True), strict=True):
-            found[place] = text.strip()
+        written = produced[:, longest:]
+        for place, ids, text in zip(
+            places, written.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
+        ):
+            reply = found[place] = Reply(text.strip())
+            reply.tokens = next((at for at, token in enumerate(ids) if token in stops), len(ids))
+            reply.ended = reply.tokens < len(ids)
     return found

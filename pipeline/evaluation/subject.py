@@ -56,7 +56,7 @@ class StageModel:
     def __init__(self, where: str, label: str, template: str | None = None) -> None:
         self.where, self.label, self.template = where, label, template
         self.record = manifest.read(Path(where)) if Path(where).is_dir() else None
-        self._replies: dict[str, list[str]] = {}
+        self._replies: dict[str, list[inference.Reply]] = {}
 
     @cached_property
     def config(self) -> Any:
@@ -106,11 +106,11 @@ class StageModel:
         """Return −Σ log p of the rows' targets."""
         return inference.nats(self.model, rows, int(self.tokenizer.pad_token_id))
 
-    def replies(self, prompts: Sequence[Turns], max_new_tokens: int, seed: int | None = None) -> list[str]:
+    def replies(self, prompts: Sequence[Turns], max_new_tokens: int, seed: int | None = None) -> list[inference.Reply]:
         """Return a reply to each conversation: greedy, or sampled with a seed."""
         return self.continued([render(self.tokenizer, turns, answer_next=True) for turns in prompts], max_new_tokens, seed)
 
-    def continued(self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None) -> list[str]:
+    def continued(self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None) -> list[inference.Reply]:
         """Return what it writes after each prompt (ids), asked once and remembered."""
         key = json.dumps([prompts, max_new_tokens, seed])
         if key not in self._replies:
