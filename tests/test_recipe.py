@@ -114,8 +114,8 @@ def test_a_key_that_a_source_would_ignore_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         recipe.load(str(path))
     assert [fault.partition("sources: ")[2][:50] for fault in error.value.faults] == [
-        "split: unknown key; a source of files has files, w",
-        "wieght: unknown key; a source of hub has hub, revi",
+        "split: unknown key; a source of files has files, h",
+        "wieght: unknown key; a source of hub has holds, hu",
         "a package needs a pattern that says which of its f",
         "weight 2 is not above 0 and at most 1 (the share o",
         "a source names one of files, package and hub; foun",
@@ -125,7 +125,7 @@ def test_a_key_that_a_source_would_ignore_is_refused(tmp_path):
 def test_every_key_of_a_yaml_recipe_is_explained():
     from pipeline.data import source_recipe
 
-    keys = set(source_recipe._KEYS) | {"weight"}.union(*source_recipe._SOURCE_KEYS.values())
+    keys = set(source_recipe._KEYS) | source_recipe._SHARED.union(*source_recipe._SOURCE_KEYS.values())
     # the example in the docstring is YAML, and each of its lines says what its key is for
     example = yaml.safe_load("\n".join(line for line in source_recipe.__doc__.splitlines() if line.startswith("    ")))
     assert set(example) == set(source_recipe._KEYS)
