@@ -222,6 +222,12 @@ def test_a_stop_waits_for_the_stage_while_it_saves(tmp_path, signum):
     assert (tmp_path / "saved").exists() == (signum == signal.SIGTERM)
 
 
+def test_check_says_what_to_run_next(run, tmp_path, mine):
+    status, out, err = run("check", "--profile", mine, "--runs", tmp_path / "my runs")
+    assert status == 0, err
+    assert shlex.split(out.partition("next: ")[2]) == ["make", f"PROFILE={mine}", f"RUNS={tmp_path / 'my runs'}"]
+
+
 def test_check_shows_the_faults_of_all_nodes_at_once(run, tmp_path, mine, data):
     (mine / "pretrain.yaml").write_text((mine / "pretrain.yaml").read_text().replace("max_length: 64", "max_length: 4"))
     (mine / "sft.yaml").write_text(

@@ -156,9 +156,14 @@ def following(run: Run) -> str:
         children = profile.load(profile.FOLDER / named).children(run.name)
     except UserError:
         children = []
-    given = {"PROFILE": (named, "tiny"), "RUNS": (str(runs.parent), "runs")}
+    return make_line(named, runs.parent, *(children[:1] or ["evaluate"]))
+
+
+def make_line(named: str, runs: Path, *goals: str) -> str:
+    """Return a call of make, to be copied, for a profile and a folder of runs."""
+    given = {"PROFILE": (named, "tiny"), "RUNS": (str(runs), "runs")}
     words = [f"{key}={shlex.quote(value)}" for key, (value, usual) in given.items() if value != usual]
-    return " ".join(["make", *words, *(children[:1] or ["evaluate"])])
+    return " ".join(["make", *words, *goals])
 
 
 def _tidy(output: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.chain import check, profile
+from pipeline.chain import check, directory, profile
 from pipeline.system import config, process
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
@@ -37,7 +37,8 @@ def main() -> int:
     if faults:
         raise UserError(*faults)
     check.remember(whole, runs)
-    say("check", f"profile {whole.name}: {len(whole.nodes)} nodes, no fault; next: make{f' PROFILE={whole.name}' if whole.name != 'tiny' else ''}")
+    following = directory.make_line(str(flags.get("profile", "tiny")), runs.parent)
+    say("check", f"profile {whole.name}: {len(whole.nodes)} nodes, no fault; next: {following}")
     return 0
 
 
