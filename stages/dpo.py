@@ -11,6 +11,7 @@ import sys
 from typing import Any, ClassVar
 
 from pipeline.chain.life import run_stage
+from pipeline.chain.profile import FOLDER, read_node
 from pipeline.chain.run import Run
 from pipeline.chain.stage import Against, Stage
 from pipeline.chain.starter import Facts, Lines
@@ -41,12 +42,13 @@ class DPO(Stage):
     def starter(self, facts: Facts) -> dict[str, Lines]:
         """Return LoRA on the chat model; every parameter where nothing before it has seen the template's tokens."""
         small = facts.model.small
+        measured = read_node(FOLDER / "classics" / f"{self.kind}.yaml").settings  # the mixture that real text was measured with
         method: Lines = {} if facts.chats else {"method": ("full", "an adapter would not learn the template's tokens, which are new")}
         rate = (1e-3 if small else 7e-4) if facts.chats else (1e-4 if small else 1e-5)
         loss: Lines = {
             "learning_rate": (rate, "as LoRA needs it" if facts.chats else "for all parameters"),
             "beta": (0.1, "how hard it is held to the parent: higher keeps it nearer"),
-            "loss_type": (["sigmoid", "sft"], "DPO's own loss, and the likelihood of the chosen side, without which a small model falls apart"),
+            "loss_type": (measured["loss_type"], "DPO's own loss, and the likelihood of the chosen side, without which a small model falls apart"),
             "loss_weights": ([1.0, 0.4], "of the two; raise the second where answers get worse"),
             "train_sampling_strategy": ("group_by_length", "pairs of like length together: less padding"),
         }

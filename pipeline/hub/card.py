@@ -73,14 +73,13 @@ def _metadata(subject: Subject) -> Any:
     from huggingface_hub import ModelCardData
 
     tags = ["tristage", subject.record["stage"], "conversational" * subject.template]
-    more: dict[str, Any] = {"base_model_relation": "finetune"} if subject.base and subject.trained else {}
     figures = _results(subject)
     return ModelCardData(
         license=subject.license, language=subject.language or None, library_name="transformers" if subject.auto else None,
         pipeline_tag=_TASKS.get(subject.auto), tags=[tag for tag in tags if tag],
         base_model=subject.base or None, datasets=list(subject.datasets) or None,
         metrics=sorted({result.metric_type for result in figures}) or None,
-        model_name=subject.repo.split("/")[1] if figures else None, eval_results=figures or None, **more,
+        model_name=subject.repo.split("/")[1] if figures else None, eval_results=figures or None,
     )  # fmt: skip
 
 
