@@ -62,9 +62,14 @@ class Finished:
         """Whether anything was trained; a model may have been adopted as it is."""
         return "steps" in self.record
 
+    @property
+    def parents(self) -> dict[str, str]:
+        """Role → folder or hub id of the parent that fills it."""
+        return {str(entry["role"]): place(self.folder, entry) for entry in self.record["parents"]}
+
     def parent(self, role: str = PARENT) -> str:
         """Return folder or hub id of the parent that fills a role; empty where none does."""
-        return next((place(self.folder, entry) for entry in self.record["parents"] if entry["role"] == role), "")
+        return self.parents.get(role, "")
 
 
 def place(folder: Path, entry: Mapping[str, Any]) -> str:

@@ -90,10 +90,13 @@ class Run:
             raise UserError(f"{self.stage.library} refuses the configuration: {line}") from None
 
     @classmethod
-    def remade(cls, stage: Stage, record: Mapping[str, Any], scratch: Path) -> Run:
-        """Return the run that made a finished node, to make its batches again into `scratch`; it prints nothing."""
+    def remade(cls, stage: Stage, record: Mapping[str, Any], parents: Mapping[str, str], scratch: Path) -> Run:
+        """Return the run that made a finished node, to make its batches again into `scratch`; it prints nothing.
+
+        `parents`: role → where that parent lies now; a teacher's tokenizer may be read from there.
+        """
         options, arguments = stage.split(record["config"])
         data = {key: record["recipe"][key] for key in ("name", "type", "digest", "data", "sources")}
         recipe = recipes.of(record) if record["recipe"]["type"] else recipes.EMPTY
         again = {"stage": record["stage"], "seed": record["seed"], "request": record["request"], "recipe": data}
-        return cls(stage, record["node"], options, arguments, {}, scratch, recipe, again, quiet=True)
+        return cls(stage, record["node"], options, arguments, parents, scratch, recipe, again, quiet=True)

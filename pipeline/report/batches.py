@@ -53,7 +53,7 @@ def first(made: Finished) -> Batch:
     request.unaltered(made.folder, record)
     tokenizer = tokenization.load(str(made.folder))
     with tempfile.TemporaryDirectory() as scratch:
-        run = Run.remade(made.stage, record, Path(scratch))
+        run = Run.remade(made.stage, record, made.parents, Path(scratch))
         if run.recipe.digest(record["recipe"]["type"]) != record["recipe"]["digest"]:
             raise UserError(f"recipe {run.recipe.name}: is no longer what {made.name} was made with")
         trainer = _trainer(run, made, tokenizer)

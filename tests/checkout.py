@@ -1,0 +1,58 @@
+"""A copy of the project with stages and profiles that it does not ship, as somebody would add them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline import ROOT
+
+STAGES = ROOT / "tests" / "stages"  # a stage of two parents, and one that hands on rows
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "profiles")
+
+
+def copied(folder):
+    """Copy the project into a folder and add the stages that are only for tests; return the folder."""
+    for name in ("pipeline", "stages", "data_recipes"):
+        shutil.copytree(ROOT / name, folder / name, ignore=_LEFT_OUT)
+    for path in (ROOT / "Makefile", ROOT / "pyproject.toml"):
+        shutil.copy(path, folder / path.name)
+    for path in STAGES.glob("*.py"):
+        shutil.copy(path, folder / "stages" / path.name)
+    return folder
+
+
+def write_profile(checkout, name, **nodes):
+    """Write a profile into a checkout, a node for each keyword: its file's text, `_` standing for a dash in its name."""
+    folder = checkout / "stages" / "profiles" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for node, text in nodes.items():
+        (folder / f"{node.replace('_', '-')}.yaml").write_text(text)
+    return folder
+
+
+def environment(checkout, **variables):
+    """Return the environment in which the checkout's own code runs."""
+    return os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **variables}
+
+
+def start(checkout, *words, **variables):
+    """Start a command of the checkout's code, or one of its stages by the script's path, in a process group of its own."""
+    how = [] if str(words[0]).endswith(".py") else ["-m", "pipeline.commands"]
+    return subprocess.Popen(
+        [sys.executable, *how, *map(str, words)], cwd=checkout, env=environment(checkout, **variables), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def call(checkout, *words, **variables):
+    """Run such a command to its end; return (status, what it printed, what it complained about)."""
+    with start(checkout, *words, **variables) as process:
+        out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def runs(checkout, profile):
+    """Return where the nodes of a profile lie."""
+    return Path(checkout) / "runs" / profile
