@@ -107,7 +107,7 @@ def test_a_single_book_is_cut_so_that_some_of_it_is_held_out(run, house, tmp_pat
     paragraphs = [f"Chapter {number}. " + f"The {number}th house stood on a hill by the sea. " * 20 for number in range(80)]
     (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
     status, out, _ = run("new", "--profile=mine", f"--text={tmp_path}/book.txt")
-    assert (status, "cut in parts of about 2,000" in out) == (0, True)
+    assert (status, "cut in parts of about 1,000" in out) == (0, True)
     text = recipe.load("mine-text")
     train, held_out = (text.rows("text", split, 42) for split in recipe.SPLITS)
     assert held_out.kept

@@ -110,9 +110,9 @@ class Facts:
         each = batch * (self.max_length if packed else self.tokens / max(1, self.kept))
         affordable = _SECONDS * _SPEED / self.model.parameters / cost / max(1, each)
         steps = max(1, math.ceil(min(wanted, affordable)))
-        found: Lines = {"per_device_train_batch_size": (batch, f"rows of a step; {examples / batch:,.0f} steps are an epoch")}
+        found: Lines = {"per_device_train_batch_size": (batch, f"rows of a step; an epoch is about {examples / batch:,.0f} steps")}
         if wanted <= affordable:
-            found["num_train_epochs"] = (epochs, f"{steps:,} steps in all")
+            found["num_train_epochs"] = (epochs, f"about {steps:,} steps in all")
         else:
             found["max_steps"] = (steps, f"what two cores do in about {_SECONDS // 60} minutes; {examples / batch:,.0f} would be an epoch")
         found["warmup_steps"] = (max(1, min(20, steps // 10)), "steps in which the rate rises from 0")

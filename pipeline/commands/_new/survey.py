@@ -22,7 +22,7 @@ _MEASURED = 20_000  # rows of a file whose tokens are counted; the others are ta
 _LEARNED = 8_000_000  # characters that a tokenizer for measuring learns from
 _SEED = 42  # that stages have unless their node says otherwise
 _ENOUGH, _MOST = 50, 0.2  # held-out rows that tell something; the largest share of the rows held out for that
-_FEW, _LONG, _PART = 100, 4000, 2000  # documents below which long ones are cut; their mean characters; those of a part
+_FEW, _LONG, _PART = 100, 2000, 1000  # documents below which long ones are cut; their mean characters; those of a part
 
 
 @dataclass(frozen=True)
