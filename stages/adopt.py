@@ -56,7 +56,9 @@ class Adoption(Stage):
 
     def starter(self, facts: Facts) -> dict[str, Lines]:
         """Return one node that takes the model as it is."""
-        return {"": {"model": (facts.base, "the model that the chain starts from; a folder is read from where the command runs")}}
+        return {
+            "": {"model": (facts.base, "the model that the chain starts from; a folder is read from where the command runs")}
+        }
 
     def train(self, run: Run) -> None:
         """Write the model and its tokenizer as a plain checkpoint."""

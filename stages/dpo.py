@@ -43,17 +43,29 @@ class DPO(Stage):
         """Return LoRA on the chat model; every parameter where nothing before it has seen the template's tokens."""
         small = facts.model.small
         measured = read_node(FOLDER / "classics" / f"{self.kind}.yaml").settings  # the mixture that real text was measured with
-        method: Lines = {} if facts.chats else {"method": ("full", "an adapter would not learn the template's tokens, which are new")}
+        method: Lines = (
+            {} if facts.chats else {"method": ("full", "an adapter would not learn the template's tokens, which are new")}
+        )
         rate = (1e-3 if small else 7e-4) if facts.chats else (1e-4 if small else 1e-5)
         loss: Lines = {
             "learning_rate": (rate, "as LoRA needs it" if facts.chats else "for all parameters"),
             "beta": (0.1, "how hard it is held to the parent: higher keeps it nearer"),
-            "loss_type": (measured["loss_type"], "DPO's own loss, and the likelihood of the chosen side, without which a small model falls apart"),
+            "loss_type": (
+                measured["loss_type"],
+                "DPO's own loss, and the likelihood of the chosen side, without which a small model falls apart",
+            ),
             "loss_weights": ([1.0, 0.4], "of the two; raise the second where answers get worse"),
             "train_sampling_strategy": ("group_by_length", "pairs of like length together: less padding"),
         }
         batch = facts.batch(2, 8, packed=False)
-        return {"": facts.reading() | facts.template() | method | facts.training(batch, 2, cost=3, packed=False) | loss | facts.steady()}
+        return {
+            "": facts.reading()
+            | facts.template()
+            | method
+            | facts.training(batch, 2, cost=3, packed=False)
+            | loss
+            | facts.steady()
+        }
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return prompts with both sides, their answers ending with the token that ends an answer."""

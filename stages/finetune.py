@@ -135,7 +135,9 @@ class Finetuning(Stage):
         run.record["recipe"]["validation"] = len(rows.validation)
         model = strategies.chosen(options.strategy, model, options.last_layers, options.r, options.lora_alpha, prompt)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        run.say(f"trains {trained:,} of {model.num_parameters():,} parameters ({options.strategy}) on {len(made.dataset):,} examples")
+        run.say(
+            f"trains {trained:,} of {model.num_parameters():,} parameters ({options.strategy}) on {len(made.dataset):,} examples"
+        )
         trainer = TaskTrainer(
             task, model, arguments, made.collator, made.dataset, rows.validation or None, processing_class=tokenizer,
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else None,

@@ -54,7 +54,9 @@ class Pretraining(Stage):
         vocab_size: int = option(1024, "tokens of the vocabulary that is trained on the text", at_least=1)
         max_length: int = option(256, "tokens in a row; longer documents are split, none is lost", at_least=8)
         language: str = option("en", "of the text, for objectives that read sentences")
-        flops: float = option(0.0, "stop after so many floating point operations, if the epochs are not over before; 0: no limit")
+        flops: float = option(
+            0.0, "stop after so many floating point operations, if the epochs are not over before; 0: no limit"
+        )
 
         @property
         def chosen(self) -> Objective:
@@ -106,7 +108,10 @@ class Pretraining(Stage):
         rate = 3e-3 if model.parameters < 1_500_000 else 2e-3
         epochs = max(1, min(8, 2_000_000 // max(1, facts.tokens)))
         sizes: Lines = {
-            "hidden_size": (model.hidden_size, f"width; {model.parameters / 1e6:.1f}M parameters in all, which fits this much text"),
+            "hidden_size": (
+                model.hidden_size,
+                f"width; {model.parameters / 1e6:.1f}M parameters in all, which fits this much text",
+            ),
             "num_hidden_layers": (model.layers, "depth"),
             "num_attention_heads": (model.heads, f"of {model.hidden_size // model.heads} dimensions each"),
             "vocab_size": (model.vocab_size, "tokens that are learned from the text; a larger text allows more"),

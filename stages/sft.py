@@ -46,7 +46,10 @@ class SFT(Stage):
         rate = (2e-3, "high, as LoRA on a small model needs it") if small else (5e-4, "usual for LoRA on a model of this size")
         found = facts.reading() | facts.template() | facts.training(facts.batch(epochs, 8 if small else 4), epochs)
         control: Lines = {
-            "control_of": (self.kind, "its rows and steps, without what the parent knows: the report holds one against the other"),
+            "control_of": (
+                self.kind,
+                "its rows and steps, without what the parent knows: the report holds one against the other",
+            ),
             "init": ("random", "new weights of the same sizes"),
             "method": ("full", "every parameter is trained: an adapter on random weights could learn nothing"),
             "learning_rate": (1e-3 if small else 3e-4, "for all parameters, where the adapter's would be too high"),

@@ -86,35 +86,48 @@ def test_no_module_imports_itself_in_a_circle():
 def words(path):
     """Identifiers and what stands in strings, docstrings aside."""
     text = path.read_text()
-    named = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body]
-    first = [node.body[0] for node in named if isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)]
+    named = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body
+    ]
+    first = [
+        node.body[0] for node in named if isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
+    ]
     told = {(node.lineno, node.col_offset) for node in first}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NAME:
             yield token.start[0], token.string
-        elif token.type in (tokenize.STRING, tokenize.FSTRING_MIDDLE if hasattr(tokenize, "FSTRING_MIDDLE") else tokenize.STRING):
-            if token.start not in told:
-                yield from ((token.start[0], word) for word in re.findall(r"[A-Za-z_]+", token.string))
-
-
-OF_LIBRARIES = {("dpo", "sft")}  # what trl calls the likelihood of the chosen side, a `loss_type`
+        elif token.type == tokenize.STRING and token.start not in told:
+            yield from ((token.start[0], word) for word in re.findall(r"[A-Za-z_]+", token.string))
 
 
 def test_no_stage_is_named_outside_of_its_script():
     kinds = set(stages.known())
     assert len(kinds) >= 5
-    found = [f"{path.relative_to(ROOT)}:{line}: {word}" for path in (ROOT / "pipeline").rglob("*.py") for line, word in words(path) if word in kinds]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {word}"
+        for path in (ROOT / "pipeline").rglob("*.py")
+        for line, word in words(path)
+        if word in kinds
+    ]
     for kind in kinds:
         others = [path for path in (ROOT / "stages").glob("*.py") if path.stem != kind]
-        found += [f"{path.relative_to(ROOT)}:{line}: {word}" for path in others for line, word in words(path)
-                  if word == kind and (path.stem, word) not in OF_LIBRARIES]
+        found += [
+            f"{path.relative_to(ROOT)}:{line}: {word}"
+            for path in others
+            for line, word in words(path)
+            if word == kind and (path.stem, word) not in OF_LIBRARIES
+        ]
     makefile = [line for line in (ROOT / "Makefile").read_text().splitlines() if not line.startswith("#")]
     found += [f"Makefile: {line}" for line in makefile if kinds & set(re.findall(r"[\w]+", line))]
     assert found == []
 
 
 def test_stages_holds_stages():
-    assert {path.name for path in (ROOT / "stages").iterdir() if path.name != "__pycache__"} == {f"{kind}.py" for kind in stages.known()} | {"profiles"}
+    assert {path.name for path in (ROOT / "stages").iterdir() if path.name != "__pycache__"} == {
+        f"{kind}.py" for kind in stages.known()
+    } | {"profiles"}
     for kind in stages.known():
         stage = stages.load(kind)
         assert stage.kind == kind

@@ -43,7 +43,11 @@ def test_there_are_profiles():
 def test_a_node_is_named_by_its_file_and_its_stage_by_the_name_up_to_the_first_dash(tmp_path):
     whole = profile.load(
         written(
-            tmp_path / "p", pretrain="", sft_days="parent: pretrain", nights="stage: sft\nparent: sft-days", dpo_2="parent: nights"
+            tmp_path / "p",
+            pretrain="",
+            sft_days="parent: pretrain",
+            nights="stage: sft\nparent: sft-days",
+            dpo_2="parent: nights",
         )
     )
     assert {name: node.kind for name, node in whole.nodes.items()} == {
@@ -55,13 +59,17 @@ def test_a_node_is_named_by_its_file_and_its_stage_by_the_name_up_to_the_first_d
 
 
 def test_a_parent_may_be_left_out_where_exactly_one_node_fits(tmp_path):
-    whole = profile.load(written(tmp_path / "p", pretrain="", sft="", finetune_a="task: classification\nrecipe: genres\nparent: pretrain"))
+    whole = profile.load(
+        written(tmp_path / "p", pretrain="", sft="", finetune_a="task: classification\nrecipe: genres\nparent: pretrain")
+    )
     assert whole.nodes["sft"].parents == {"parent": "pretrain"}
     assert whole.nodes["pretrain"].parents == {}, "a parent that a stage can do without is not made up"
 
 
 def test_a_control_or_a_descendant_is_nobodys_parent_by_default(tmp_path):
-    whole = profile.load(written(tmp_path / "p", pretrain="", sft="", sft_control="control_of: sft\ninit: random", dpo="parent: sft"))
+    whole = profile.load(
+        written(tmp_path / "p", pretrain="", sft="", sft_control="control_of: sft\ninit: random", dpo="parent: sft")
+    )
     assert whole.nodes["sft"].parents == {"parent": "pretrain"}
     assert whole.nodes["sft-control"].parents == {"parent": "pretrain"} or whole.nodes["sft-control"].parents == {}
 
@@ -90,7 +98,9 @@ def test_a_control_takes_every_key_from_its_node_except_its_own(tmp_path):
 
 
 def test_a_control_comes_after_what_it_controls(tmp_path):
-    order = list(profile.load(written(tmp_path / "p", pretrain="", a="stage: sft\ncontrol_of: sft\ninit: random", sft="")).nodes)
+    order = list(
+        profile.load(written(tmp_path / "p", pretrain="", a="stage: sft\ncontrol_of: sft\ninit: random", sft="")).nodes
+    )
     assert order.index("a") > order.index("sft")
 
 
@@ -131,7 +141,10 @@ def test_parents_that_go_round_in_a_circle(tmp_path):
 
 
 def test_a_control_of_a_control_is_refused(tmp_path):
-    refused(written(tmp_path / "p", pretrain="", sft="", a="control_of: sft\ninit: random", b="control_of: a"), "is a control itself")
+    refused(
+        written(tmp_path / "p", pretrain="", sft="", a="control_of: sft\ninit: random", b="control_of: a"),
+        "is a control itself",
+    )
 
 
 def test_an_unknown_profile_is_refused_with_the_nearest_names():

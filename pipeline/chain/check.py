@@ -30,16 +30,16 @@ class Examined:
     identity: Any = None  # what the check depends on
 
 
-def faults_of(asked: request.Request) -> list[str]:
+def faults_of(requested: request.Request) -> list[str]:
     """Return the faults of the profile that a request's node belongs to; none where the same check passed before."""
-    assert asked.file
-    assert asked.output
+    assert requested.file
+    assert requested.output
     try:
-        whole = profile.load(asked.file.parent)
+        whole = profile.load(requested.file.parent)
     except UserError as error:
         return list(error.faults)
-    runs = asked.output.parent
-    mine = {asked.name: asked}
+    runs = requested.output.parent
+    mine = {requested.name: requested}
     if _digest(whole, runs, mine) == (manifest.read(runs, PASSED) or {}).get("inputs"):
         return []
     found = list(examine(whole, runs, mine))
@@ -55,7 +55,9 @@ def remember(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Requ
     manifest.write_json(runs / PASSED, {"inputs": _digest(whole, runs, mine or {})})
 
 
-def _requests(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Request]) -> Iterator[tuple[profile.Node, request.Request]]:
+def _requests(
+    whole: profile.Profile, runs: Path, mine: Mapping[str, request.Request]
+) -> Iterator[tuple[profile.Node, request.Request]]:
     for name, node in whole.nodes.items():
         flags = ["--config", str(node.file), "--output", str(runs / name), "--upstream", "yes"]
         yield node, mine.get(name) or request.read(node.stage, flags)
@@ -64,13 +66,13 @@ def _requests(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Req
 def _digest(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Request]) -> str:
     """Return the digest of all that a check reads: settings, graph, recipes and templates by their content."""
     found: list[Any] = []
-    for node, asked in _requests(whole, runs, mine):
-        entry: list[Any] = [node.name, node.kind, asked.values, asked.parents, asked.data]
+    for node, requested in _requests(whole, runs, mine):
+        entry: list[Any] = [node.name, node.kind, requested.values, requested.parents, requested.data]
         try:
-            options, _ = node.stage.split(asked.values)
+            options, _ = node.stage.split(requested.values)
             signature = node.stage.signature(options)
-            scratch = dataclasses.replace(asked, faults=[])
-            if not asked.data or not request.hands_on_rows(asked.data):
+            scratch = dataclasses.replace(requested, faults=[])
+            if not requested.data or not request.hands_on_rows(requested.data):
                 recipe = life.recipe_of(scratch, signature, options)
                 entry.append(scratch.faults if recipe is recipes.EMPTY else recipe.digest(signature.reads))
             template = getattr(options, "chat_template", "")
@@ -84,43 +86,51 @@ def _digest(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Reque
 def examine(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Request] | None = None) -> Iterator[Examined]:
     """Yield what there is to say about each node, parents first; libraries are imported to check their keys."""
     signatures: dict[str, Signature] = {}
-    for node, asked in _requests(whole, runs, mine or {}):
-        found = Examined(node.name, faults=[*asked.faults, *whole.unresolved.get(node.name, [])])
-        found.faults += config.check(asked.values, asked.origins, node.stage.Options, node.stage.library)
+    for node, requested in _requests(whole, runs, mine or {}):
+        found = Examined(node.name, faults=[*requested.faults, *whole.unresolved.get(node.name, [])])
+        found.faults += config.check(requested.values, requested.origins, node.stage.Options, node.stage.library)
         if not found.faults:
-            _examine_node(whole, node, asked, signatures, found)
+            _examine_node(whole, node, requested, signatures, found)
         yield found
 
 
 def _examine_node(
-    whole: profile.Profile, node: profile.Node, asked: request.Request, signatures: dict[str, Signature], found: Examined
+    whole: profile.Profile, node: profile.Node, requested: request.Request, signatures: dict[str, Signature], found: Examined
 ) -> None:
     """Fill in what signature, parents, template, lengths and data say."""
-    options, arguments = node.stage.split(asked.values)
+    options, arguments = node.stage.split(requested.values)
     try:
         signature = signatures[node.name] = node.stage.signature(options)
         node.stage.sources(options)
     except UserError as error:
         found.faults += [f"{node.file}: {fault}" for fault in error.faults]
         return
-    found.faults += _parents(whole, node, asked, signature, signatures)
+    found.faults += _parents(whole, node, requested, signature, signatures)
     found.faults += _template(whole, node, options) + _length(whole, node, options, arguments)
     if signature.reads:
-        _data(node, asked, signature, options, int(arguments.get("seed", 42)), found)
+        _data(node, requested, signature, options, int(arguments.get("seed", 42)), found)
 
 
 def _parents(
-    whole: profile.Profile, node: profile.Node, asked: request.Request, signature: Signature, signatures: Mapping[str, Signature]
+    whole: profile.Profile,
+    node: profile.Node,
+    requested: request.Request,
+    signature: Signature,
+    signatures: Mapping[str, Signature],
 ) -> list[str]:
     """Return why the parents don't fit: a node of the profile by what it declares, others by what lies there."""
     faults = []
     for role, name in node.parents.items():
         families = (ROWS,) if role == DATA else signature.takes.get(role, ())
         if name in signatures and signatures[name].gives not in families:
-            faults.append(f"{node.file}: {role}: {name} gives {signatures[name].gives}, but {node.kind} takes {' or '.join(families)}")
+            faults.append(
+                f"{node.file}: {role}: {name} gives {signatures[name].gives}, but {node.kind} takes {' or '.join(families)}"
+            )
         if role == DATA and name in signatures and signatures[name].makes not in ("", signature.reads):
-            faults.append(f"{node.file}: data: {name} hands on rows of type {signatures[name].makes}, but {node.kind} reads {signature.reads}")
-    for role, path in asked.parents.items():
+            faults.append(
+                f"{node.file}: data: {name} hands on rows of type {signatures[name].makes}, but {node.kind} reads {signature.reads}"
+            )
+    for role, path in requested.parents.items():
         if Path(path).name not in whole.nodes:
             try:
                 request.parent_identity(role, path, node.stage, signature)
@@ -141,10 +151,14 @@ def _template(whole: profile.Profile, node: profile.Node, options: Any) -> list[
         return [f"{node.file}: {fault}" for fault in error.faults]
     before = whole.nodes.get(node.parents.get(PARENT, ""))
     while before is not None:
-        if before.settings.get("chat_template") or not before.stage.reads:  # an adopted model brings its own, or is asked when it lies there
+        if (
+            before.settings.get("chat_template") or not before.stage.reads
+        ):  # an adopted model brings its own, or is looked at when it lies there
             return []
         if PARENT not in before.parents:
-            return [f"{node.file}: chat_template: is needed, since {before.name} makes a tokenizer without one; chatml.jinja is there"]
+            return [
+                f"{node.file}: chat_template: is needed, since {before.name} makes a tokenizer without one; chatml.jinja is there"
+            ]
         before = whole.nodes.get(before.parents[PARENT])
     return []
 
@@ -162,14 +176,16 @@ def _length(whole: profile.Profile, node: profile.Node, options: Any, arguments:
     return []
 
 
-def _data(node: profile.Node, asked: request.Request, signature: Signature, options: Any, seed: int, found: Examined) -> None:
+def _data(
+    node: profile.Node, requested: request.Request, signature: Signature, options: Any, seed: int, found: Examined
+) -> None:
     """Read the rows of a node's recipe, and count them."""
-    if asked.data and DATA in node.parents and not request.hands_on_rows(asked.data):
+    if requested.data and DATA in node.parents and not request.hands_on_rows(requested.data):
         found.told = f"rows of {node.parents[DATA]}, which is not made yet"
         return
-    scratch = dataclasses.replace(asked, faults=[])
+    scratch = dataclasses.replace(requested, faults=[])
     recipe = life.recipe_of(scratch, signature, options)
-    where = "" if asked.data else f"{node.file}: "  # --data names itself
+    where = "" if requested.data else f"{node.file}: "  # --data names itself
     found.faults += [f"{where}{fault}" for fault in scratch.faults]
     if recipe is recipes.EMPTY:
         return

@@ -18,39 +18,39 @@ if TYPE_CHECKING:
     from pipeline.chain.run import Run
 
 
-def current(asked: request.Request, record: dict[str, Any]) -> bool:
+def current(requested: request.Request, record: dict[str, Any]) -> bool:
     """Say whether there is nothing to do: the node is finished and current, or only the reasons were asked for."""
-    assert asked.output
+    assert requested.output
     name = record["node"]
-    done = manifest.read(asked.output)
-    if asked.why:
-        for line in _reasons(asked, record):
+    done = manifest.read(requested.output)
+    if requested.why:
+        for line in _reasons(requested, record):
             say(name, line)
         return True
     if done is None or done["inputs"] != record["inputs"]:
         return False
-    request.unaltered(asked.output, done)
-    if asked.strict and (changed := why.surroundings(done, record | {"code": code(asked)})):
+    request.unaltered(requested.output, done)
+    if requested.strict and (changed := why.surroundings(done, record | {"code": code(requested)})):
         say(name, f"is made again, since {'; '.join(changed)}")
         return False
-    say(name, f"up to date: {asked.output} (inputs {record['inputs'][:8]}, nothing changed)")
-    if (asked.output / manifest.CLAIM).exists() and process.main_process():  # killed while it tidied up
-        lock = Lock(asked.output)
+    say(name, f"up to date: {requested.output} (inputs {record['inputs'][:8]}, nothing changed)")
+    if (requested.output / manifest.CLAIM).exists() and process.main_process():  # killed while it tidied up
+        lock = Lock(requested.output)
         lock.take()
-        _tidy(asked.output)
+        _tidy(requested.output)
         lock.release()
     return True
 
 
-def code(asked: request.Request) -> dict[str, Any]:
+def code(requested: request.Request) -> dict[str, Any]:
     """Return our own code that the stage can reach, as the record holds it."""
-    options, _ = asked.stage.split(asked.values)
-    return {"files": manifest.sources(asked.stage.script, *asked.stage.modules(options))}
+    options, _ = requested.stage.split(requested.values)
+    return {"files": manifest.sources(requested.stage.script, *requested.stage.modules(options))}
 
 
-def _reasons(asked: request.Request, record: dict[str, Any]) -> list[str]:
+def _reasons(requested: request.Request, record: dict[str, Any]) -> list[str]:
     """Return in plain words what would happen to a node, and why."""
-    output = asked.output
+    output = requested.output
     assert output
     done, claimed = manifest.read(output), manifest.read(output, manifest.CLAIM)
     old = done or claimed
@@ -58,7 +58,7 @@ def _reasons(asked: request.Request, record: dict[str, Any]) -> list[str]:
         return [f"has not run yet: there is no {output}"]
     if done and (altered := manifest.altered(output, done)):
         return [f"was altered after it was finished: {'; '.join(altered)}"]
-    changed, around = why.changes(old, record), why.surroundings(old, record | {"code": code(asked)})
+    changed, around = why.changes(old, record), why.surroundings(old, record | {"code": code(requested)})
     verdict = "is up to date" if done else "is half finished and goes on"
     lines = ["would be made again, since"] + [f"  {line}" for line in changed] if changed else [verdict]
     return lines + ([f"only with STRICT=1 would count: {line}" for line in around])
@@ -93,7 +93,7 @@ def finished_meanwhile(run: Run) -> bool:
 
 
 def _goes_on(run: Run, claimed: dict[str, Any]) -> bool:
-    """Say whether a half-finished node is the one that is asked for, and what is not as it was when it began."""
+    """Say whether a half-finished node is the one that is requested, and what is not as it was when it began."""
     if claimed["inputs"] != run.record["inputs"]:
         return False
     around = why.surroundings(claimed, run.record)

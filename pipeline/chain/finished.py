@@ -24,8 +24,8 @@ class Finished:
 
     @property
     def name(self) -> str:
-        """The name of the node."""
-        return str(self.record["node"])
+        """The name of the node, which is its folder's."""
+        return self.folder.name or self.folder.resolve().name
 
     @property
     def kind(self) -> str:

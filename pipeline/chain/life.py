@@ -74,82 +74,81 @@ def pending(stage: Stage, argv: Sequence[str], dry: bool = False) -> Run | None:
 
     `dry`: the library's own class is not imported, so its keys are not checked yet.
     """
-    asked = request.read(stage, argv)
-    if asked.kept:
-        say(asked.name, f"keeps {asked.kept}, as requested; `make {asked.name}` returns to the profile")
-    if shared := request.told(asked.shared):
-        say(asked.name, f"takes {shared} from {asked.control_of}, which it is a control of")
-    asked.faults += config.check(asked.values, asked.origins, stage.Options, stage.library, loose=True)
-    run = _run(asked)
-    if run and not asked.faults and directory.current(asked, run.record):
+    requested = request.read(stage, argv)
+    if requested.kept:
+        say(requested.name, f"keeps {requested.kept}, as requested; `make {requested.name}` returns to the profile")
+    if shared := request.told(requested.shared):
+        say(requested.name, f"takes {shared} from {requested.control_of}, which it is a control of")
+    requested.faults += config.check(requested.values, requested.origins, stage.Options, stage.library, loose=True)
+    run = _run(requested)
+    if run and not requested.faults and directory.current(requested, run.record):
         return None
     if not dry:
-        strict = config.check(asked.values, asked.origins, stage.Options, stage.library)  # imports the library's class
-        asked.gather(UserError(*strict))
-        if asked.check and asked.file:
+        strict = config.check(requested.values, requested.origins, stage.Options, stage.library)  # imports the library's class
+        requested.gather(UserError(*strict))
+        if requested.check and requested.file:
             from pipeline.chain import check
 
-            asked.gather(UserError(*check.faults_of(asked)))
-    asked.settle()
+            requested.gather(UserError(*check.faults_of(requested)))
+    requested.settle()
     assert run
     return run
 
 
-def _run(asked: request.Request) -> Run | None:
+def _run(requested: request.Request) -> Run | None:
     """Return the run that was requested, with its record begun; None where faults leave none."""
-    stage = asked.stage
-    if asked.faults:
+    stage = requested.stage
+    if requested.faults:
         if type(stage).signature is Stage.signature:
-            request.parents(asked, stage.signature(None))
+            request.parents(requested, stage.signature(None))
         return None
-    options, arguments = stage.split(asked.values)
+    options, arguments = stage.split(requested.values)
     try:
         signature = stage.signature(options)
     except UserError as error:
-        asked.gather(error)
+        requested.gather(error)
         return None
-    recipe = recipe_of(asked, signature, options)
-    found = request.identity(asked, options, arguments, recipe, signature)
+    recipe = recipe_of(requested, signature, options)
+    found = request.identity(requested, options, arguments, recipe, signature)
     sources = recipe.contents() if "recipe" in found else []
     try:
         if files := stage.sources(options):
             sources = recipes.listing(files)
             found["sources"] = [sha256 for _, sha256 in sources]
     except UserError as error:
-        asked.gather(error)
-    return _begun(asked, options, arguments, signature, recipe, found, sources)
+        requested.gather(error)
+    return _begun(requested, options, arguments, signature, recipe, found, sources)
 
 
 def _begun(
-    asked: request.Request, options: Any, arguments: dict[str, Any], signature: Signature, recipe: recipes.Recipe,
+    requested: request.Request, options: Any, arguments: dict[str, Any], signature: Signature, recipe: recipes.Recipe,
     found: dict[str, Any], sources: list[tuple[str, str]],
 ) -> Run | None:  # fmt: skip
-    if asked.output is None:
+    if requested.output is None:
         return None
-    stage = asked.stage
+    stage = requested.stage
     random = getattr(options, "init", "") == "random"
     record = {
-        "stage": stage.kind, "node": asked.name, "title": stage.title, "script": f"stages/{stage.kind}.py", "family": signature.gives,
-        "rows_type": signature.makes, "control_of": asked.control_of,
-        "starts_from": "nothing" if PARENT not in asked.parents else "random" if random else "parent",
+        "stage": stage.kind, "node": requested.name, "title": stage.title, "script": f"stages/{stage.kind}.py", "family": signature.gives,
+        "rows_type": signature.makes, "control_of": requested.control_of,
+        "starts_from": "nothing" if PARENT not in requested.parents else "random" if random else "parent",
         "inputs": hashes.digest(found), "request": found, "seed": arguments.get("seed", 42),
-        "config": dataclasses.asdict(options) | arguments, "overrides": asked.overrides(),
-        "parents": asked.parent_entries(found["parents"]),
-        "recipe": {"name": recipe.name, "type": signature.reads, "digest": found.get("recipe"), "data": asked.data, "sources": sources},
-        "versions": manifest.versions(), "profile": str(asked.file.parent.name) if asked.file else "",
+        "config": dataclasses.asdict(options) | arguments, "overrides": requested.overrides(),
+        "parents": requested.parent_entries(found["parents"]),
+        "recipe": {"name": recipe.name, "type": signature.reads, "digest": found.get("recipe"), "data": requested.data, "sources": sources},
+        "versions": manifest.versions(), "profile": str(requested.file.parent.name) if requested.file else "",
     }  # fmt: skip
-    return Run(stage, asked.name, options, arguments, asked.parents, asked.output, recipe, record, asked.strict)
+    return Run(stage, requested.name, options, arguments, requested.parents, requested.output, recipe, record, requested.strict)
 
 
-def recipe_of(asked: request.Request, signature: Signature, options: Any) -> recipes.Recipe:
+def recipe_of(requested: request.Request, signature: Signature, options: Any) -> recipes.Recipe:
     """Return the recipe that a request names, or `EMPTY` where it reads no rows; faults are gathered."""
-    if asked.data and not signature.reads:
-        asked.faults.append(f"command line: --data can't be used here; {asked.stage.kind} reads no rows")
+    if requested.data and not signature.reads:
+        requested.faults.append(f"command line: --data can't be used here; {requested.stage.kind} reads no rows")
     if not signature.reads:
         return recipes.EMPTY
     try:
-        return recipes.from_data(asked.data, signature.reads) if asked.data else recipes.load(options.recipe)
+        return recipes.from_data(requested.data, signature.reads) if requested.data else recipes.load(options.recipe)
     except UserError as error:
-        asked.gather(error)
+        requested.gather(error)
         return recipes.EMPTY
-

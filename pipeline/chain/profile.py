@@ -125,7 +125,9 @@ def read_node(file: Path) -> Node:
     released = own.pop("release", False)
     faults = [f"{file}: release: expected yes or no, found {released!r}"] * (not isinstance(released, bool))
     if base and kind != base.kind:
-        faults.append(f"{file}: stage: {kind}, but control_of names {base.name}, a node of {base.kind}; a control is of the same")
+        faults.append(
+            f"{file}: stage: {kind}, but control_of names {base.name}, a node of {base.kind}; a control is of the same"
+        )
     roles = {role: str(own.pop(role)) for role in (*stage.takes, DATA) if role in own}
     inherited = {role: name for role, name in (base.parents if base else {}).items() if role != DATA or "recipe" not in own}
     if faults:
@@ -156,7 +158,9 @@ def load(folder: Path) -> Profile:
         if file.name in _settings_files():
             continue
         if file.stem in targets():
-            faults.append(f"{file}: a node can't be named {file.stem}, since `make {file.stem}` is something else; rename the file")
+            faults.append(
+                f"{file}: a node can't be named {file.stem}, since `make {file.stem}` is something else; rename the file"
+            )
             continue
         try:
             found[file.stem] = read_node(file)
@@ -192,7 +196,11 @@ def _fill_in(nodes: dict[str, Node]) -> dict[str, list[str]]:
             if len(fitting) == 1:
                 nodes[name] = replace(nodes[name], parents=nodes[name].parents | {role: fitting[0]})
             else:
-                told = f"{' and '.join(fitting)} fit; name one" if fitting else f"no node gives a model of family {' or '.join(families)}"
+                told = (
+                    f"{' and '.join(fitting)} fit; name one"
+                    if fitting
+                    else f"no node gives a model of family {' or '.join(families)}"
+                )
                 unresolved.setdefault(name, []).append(f"{node.file}: {role}: is left out, and {told}")
     return unresolved
 

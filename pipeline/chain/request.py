@@ -84,7 +84,11 @@ def read(stage: Stage, argv: Sequence[str]) -> Request:
     output = Path(flags.pop("output")) if "output" in flags else None
     if output is None:
         faults.append("command line: --output is missing; say where the node's folder is, as in --output runs/mine/NODE")
-    given = {"flags": flags, "data": flags.pop(DATA, None), "parents": {role: flags.pop(role) for role in stage.takes if role in flags}}
+    given = {
+        "flags": flags,
+        "data": flags.pop(DATA, None),
+        "parents": {role: flags.pop(role) for role in stage.takes if role in flags},
+    }
     name = output.resolve().name if output else stage.kind
     found = Request(stage, name, output, file, {}, {}, {}, None, given, faults, check=switches["check"],
                     strict=switches["strict"], why=switches["why"])  # fmt: skip
@@ -107,7 +111,9 @@ def _node(found: Request) -> profile.Node | None:
         found.gather(error)
         return None
     if node.kind != found.stage.kind:
-        found.faults.append(f"{found.file}: is a node of {node.kind}; run stages/{node.kind}.py, or set `stage: {found.stage.kind}`")
+        found.faults.append(
+            f"{found.file}: is a node of {node.kind}; run stages/{node.kind}.py, or set `stage: {found.stage.kind}`"
+        )
         return None
     return node
 
@@ -179,8 +185,14 @@ def _resolved(found: Request, node: profile.Node, missing: set[str]) -> dict[str
     except UserError as error:
         found.gather(error)
         return {}
-    found.faults += [fault for role in missing for fault in whole.unresolved.get(node.name, []) if f": {role}: is left out" in fault]
-    return {role: name for role, name in whole.nodes[node.name].parents.items() if role in missing} if node.name in whole.nodes else {}
+    found.faults += [
+        fault for role in missing for fault in whole.unresolved.get(node.name, []) if f": {role}: is left out" in fault
+    ]
+    return (
+        {role: name for role, name in whole.nodes[node.name].parents.items() if role in missing}
+        if node.name in whole.nodes
+        else {}
+    )
 
 
 def _place(output: Path, name: str, file: Path) -> str:
@@ -207,7 +219,11 @@ def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) 
     A finished node is known by its record, another folder by its files, a hub id by its name.
     """
     folder, families = Path(parent), (ROWS,) if role == DATA else signature.takes.get(role, ())
-    wanted = f"but {stage.kind} takes {' or '.join(families)} as its {role}" if families else f"but {stage.kind} takes no {role} here"
+    wanted = (
+        f"but {stage.kind} takes {' or '.join(families)} as its {role}"
+        if families
+        else f"but {stage.kind} takes no {role} here"
+    )
     if not folder.is_dir():
         if parent.count("/") == 1 and not parent.startswith((".", "/")) and not folder.parent.exists():
             return {"hub": parent}
@@ -245,7 +261,9 @@ def _fitting(family: str, stage: Stage) -> str:
     return f"{' and '.join(fitting)} {verb} it" if fitting else "no other stage takes it"
 
 
-def identity(request: Request, options: Any, arguments: dict[str, Any], recipe: recipes.Recipe, signature: Signature) -> dict[str, Any]:
+def identity(
+    request: Request, options: Any, arguments: dict[str, Any], recipe: recipes.Recipe, signature: Signature
+) -> dict[str, Any]:
     """Return all that a node's result depends on, as one JSON value; faults are gathered."""
     ours = dataclasses.asdict(options)
     ours.pop("recipe", None)  # known by its content, not by its name
@@ -280,5 +298,7 @@ def parents(request: Request, signature: Signature) -> dict[str, Any]:
     for role, families in signature.takes.items():
         told = any(f": {role}: is left out" in fault for fault in request.faults)
         if role not in {*request.parents, *signature.optional} and not told:
-            request.faults.append(f"command line: --{role} is missing; {request.stage.kind} needs a {' or '.join(families)} model")
+            request.faults.append(
+                f"command line: --{role} is missing; {request.stage.kind} needs a {' or '.join(families)} model"
+            )
     return found

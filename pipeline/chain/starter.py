@@ -92,13 +92,21 @@ class Facts:
         why = f"{FITTING:.0%} of its {self.items} have at most {percentile(self.lengths, FITTING):,} tokens; longer ones are dropped and counted"
         if self.splits:
             why = "tokens of a row, the same in every node; longer documents are split, none is lost"
-        return {"recipe": (self.recipe, f"{self.rows:,} {self.items} for training, {self.tokens:,} tokens"), "max_length": (self.max_length, why)}
+        return {
+            "recipe": (self.recipe, f"{self.rows:,} {self.items} for training, {self.tokens:,} tokens"),
+            "max_length": (self.max_length, why),
+        }
 
     def template(self) -> Lines:
         """Return a chat template where the model has none so far."""
         if self.chats:
             return {}
-        return {"chat_template": ("chatml.jinja", "what it goes on from has no chat template; this one is in pipeline/models/templates")}
+        return {
+            "chat_template": (
+                "chatml.jinja",
+                "what it goes on from has no chat template; this one is in pipeline/models/templates",
+            )
+        }
 
     def training(self, batch: int, epochs: int, cost: float = 1.0, packed: bool = True) -> Lines:
         """Return batch, length of training and warmup: so many epochs, or the steps that fit a few minutes on two cores.
@@ -110,11 +118,16 @@ class Facts:
         each = batch * (self.max_length if packed else self.tokens / max(1, self.kept))
         affordable = _SECONDS * _SPEED / self.model.parameters / cost / max(1, each)
         steps = max(1, math.ceil(min(wanted, affordable)))
-        found: Lines = {"per_device_train_batch_size": (batch, f"rows of a step; an epoch is about {examples / batch:,.0f} steps")}
+        found: Lines = {
+            "per_device_train_batch_size": (batch, f"rows of a step; an epoch is about {examples / batch:,.0f} steps")
+        }
         if wanted <= affordable:
             found["num_train_epochs"] = (epochs, f"about {steps:,} steps in all")
         else:
-            found["max_steps"] = (steps, f"what two cores do in about {_SECONDS // 60} minutes; {examples / batch:,.0f} would be an epoch")
+            found["max_steps"] = (
+                steps,
+                f"what two cores do in about {_SECONDS // 60} minutes; {examples / batch:,.0f} would be an epoch",
+            )
         found["warmup_steps"] = (max(1, min(20, steps // 10)), "steps in which the rate rises from 0")
         if steps < 100:
             found["logging_steps"] = (max(1, steps // 20), "a line of the log every so many steps, since there are few")
@@ -134,4 +147,7 @@ class Facts:
         """Return what keeps high rates steady on a small model."""
         if not self.model.small:
             return {}
-        return {"weight_decay": (0.1, "keeps weights small at a high rate"), "adam_beta2": (0.95, "a shorter memory, for a high rate and few steps")}
+        return {
+            "weight_decay": (0.1, "keeps weights small at a high rate"),
+            "adam_beta2": (0.95, "a shorter memory, for a high rate and few steps"),
+        }

@@ -32,7 +32,10 @@ def main() -> int:
         made = whole.nodes[node.name]
         parents = ", ".join(f"{name}" if role == "parent" else f"{role} {name}" for role, name in made.parents.items())
         control = f", a control of {made.control_of}" if made.control_of else ""
-        say(node.name, f"{made.stage.title}{f' of {parents}' if parents else ''}{control}; {node.told or ('its rows are at fault' if node.faults else 'reads no rows')}")
+        say(
+            node.name,
+            f"{made.stage.title}{f' of {parents}' if parents else ''}{control}; {node.told or ('its rows are at fault' if node.faults else 'reads no rows')}",
+        )
         faults += [fault for fault in node.faults if fault not in faults]
     if faults:
         raise UserError(*faults)

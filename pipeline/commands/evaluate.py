@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.chain import directory, manifest, profile, why
 from pipeline.chain import finished as chain
-from pipeline.chain import manifest, profile, why
 from pipeline.chain import request as requests
 from pipeline.chain.finished import Finished
 from pipeline.data import recipe as recipes
@@ -107,7 +107,9 @@ def _faults(node: Finished) -> list[str]:
     for entry in node.record["parents"]:
         parent = chain.read(Path(chain.place(node.folder, entry))) if "outputs" in entry else None
         if parent and parent.record["outputs"] != entry["outputs"]:
-            faults.append(f"{node.folder}: was made from another {parent.folder.name} than {parent.folder}; make {node.name} again")
+            faults.append(
+                f"{node.folder}: was made from another {parent.folder.name} than {parent.folder}; make {node.name} again"
+            )
     return faults
 
 
@@ -147,7 +149,10 @@ def main() -> int:
     from pipeline.evaluation import table
 
     print(table.render(summary), flush=True)
-    following = f"python -m pipeline.commands.report --runs {shlex.quote(str(asked.output.parent))}"
+    runs = asked.output.parent
+    known = (profile.FOLDER / runs.name).is_dir()
+    alone = f"python -m pipeline.commands.report --runs {shlex.quote(str(runs))}"
+    following = directory.make_line(runs.name, runs.parent, "report") if known else alone
     say("evaluate", f"done in {time.time() - started:.0f} s; it lies in {asked.output}; next: {following}")
     return 0
 

@@ -8,6 +8,7 @@ where it is installed.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,7 +45,10 @@ def export(runs: Path, folder: Path, output: Path, kind: str) -> int:
         partial.unlink(missing_ok=True)
     missing = "" if found.runtime == "llama.cpp" else "; make setup-data installs xllamacpp, to compare with llama.cpp itself"
     say("export", f"{found.prompts} of {found.prompts} greedy answers of {found.runtime} are the node's{missing}")
-    say("export", f"{output.stat().st_size / 1e6:.1f} MB as {kind}; it lies in {output}; next: llama-cli -m {output}")
+    say(
+        "export",
+        f"{output.stat().st_size / 1e6:.1f} MB as {kind}; it lies in {output}; next: llama-cli -m {shlex.quote(str(output))}",
+    )
     return 0
 
 

@@ -59,11 +59,16 @@ def main() -> int:
     """Print the help."""
     profiles = ROOT / "stages" / "profiles"
     chosen = os.environ.get("PROFILE", "tiny")
-    commands = {path.stem.replace("_", "-"): first_line(path) for path in sorted((ROOT / "pipeline" / "commands").glob("[a-z]*.py"))}
+    commands = {
+        path.stem.replace("_", "-"): first_line(path) for path in sorted((ROOT / "pipeline" / "commands").glob("[a-z]*.py"))
+    }
     told = {"": f"set up, every node of PROFILE={chosen}, then evaluate", **_FIXED, **{key: text for key, text in commands.items() if key not in ("make", "help")}}  # fmt: skip
     print("\n".join(f"make {name:<20} {text}" for name, text in told.items()))
     print(f"\nnodes of profile {chosen}:")
-    print("\n".join(f"make {name:<20} {text}" for name, text in nodes(profiles / chosen).items()) or "  none: there is no such profile")
+    print(
+        "\n".join(f"make {name:<20} {text}" for name, text in nodes(profiles / chosen).items())
+        or "  none: there is no such profile"
+    )
     print()
     known = ", ".join(sorted(path.name for path in profiles.iterdir() if path.is_dir()))
     print("\n".join(f"{name + '=':<12} {text.format(profiles=known)}" for name, text in _VARIABLES.items()))

@@ -29,7 +29,7 @@ class Making:
 
     chosen: profile.Profile
     out: Path
-    goals: Sequence[str]  # nodes that were asked for by name
+    goals: Sequence[str]  # nodes that were requested for by name
     extra: Sequence[str]  # flags of the goal
     launch: Sequence[str]
     strict: bool
@@ -48,8 +48,8 @@ class Making:
             return
         self.done.add(name)
         stage, flags = self.chosen.nodes[name].stage, self.flags(name)
-        asked = request.read(stage, flags)
-        for path in [*asked.parents.values(), *([asked.data] if asked.data else [])]:
+        requested = request.read(stage, flags)
+        for path in [*requested.parents.values(), *([requested.data] if requested.data else [])]:
             place = Path(path)
             if place.name in self.chosen.nodes and place.resolve().parent == self.out.resolve():
                 self.make(place.name)
@@ -75,7 +75,7 @@ class Making:
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a process to its end and return its status; when we are asked to stop, it is waited for while it saves.
+    """Run a process to its end and return its status; when we are requested to stop, it is waited for while it saves.
 
     Ctrl-C in a terminal reaches both; any other signal is passed on.
     """
@@ -122,15 +122,15 @@ def making(environment: dict[str, str]) -> Making:
 
 def main() -> int:
     """Make the goal, or everything."""
-    asked = making(dict(os.environ))
-    for name in asked.goals or asked.chosen.nodes:
-        asked.make(name)
-    if not asked.goals:
+    requested = making(dict(os.environ))
+    for name in requested.goals or requested.chosen.nodes:
+        requested.make(name)
+    if not requested.goals:
         from pipeline.commands import evaluate
 
-        settings = asked.chosen.folder / evaluate.SETTINGS
+        settings = requested.chosen.folder / evaluate.SETTINGS
         flags = [f"--config={settings}"] if settings.is_file() else []
-        sys.argv = ["evaluate", *flags, f"--runs={asked.out}", *["--strict=yes"] * asked.strict]
+        sys.argv = ["evaluate", *flags, f"--runs={requested.out}", *["--strict=yes"] * requested.strict]
         return evaluate.main()
     return 0
 

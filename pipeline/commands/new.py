@@ -29,12 +29,18 @@ MAKE = {"profile": "PROFILE", **{word: word.upper() for word in (*WORDS, BASE)}}
 def asked(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Return the flags, letter by letter, and what is wrong with them."""
     flags, faults = config.read_flags(argv, tuple(MAKE))
-    faults += [f"command line: --{key}: unknown flag; known are {', '.join(f'--{known}' for known in MAKE)}" for key in flags if key not in MAKE]
+    faults += [
+        f"command line: --{key}: unknown flag; known are {', '.join(f'--{known}' for known in MAKE)}"
+        for key in flags
+        if key not in MAKE
+    ]
     name = str(flags.get("profile", ""))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         faults.append(f"PROFILE={name}: a name has letters, digits, - and _, as in PROFILE=mine")
     elif (profile.FOLDER / name).exists():
-        faults.append(f"PROFILE={name}: stages/profiles/{name} is there already; nothing is overwritten, so give another name or move it away")
+        faults.append(
+            f"PROFILE={name}: stages/profiles/{name} is there already; nothing is overwritten, so give another name or move it away"
+        )
     if not flags.keys() & set(WORDS):
         faults.append("nothing to train on: give TEXT, CHATS or PAIRS, each a file, a glob, a folder or a hub id")
     return flags, faults
@@ -75,8 +81,15 @@ def tell(chain: Chain) -> None:
         if not rows.held_out:
             say("new", f"{rows.text}: too little to hold any out, so nothing is measured on it; give more rows")
     if chain.base and not chain.base.tokenizer:
-        say("new", f"{chain.base.where} could not be read from here: rows were measured with a tokenizer of our own, and it is taken to have a chat template")
-    sizes = "" if chain.base else f" {chain.model.hidden_size} wide, {chain.model.layers} layers, vocabulary {chain.model.vocab_size:,},"
+        say(
+            "new",
+            f"{chain.base.where} could not be read from here: rows were measured with a tokenizer of our own, and it is taken to have a chat template",
+        )
+    sizes = (
+        ""
+        if chain.base
+        else f" {chain.model.hidden_size} wide, {chain.model.layers} layers, vocabulary {chain.model.vocab_size:,},"
+    )
     longest = next(iter(chain.facts.values())).max_length
     say("new", f"model of {chain.model.parameters / 1e6:.1f}M parameters,{sizes} rows of up to {longest} tokens")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.chain import finished as chain
-from pipeline.chain import manifest
 from pipeline.chain.finished import Finished
 from pipeline.chain.stage import ROWS
 from pipeline.data import types
@@ -93,8 +92,7 @@ def label_of(where: str, taken: Collection[str] = ()) -> str:
     """Return what a parent is called: its node's name, its folder's or its hub id; where that is taken, its path."""
     if not Path(where).is_dir():
         return where
-    record = manifest.read(Path(where)) or {}
-    name = str(record.get("node") or Path(where).name)
+    name = Path(where).name
     return where if name in taken else name
 
 

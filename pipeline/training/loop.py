@@ -15,12 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline.chain import manifest, resume
-from pipeline.models import checkpoint
-from pipeline.system import process, signals
+from pipeline.chain.run import Run
 from pipeline.data import tokens
 from pipeline.data.recipe import Rows
+from pipeline.models import checkpoint
+from pipeline.system import process, signals
 from pipeline.system.errors import Stopped
-from pipeline.chain.run import Run
 from pipeline.training.trainer import StageTrainer
 
 _EPOCH = 1e-6  # of an epoch, less than any step

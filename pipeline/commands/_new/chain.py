@@ -62,7 +62,9 @@ class Chain:
         if self.base and self.base.tokenizer:
             tokenizer = survey.templated(self.base.tokenizer)
         else:
-            tokenizer = survey.tokenizer(self.given.get(_FIRST) or survey.retold(_FIRST, list(self.given.values())), self.model.vocab_size or 4096)
+            tokenizer = survey.tokenizer(
+                self.given.get(_FIRST) or survey.retold(_FIRST, list(self.given.values())), self.model.vocab_size or 4096
+            )
         found: dict[str, tuple[int, ...]] = {}
         faults: list[str] = []
         for word, rows in self.given.items():
@@ -78,7 +80,9 @@ class Chain:
         takes = stage.takes.get(PARENT, ()) if parent else ()
         if not self.base or not takes or self.base.family in takes:
             return []
-        return [f"BASE={self.base.where}: is a model of family {self.base.family or 'unknown'}, but {stage.kind} takes {' or '.join(takes)}"]
+        return [
+            f"BASE={self.base.where}: is a model of family {self.base.family or 'unknown'}, but {stage.kind} takes {' or '.join(takes)}"
+        ]
 
     def _add(self, stage: Stage, facts: Facts, release: bool) -> None:
         """Take the nodes of a stage into the profile, each with its parent."""
@@ -119,7 +123,10 @@ def recipe_text(name: str, given: Given) -> str:
         "held_out": (recipe.held_out, f"share that is not trained on but measured: {given.held_out:,} {given.items}"),
     }
     if recipe.cut:
-        lines["cut"] = (recipe.cut, "characters of a part: there are few documents, so long ones are cut and some parts held out")
+        lines["cut"] = (
+            recipe.cut,
+            "characters of a part: there are few documents, so long ones are cut and some parts held out",
+        )
     if again := survey.repeated(given):
         lines["deduplicate"] = (False, f"true drops the {again:,} rows that were there before")
     written = draft.node(f"Written by `make new PROFILE={name}`; docs/your-own.md explains every key.", lines) + "sources:\n"

@@ -71,7 +71,9 @@ def retold(word: str, others: Sequence[Given]) -> Given:
     given = [replace(source, holds=other.type) for other in others for source in other.recipe.given]
     named = [{**source, "holds": other.type} for other in others for source in other.sources]
     share = max(other.recipe.held_out for other in others)
-    return _measured(word, f"what is said in {' and '.join(other.text for other in others)}", named, SourceRecipe(word, given, "text", share))
+    return _measured(
+        word, f"what is said in {' and '.join(other.text for other in others)}", named, SourceRecipe(word, given, "text", share)
+    )
 
 
 def _recognised(source: Source, candidates: Sequence[str]) -> str:
