@@ -17,7 +17,7 @@ class AdapterOptions:
     r: int = option(16, "rank of the adapter", at_least=1)
     lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1)
     lora_dropout: float = option(0.0, "share of the adapter's inputs that are dropped in training", at_least=0.0, at_most=0.9)
-    target_modules: str | list[str] = option("all-linear", "layers that get an adapter, by the end of their names")
+    target_modules: str | list[str] = option("all-linear", "layers that get an adapter, by the end of their names")  # noqa: RUF009
     use_rslora: bool = option(False, "divide by the root of the rank (Kalajdzievski 2023)")
     use_dora: bool = option(False, "train magnitudes and directions apart (Liu et al. 2024)")
 
