@@ -10,14 +10,15 @@ from __future__ import annotations
 import sys
 from typing import Any, ClassVar
 
+from pipeline import ROOT
 from pipeline.chain.life import run_stage
-from pipeline.chain.profile import FOLDER, read_node
 from pipeline.chain.run import Run
 from pipeline.chain.stage import Against, Stage
 from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
+from pipeline.system.config import read_profile
 from pipeline.training.chat import ChatOptions
 
 
@@ -42,7 +43,7 @@ class DPO(Stage):
     def starter(self, facts: Facts) -> dict[str, Lines]:
         """Return LoRA on the chat model; every parameter where nothing before it has seen the template's tokens."""
         small = facts.model.small
-        measured = read_node(FOLDER / "classics" / f"{self.kind}.yaml").settings  # the mixture that real text was measured with
+        measured = read_profile(ROOT / "stages" / "profiles" / "classics" / "dpo.yaml")  # the mixture that real text was measured with
         method: Lines = (
             {} if facts.chats else {"method": ("full", "an adapter would not learn the template's tokens, which are new")}
         )

@@ -102,8 +102,8 @@ class Pretraining(Stage):
         """Return one node: a new model that fits the text, or one that goes on from the base at a low rate."""
         model = facts.model
         if facts.parent:
-            rate = 5e-4 if model.small else 1e-4
-            found = facts.reading() | facts.training(facts.batch(1, 8), 1)
+            rate, epochs = 1e-3 if model.small else 1e-4, max(1, min(4, 500_000 // max(1, facts.tokens)))
+            found = facts.reading() | facts.training(facts.batch(epochs, 8), epochs)
             return {"": found | {"learning_rate": (rate, "low, since the base knows its language already")}}
         rate = 3e-3 if model.parameters < 1_500_000 else 2e-3
         epochs = max(1, min(8, 2_000_000 // max(1, facts.tokens)))

@@ -37,18 +37,28 @@ def faults_of(house, of="mine"):
 
 
 def test_three_files_become_a_profile_that_passes_the_check(run, house, data):
-    status, out, err = run("new", "--profile=mine", f"--text={data}/text.jsonl", f"--chats={data}/chats.jsonl", f"--pairs={data}/pairs.jsonl")
+    status, out, err = run(
+        "new", "--profile=mine", f"--text={data}/text.jsonl", f"--chats={data}/chats.jsonl", f"--pairs={data}/pairs.jsonl"
+    )
     assert (status, err) == (0, "")
     assert written(house) == {f"recipes/mine-{word}.yaml" for word in ("text", "chats", "pairs")} | {
         f"profiles/mine/{name}.yaml" for name in ("pretrain", "sft", "sft-control", "dpo")
     }
     assert [node(house, name).get("parent") for name in ("pretrain", "sft", "dpo")] == [None, "pretrain", "sft"]
-    assert node(house, "sft-control") | {"learning_rate": 0} == {"control_of": "sft", "init": "random", "method": "full", "learning_rate": 0}
+    assert node(house, "sft-control") | {"learning_rate": 0} == {
+        "control_of": "sft",
+        "init": "random",
+        "method": "full",
+        "learning_rate": 0,
+    }
     assert {node(house, name)["max_length"] for name in ("pretrain", "sft", "dpo")} == {128}
     assert node(house, "sft")["chat_template"] == "chatml.jinja"
     faults, told = faults_of(house)
     assert faults == []
-    held_out = {name: yaml.safe_load((house / "recipes" / f"mine-{name}.yaml").read_text())["held_out"] for name in ("text", "chats", "pairs")}
+    held_out = {
+        name: yaml.safe_load((house / "recipes" / f"mine-{name}.yaml").read_text())["held_out"]
+        for name in ("text", "chats", "pairs")
+    }
     assert all(share > 0.05 for share in held_out.values()), "few rows: more of them are held out"
     for name, word in {"pretrain": "documents", "sft": "conversations", "dpo": "pairs"}.items():
         kept, out_of = told[name].partition(": ")[2].split(" rows")[0], told[name].partition(", ")[2].split(" held")[0]
@@ -165,7 +175,9 @@ def test_what_is_there_is_never_overwritten(run, house, data):
 def test_it_writes_all_or_nothing(run, house, data, monkeypatch):
     flags = ("--profile=mine", f"--text={data}/text.jsonl", f"--chats={data}/chats.jsonl")
     rename = Path.rename
-    monkeypatch.setattr(Path, "rename", lambda path, to: (_ for _ in ()).throw(OSError("full")) if to.name == "mine" else rename(path, to))
+    monkeypatch.setattr(
+        Path, "rename", lambda path, to: (_ for _ in ()).throw(OSError("full")) if to.name == "mine" else rename(path, to)
+    )
     assert run("new", *flags)[0] == 1
     assert [path for path in house.rglob("*") if path.is_file()] == []
     monkeypatch.undo()
@@ -185,7 +197,9 @@ def test_a_base_of_another_family_is_refused(run, house, data, tmp_path):
 
     from pipeline.models import tokenization
 
-    BertForMaskedLM(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)).save_pretrained(tmp_path / "bert")
+    BertForMaskedLM(
+        BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    ).save_pretrained(tmp_path / "bert")
     tokenization.train(["a b c"], 300, 64).save_pretrained(tmp_path / "bert")
     status, _, err = run("new", "--profile=mine", f"--chats={data}/chats.jsonl", f"--base={tmp_path}/bert")
     assert (status, "is a model of family masked, but sft takes causal" in err) == (2, True)
@@ -221,9 +235,16 @@ def test_the_chain_runs_to_the_end_and_each_node_has_figures(run, house, data):
     for name, kind in {"pretrain": "pretrain", "sft": "sft", "sft-control": "sft", "dpo": "dpo"}.items():
         status, _, err = run(kind, "--config", house / "profiles" / "mine" / f"{name}.yaml", "--output", runs / name, *small)
         assert (status, err) == (0, "")
-    assert run("evaluate", "--runs", runs, "--rows", 8, "--pairs", 8, "--resamples", 50, "--max_new_tokens", 4, "--samples", 1)[0] == 0
+    assert (
+        run("evaluate", "--runs", runs, "--rows", 8, "--pairs", 8, "--resamples", 50, "--max_new_tokens", 4, "--samples", 1)[0]
+        == 0
+    )
     summary = json.loads((runs / "evaluate.json").read_text())
-    assert {name: block["rows"] > 0 and bool(block["figures"]) for name, block in summary["nodes"].items()} == {"pretrain": True, "sft": True, "dpo": True}
+    assert {name: block["rows"] > 0 and bool(block["figures"]) for name, block in summary["nodes"].items()} == {
+        "pretrain": True,
+        "sft": True,
+        "dpo": True,
+    }
     assert "sft-control" in summary["nodes"]["sft"]["models"]
 
 
