@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.chain import manifest, request, stages
 from pipeline.chain.profile import FOLDER
-from pipeline.chain.stage import PARENT, Stage
+from pipeline.chain.stage import DATA, PARENT, Stage
 from pipeline.system import config
 from pipeline.system.errors import UserError
 
@@ -80,7 +80,12 @@ def place(folder: Path, entry: Mapping[str, Any]) -> str:
 def read(folder: Path) -> Finished | None:
     """Return the finished node in a folder, or None; UserError where the folder holds a record that is not ours."""
     record = manifest.read(folder)
-    return Finished(folder, record) if record else None
+    if record is None:
+        return None
+    node = Finished(folder, record)
+    if DATA in node.parents:  # a node of the same folder, wherever that was moved
+        record["recipe"]["data"] = node.parents[DATA]
+    return node
 
 
 def finished(runs: Path) -> list[Finished]:

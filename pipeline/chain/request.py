@@ -231,8 +231,9 @@ def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) 
     record = manifest.read(folder)
     if record is not None:
         if record["family"] not in families:
-            fits = f"; {_fitting(record['family'], stage)}" if role == PARENT else ""
-            raise UserError(f"--{role} {parent}: {record['node']} made a model of family {record['family']}, {wanted}{fits}")
+            fits = f"; {_fitting(record['family'], stage)}" if role == PARENT and record["family"] != ROWS else ""
+            what = f"a model of family {record['family']}" if record["family"] != ROWS else f"rows of type {record['rows_type']}"
+            raise UserError(f"--{role} {parent}: {record['node']} made {what}, {wanted}{fits}")
         unaltered(folder, record)
         return {"stage": record["stage"], "outputs": record["outputs"]}
     if (folder / manifest.CLAIM).exists():
