@@ -155,3 +155,13 @@ def test_an_unknown_profile_is_refused_with_the_nearest_names():
 def test_an_empty_folder_is_no_profile(tmp_path):
     (tmp_path / "p").mkdir()
     refused(tmp_path / "p", "no node")
+
+
+def test_a_parent_may_be_a_folder_or_a_hub_id(tmp_path):
+    from pipeline.chain import request, stages
+
+    folder = written(tmp_path / "p", a="stage: sft\nparent: some/where", b="stage: sft\nparent: runs/tiny/pretrain")
+    whole = profile.load(folder)
+    assert whole.nodes["a"].parents == {"parent": "some/where"}
+    read = request.read(stages.load("sft"), ["--config", str(folder / "b.yaml"), "--output", str(tmp_path / "runs" / "b")])
+    assert read.parents == {"parent": "runs/tiny/pretrain"}

@@ -140,7 +140,7 @@ def read_node(file: Path) -> Node:
 
 
 def _controlled(file: Path, name: str) -> Node:
-    other = file.with_name(f"{name}.yaml")
+    other = file.parent / f"{name}.yaml"
     if not other.is_file():
         known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml") if path != file))
         raise UserError(f"{file}: control_of: {name}: no such node in this profile; there are {known}")

@@ -197,7 +197,7 @@ def _resolved(found: Request, node: profile.Node, missing: set[str]) -> dict[str
 
 def _place(output: Path, name: str, file: Path) -> str:
     """Return where a parent lies: a node of the same profile lies beside the output."""
-    return str(output.parent / name) if file.with_name(f"{name}.yaml").is_file() else name
+    return str(output.parent / name) if (file.parent / f"{name}.yaml").is_file() else name
 
 
 def _same(path: str, usual: str | None) -> bool:

@@ -44,8 +44,13 @@ def pad(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tenso
     return batch
 
 
-def prefixes(batch: Mapping[str, Any]) -> list[str]:
-    """Return what stands before `input_ids` in the names of the columns that are read: nothing, or chosen_ and rejected_."""
+def prefixes(batch: Any) -> list[str]:
+    """Return what stands before `input_ids` in the names of the columns that are read: nothing, or chosen_ and rejected_.
+
+    A list of rows, from which a trainer samples before it learns, has no such column.
+    """
+    if not isinstance(batch, Mapping):
+        return []
     return [""] if IDS in batch else [key.removesuffix(IDS) for key in batch if key.endswith(IDS)]
 
 

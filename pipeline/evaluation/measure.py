@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -146,7 +147,9 @@ def side_by_side(subjects: Sequence[Subject], options: Options) -> Iterator[dict
     for family in descents.values():
         turns = next(filter(None, (_prompts(subject, options.samples) for subject in family)), [])
         members = {model.label: model for subject in family[:1] for model in ([subject.base] if subject.base else [])}
-        members |= {model.label: model for subject in family for model in [subject.node, *subject.controls]}
+        for subject in family:
+            before = [subject.parent] if subject.parent and subject.parent.family == "causal" else []
+            members |= {model.label: model for model in [*before, subject.node, *subject.controls]}
         answers = {label: model.replies(turns, options.max_new_tokens) for label, model in members.items()} if turns else {}
         for number, turn in enumerate(turns):
             yield {"prompt": turn[-1]["content"], "answers": {label: found[number] for label, found in answers.items()}}
@@ -155,5 +158,6 @@ def side_by_side(subjects: Sequence[Subject], options: Options) -> Iterator[dict
 def _prompts(subject: Subject, count: int) -> list[Turns]:
     """Return a few held-out prompts of a node, spread over its rows; none where its rows ask nothing."""
     kind = types.load(subject.reads)
-    found = [prompt for row in subject.rows if (prompt := kind.prompt(row))]
+    prompts = [prompt for row in subject.rows if (prompt := kind.prompt(row))]
+    found = list({json.dumps(prompt): prompt for prompt in prompts}.values())
     return found[:: -(-len(found) // count)] if found else []

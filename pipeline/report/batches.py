@@ -47,7 +47,7 @@ class Batch:
 def first(made: Finished) -> Batch:
     """Make a node's first batch again, as one process reads it; UserError where its recipe is no longer what it was."""
     from pipeline.models import tokenization
-    from pipeline.training.trainer import ROW
+    from pipeline.training.trainer import take_rows
 
     record = made.record
     request.unaltered(made.folder, record)
@@ -61,7 +61,7 @@ def first(made: Finished) -> Batch:
         step = [next(batches, None) for _ in range(trainer.args.gradient_accumulation_steps)]
     found = [batch for batch in step if batch is not None]
     for batch in found:
-        batch.pop(ROW)
+        take_rows(batch)
     lines = split(found[0], record["family"], tokenizer)
     tokens, shown = [token for line in lines for token in line.tokens], _beginning(lines)
     return Batch(

@@ -79,7 +79,8 @@ def _columns(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:
 
     columns = prefixes(batch)
     if not columns:
-        raise UserError(f"its batches hold no tokens that could be shown, only {', '.join(batch)}")
+        held = ", ".join(batch) if isinstance(batch, Mapping) else "rows from which it samples while it learns"
+        raise UserError(f"its batches hold no tokens that could be shown, only {held}")
     lines = []
     for number in range(max(len(batch[f"{prefix}{IDS}"]) for prefix in columns)):
         for prefix in (prefix for prefix in columns if number < len(batch[f"{prefix}{IDS}"])):

@@ -19,7 +19,10 @@ _SHOWN = 100  # rows that are named
 
 
 class Traced:
-    """A collator that lets the numbers of the rows travel beside the batch, under the key `row`."""
+    """A collator that lets the numbers of the rows travel beside the batch, under the key `row`.
+
+    A batch that stays a list of rows, as a trainer that samples wants it, keeps the number in each row.
+    """
 
     def __init__(self, collator: Callable[[list[Any]], Any]) -> None:
         self.collator = collator
@@ -37,8 +40,17 @@ class Traced:
         for row in rows:
             numbers += row[ROW] if isinstance(row[ROW], list) else [row[ROW]]
         batch = self.collator([{key: value for key, value in row.items() if key != ROW} for row in rows])
+        if isinstance(batch, list):
+            return [item | {ROW: row[ROW]} for item, row in zip(batch, rows, strict=True)]
         batch[ROW] = numbers
         return batch
+
+
+def take_rows(batch: Any) -> list[int]:
+    """Return the numbers of the rows in a batch, and take them out of it."""
+    if isinstance(batch, list):
+        return [item.pop(ROW) for item in batch]
+    return list(batch.pop(ROW, []))
 
 
 class StageTrainer(Trainer):
@@ -62,7 +74,7 @@ class StageTrainer(Trainer):
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none."""
-        if IDS in inputs:
+        if IDS in inputs or not prefixes(inputs):
             super()._track_num_input_tokens(inputs)
             return
         tokenizer: Any = self.processing_class
@@ -71,14 +83,14 @@ class StageTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of a step as the Trainer does; in batches of several columns of ids, over all of them."""
-        if IDS in inputs:
+        if IDS in inputs or not prefixes(inputs):
             return int(super().floating_point_ops(inputs))
         columns = [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
         return sum(int(super(StageTrainer, self).floating_point_ops({IDS: column})) for column in columns)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
-        numbers = inputs.pop(ROW, [])
+        numbers = take_rows(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._seen.append((loss.detach(), numbers))
         return loss
