@@ -39,8 +39,8 @@ class ExactMatch(Evaluator):
                 if model.borrows and all(question.opening for question in questions):
                     label = f"{model.label}, plain text"
                     subject.add_model(label, subject.models[model.label]["role"], "by plain text that it goes on from")
-                    replies = _continued(model, questions, subject.settings.max_new_tokens)
-                    yield Measurement(label, "exact_match", _right(judge, replies, questions))
+                    texts = _continued(model, questions, subject.settings.max_new_tokens)
+                    yield Measurement(label, "exact_match", _right(judge, texts, questions))
 
 
 def _right(judge: Judge, replies: Sequence[str], questions: Sequence[Question]) -> Figure:
