@@ -324,8 +324,9 @@ class Heeding(Stage):
 
         def encoded(row: Row) -> tokens.Tokens:
             found = tokens.encode_messages(row["prompt"] + row["completion"], tokenizer)
-            start = next(at for at, label in enumerate(found["labels"]) if label != tokens.IGNORED)
-            return found | {"liked": int(row["liked"]), "start": start}
+            targets = [at for at, label in enumerate(found["labels"]) if label != tokens.IGNORED]
+            ids = found["input_ids"][: targets[-1] + 1]  # a template may put more after the end of an answer
+            return {"input_ids": ids, "liked": int(row["liked"]), "start": targets[0]}
 
         examples = list(tokens.pieces(rows.kept, encoded, longest, False, rows.dropped_by_encoding))
         for before, example in zip([examples[-1], *examples], list(examples)):
@@ -705,7 +706,7 @@ def test_every_other_part_is_one_file_too(checkout):
     rows = re.split(r"<h4>row \d</h4>", masks.split(">heed: Heeding</h3>")[1].split("<h3")[0])[1:]
     assert len(rows) == 4
     for number, row in enumerate(rows):
-        assert re.fullmatch(r"\d+ and \d+ make \d+\.( And that is that\.)?<\|im_end\|>\s*", marked(row)), number
+        assert re.fullmatch(r"\d+ and \d+ make \d+\.( And that is that\.)?<\|im_end\|>", marked(row)), number
     for said in ("filled: share of the gaps", "distance: mean distance", "heed: Heeding"):
         assert said in out
     assert checkout.touched() == set(added)
