@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -286,7 +287,7 @@ def node(name, *parents):
     """A node with what the picture of the chain needs; parents: role, name, whether it lies here."""
     recipe = {"name": "talk", "digest": "d" * 64, "kept": 4}
     record = {"node": name, "title": name, "control_of": "", "recipe": recipe, "outputs": "0" * 64}
-    return Node(Finished(None, record), [Parent(role, at, "0" * 64, at * here, True, "") for role, at, here in parents])
+    return Node(Finished(Path(name), record), [Parent(role, at, "0" * 64, at * here, True, "") for role, at, here in parents])
 
 
 def test_a_node_has_an_arrow_from_each_of_its_parents():

@@ -63,3 +63,31 @@ def test_a_gradient_that_is_not_finite_is_stopped(run, chain, data, tmp_path, mo
     assert "step 3: the gradient is not finite" in err
     assert err.count("pairs.jsonl:") == 2
     assert resume.latest(tmp_path / "dpo").name == "checkpoint-2"
+
+
+def test_numbers_of_rows_travel_with_columns_and_with_rows_that_stay_rows():
+    from pipeline.training.trainer import Traced, take_rows
+
+    rows = [{"prompt": "a", "row": 4}, {"prompt": "b", "row": [5, 6]}]
+    columns = Traced(lambda rows: {"prompt": [row["prompt"] for row in rows]})(rows)
+    assert take_rows(columns) == [4, 5, 6]
+    assert columns == {"prompt": ["a", "b"]}
+    batch = Traced(lambda rows: rows)(rows[:1])  # as a trainer that samples reads them
+    assert take_rows(batch) == [4]
+    assert batch == [{"prompt": "a"}]
+
+
+def test_several_columns_of_ids_are_padded_and_counted():
+    from pipeline.data import batches
+
+    rows = [
+        {"chosen_input_ids": [1, 2, 3], "chosen_labels": [-100, 2, 3], "rejected_input_ids": [1, 4], "weight": 1},
+        {"chosen_input_ids": [1, 2], "chosen_labels": [-100, 2], "rejected_input_ids": [1, 4], "weight": 2},
+    ]
+    batch = batches.pad(rows, 9)
+    assert batches.prefixes(batch) == ["chosen_", "rejected_"]
+    assert batch["chosen_input_ids"].tolist() == [[1, 2, 3], [1, 2, 9]]
+    assert batch["chosen_labels"].tolist() == [[-100, 2, 3], [-100, 2, -100]]
+    assert batch["chosen_attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batches.tokens_read(batch, 9) == 9
+    assert batches.prefixes([{"prompt": "a"}]) == []

@@ -64,7 +64,7 @@ def main() -> int:
     """Run the command that was named."""
     name = sys.argv[1]
     command = importlib.import_module(f"pipeline.commands.{name.replace('-', '_')}")
-    sys.argv = [name, *flags(name, command)]
+    sys.argv = [name, *flags(name, command), *sys.argv[2:]]
     return int(command.main())
 
 

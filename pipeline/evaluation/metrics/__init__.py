@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.system.errors import UserError
+
 if TYPE_CHECKING:
     from pipeline.evaluation.intervals import Figure
     from pipeline.evaluation.subject import Subject
@@ -63,6 +65,11 @@ def known() -> list[str]:
 
 
 def load(name: str) -> Evaluator:
-    """Return the evaluator of a file in this folder."""
-    found: Evaluator = importlib.import_module(f"{__name__}.{name}").EVALUATOR
+    """Return the evaluator of a file in this folder; UserError where it exports none."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    found = getattr(module, "EVALUATOR", None)
+    if not isinstance(found, Evaluator):
+        raise UserError(
+            f"{module.__file__}: measures nothing; it needs an instance of a subclass of Evaluator under the name EVALUATOR"
+        )
     return found
