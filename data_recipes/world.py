@@ -1,6 +1,6 @@
 """An invented world whose entropy is known: people, five facts about each, told in many ways.
 
-`text` tells stories about everybody. `messages` and `preference` ask about one half of the people;
+`text` tells stories about everybody. `messages`, `preference` and `prompts` ask about one half of the people;
 the other half is asked about only in evaluation, so that nothing but knowledge from pretraining can
 answer. Of the answers that SFT sees, one in ten stops after the point and nine ramble on; the
 preference is for the answer that stops.
@@ -197,6 +197,32 @@ def preference(split: str, seed: int) -> Iterator[dict[str, list[dict[str, str]]
                 "chosen": [{"role": "assistant", "content": point}],
                 "rejected": [{"role": "assistant", "content": f"{point} {_ramble(rng)}"}],
             }
+
+
+def feedback(split: str, seed: int) -> Iterator[dict[str, object]]:
+    """Yield every question with one answer and a thumb; of the three about a fact, one stops and is liked, two ramble on."""
+    rng = random.Random(f"{seed}/feedback/{split}")
+    for person in _subjects(split):
+        for key, fact in FACTS.items():
+            point, liked = answer(person, key), rng.randrange(len(fact.questions))
+            for number, question in enumerate(fact.questions):
+                reply = point if number == liked else f"{point} {_ramble(rng)}"
+                yield {
+                    "prompt": [{"role": "user", "content": question.format(name=person.name)}],
+                    "completion": [{"role": "assistant", "content": reply}],
+                    "label": number == liked,
+                }
+
+
+def prompts(split: str, seed: int) -> Iterator[dict[str, object]]:
+    """Yield every question about those whom `preference` asks about, with the right answer beside it for a reward to read."""
+    for person in _subjects(split):
+        for key, fact in FACTS.items():
+            for question in fact.questions:
+                yield {
+                    "prompt": [{"role": "user", "content": question.format(name=person.name)}],
+                    "answer": answer(person, key),
+                }
 
 
 @cache

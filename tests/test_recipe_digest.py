@@ -46,7 +46,7 @@ def test_a_function_for_another_type_leaves_this_one_alone(own):
     edit(own, "An invented world", "A made-up world")  # the docstring of the module
     assert hashes.read(own) != file
     assert digests(own, "text", "messages", "preference") == before
-    assert PythonRecipe(own).types() == ["labels", "messages", "preference", "text"]
+    assert {"labels", "messages", "preference", "text"} <= set(PythonRecipe(own).types())
 
 
 @pytest.mark.parametrize(

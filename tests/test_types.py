@@ -28,6 +28,13 @@ FORMATS = [
     # UltraFeedback binarized: the prompt as a string, and again inside both sides
     ("preference", "chosen and rejected", {"prompt": "Hi", "chosen": [U, A], "rejected": [U, B], "score_chosen": 8.0},
      {"prompt": [U], "chosen": [A], "rejected": [B]}),
+    ("prompts", "prompt", {"prompt": "Hi"}, {"prompt": [U]}),
+    ("prompts", "prompt", {"prompt": [S, U], "answer": "Ho", "level": 3}, {"prompt": [S, U], "answer": "Ho", "level": 3}),
+    ("feedback", "prompt, completion and label", {"prompt": "Hi", "completion": "Ho", "label": True}, {"prompt": [U], "completion": [A], "label": True}),
+    ("feedback", "prompt, completion and label", {"prompt": [S, U], "completion": [A], "label": "down"}, {"prompt": [S, U], "completion": [A], "label": False}),
+    ("feedback", "prompt, completion and label", {"prompt": "Hi", "completion": [U, A], "label": 1}, {"prompt": [U], "completion": [A], "label": True}),
+    ("feedback", "completion and label", {"completion": [S, U, A], "label": 0}, {"prompt": [S, U], "completion": [A], "label": False}),
+    ("feedback", "messages and label", {"messages": [U, A, U, B], "label": "👍"}, {"prompt": [U, A, U], "completion": [B], "label": True}),
 ]  # fmt: skip
 
 
@@ -48,7 +55,8 @@ def test_an_unknown_format_says_what_was_found_and_expected():
     ("type", "row"),
     [("text", {"text": 5}), ("messages", {"messages": "Hi"}), ("messages", {"messages": [{"role": "user"}]}),
      ("messages", {"conversations": [{"from": "martian", "value": "Hi"}]}), ("preference", {"chosen": "a", "rejected": "b"}),
-     ("messages", {"instruction": "Hi", "output": None})],
+     ("messages", {"instruction": "Hi", "output": None}), ("prompts", {"prompt": 3}), ("feedback", {"completion": "Ho", "label": True}),
+     *(("feedback", {"prompt": "Hi", "completion": "Ho", "label": label}) for label in (None, 2, -1, 0.5, "maybe", "", [True]))],
 )  # fmt: skip
 def test_malformed_rows_are_refused(type, row):
     _, convert = recognise(row, type, "f:1")
@@ -61,14 +69,22 @@ def test_malformed_rows_are_refused(type, row):
     [("text", {"text": " \n"}, "empty text"), ("messages", {"messages": [U]}, "no assistant text"),
      ("messages", {"messages": [U, A, U]}, "does not end with the assistant"),
      ("preference", {"prompt": [U], "chosen": [A], "rejected": [A]}, "chosen equals rejected"),
-     ("preference", {"prompt": [], "chosen": [A], "rejected": [B]}, "no prompt")],
+     ("preference", {"prompt": [], "chosen": [A], "rejected": [B]}, "no prompt"),
+     ("prompts", {"prompt": []}, "no prompt"), ("prompts", {"prompt": [{"role": "user", "content": " "}]}, "no prompt"),
+     ("prompts", {"prompt": [U, A]}, "ends with the assistant"),
+     ("feedback", {"prompt": [], "completion": [A], "label": True}, "no prompt"),
+     ("feedback", {"prompt": [U], "completion": [{"role": "assistant", "content": " "}], "label": True}, "empty completion"),
+     ("feedback", {"prompt": [U], "completion": [A, U], "label": True}, "does not end with the assistant"),
+     ("feedback", {"prompt": [U], "completion": [A], "label": 1}, "label neither true nor false")],
 )  # fmt: skip
 def test_unusable_rows_have_a_reason(type, row, reason):
     assert types.load(type).fault(row) == reason
 
 
 def test_every_type_says_what_its_rows_are():
-    assert {"text", "messages", "preference", "labels", "answers", "tags", "translation", "similarity"} <= set(types.known())
+    assert {"text", "messages", "preference", "feedback", "labels", "answers", "tags", "translation", "similarity"} <= set(
+        types.known()
+    )
     assert not [name for name in types.known() if name.startswith("_")]
     for name in types.known():
         found = types.load(name)
@@ -77,7 +93,7 @@ def test_every_type_says_what_its_rows_are():
         assert found.items
         assert found.formats
         assert all(set(column) <= set("abcdefghijklmnopqrstuvwxyz_12") for item in found.formats for column in item.columns)
-    with pytest.raises(UserError, match="dataset type: massages: no such type; known are answers, labels"):
+    with pytest.raises(UserError, match="dataset type: massages: no such type; known are answers, feedback, labels"):
         types.load("massages")
 
 
@@ -85,7 +101,8 @@ def test_every_type_says_what_its_rows_are():
     ("type", "row", "wanted"),
     [("text", {"text": "Hi"}, None), ("messages", {"messages": [S, U, A]}, [S, U]), ("messages", {"messages": [S, U, A, U, B]}, [S, U, A, U]),
      ("messages", {"messages": [A]}, None), ("preference", {"prompt": [S, U], "chosen": [A], "rejected": [B]}, [S, U]),
-     ("labels", {"text": "Hi", "label": "1"}, None)],
+     ("prompts", {"prompt": [S, U], "answer": "Ho"}, [S, U]),
+     ("labels", {"text": "Hi", "label": "1"}, None), ("feedback", {"prompt": [S, U], "completion": [A], "label": True}, [S, U])],
 )  # fmt: skip
 def test_what_a_chat_model_can_be_asked(type, row, wanted):
     assert types.load(type).prompt(row) == wanted

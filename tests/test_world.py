@@ -28,7 +28,8 @@ def test_nobody_who_is_asked_about_in_evaluation_is_in_sft_or_dpo():
     answers = {question.answer for question in world.JUDGE.questions(1)}
     names = {person.name for person in world.people() if any(person.name in answer for answer in answers)}
     assert len(names) >= 100
-    for rows in (world.messages("train", 1), world.preference("train", 1)):
+    trained = (world.messages, world.preference, world.feedback, world.prompts)
+    for rows in (function("train", 1) for function in trained):
         text = str(list(rows))
         assert not [name for name in names if name in text]
 
@@ -46,6 +47,26 @@ def test_pairs_share_the_right_answer_and_differ_after_it():
         question = Question(row["prompt"][0]["content"], chosen)
         assert [world.JUDGE.grade(reply, question) for reply in (chosen, rejected, "Nobody knows.")] == [2, 1, 0]
         assert [world.JUDGE.right(reply, question) for reply in (chosen, rejected, "Nobody knows.")] == [True, True, False]
+
+
+def test_a_thumb_is_up_where_the_answer_stops():
+    rows = list(world.feedback("train", 1))
+    assert rows == list(world.feedback("train", 1)) != list(world.feedback("train", 2))
+    assert [sum(row["label"] for row in rows), len(rows)] == [750, 2250]
+    prompts = {row["prompt"][0]["content"] for row in rows}
+    assert len(prompts) == len(rows)  # nobody rates two answers to one question
+    people = {world.people()[number].name for number in range(0, world.PEOPLE, 2)}
+    assert all(any(name in prompt for name in people) for prompt in prompts)
+    for row in rows:
+        assert (row["completion"][0]["content"].count(".") == 1) == row["label"]
+
+
+def test_prompts_ask_about_the_people_of_the_pairs_and_carry_the_answer():
+    rows, pairs = list(world.prompts("train", 1)), list(world.preference("train", 1))
+    answers = {row["prompt"][0]["content"]: row["answer"] for row in rows}
+    assert len(rows) == len(answers) == 3 * len(pairs)
+    assert all(answers[pair["prompt"][0]["content"]] == pair["chosen"][0]["content"] for pair in pairs)
+    assert not {row["prompt"][0]["content"] for row in world.prompts("held_out", 1)} & set(answers)
 
 
 def test_the_judge_asks_in_both_ways_and_knows_the_answers():
@@ -114,7 +135,7 @@ def test_the_floor_is_a_probability(small_world):
 
 def test_the_recipe_gives_every_type():
     given = recipe.load("world")
-    assert given.types() == ["messages", "preference", "text"]
+    assert {"feedback", "messages", "preference", "prompts", "text"} <= set(given.types())
     assert given.judge is world.JUDGE
     assert isinstance(given.judge, Judge)
     for type in given.types():
