@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
@@ -303,13 +304,13 @@ def test_any_metric_of_any_node_is_held_against_its_rival(low, high, refused):
     compared["better"] = low > 0
     block = {"primary": compared, "metrics": {"wins": {"meaning": "", "unit": "share", "better": "more"}}}
     summary = {"measured": {"round-2": "x"}, "nodes": {"round-2": block}}
-    said = gate._worth(finished.Finished(None, record), summary, "evaluate.json")
+    said = gate._worth(finished.Finished(Path("runs", record["node"]), record), summary, "evaluate.json")
     assert said == ["round-2: worse than even chances by wins: -20.0 points [-30.0, -10.0], worse, clear of zero"] * refused
 
 
 def test_a_control_is_no_product():
     record = {"node": "sft-control", "control_of": "sft", "outputs": "x", "steps": 4}
-    said = gate._worth(finished.Finished(None, record), None, "evaluate.json")
+    said = gate._worth(finished.Finished(Path("runs", record["node"]), record), None, "evaluate.json")
     assert said == ["sft-control: a control of sft, made to be compared with and not to be used"]
 
 
@@ -377,7 +378,7 @@ def test_make_publishes_only_what_its_command_line_says(given, wanted, tmp_path)
     for name in (".ready", "bin/python"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(
-            f"#!{sys.executable}\nimport json, sys; from pipeline.commands import __main__ as m, push\nprint(json.dumps(m.flags(push)))\n"
+            f"#!{sys.executable}\nimport json, sys; from pipeline.commands import __main__ as m, push\nprint(json.dumps(m.flags(\"push\", push)))\n"
         )
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {"PUBLIC": "1", "FORCE": "1", "ADAPTER": "1", "PYTHONPATH": str(ROOT)}
