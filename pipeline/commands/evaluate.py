@@ -46,6 +46,9 @@ class Evaluation:
         from pipeline.evaluation.measure import measure
 
         found = measure(self.nodes, self.options, lambda text: say("evaluate", text))
+        for node in self.nodes:
+            if (manifest.read(node.folder) or {}).get("outputs") != node.record["outputs"]:
+                raise UserError(f"{node.folder}: was made again while it was measured; run the same command again")
         summary = {
             "inputs": self.inputs, "measured": {node.name: node.record["outputs"] for node in self.nodes},
             "missing": list(self.missing), **found, "code": {"files": self._code()}, "versions": manifest.versions(),
@@ -71,7 +74,8 @@ class Evaluation:
 
         used = [one for node in self.nodes for one in measure.evaluators(node)]
         modules = {str(sys.modules[type(one).__module__].__file__) for one in used}
-        return manifest.sources(Path(__file__), Path(str(measure.__file__)), *map(Path, sorted(modules)))
+        chosen = {file for node in self.nodes for file in node.stage.modules(node.options)}  # such as a task with its metrics
+        return manifest.sources(Path(__file__), Path(str(measure.__file__)), *map(Path, sorted(modules)), *sorted(chosen))
 
 
 def pending(argv: Sequence[str]) -> Evaluation:
@@ -93,7 +97,8 @@ def pending(argv: Sequence[str]) -> Evaluation:
         raise UserError(*faults)
     options = Options(**values)
     missing = _missing(runs, Path(str(file)) if file else None, {node.name for node in nodes})
-    inputs = hashes.digest([[_identity(node) for node in nodes], missing, dataclasses.asdict(options), metrics.known()])
+    how = [[file.name, hashes.sha256(file)] for file in sorted(Path(str(metrics.__file__)).parent.glob("*.py"))]
+    inputs = hashes.digest([[_identity(node) for node in nodes], missing, dataclasses.asdict(options), how])
     return Evaluation(nodes, missing, options, output, inputs, strict)
 
 
@@ -114,8 +119,9 @@ def _faults(node: Finished) -> list[str]:
 
 
 def _identity(node: Finished) -> Any:
-    """Return what the figures of a node depend on: its outputs, its rows, and its judge's questions."""
+    """Return what the figures of a node depend on: its outputs, its rows, its judge's questions, what it is judged by."""
     record = node.record
+    judged_by = [list(against) for against in node.stage.judged_by(node.options)]
     found: list[str] = []
     if record["recipe"].get("type"):
         try:
@@ -123,7 +129,9 @@ def _identity(node: Finished) -> Any:
             found = [recipe.digest(record["recipe"]["type"]), recipe.judge_digest()]
         except UserError as error:
             found = list(error.faults)
-    return [node.name, record["outputs"], record["recipe"].get("digest"), record["parents"], record["control_of"], *found]
+    parents = [entry | {"path": Path(entry["path"]).name} for entry in record["parents"]]  # wherever the folder was moved
+    made = [record["outputs"], record["recipe"].get("digest"), parents, record["control_of"]]
+    return [node.name, *made, judged_by, *found]
 
 
 def _missing(runs: Path, file: Path | None, done: set[str]) -> list[str]:
