@@ -5,6 +5,7 @@ Two small stages (tests/stages) are added to a copy of the checkout, as somebody
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -96,7 +97,11 @@ def test_it_is_measured_shown_and_verified_like_any_other(made):
     assert status == 0, out + err
     page = (found / "report.html").read_text()
     assert "Imitation" in page
-    assert "imitate: its first batch" not in err
+    proofs = page.partition('id="masks"')[2]
+    assert "Can't be made again" not in proofs
+    for node in ("pretrain", "mlm", "imitate", "pretrain-chosen"):
+        proof = re.split("<h3[^>]*>", proofs.partition(f">{node}")[2])[0]
+        assert "tokens in its first step: the same." in proof, node
 
 
 def test_nothing_changed_means_nothing_is_made(made):

@@ -28,12 +28,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import checkout  # which lies beside this script
+
 from pipeline.chain import finished, manifest, profile, resume, stages
 from pipeline.chain.profile import Node
 from pipeline.chain.stage import PARENT
 from pipeline.system import hashes
 from pipeline.training.adapter import AdapterOptions
-from tests import checkout
 
 SAVE = 4  # steps between checkpoints
 SAVES = f"save_steps: {SAVE}\nlogging_steps: 2\n"
