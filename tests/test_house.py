@@ -9,7 +9,7 @@ from pipeline import ROOT
 from pipeline.chain import stages
 
 LAYERS = [
-    {"system"}, {"models"}, {"data"}, {"chain"}, {"evaluation"}, {"objectives", "tasks"}, {"training"}, {"report", "hub"}, {"commands"},
+    {"system"}, {"models"}, {"data"}, {"chain"}, {"evaluation"}, {"objectives", "tasks", "rewards"}, {"training"}, {"report", "hub"}, {"commands"},
 ]  # fmt: skip
 _STRINGS = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 LEVEL = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -106,6 +106,7 @@ def words(path):
 def test_no_stage_is_named_outside_of_its_script():
     kinds = set(stages.known())
     assert len(kinds) >= 5
+    kinds -= {stages.load(kind).gives for kind in kinds}  # a family of models may be called like the stage that makes it
     found = [
         f"{path.relative_to(ROOT)}:{line}: {word}"
         for path in (ROOT / "pipeline").rglob("*.py")

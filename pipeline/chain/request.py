@@ -239,10 +239,11 @@ def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) 
     if (folder / manifest.CLAIM).exists():
         raise UserError(f"--{role} {parent}: that node is not finished; run it again and it goes on where it was")
     try:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures, outputs = settings.get("architectures") or [], len(settings.get("id2label") or {})
     except (OSError, ValueError, AttributeError):
         raise UserError(f"--{role} {parent}: no model folder: config.json is missing or broken") from None
-    family = family_of(architectures[0]) if architectures else ""
+    family = family_of(architectures[0], outputs) if architectures else ""
     if family and family not in families:
         raise UserError(f"--{role} {parent}: {architectures[0]} is a model of family {family}, {wanted}")
     return {"outputs": hashes.outputs(hashes.files(folder))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.batches import pad
 from pipeline.data.tokens import IGNORED, CausalCollator, Tokens
 
 if TYPE_CHECKING:
@@ -38,6 +39,23 @@ def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[fl
             losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
         for place, value in zip(places, losses.sum(-1).tolist(), strict=True):
             found[place] = value
+    return found
+
+
+def rewards(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[float]:
+    """Return a reward model's score of each row (`input_ids`, of an encoder also `token_type_ids`), in the order of the rows."""
+    import torch
+
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]["input_ids"]))
+    found = [0.0] * len(rows)
+    while order:
+        longest = len(rows[order[-1]]["input_ids"])
+        places = [order.pop() for _ in range(min(len(order), max(1, _TOKENS_A_BATCH // longest)))]
+        batch = pad([rows[place] for place in places], pad_id)
+        with torch.no_grad():
+            scores = model(**{key: value.to(model.device) for key, value in batch.items()}).logits[:, 0].float()
+        for place, score in zip(places, scores.tolist(), strict=True):
+            found[place] = score
     return found
 
 

@@ -20,7 +20,7 @@ from pipeline.data.recipe import Recipe
 from pipeline.data.tokens import Tokens
 from pipeline.data.types import Row
 from pipeline.evaluation import inference
-from pipeline.models import checkpoint
+from pipeline.models import checkpoint, reward_model
 from pipeline.models.families import family_of
 from pipeline.models.tokenization import load as load_tokenizer
 from pipeline.models.tokenization import render
@@ -70,7 +70,7 @@ class StageModel:
         """The model's family; empty where neither a record nor the name of its class tells."""
         if self.record:
             return str(self.record["family"])
-        return family_of((self.config.architectures or [""])[0])
+        return family_of((self.config.architectures or [""])[0], self.config.num_labels)
 
     @property
     def positions(self) -> float:
@@ -98,13 +98,23 @@ class StageModel:
         model.config.use_cache = True
         return model
 
+    @cached_property
+    def reward_model(self) -> Any:
+        """The model of family `reward` in fp32, ready to score."""
+        return reward_model.load(self.where).to(device()).eval()
+
     def release(self) -> None:
         """Let go of the weights; what it answered stays."""
         self.__dict__.pop("model", None)
+        self.__dict__.pop("reward_model", None)
 
     def nats(self, rows: Sequence[Tokens]) -> list[float]:
         """Return −Σ log p of the rows' targets."""
         return inference.nats(self.model, rows, int(self.tokenizer.pad_token_id))
+
+    def rewards(self, rows: Sequence[Tokens]) -> list[float]:
+        """Return its scores of rows, where it is a reward model."""
+        return inference.rewards(self.reward_model, rows, int(self.tokenizer.pad_token_id))
 
     def replies(self, prompts: Sequence[Turns], max_new_tokens: int, seed: int | None = None) -> list[inference.Reply]:
         """Return a reply to each conversation: greedy, or sampled with a seed."""

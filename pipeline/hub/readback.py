@@ -49,7 +49,7 @@ def model(hub: Hub, delivery: Delivery, commit: str, made: Path, loader: str, ba
             faults = _behaves(folder, made, loader)
         if not faults and base:
             with fetched(hub, *base) as under:
-                faults = _adapts(under, folder / "adapter", made)
+                faults = _adapts(under, folder / "adapter", made, loader)
     if faults:
         raise WorldError(f"{delivery.repo}: what was read back is not what was pushed: {'; '.join(faults)}")
     told = f"{len(delivery.files)} files by digest"
@@ -109,14 +109,16 @@ def _behaves(folder: Path, made: Path, loader: str) -> list[str]:
     return faults
 
 
-def _adapts(base: Path, adapter: Path, made: Path) -> list[str]:
+def _adapts(base: Path, adapter: Path, made: Path, loader: str) -> list[str]:
     """Return how a base with the adapter on it differs from the merged model."""
     import torch
+    import transformers
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    tokenizer, own = _load(made, "AutoModelForCausalLM")
-    network = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, use_safetensors=True), str(adapter)).eval()
+    tokenizer, own = _load(made, loader)
+    given = {} if _generates(loader) else {"num_labels": own.config.num_labels}  # the head is the adapter's
+    under = getattr(transformers, loader).from_pretrained(base, use_safetensors=True, **given)
+    network = PeftModel.from_pretrained(under, str(adapter)).eval()
     faults = []
     for prompt, batch in zip(PROMPTS, _inputs(tokenizer), strict=True):
         with torch.no_grad():

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from pipeline.hub.card import Subject
 
 _ANSWER = "model.generate(**inputs, max_new_tokens=64)[0]"
+_REPLY = "It is a pleasure."
+_SCORE = "print(model(**inputs).logits[0, 0].item())"  # of a model with one output
 _PROMPT_CUT = 300  # characters of a prompt from the evaluation
 # The last line, by the class that loads the model.
 _LAST = {
@@ -27,11 +29,17 @@ def use(subject: Subject) -> Iterator[str]:
     yield from _code(subject) if subject.auto else _vectors(subject.repo)
     yield "```"
     if subject.adapter:
-        base = f'AutoModelForCausalLM.from_pretrained("{subject.base}")'
+        one = ", num_labels=1" if _scores(subject) else ""
+        base = f'{subject.auto}.from_pretrained("{subject.base}"{one})'
         yield f"\nThe LoRA adapter alone, on the model that it was trained on (`{subject.base}`):\n\n```python"
         yield "from peft import PeftModel"
         yield f'model = PeftModel.from_pretrained({base}, "{subject.repo}", subfolder="adapter")\n```'
     yield f"\nThe revision `{subject.tag}` names exactly these weights."
+
+
+def _scores(subject: Subject) -> bool:
+    """Say whether the model gives a score to a prompt with its answer."""
+    return str(subject.record["family"]) == "reward"
 
 
 def _vectors(repo: str) -> Iterator[str]:
@@ -44,11 +52,17 @@ def _code(subject: Subject) -> Iterator[str]:
     repo, name = subject.repo, subject.auto
     yield f"from transformers import {name}, AutoTokenizer"
     yield f'tokenizer, model = AutoTokenizer.from_pretrained("{repo}"), {name}.from_pretrained("{repo}")'
-    if subject.template:
-        prompt = (subject.samples or [{"prompt": "Hello!"}])[0]["prompt"][:_PROMPT_CUT]
-        turns = [{"role": "user", "content": prompt}]
+    prompt = (subject.samples or [{"prompt": "Hello!"}])[0]["prompt"][:_PROMPT_CUT]
+    turns = [{"role": "user", "content": prompt}]
+    if _scores(subject) and subject.template:
+        turns.append({"role": "assistant", "content": _REPLY})
+        yield f"text = tokenizer.apply_chat_template({turns!r}, tokenize=False).rstrip()  # up to the token that ends the answer"
+        yield 'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)'
+    elif _scores(subject):
+        yield f'inputs = tokenizer({prompt!r}, {_REPLY!r}, return_tensors="pt")'
+    elif subject.template:
         yield f'inputs = tokenizer.apply_chat_template({turns!r}, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
     else:
         text = 'f"The story of {tokenizer.mask_token} is known."' if name == "AutoModelForMaskedLM" else '"The story of"'
         yield f'inputs = tokenizer({text}, return_tensors="pt", return_token_type_ids=False)'
-    yield _LAST.get(name, "print(model(**inputs))")
+    yield _SCORE if _scores(subject) else _LAST.get(name, "print(model(**inputs))")

@@ -21,9 +21,13 @@ _KINDS = [
 ]
 
 
-def family_of(architecture: str) -> str:
-    """Return a model's family by the name of its class, or an empty string."""
-    return next((family for ending, family, _ in _KINDS if architecture.endswith(ending)), "")
+def family_of(architecture: str, outputs: int = 0) -> str:
+    """Return a model's family by the name of its class and the number of its outputs, or an empty string.
+
+    A classifier with a single output has nothing to tell apart: it scores, as a reward model does.
+    """
+    family = next((family for ending, family, _ in _KINDS if architecture.endswith(ending)), "")
+    return "reward" if family == "classifier" and outputs == 1 else family
 
 
 def auto_class(family: str, config: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ def chosen(strategy: Strategy, model: Any, last_layers: int, rank: int, alpha: i
     """
     if strategy == "full":
         return model
-    heads = _heads(model)
+    trained_heads = heads(model)
     if strategy in ("lora", "prompt"):
         from peft import LoraConfig, get_peft_model
 
@@ -28,10 +28,14 @@ def chosen(strategy: Strategy, model: Any, last_layers: int, rank: int, alpha: i
         return get_peft_model(
             model,
             LoraConfig(
-                r=rank, lora_alpha=alpha, target_modules=target, modules_to_save=heads or None, trainable_token_indices=tokens
+                r=rank,
+                lora_alpha=alpha,
+                target_modules=target,
+                modules_to_save=trained_heads or None,
+                trainable_token_indices=tokens,
             ),
         )
-    trained = [module for name, module in model.named_modules() if name.rpartition(".")[2] in heads]
+    trained = [module for name, module in model.named_modules() if name.rpartition(".")[2] in trained_heads]
     if strategy == "last_n":
         trained += [layer for stack in _stacks(model, last_layers) for layer in stack[-last_layers:]]
     if not trained:
@@ -44,7 +48,7 @@ def chosen(strategy: Strategy, model: Any, last_layers: int, rank: int, alpha: i
     return model
 
 
-def _heads(model: Any) -> list[str]:
+def heads(model: Any) -> list[str]:
     """Return the names of the modules that come after the layers: the task's head, and the pooler before it."""
     import torch
     from transformers import AutoModel
