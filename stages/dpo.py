@@ -7,7 +7,9 @@ Rafailov et al. 2023, eq. 7. The reference is the parent itself: the merged mode
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pipeline import ROOT
@@ -19,7 +21,33 @@ from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.system.config import read_profile
+from pipeline.system.errors import UserError
 from pipeline.training.chat import ChatOptions
+
+SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # losses that read label_smoothing
+LOSSES = ("sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "sft",
+          "sigmoid_norm", *SMOOTHED)  # fmt: skip
+
+
+def check_losses(arguments: Any) -> None:
+    """Raise UserError where a loss is unknown, or label_smoothing is read by none or is no value for one that reads it."""
+    faults = []
+    for name in arguments.loss_type:
+        if name not in LOSSES:
+            close = difflib.get_close_matches(name, LOSSES, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(LOSSES))}"
+            faults.append(f"loss_type: no such loss: {name}; {remedy}")
+    smoothing, read = arguments.label_smoothing, [name for name in arguments.loss_type if name in SMOOTHED]
+    if smoothing and not read:
+        faults.append(
+            f"label_smoothing: {' and '.join(arguments.loss_type)} would ignore it; read by {', '.join(SMOOTHED)} alone"
+        )
+    if read and not 0 <= smoothing < 0.5:
+        faults.append(f"label_smoothing: {smoothing}: a share of wrong labels, from 0 to below 0.5")
+    if "exo_pair" in read and not smoothing:
+        faults.append("label_smoothing: exo_pair needs one above 0, such as 0.001")
+    if faults:
+        raise UserError(*faults)
 
 
 class DPO(Stage):
@@ -43,7 +71,7 @@ class DPO(Stage):
     def starter(self, facts: Facts) -> dict[str, Lines]:
         """Return LoRA on the chat model; every parameter where nothing before it has seen the template's tokens."""
         small = facts.model.small
-        measured = read_profile(ROOT / "stages" / "profiles" / "classics" / "dpo.yaml")  # the mixture that real text was measured with
+        measured = read_profile(ROOT / "stages" / "profiles" / "classics" / "dpo.yaml")  # figures of real text
         method: Lines = (
             {} if facts.chats else {"method": ("full", "an adapter would not learn the template's tokens, which are new")}
         )
@@ -74,6 +102,7 @@ class DPO(Stage):
 
         from pipeline.data import tokens
         from pipeline.training import guards
+        from pipeline.training.alignment import answers_end
         from pipeline.training.chat import row_length
         from pipeline.training.loop import prepare
 
@@ -84,6 +113,7 @@ class DPO(Stage):
         dataset = prepare(run, rows, examples)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         guards.differ(dataset)
+        answers_end(dataset, ["chosen_ids", "rejected_ids"], tokenizer)
         dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
         sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]}
         collator = DataCollatorForPreference(
@@ -98,20 +128,35 @@ class DPO(Stage):
         from transformers import set_seed
         from trl import DPOTrainer
 
+        from pipeline.training.alignment import AlignmentTrainer, without_dropout
         from pipeline.training.chat import open_parent, row_length
         from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
-        from pipeline.training.trainer import StageTrainer
 
-        class Pairs(StageTrainer, DPOTrainer):
+        class Pairs(AlignmentTrainer, DPOTrainer):
             """trl's trainer on pairs that went through our chat template already."""
 
             def _prepare_dataset(self, dataset: Any, *_: object) -> Any:
                 return dataset
 
+            def items(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+                chosen = batch["completion_mask"].chunk(2)[0][:, 1:]
+                return {"rows": len(chosen), "liked": len(chosen), "tokens": chosen.sum()}
+
+            def compute_loss(self, model: Any, inputs: Any, *more: Any, num_items_in_batch: Any = None) -> Any:
+                factors, given = self.factors(inputs, num_items_in_batch), self.loss_weights
+                named = zip(self.loss_types, given, strict=True)  # the likelihood is a mean over tokens, all else over rows
+                self.loss_weights = [weight * factors["tokens" if name == "sft" else "rows"] for name, weight in named]
+                try:
+                    return super().compute_loss(model, inputs, *more)
+                finally:
+                    self.loss_weights = given
+
         arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+        check_losses(arguments)
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
+        without_dropout(run, model, arguments)
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
         adapter = run.options.adapter()
@@ -120,6 +165,7 @@ class DPO(Stage):
             model, reference, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer,
             peft_config=adapter,
         )  # fmt: skip
+        trainer.say = run.say
         fit(run, trainer, rows)
         hand_over(run, trainer, tokenizer, made.sample)
 

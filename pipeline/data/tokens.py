@@ -64,9 +64,14 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
 
 def encode_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """Return `prompt_ids`, `chosen_ids` and `rejected_ids`; the sides end with the token that ends an answer."""
+    return encode_answers(row, tokenizer, ("chosen", "rejected"))
+
+
+def encode_answers(row: Row, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str]) -> Tokens:
+    """Return `prompt_ids` and the ids of each column of answers to it, which end with the token that ends an answer."""
     prompt = render(tokenizer, row["prompt"], answer_next=True)
     sides = {}
-    for side in ("chosen", "rejected"):
+    for side in columns:
         whole = render(tokenizer, row["prompt"] + row[side])
         same = _common(prompt, whole)
         prompt = prompt[:same]
@@ -123,8 +128,9 @@ def write(tokens: Iterable[dict[str, Any]], path: Path) -> Dataset:
 
 
 def pair_length(tokens: Tokens) -> int:
-    """Return the tokens of a pair's prompt and its longer side."""
-    return len(tokens["prompt_ids"]) + max(len(tokens["chosen_ids"]), len(tokens["rejected_ids"]))
+    """Return the tokens of a prompt and the longest answer to it."""
+    answers = [len(ids) for column, ids in tokens.items() if column.endswith("_ids") and column != "prompt_ids"]
+    return len(tokens["prompt_ids"]) + max(answers)
 
 
 def pack(dataset: Dataset, max_length: int) -> Dataset:

@@ -1,0 +1,185 @@
+"""A chat model and answers with a thumb up or down in, an aligned model out: Kahneman-Tversky optimisation.
+
+    python stages/kto.py --config stages/profiles/feedback/kto.yaml --parent runs/feedback/sft --output runs/feedback/kto
+
+Ethayarajh et al. 2024, eq. 7 and 8. The reference is the parent itself: the merged model with the adapter off. What an
+answer's gain is held against is an estimate of the KL divergence to the parent, from prompts with answers to others: of
+a batch on one device, each prompt with the answer of the row before it. So per_device_train_batch_size decides which
+rows are put together and how well the estimate is averaged, and gradient_accumulation_steps does not stand in for it.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pipeline.chain.life import run_stage
+from pipeline.chain.run import Run
+from pipeline.chain.stage import Against, Stage
+from pipeline.data.batches import Batches
+from pipeline.data.recipe import Rows
+from pipeline.data.tokens import Tokens
+from pipeline.system.errors import UserError
+from pipeline.training.chat import ChatOptions
+
+
+def mismatched(examples: Sequence[Tokens], size: int) -> list[Tokens]:
+    """Return examples with `KL_completion_ids`: the answer of the row before it in its batch, of the first that of the last.
+
+    A batch of one row, which the last may be, has the answer of the row before it in the batch before.
+    """
+    found = []
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size]
+        others = [batch[number - 1] for number in range(len(batch))] if len(batch) > 1 else [examples[start - 1]]
+        found += [row | {"KL_completion_ids": other["completion_ids"]} for row, other in zip(batch, others, strict=True)]
+    return found
+
+
+def balance(run: Run, arguments: Any, labels: Sequence[int]) -> None:
+    """Set the weights so that both kinds of thumbs weigh the same in sum, unless the profile says otherwise; eq. 8."""
+    up, down = sum(labels), len(labels) - sum(labels)
+    given = {"desirable_weight", "undesirable_weight"} & run.arguments.keys()
+    if not given:
+        arguments.desirable_weight, arguments.undesirable_weight = max(1.0, down / up), max(1.0, up / down)
+    weights = {"up": arguments.desirable_weight, "down": arguments.undesirable_weight}
+    run.record["thumbs"] = {"up": up, "down": down, "weights": weights}
+    run.say(
+        f"{up:,} thumbs up with weight {weights['up']:.3g}, {down:,} down with weight {weights['down']:.3g}, "
+        + ("as the profile says" if given else "so that both kinds count alike")
+    )
+
+
+def both_kinds(labels: Sequence[int], dropped: Mapping[str, int]) -> None:
+    """Raise UserError where all thumbs are of one kind, from which nothing can be told apart."""
+    if len(set(map(bool, labels))) == 1:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        raise UserError(
+            f"all {len(labels):,} thumbs are {'up' if labels[0] else 'down'} ({reasons or 'none was dropped'}); "
+            "this stage needs both kinds"
+        )
+
+
+class KTO(Stage):
+    """Train on rated answers against the parent and hand on a merged model."""
+
+    title = "KTO"
+    about = "An aligned chat model: Kahneman-Tversky optimisation (Ethayarajh et al. 2024) on answers with a thumb up or down."
+    reads = "feedback"
+    library = "trl.KTOConfig"
+    defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
+    primary = (Against("win_rate", "even chances"), Against("auc", "parent"))
+    Options = ChatOptions
+
+    def note(self, options: Any) -> str:
+        """Return what the batch holds beside what is shown."""
+        return "Each row is one rated answer; it is read once more with the answer of the row before it, for the estimate of the KL."
+
+    def arguments(self, run: Run) -> Any:
+        """Return the library's arguments; UserError where the KL could not be estimated from a batch."""
+        from pipeline.training.loop import DEFAULTS, FORCED
+
+        arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+        if arguments.loss_type not in ("kto", "apo_zero_unpaired"):
+            raise UserError(f"loss_type: {arguments.loss_type}: known are kto, apo_zero_unpaired")
+        if arguments.loss_type == "kto" and arguments.per_device_train_batch_size < 2:
+            raise UserError("per_device_train_batch_size: 1 has no other answer to estimate the KL from; set it to 2 or more")
+        if arguments.loss_type == "kto" and arguments.train_sampling_strategy != "sequential":
+            raise UserError(
+                f"train_sampling_strategy: {arguments.train_sampling_strategy} would tear apart the rows from which the KL is "
+                "estimated; leave it out, since rows are in an order by seed already"
+            )
+        return arguments
+
+    def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
+        """Return rated answers in an order by seed, each with another row's answer beside it."""
+        from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+        from pipeline.data import tokens
+        from pipeline.training import guards
+        from pipeline.training.alignment import answers_end
+        from pipeline.training.chat import row_length
+        from pipeline.training.loop import prepare
+
+        arguments, longest = self.arguments(run), row_length(run, model)
+
+        encoded = tokens.pieces(
+            rows.kept,
+            lambda row: tokens.encode_answers(row, tokenizer, ["completion"]),
+            longest,
+            False,
+            rows.dropped_by_encoding,
+        )
+        examples = [row | {"label": int(rows.kept[row["row"]]["label"])} for row in encoded]
+        random.Random(f"{run.seed}/order").shuffle(examples)
+        if arguments.loss_type == "kto":
+            examples = mismatched(examples, arguments.per_device_train_batch_size)
+        dataset = prepare(run, rows, examples)
+        guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
+        both_kinds(dataset["label"], rows.dropped + rows.dropped_by_encoding)
+        answers_end(dataset, ["completion_ids"], tokenizer)
+        cut = sum(len(row["prompt_ids"]) + len(row.get("KL_completion_ids", [])) > longest for row in dataset)
+        if cut:
+            run.say(f"{cut:,} answers are cut at max_length {longest} where they stand after another prompt, for the KL alone")
+        sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["completion_ids"]}
+        collator = DataCollatorForUnpairedPreference(
+            int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")
+        )
+        return Batches(dataset, collator, sample)
+
+    def train(self, run: Run) -> None:
+        """Train the adapter against the model without it, or every parameter against a frozen copy."""
+        import copy
+
+        from transformers import set_seed
+        from trl import KTOTrainer
+
+        from pipeline.training.alignment import AlignmentTrainer, without_dropout
+        from pipeline.training.chat import open_parent, row_length
+        from pipeline.training.loop import fit, hand_over
+
+        class Thumbs(AlignmentTrainer, KTOTrainer):
+            """trl's trainer on rows that went through our chat template already."""
+
+            def _prepare_dataset(self, dataset: Any, *_: object) -> Any:
+                return dataset
+
+            def items(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+                up, mask = batch["label"] > 0, batch["completion_mask"][:, 1:]
+                return {"rows": len(up), "liked": up.sum(), "tokens": mask[up].sum()}
+
+            def compute_loss(self, model: Any, inputs: Any, *more: Any, num_items_in_batch: Any = None) -> Any:
+                factor, given = (
+                    self.factors(inputs, num_items_in_batch)["rows"],
+                    (self.desirable_weight, self.undesirable_weight),
+                )
+                self.desirable_weight, self.undesirable_weight = (weight * factor for weight in given)
+                try:
+                    return super().compute_loss(model, inputs, *more)
+                finally:
+                    self.desirable_weight, self.undesirable_weight = given
+
+        arguments = self.arguments(run)
+        rows = self.rows(run)
+        set_seed(run.seed)
+        tokenizer, model = open_parent(run)
+        without_dropout(run, model, arguments)
+        arguments.max_length = row_length(run, model)
+        made = self.batches(run, rows, tokenizer, model)
+        balance(run, arguments, made.dataset["label"])
+        adapter = run.options.adapter()
+        trainer = Thumbs(
+            model, None if adapter else copy.deepcopy(model), arguments, data_collator=made.collator, train_dataset=made.dataset,
+            processing_class=tokenizer, peft_config=adapter,
+        )  # fmt: skip
+        trainer.say = run.say
+        fit(run, trainer, rows)
+        hand_over(run, trainer, tokenizer, made.sample)
+
+
+STAGE = KTO
+
+if __name__ == "__main__":
+    sys.exit(run_stage(STAGE))
