@@ -6,7 +6,7 @@ A check that passed is remembered by the digest of what it read, beside the node
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def examine(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Reque
     """Yield what there is to say about each node, parents first; libraries are imported to check their keys."""
     signatures: dict[str, Signature] = {}
     for node, requested in _requests(whole, runs, mine or {}):
-        found = Examined(node.name, faults=[*requested.faults, *whole.unresolved.get(node.name, [])])
+        found = Examined(node.name, faults=list(dict.fromkeys([*requested.faults, *whole.unresolved.get(node.name, [])])))
         found.faults += config.check(requested.values, requested.origins, node.stage.Options, node.stage.library)
         if not found.faults:
             _examine_node(whole, node, requested, signatures, found)
@@ -106,7 +106,7 @@ def _examine_node(
         found.faults += [f"{node.file}: {fault}" for fault in error.faults]
         return
     found.faults += _parents(whole, node, requested, signature, signatures)
-    found.faults += _template(whole, node, options) + _length(whole, node, options, arguments)
+    found.faults += _template(whole, node, options) + _length(whole, node, options, arguments, signatures)
     if signature.reads:
         _data(node, requested, signature, options, int(arguments.get("seed", 42)), found)
 
@@ -163,11 +163,16 @@ def _template(whole: profile.Profile, node: profile.Node, options: Any) -> list[
     return []
 
 
-def _length(whole: profile.Profile, node: profile.Node, options: Any, arguments: Mapping[str, Any]) -> list[str]:
-    """Return that rows would be longer than the model has positions, where the profile decides both."""
+def _length(
+    whole: profile.Profile, node: profile.Node, options: Any, arguments: Mapping[str, Any], known: Collection[str]
+) -> list[str]:
+    """Return that rows would be longer than the model has positions, where the profile decides both.
+
+    `known`: the nodes whose options are not at fault.
+    """
     longest = arguments.get("max_length", getattr(options, "max_length", None))
     before = whole.nodes.get(node.parents.get(PARENT, ""))
-    while before is not None and longest:
+    while before is not None and before.name in known and longest:
         positions = before.stage.positions(before.stage.split(before.settings)[0])
         if PARENT not in before.parents and positions is not None:
             told = f"{node.file}: max_length: {longest} is more than the {positions} positions of {before.name} ({before.file}: max_length)"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -144,10 +144,11 @@ def _controlled(file: Path, name: str) -> Node:
     if not other.is_file():
         known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml") if path != file))
         raise UserError(f"{file}: control_of: {name}: no such node in this profile; there are {known}")
-    node = read_node(other)
-    if node.control_of:
+    if other == file:
+        raise UserError(f"{file}: control_of: {name} is this node itself; name the node that it is held against")
+    if "control_of" in config.read_profile(other):  # before that node is read, since two may name each other
         raise UserError(f"{file}: control_of: {name} is a control itself; name the node that both are held against")
-    return node
+    return read_node(other)
 
 
 def load(folder: Path) -> Profile:
@@ -196,13 +197,19 @@ def _fill_in(nodes: dict[str, Node]) -> dict[str, list[str]]:
             if len(fitting) == 1:
                 nodes[name] = replace(nodes[name], parents=nodes[name].parents | {role: fitting[0]})
             else:
-                told = (
-                    f"{' and '.join(fitting)} fit; name one"
-                    if fitting
-                    else f"no node gives a model of family {' or '.join(families)}"
-                )
+                unknown = [other for other, gives in signatures.items() if other not in below and gives is None]
+                told = _why_unresolved(fitting, unknown, families)
                 unresolved.setdefault(name, []).append(f"{node.file}: {role}: is left out, and {told}")
     return unresolved
+
+
+def _why_unresolved(fitting: Sequence[str], unknown: Sequence[str], families: Sequence[str]) -> str:
+    """Return why a parent that is left out is not known; `unknown`: nodes whose own faults hide what they give."""
+    if fitting:
+        return f"{' and '.join(fitting)} fit; name one"
+    if unknown:
+        return f"whether {' or '.join(unknown)} fits is only known once the faults there are mended"
+    return f"no node gives a model of family {' or '.join(families)}"
 
 
 def _descendants(name: str, nodes: Mapping[str, Node]) -> Iterator[str]:

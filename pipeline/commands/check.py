@@ -34,7 +34,7 @@ def main() -> int:
         control = f", a control of {made.control_of}" if made.control_of else ""
         say(
             node.name,
-            f"{made.stage.title}{f' of {parents}' if parents else ''}{control}; {node.told or ('its rows are at fault' if node.faults else 'reads no rows')}",
+            f"{made.stage.title}{f' of {parents}' if parents else ''}{control}; {node.told or ('at fault' if node.faults else 'reads no rows')}",
         )
         faults += [fault for fault in node.faults if fault not in faults]
     if faults:

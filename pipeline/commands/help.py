@@ -34,14 +34,19 @@ def first_line(path: Path) -> str:
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0].rstrip(".")
 
 
-def kind(file: Path) -> str:
-    """Return the stage of a node: what its file says, what the node says that it controls, or its name up to a dash."""
-    text = file.read_text(encoding="utf-8")
+def kind(file: Path, controlled: bool = True) -> str:
+    """Return the stage of a node: what its file says, what the node says that it controls, or its name up to a dash.
+
+    `controlled`: whether to look at the node that it controls, which is no control itself.
+    """
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
     said = re.search(r"^stage:\s*(\S+)", text, flags=re.MULTILINE)
-    controlled = re.search(r"^control_of:\s*(\S+)", text, flags=re.MULTILINE)
+    control_of = re.search(r"^control_of:\s*(\S+)", text, flags=re.MULTILINE)
     if said:
         return said[1]
-    return kind(file.with_name(f"{controlled[1]}.yaml")) if controlled else file.stem.partition("-")[0]
+    if control_of and controlled:
+        return kind(file.with_name(f"{control_of[1]}.yaml"), controlled=False)
+    return file.stem.partition("-")[0]
 
 
 def nodes(folder: Path) -> dict[str, str]:

@@ -29,7 +29,7 @@ class Making:
 
     chosen: profile.Profile
     out: Path
-    goals: Sequence[str]  # nodes that were requested for by name
+    goals: Sequence[str]  # nodes that were requested by name
     extra: Sequence[str]  # flags of the goal
     launch: Sequence[str]
     strict: bool
@@ -75,7 +75,7 @@ class Making:
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a process to its end and return its status; when we are requested to stop, it is waited for while it saves.
+    """Run a process to its end and return its status; when we are asked to stop, we wait for it while it saves.
 
     Ctrl-C in a terminal reaches both; any other signal is passed on.
     """
