@@ -32,7 +32,7 @@ class Signature:
 
 
 class Against(NamedTuple):
-    """A metric by which a stage is judged, and the rival: `parent`, `control`, or the name of a baseline."""
+    """A metric by which a stage is judged, and the rival: a role such as `parent` or `teacher`, `control`, or a baseline."""
 
     metric: str
     rival: str

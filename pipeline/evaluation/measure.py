@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.chain import finished as chain
 from pipeline.chain.finished import Finished
-from pipeline.chain.stage import ROWS
+from pipeline.chain.stage import DATA, PARENT, ROWS
 from pipeline.data import types
 from pipeline.evaluation import metrics
 from pipeline.evaluation.comparisons import block, collected
@@ -70,22 +70,33 @@ def measure(nodes: Sequence[Finished], options: Options, say: Callable[[str], No
 
 
 def _subject(node: Finished, nodes: Sequence[Finished], models: Models, options: Options) -> Subject:
-    """Return a node with its parent, controls and base model; a parent that can't be read any more is left out."""
+    """Return a node with its parents, controls and base model; what can't be read any more is left out."""
     own = models.get(node.folder, node.name)
     template = own.tokenizer.chat_template if own.family == "causal" else None
-    parent, gone = None, ""
-    if where := node.parent():
+    gone: list[str] = []
+
+    def opened(role: str, where: str, taken: Collection[str]) -> StageModel | None:
         try:
-            parent = models.get(where, label_of(where, {node.name}), template)
-            _ = parent.tokenizer
+            model = models.get(where, label_of(where, taken), template)
+            _ = model.family, model.tokenizer
         except (UserError, OSError, ValueError):
-            parent, gone = None, f"figures of its parent: {where} can't be loaded any more"
+            gone.append(f"figures of its {role}: {where} can't be loaded any more")
+            return None
+        return model
+
+    where = node.parent()
+    parent = opened(PARENT, where, {node.name}) if where else None
+    others: dict[str, StageModel] = {}
+    for role, place in node.parents.items():
+        taken = {node.name, *(model.label for model in [parent, *others.values()] if model)}
+        other = opened(role, place, taken) if role not in (PARENT, DATA) and place != where else None
+        if other and other.family == own.family:
+            others[role] = other
     controls = [models.get(one.folder, one.name, template) for one in chain.controls(nodes, node.name)]
-    oldest = "" if gone else base_of(node)
-    base = models.get(oldest, label_of(oldest), template) if oldest else None
-    subject = Subject(node, own, options, parent, controls, base)
-    if gone:
-        subject.skipped[gone] += 1
+    oldest = base_of(node) if parent else ""
+    base = parent if oldest == where else opened("base model", oldest, ()) if oldest else None
+    subject = Subject(node, own, options, parent, others, controls, base)
+    subject.skipped.update(gone)
     return subject
 
 

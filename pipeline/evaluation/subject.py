@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain import manifest
+from pipeline.chain import manifest, stages
 from pipeline.chain.finished import Finished
 from pipeline.data import recipe as recipes
 from pipeline.data import types
@@ -92,7 +92,10 @@ class StageModel:
 
     @cached_property
     def model(self) -> Any:
-        """The causal model in fp32, ready to answer."""
+        """The model in fp32 on the device: a causal one ready to answer, a node of another family as its stage loads it."""
+        if self.record and self.family != "causal":
+            stage = stages.load(str(self.record["stage"]))
+            return stage.load_model(stage.split(self.record["config"])[0], self.where).to(device()).eval()
         model = checkpoint.load(self.where).to(device()).eval()
         model.generation_config = checkpoint.generation(self.tokenizer)  # a base model, too, stops at the end of an answer
         model.config.use_cache = True
@@ -133,10 +136,10 @@ class Subject:
 
     def __init__(
         self, finished: Finished, node: StageModel, options: Options, parent: StageModel | None = None,
-        controls: Sequence[StageModel] = (), base: StageModel | None = None,
+        others: Mapping[str, StageModel] | None = None, controls: Sequence[StageModel] = (), base: StageModel | None = None,
     ) -> None:  # fmt: skip
         self.finished, self.node, self.settings = finished, node, options
-        self.parent, self.controls, self.base = parent, list(controls), base
+        self.parent, self.others, self.controls, self.base = parent, dict(others or {}), list(controls), base
         self.record: Mapping[str, Any] = finished.record
         self.skipped: Counter[str] = Counter()
         self.samples: list[dict[str, Any]] = []
@@ -144,6 +147,7 @@ class Subject:
         self.models = {node.label: {"role": "node", "asked": ""}}
         if parent:
             self.models[parent.label] = {"role": "parent", "asked": ""}
+        self.models |= {model.label: {"role": role, "asked": ""} for role, model in self.others.items()}
         self.models |= {control.label: {"role": "control", "asked": ""} for control in controls}
 
     @property
@@ -158,8 +162,8 @@ class Subject:
 
     @property
     def compared(self) -> list[StageModel]:
-        """The node, its parent and its controls, as far as there are any."""
-        return [self.node, *([self.parent] if self.parent else []), *self.controls]
+        """The node, its parent, parents of its family in other roles (a teacher), its controls, as far as there are any."""
+        return [self.node, *([self.parent] if self.parent else []), *self.others.values(), *self.controls]
 
     @cached_property
     def recipe(self) -> Recipe:
