@@ -21,6 +21,7 @@ from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Measurement, Metric
 from pipeline.evaluation.subject import Options
 from pipeline.models import tokenization
+from pipeline.system.errors import UserError
 
 SHARE = Metric("right", "share that is right", "share", "more")
 LOSS = Metric("loss", "mean −log p", "nats", "less")
@@ -92,10 +93,10 @@ def test_a_node_is_compared_with_every_other_model():
     assert made["primary"] == made["comparisons"][0]
     assert block("mine", models, found, [SHARE], judged_by[2:], 100)["primary"] == made["comparisons"][1]
     assert block("mine", models, found, [SHARE], (), 100)["primary"] is None
-    assert made["metrics"] == {"right": {"meaning": "share that is right", "unit": "share", "better": "more"}}
+    assert made["metrics"] == {"right": {"meaning": "share that is right", "unit": "share", "better": "more", "bound": False}}
     with pytest.raises(ValueError, match="right: mine and theirs: 4 items don't pair with 2"):
         block("mine", models, measured(mine=[1.0] * 4, theirs=[1.0] * 2), [SHARE], (), 10)
-    with pytest.raises(ValueError, match="two evaluators measure right"):
+    with pytest.raises(UserError, match="two evaluators measure right"):
         block("mine", models, found, [SHARE, Metric("right", "something else", "score", "more")], (), 10)
 
 
@@ -342,7 +343,8 @@ def test_a_new_metric_is_one_file(copy, tmp_path):
     assert "letters" in done.stdout
     assert "letters in a reply" in done.stdout
     found = json.loads((copy / "evaluate.json").read_text())
-    assert found["metrics"]["letters"] == {"meaning": "letters in a reply", "unit": "score", "better": "less"}
+    letters = {"meaning": "letters in a reply", "unit": "score", "better": "less", "bound": False}
+    assert found["metrics"]["letters"] == letters
     assert set(found["nodes"]["sft"]["figures"]["letters"]) == {"sft", "pretrain"}
     assert any(one["metric"] == "letters" for one in found["nodes"]["sft"]["comparisons"])
     assert "letters" not in found["nodes"]["pretrain"]["figures"]

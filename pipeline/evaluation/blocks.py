@@ -41,9 +41,9 @@ class Block:
         """Return what a model is to the node."""
         return str(self.found["models"][label]["role"])
 
-    def description(self, metric: str) -> Mapping[str, str]:
-        """Return meaning, unit and direction of a metric."""
-        found: Mapping[str, str] = self.found["metrics"][metric]
+    def description(self, metric: str) -> Mapping[str, Any]:
+        """Return meaning, unit and direction of a metric, and whether it is a bound."""
+        found: Mapping[str, Any] = self.found["metrics"][metric]
         return found
 
     def cell(self, metric: str, label: str) -> str:
@@ -71,15 +71,11 @@ class Block:
         return [f"{label} was asked {model['asked']}" for label, model in self.found["models"].items() if model["asked"]]
 
     def bounds(self) -> dict[str, float]:
-        """Return what no loss of a model can pass: figures in nats that are neither better nor worse."""
-        bounds = [name for name in self.found["figures"] if self._is_bound(self.description(name))]
+        """Return what no loss of a model can pass."""
+        bounds = [name for name in self.found["figures"] if self.description(name).get("bound")]
         return {
             name: next(iter(self.found["figures"][name].values()))["value"] for name in bounds if self.found["figures"][name]
         }
-
-    @staticmethod
-    def _is_bound(description: Mapping[str, str]) -> bool:
-        return description["unit"] == "nats" and not description["better"]
 
     def is_baseline(self, label: str) -> bool:
         """Say whether a column is of no model, but of a baseline."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.chain.stage import Against
 from pipeline.evaluation.metrics import Measurement, Metric
+from pipeline.system.errors import UserError
 
 _BASELINE = {"role": "baseline", "asked": ""}
 
@@ -38,7 +39,7 @@ def block(
     described: dict[str, Metric] = {}
     for metric in metrics:
         if described.setdefault(metric.name, metric) != metric:
-            raise ValueError(f"{node}: two evaluators measure {metric.name} and mean different things; rename one")
+            raise UserError(f"{node}: two evaluators measure {metric.name} and mean different things; rename one")
     figures = {
         name: {
             label: asdict(found[name][label].figure.estimate(groups=found[name][label].groups, resamples=resamples))

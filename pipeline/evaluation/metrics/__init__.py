@@ -31,6 +31,7 @@ class Metric:
     meaning: str  # one sentence for a reader who doesn't know the method
     unit: Unit
     better: Direction
+    bound: bool = False  # whether no loss of a model can pass it, so that a chart of losses draws it as a line
 
 
 @dataclass(frozen=True)

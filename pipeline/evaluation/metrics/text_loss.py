@@ -25,7 +25,7 @@ class TextLoss(Evaluator):
     metrics = (
         Metric("loss", "mean −log p of a token of held-out text, in nats", "nats", "less"),
         Metric("bits_per_byte", "−log₂ p of held-out text for each of its bytes, whatever the tokenizer", "bits", "less"),
-        Metric("floor", "−log p of a token under what generated the text, in nats: no model can have a lower loss", "nats", ""),
+        Metric("floor", "−log p of a token under what generated the text: no model can have a lower loss", "nats", "", True),
         Metric("loss_over_floor", "the loss divided by its exact floor; 1 would be perfect", "ratio", "less"),
     )
 
