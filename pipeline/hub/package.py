@@ -157,7 +157,7 @@ def _samples(node: Finished, summary: Mapping[str, Any] | None, block: Block | N
     """Return the prompts that the evaluation had answered, where it asked this very node."""
     if not summary or not block or summary["measured"].get(node.name) != node.record["outputs"]:
         return ()
-    return list(summary.get("samples", []))
+    return [sample for sample in summary.get("samples", []) if node.name in sample["answers"]]
 
 
 def _language(line: Sequence[Finished]) -> str:

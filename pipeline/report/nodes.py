@@ -108,11 +108,9 @@ def _parent(made: Finished, entry: Mapping[str, Any], here: Mapping[Path, Finish
 
 def inputs(runs: Path, shown: Sequence[Node]) -> str:
     """Return the digest of all that the page is made from: records, logs, evaluation, recipes and the code that makes it."""
-    from pipeline import ROOT
-
-    scripts = [ROOT / node.record["script"] for node in shown if node.log]
+    scripts = [file for node in shown if node.log for file in _modules(node)]
     found: dict[str, Any] = {
-        "code": manifest.sources(Path(__file__).with_name("page.py"), *(path for path in scripts if path.is_file())),
+        "code": manifest.sources(Path(__file__).with_name("page.py"), *scripts),
         "libraries": manifest.versions(),
         "profile": runs.resolve().name,
     }
@@ -120,6 +118,14 @@ def inputs(runs: Path, shown: Sequence[Node]) -> str:
         log = node.made.folder / "log.jsonl"
         found[node.name] = [node.record, hashes.sha256(log) if log.is_file() else None, _recipe(node)]
     return hashes.digest([found, manifest.read(runs, "evaluate.json")])
+
+
+def _modules(node: Node) -> list[Path]:
+    """Return the files that make a node's batches: its script and what its options choose; none where the script is gone."""
+    try:
+        return [node.made.stage.script, *node.made.stage.modules(node.made.options)]
+    except UserError:
+        return []
 
 
 def _recipe(node: Node) -> Any:
