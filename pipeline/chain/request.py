@@ -232,7 +232,9 @@ def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) 
     if record is not None:
         if record["family"] not in families:
             fits = f"; {_fitting(record['family'], stage)}" if role == PARENT and record["family"] != ROWS else ""
-            what = f"a model of family {record['family']}" if record["family"] != ROWS else f"rows of type {record['rows_type']}"
+            what = (
+                f"a model of family {record['family']}" if record["family"] != ROWS else f"rows of type {record['rows_type']}"
+            )
             raise UserError(f"--{role} {parent}: {record['node']} made {what}, {wanted}{fits}")
         unaltered(folder, record)
         return {"stage": record["stage"], "outputs": record["outputs"]}
@@ -270,8 +272,8 @@ def identity(
     ours = dataclasses.asdict(options)
     ours.pop("recipe", None)  # known by its content, not by its name
     for field in dataclasses.fields(options):
-        if field.metadata.get("by_content") and Path(str(ours[field.name])).is_dir():
-            ours[field.name] = "a folder"
+        if field.metadata.get("by_content") and (place := Path(str(ours[field.name]))).exists():
+            ours[field.name] = "a folder" if place.is_dir() else hashes.sha256(place)
     if ours.get("chat_template"):
         try:
             ours["chat_template"] = hashes.sha256(template_path(ours["chat_template"]))

@@ -59,7 +59,8 @@ def option(
 ) -> Any:
     """Declare one of our options with its default, the line that --help shows, and its bounds.
 
-    `by_content`: a folder given here enters the stage's inputs by its files and not by its name.
+    `by_content`: a file given here enters the stage's inputs by its bytes and not by its name; a folder by what the
+    stage's `sources` lists of it.
     """
     metadata = {"help": text, "at_least": at_least, "at_most": at_most, "by_content": by_content}
     if isinstance(default, dict):
@@ -235,7 +236,9 @@ def explain(name: str, text: str, options: type, library: str | None, roles: Map
     if roles is None:
         lines.append("also: --config FILE (a file with these options)")
     else:
-        lines.append("always: --config FILE (the node's file in a profile)  --output DIR (the node's folder, named like the node)")
+        lines.append(
+            "always: --config FILE (the node's file in a profile)  --output DIR (the node's folder, named like the node)"
+        )
         lines += [f"        --{role} {told}" for role, told in roles.items()]
         lines += [
             "also:   --why yes (only say what changed)  --strict yes (a change of code or library counts)",
