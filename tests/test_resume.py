@@ -70,7 +70,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, harm, said):
     harm(bad)
     told = []
     resume.sweep(tmp_path, told.append)
-    assert told == [f"checkpoint-10 {said}; it is passed over"]
+    assert told == [f"checkpoint-10 {said}; it is skipped"]
     assert resume.latest(tmp_path) == good
     resume.clear(tmp_path)
     assert not list(tmp_path.iterdir())

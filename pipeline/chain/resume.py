@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: sealed once they are whole, pruned only then, passed over where they are not.
+"""Checkpoints that can be trusted: sealed once they are whole, pruned only then, skipped where they are not.
 
 The Trainer writes a checkpoint file by file straight into its folder, prunes the old ones within the
 save, and on resuming takes the newest folder whatever is in it. So pruning is ours, and a folder counts
@@ -64,7 +64,7 @@ def sweep(folder: Path, say: Callable[[str], None]) -> None:
         found = found or not wrong
         if not wrong:
             continue
-        say(f"{checkpoint.name} {wrong}; it is passed over")
+        say(f"{checkpoint.name} {wrong}; it is skipped")
         if (checkpoint / SEAL).exists():
             checkpoint.rename(checkpoint.with_name(_DAMAGED + checkpoint.name))
         else:

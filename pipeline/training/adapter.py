@@ -11,7 +11,7 @@ from pipeline.system.config import option
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """What of a causal model is trained; the names are those of peft's LoraConfig."""
+    """What of a model is trained; the names are those of peft's LoraConfig."""
 
     method: Literal["lora", "full"] = option("lora", "lora, or full to train every parameter")
     r: int = option(16, "rank of the adapter", at_least=1)
@@ -21,18 +21,19 @@ class AdapterOptions:
     use_rslora: bool = option(False, "divide by the root of the rank (Kalajdzievski 2023)")
     use_dora: bool = option(False, "train magnitudes and directions apart (Liu et al. 2024)")
 
-    def adapter(self, model: Any = None, tokens: Sequence[int] = ()) -> Any:
+    def adapter(self, model: Any = None, tokens: Sequence[int] = (), task: str = "CAUSAL_LM") -> Any:
         """Return peft's configuration, or None where every parameter is trained.
 
+        `task`: peft's name for what the model does; of SEQ_CLS, as a reward model is, the head is trained beside the adapter.
         `tokens`: ids of `model` whose embeddings are trained too, since LoRA alone never teaches a chat token that
         pretraining did not see. Where the head is not tied to the embeddings, its rows are too.
         """
-        from peft import LoraConfig, TaskType
+        from peft import LoraConfig
 
         if self.method == "full":
             return None
         return LoraConfig(
-            task_type=TaskType.CAUSAL_LM, r=self.r, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout,
+            task_type=task, r=self.r, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout,
             target_modules=self.target_modules, use_rslora=self.use_rslora, use_dora=self.use_dora,
             trainable_token_indices=_token_rows(model, tokens) if tokens else None,
         )  # fmt: skip

@@ -20,16 +20,16 @@ _FIRST_ROWS = 64  # looked at before the first step
 
 
 def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-    """Raise UserError where sequences or vocabulary are larger than the model has places for."""
+    """Raise UserError where sequences or vocabulary are larger than the model has positions and embeddings for."""
     settings = model.config.get_text_config()
     faults = []
-    places = getattr(settings, "max_position_embeddings", None)
+    positions = getattr(settings, "max_position_embeddings", None)
     embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(embeddings, "padding_idx", None)
-    if places and padding is not None:  # RoBERTa counts places from its padding token on
-        places -= padding + 1
-    if places and max_length and max_length > places:
-        faults.append(f"max_length: {max_length} does not fit the parent, which has {places} positions")
+    if positions and padding is not None:  # RoBERTa counts positions from its padding token on
+        positions -= padding + 1
+    if positions and max_length and max_length > positions:
+        faults.append(f"max_length: {max_length} does not fit the parent, which has {positions} positions")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         faults.append(

@@ -66,7 +66,7 @@ class Keeper(TrainerCallback):
         control.should_log = control.should_log or control.should_save
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save and stop if one of the processes was asked to; log with every save, so that a resumed log has no gap."""
+        """Save and stop if one of the processes was asked to; log with every save and at the end, so that the log has no gap."""
         stop = signals.pending_signal()
         if args.world_size > 1:
             everyone = torch.tensor(stop, device=args.device)
@@ -75,7 +75,7 @@ class Keeper(TrainerCallback):
         if stop:
             self.stopped = stop
             control.should_save = control.should_training_stop = True
-        control.should_log = control.should_log or control.should_save
+        control.should_log = control.should_log or control.should_save or state.global_step >= state.max_steps
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal what every process has written, then prune."""
