@@ -215,7 +215,9 @@ def _source(entry: Any, where: str) -> Source:
     if shared["holds"] and shared["holds"] not in types.known():
         raise UserError(f"{where}: holds: expected one of {', '.join(types.known())}, found {shared['holds']!r}")
     if kind == "hub":
-        return Source(hub={"name": entry["hub"], **{key: entry[key] for key in entry if key not in {"hub", *_SHARED}}}, **shared)
+        return Source(
+            hub={"name": entry["hub"], **{key: entry[key] for key in entry if key not in {"hub", *_SHARED}}}, **shared
+        )
     if kind == "files":
         return Source(files=tuple(sources.expand(str(entry["files"]))), **shared)
     if "pattern" not in entry:

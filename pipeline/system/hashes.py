@@ -83,13 +83,17 @@ def handed_on(folder: Path) -> set[str]:
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     others = ("checkpoint-", "runs/", ".")
     return {
-        name for name in names if name not in (RECORD, CLAIM, LOG) and not name.startswith(others) and not name.endswith(".partial")
+        name
+        for name in names
+        if name not in (RECORD, CLAIM, LOG) and not name.startswith(others) and not name.endswith(".partial")
     }
 
 
 def files(folder: Path, sha256: Callable[[Path], str] = sha256) -> dict[str, dict[str, Any]]:
     """Return name → sha256 and size of every file that a folder hands on; digests of unchanged files are remembered ones."""
-    return {name: {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size} for name in sorted(handed_on(folder))}
+    return {
+        name: {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size} for name in sorted(handed_on(folder))
+    }
 
 
 def outputs(listing: Mapping[str, Mapping[str, Any]]) -> str:
