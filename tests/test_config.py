@@ -102,7 +102,7 @@ def test_every_profile_parses(path):
         assert config.check(read_profile(path), {}, SETTINGS[path.name], None) == []
     else:
         node = profile.read_node(path)
-        assert config.check(node.settings, node.origins, node.stage.Options, node.stage.library) == []
+        assert config.check(node.settings, node.origins, node.stage.Options, node.stage.library_of(node.settings)) == []
 
 
 @pytest.mark.parametrize(

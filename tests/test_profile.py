@@ -33,7 +33,7 @@ def test_every_shipped_profile_is_a_graph_without_faults(name):
     assert whole.unresolved == {}
     for node in whole.nodes.values():
         assert node.signature is not None
-        assert config.check(node.settings, node.origins, node.stage.Options, node.stage.library) == []
+        assert config.check(node.settings, node.origins, node.stage.Options, node.stage.library_of(node.settings)) == []
 
 
 def test_there_are_profiles():

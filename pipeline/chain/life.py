@@ -66,7 +66,7 @@ def explain(stage: Stage) -> str:
     roles = {role: f"DIR-OR-HUB-ID (a model of family {' or '.join(families)})" for role, families in stage.takes.items()}
     if stage.reads or type(stage).signature is not Stage.signature:
         roles[DATA] = "FILE, GLOB, FOLDER, HUB ID or a node that hands on rows (in place of the recipe)"
-    return config.explain(stage.kind, stage.story, stage.Options, stage.library, roles)
+    return config.explain(stage.kind, stage.story, stage.Options, stage.library_of({}), roles)
 
 
 def pending(stage: Stage, argv: Sequence[str], dry: bool = False) -> Run | None:
@@ -79,12 +79,13 @@ def pending(stage: Stage, argv: Sequence[str], dry: bool = False) -> Run | None:
         say(requested.name, f"keeps {requested.kept}, as requested; `make {requested.name}` returns to the profile")
     if shared := request.told(requested.shared):
         say(requested.name, f"takes {shared} from {requested.control_of}, which it is a control of")
-    requested.faults += config.check(requested.values, requested.origins, stage.Options, stage.library, loose=True)
+    library = stage.library_of(requested.values)
+    requested.faults += config.check(requested.values, requested.origins, stage.Options, library, loose=True)
     run = _run(requested)
     if run and not requested.faults and directory.current(requested, run.record):
         return None
     if not dry:
-        strict = config.check(requested.values, requested.origins, stage.Options, stage.library)  # imports the library's class
+        strict = config.check(requested.values, requested.origins, stage.Options, library)  # imports the library's class
         requested.gather(UserError(*strict))
         if requested.check and requested.file:
             from pipeline.chain import check
@@ -115,6 +116,8 @@ def _run(requested: request.Request) -> Run | None:
         if files := stage.sources(options):
             sources = recipes.listing(files)
             found["sources"] = [sha256 for _, sha256 in sources]
+        if digests := stage.digests(options):
+            found["digests"] = digests
     except UserError as error:
         requested.gather(error)
     return _begun(requested, options, arguments, signature, recipe, found, sources)

@@ -50,7 +50,7 @@ class Node:
     @property
     def signature(self) -> Signature | None:
         """What goes in and comes out; None where its options are at fault, which the stage itself reports."""
-        if config.check(self.settings, self.origins, self.stage.Options, self.stage.library, loose=True):
+        if config.check(self.settings, self.origins, self.stage.Options, self.stage.library_of(self.settings), loose=True):
             return None
         try:
             return self.stage.signature(self.stage.split(self.settings)[0])

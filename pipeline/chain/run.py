@@ -81,13 +81,14 @@ class Run:
         """Build the library's argument object; UserError where it refuses a value."""
         from pipeline.system.hardware import placement
 
-        assert self.stage.library
+        library = self.stage.library_of(dataclasses.asdict(self.options))
+        assert library
         values = placement() | self.arguments | {"output_dir": str(self.output)} | forced
         try:
-            return config.library_class(self.stage.library)(**values)
+            return config.library_class(library)(**values)
         except (ValueError, TypeError) as error:
             line = " ".join(str(error).split())
-            raise UserError(f"{self.stage.library} refuses the configuration: {line}") from None
+            raise UserError(f"{library} refuses the configuration: {line}") from None
 
     @classmethod
     def remade(cls, stage: Stage, record: Mapping[str, Any], parents: Mapping[str, str], scratch: Path) -> Run:

@@ -53,7 +53,7 @@ class Stage(ABC):
     makes: ClassVar[str] = ""
     optional: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type]  # a frozen dataclass of our own options
-    library: ClassVar[str | None] = None  # dotted name of the class that owns every other key
+    library: ClassVar[str | None] = None  # dotted name of the class that owns every other key, unless options decide
     defaults: ClassVar[Mapping[str, Any]] = {}  # ours, for keys of that class
     primary: ClassVar[tuple[Against, ...]] = ()  # the first that was measured is what a push goes by
     given_as: ClassVar[str] = ""  # the word of `make new` that brings its input: base, text, chats or pairs; "": left out there
@@ -79,6 +79,10 @@ class Stage(ABC):
         ours = {key: value for key, value in values.items() if key in names}
         return self.Options(**ours), {key: value for key, value in {**self.defaults, **values}.items() if key not in names}
 
+    def library_of(self, values: Mapping[str, Any]) -> str | None:
+        """Return the dotted name of the class that owns every other key, under the values that are given, unchecked as yet."""
+        return self.library
+
     def signature(self, options: Any) -> Signature:
         """Return what goes in and comes out under these options; UserError where they fit nothing."""
         return Signature(self.reads, self.takes, self.gives, self.makes, self.optional)
@@ -98,6 +102,10 @@ class Stage(ABC):
     def sources(self, options: Any) -> list[Path]:
         """Return files that count as input beside the recipe's."""
         return []
+
+    def digests(self, options: Any) -> dict[str, str]:
+        """Return more that the result depends on, by name and digest, such as the code of a judge that grades answers."""
+        return {}
 
     def modules(self, options: Any) -> list[Path]:
         """Return the files of our code that the options choose by name, such as an objective."""

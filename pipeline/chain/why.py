@@ -23,6 +23,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         lines.append(f"stage: {now['stage']}, was {was['stage']}")
     if was.get("recipe") != now.get("recipe") or was.get("sources") != now.get("sources"):
         lines += _content(old["recipe"], new["recipe"])
+    before, after = was.get("digests", {}), now.get("digests", {})
+    lines += [f"{name}: was edited" for name in sorted(before.keys() & after.keys()) if before[name] != after[name]]
     for role in sorted(was["parents"].keys() | now["parents"].keys()):
         if was["parents"].get(role) != now["parents"].get(role):
             lines.append(f"{role}: {_named(now['parents'].get(role))}, was {_named(was['parents'].get(role))}")
