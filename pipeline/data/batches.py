@@ -24,6 +24,7 @@ class Batches:
     dataset: Any  # of examples, one a row
     collator: Callable[[list[Any]], Mapping[str, Any]]  # examples → a batch
     sample: Mapping[str, Any]  # the columns of the first example before packing
+    sampler: Callable[[Any, Any], Any] | None = None  # arguments, data set → its order, where it isn't the stock Trainer's
 
 
 def pad(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:

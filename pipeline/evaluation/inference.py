@@ -19,6 +19,7 @@ class Reply(str):
 
     tokens: int = 0
     ended: bool = False
+    ids: tuple[int, ...] = ()  # as they were written, with the one that ends it
 
 
 def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[float]:
@@ -109,4 +110,5 @@ def replies(
             reply = found[place] = Reply(text.strip())
             reply.tokens = next((at for at, token in enumerate(ids) if token in stops), len(ids))
             reply.ended = reply.tokens < len(ids)
+            reply.ids = tuple(ids[: reply.tokens + 1])
     return found

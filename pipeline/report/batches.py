@@ -83,7 +83,14 @@ def _trainer(run: Run, made: Finished, tokenizer: Any) -> Any:
     rows = made.stage.rows(run)
     set_seed(run.seed)
     read = made.stage.batches(run, rows, tokenizer, made.stage.load_model(made.options, str(made.folder)))
-    return StageTrainer(torch.nn.Linear(1, 1), arguments, read.collator, read.dataset, processing_class=tokenizer)
+
+    class Ordered(StageTrainer):
+        """Reads in the order of the node's own trainer."""
+
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return read.sampler(arguments, read.dataset) if read.sampler else super()._get_train_sampler(dataset)
+
+    return Ordered(torch.nn.Linear(1, 1), arguments, read.collator, read.dataset, processing_class=tokenizer)
 
 
 def _beginning(lines: Sequence[Line]) -> list[Line]:
@@ -103,4 +110,7 @@ def _logged(folder: Path) -> int | None:
         entry = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").partition("\n")[0])
     except (OSError, json.JSONDecodeError):
         return None
-    return int(entry["tokens"]) if entry["step"] == 1 else None
+    if entry["step"] != 1:
+        return None
+    read = entry.get("prompt_tokens", entry["tokens"])  # of a trainer that samples, what it read before
+    return None if read is None else int(read)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokens import IGNORED, encode_messages
 from pipeline.data.types import Row
+from pipeline.models.tokenization import end_token
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,6 +86,12 @@ def stops(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None)
             raise UserError(
                 f"row {number}: the answer's end token {token} is not a target; move it inside the template's generation tags"
             )
+
+
+def ends(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where the template has no token by which a sampled answer could end."""
+    if end_token(tokenizer) is None:
+        raise UserError("chat_template: puts no special token after an answer, so no sampled answer would end")
 
 
 def speaks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:

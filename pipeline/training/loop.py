@@ -40,10 +40,14 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Keeper(TrainerCallback):
-    """Seal each checkpoint before an older one goes, and stop at a step's end where a signal asked for it."""
+    """Seal each checkpoint before an older one goes, and stop at a step's end where a signal asked for it.
 
-    def __init__(self, run: Run, keep: int | None) -> None:
-        self.run, self.keep = run, keep
+    Where a resume would not be exact, as between two generations of a trainer that samples, both wait for a later step.
+    """
+
+    def __init__(self, run: Run, keep: int | None, resumes_exactly: Callable[[int], bool]) -> None:
+        self.run, self.keep, self.resumes_exactly = run, keep, resumes_exactly
+        self.waiting = False  # a save that was due at a step where it would not have been exact
         self.stopped = 0  # the signal that ended training, on whichever process it came
         self.before = 0.0  # seconds that the processes before this one trained, up to the checkpoint it goes on from
         self.started = time.time()
@@ -72,9 +76,12 @@ class Keeper(TrainerCallback):
             everyone = torch.tensor(stop, device=args.device)
             torch.distributed.all_reduce(everyone, torch.distributed.ReduceOp.MAX)
             stop = int(everyone)
-        if stop:
+        exact = state.global_step >= state.max_steps or self.resumes_exactly(state.global_step)
+        if stop and exact:
             self.stopped = stop
             control.should_save = control.should_training_stop = True
+        due = control.should_save or self.waiting
+        control.should_save, self.waiting = due and exact, due and not exact
         control.should_log = control.should_log or control.should_save or state.global_step >= state.max_steps
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -95,8 +102,8 @@ class Keeper(TrainerCallback):
 class Progress(TrainerCallback):
     """One line that shows loss, tokens a second and time left; one line of log.jsonl per logged step."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.log = run, run.output / "log.jsonl"
+    def __init__(self, run: Run, shown: Sequence[str] = ()) -> None:
+        self.run, self.log, self.figures = run, run.output / "log.jsonl", shown
         self.entries: list[dict[str, Any]] = []
         self.started = time.time()
         self.offset = (0, 0)  # step and tokens at the start of this process
@@ -144,8 +151,10 @@ class Progress(TrainerCallback):
         seconds = max(time.time() - self.started, 1e-9)
         steps, seen = state.global_step - self.offset[0], state.num_input_tokens_seen - self.offset[1]
         left = seconds / max(steps, 1) * (state.max_steps - state.global_step)
+        last = self.entries[-1]
+        more = "".join(f"{name.replace('_', ' ')} {last[name]:.3f}  " for name in self.figures if name in last)
         line = (
-            f"{self.run.name:<8} step {state.global_step}/{state.max_steps}  loss {self.entries[-1]['loss']:.3f}  "
+            f"{self.run.name:<8} step {state.global_step}/{state.max_steps}  loss {last['loss']:.3f}  {more}"
             f"{seen / seconds:,.0f} tokens/s  {int(left) // 60}:{int(left) % 60:02d} left"
         )
         if sys.stdout.isatty():
@@ -205,10 +214,10 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
 
     Raises Stopped after a signal, with a checkpoint saved.
     """
-    progress = Progress(run)
+    progress = Progress(run, trainer.progress)
     keep = resume.kept(trainer.args)
     trainer.remove_callback(PrinterCallback)
-    keeper = Keeper(run, keep)
+    keeper = Keeper(run, keep, trainer.resumes_exactly)
     trainer.add_callback(keeper)
     trainer.add_callback(progress)
     trainer.origin = rows.origin

@@ -57,6 +57,11 @@ class StageTrainer(Trainer):
     """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
 
     origin: Callable[[int], str] = str  # of a row's number, for people
+    progress: Sequence[str] = ()  # figures of its log that the line of progress shows beside the loss
+
+    def resumes_exactly(self, step: int) -> bool:
+        """Say whether a checkpoint of this step resumes to the same weights; elsewhere none is saved and no stop is taken."""
+        return True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

@@ -1,0 +1,83 @@
+"""What stages share that learn from rewards of sampled answers: how a profile writes a reward, and what it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.models.reward_model import FAMILY
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+from pipeline.training.chat import ChatOptions
+
+ROLE = FAMILY  # of the parent that scores answers, where a node has one
+_MODEL = "model"  # the reward that such a parent is, beside the rules
+_JUDGE = "judge"
+
+
+@dataclass(frozen=True)
+class RewardOptions(ChatOptions):
+    """Options of a chat stage whose answers are scored.
+
+        rewards: {judge: 1.0, length: {weight: 0.1, greatest: 40}}
+
+    A number is a weight; beside `weight` stand the reward's own options. `model` is the parent of role `reward`, which has
+    weight 1 where it isn't named.
+    """
+
+    rewards: dict[str, Any] = option({}, "rule → weight, or weight and options of the rule; see pipeline/rewards")  # noqa: RUF009
+
+
+def parts(options: RewardOptions, folder: str = "") -> dict[str, dict[str, Any]]:
+    """Return rewards as a mixture takes them; `folder`: of the reward model; UserError where one is written as neither form."""
+    faults = []
+    found: dict[str, dict[str, Any]] = {}
+    for name, given in options.rewards.items():
+        if isinstance(given, (int, float)) and not isinstance(given, bool):
+            given = {"weight": given}
+        if not isinstance(given, Mapping):
+            faults.append(f"rewards: {name}: expected a weight, or a mapping with a weight and options, found {given!r}")
+            continue
+        settings = {key: value for key, value in given.items() if key != "weight"}
+        if name == _JUDGE:
+            settings.setdefault("recipe", options.recipe)
+        if name == _MODEL and "folder" in settings:
+            faults.append(f"rewards: {name}: folder: name the model as a parent, `{ROLE}: NODE`, so that the graph knows it")
+        found[name] = {"weight": given.get("weight", 1.0), "options": settings}
+    if folder:
+        found.setdefault(_MODEL, {"options": {}})["options"] = {"folder": folder}
+    if faults:
+        raise UserError(*faults)
+    return found
+
+
+def needs_model(options: RewardOptions) -> bool:
+    """Say whether a reward model must be among the parents: where no rule is given, or `model` is named."""
+    return not options.rewards or _MODEL in options.rewards
+
+
+def checked(options: RewardOptions) -> None:
+    """Raise UserError with every fault in the rules, before any model is loaded."""
+    from pipeline.rewards.mixture import Mixture
+
+    rules = {name: given for name, given in parts(options).items() if name != _MODEL}
+    if rules:
+        Mixture(rules)
+
+
+def modules(options: RewardOptions) -> list[Path]:
+    """Return the files of the rewards that are used."""
+    from pipeline import rewards
+
+    names = {*options.rewards, *([_MODEL] if needs_model(options) else [])}
+    return [Path(str(rewards.__file__)).with_name(f"{name}.py") for name in sorted(names)]
+
+
+def digests(options: RewardOptions) -> dict[str, str]:
+    """Return what of a recipe's judge enters the inputs: the code with which it grades."""
+    from pipeline.data import recipe as recipes
+
+    judge = parts(options).get(_JUDGE)
+    return {f"judge of {judge['options']['recipe']}": recipes.load(judge["options"]["recipe"]).judge_digest()} if judge else {}

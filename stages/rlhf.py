@@ -1,0 +1,155 @@
+"""A chat model, prompts and rewards in, an aligned model out: reinforcement learning from its own answers.
+
+    python stages/rlhf.py --config stages/profiles/feedback/rlhf.yaml --parent runs/tiny/sft --output runs/feedback/rlhf
+
+`algorithm: rloo` (Ahmadian et al. 2024, eq. 7; every other key is one of trl.RLOOConfig) or `algorithm: grpo` (Shao et al.
+2024, eq. 3; trl.GRPOConfig). Several answers to each prompt are sampled, without dropout, and compared with each other.
+What they are worth is said by rules (`rewards: {judge: 1.0, length: {weight: 0.1}}`), by a trained model (`reward: NODE`,
+a second parent), or by both, weighted. The reference of `beta`, by which an answer's KL is charged, is the parent.
+A checkpoint or a stop waits until new answers are sampled, since only there a resume is exact.
+
+`use_vllm` and its keys go to trl as they are, which also logs the gap between vLLM's log-probabilities and ours under
+GRPO; with them it was never run here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pipeline.chain.life import run_stage
+from pipeline.chain.run import Run
+from pipeline.chain.stage import PARENT, Against, Signature, Stage
+from pipeline.data.batches import Batches
+from pipeline.data.recipe import Rows
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+from pipeline.training import rewarded
+from pipeline.training.rewarded import ROLE, RewardOptions
+
+_CLASSES = {"rloo": ("trl.RLOOConfig", "RLOOTrainer"), "grpo": ("trl.GRPOConfig", "GRPOTrainer")}
+
+
+class RLHF(Stage):
+    """Raise the reward of sampled answers, held to the parent, and hand on a merged model."""
+
+    title = "RLHF"
+    about = "An aligned chat model: reinforcement learning (RLOO or GRPO) from rewards of its own answers."
+    reads = "prompts"
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal",), ROLE: (ROLE,)}
+    optional = (ROLE,)
+    library = _CLASSES["rloo"][0]
+    defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 1e-4, "beta": 0.05, "num_generations": 8, "max_completion_length": 256,
+    }  # fmt: skip
+    primary = (Against("win_rate", "even chances"), Against("sampled_reward", "parent"))
+
+    @dataclass(frozen=True)
+    class Options(RewardOptions):
+        """Those of every chat stage, the rewards, and which method."""
+
+        algorithm: Literal["rloo", "grpo"] = option("rloo", "rloo or grpo")
+
+    def library_of(self, values: Mapping[str, Any]) -> str | None:
+        """Return the configuration of the algorithm."""
+        return _CLASSES.get(str(values.get("algorithm")), _CLASSES["rloo"])[0]
+
+    def signature(self, options: Any) -> Signature:
+        """Return that a reward model is needed where no rule is given; UserError where a rule is at fault."""
+        rewarded.checked(options)
+        if options.lora_dropout:
+            raise UserError("lora_dropout: answers are sampled and learned from without dropout; leave it out")
+        optional = () if rewarded.needs_model(options) else self.optional
+        return Signature(self.reads, self.takes, self.gives, self.makes, optional)
+
+    def evaluators(self, options: Any) -> Sequence[Any]:
+        """Return the measure of what answers to held-out prompts are worth by the node's own rewards."""
+        from pipeline.training.sampled_reward import SampledReward
+
+        return (SampledReward(),)
+
+    def modules(self, options: Any) -> list[Path]:
+        """Return the files of the rewards."""
+        return rewarded.modules(options)
+
+    def digests(self, options: Any) -> dict[str, str]:
+        """Return that of the judge, where it grades."""
+        return rewarded.digests(options)
+
+    def note(self, options: Any) -> str:
+        """Return why no token counts."""
+        return (
+            "Only prompts stand here, each once for every answer that is sampled to it. What is learned from are the answers, "
+            "which are not written down."
+        )
+
+    def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
+        """Return prompts that leave room for an answer, each as often as it is answered."""
+        from pipeline.data import tokens
+        from pipeline.data.batches import pad
+        from pipeline.models.tokenization import render
+        from pipeline.training import guards
+        from pipeline.training.chat import row_length
+        from pipeline.training.loop import prepare
+        from pipeline.training.policy import PROMPT, PromptOrder
+
+        answer, whole = int(run.arguments["max_completion_length"]), row_length(run, model)
+        if answer >= whole:
+            raise UserError(f"max_completion_length: {answer} leaves no position for a prompt; the parent has {whole}")
+        encoded = tokens.pieces(
+            rows.kept,
+            lambda row: {"input_ids": render(tokenizer, row["prompt"], answer_next=True)},
+            whole - answer,
+            False,
+            rows.dropped_by_encoding,
+        )
+        dataset = prepare(run, rows, encoded)
+        guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
+        dataset = dataset.add_column(PROMPT, dataset["row"])
+        sample = {"input_ids": dataset[0]["input_ids"]}
+        return Batches(dataset, partial(pad, pad_id=int(tokenizer.pad_token_id)), sample, PromptOrder)
+
+    def train(self, run: Run) -> None:
+        """Sample, score and learn; the model without the adapter, or a frozen copy of it, is the reference."""
+        import trl
+        from transformers import set_seed
+
+        from pipeline.models import checkpoint
+        from pipeline.rewards.mixture import Mixture
+        from pipeline.training import guards
+        from pipeline.training.chat import open_parent
+        from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
+        from pipeline.training.policy import PolicyTrainer, totals
+        from pipeline.training.rollouts import no_dropout
+
+        class Policy(PolicyTrainer, getattr(trl, _CLASSES[run.options.algorithm][1])):  # type: ignore[misc]
+            """The algorithm's trainer of trl, with our prompts and rewards."""
+
+        arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED | {"disable_dropout": True})
+        if arguments.sync_ref_model:
+            raise UserError("sync_ref_model: the reference is the parent, which stays as it is; leave it out")
+        mixture = Mixture(rewarded.parts(run.options, run.parents.get(ROLE, "")))
+        rows = self.rows(run)
+        set_seed(run.seed)
+        tokenizer, model = open_parent(run)
+        guards.ends(tokenizer)
+        model.generation_config = checkpoint.generation(tokenizer)  # a new template brings an end token of its own
+        made = self.batches(run, rows, tokenizer, model)
+        trainer = Policy(
+            model, mixture, arguments, rows.kept, train_dataset=made.dataset, processing_class=tokenizer,
+            peft_config=run.options.adapter(),
+        )  # fmt: skip
+        with no_dropout(trainer.model):
+            fit(run, trainer, rows)
+        run.record["rollouts"] = dict(totals(run.output))
+        hand_over(run, trainer, tokenizer, made.sample)
+
+
+STAGE = RLHF
+
+if __name__ == "__main__":
+    sys.exit(run_stage(STAGE))
