@@ -13,6 +13,8 @@ EXAMPLES = {
     "text": [{"text": "a"}, {"text": "b", "group": "g"}],
     "messages": [{"messages": [U, A]}, {"messages": [U, A, U, B]}],
     "preference": [{"prompt": [U], "chosen": [A], "rejected": [B]}],
+    "feedback": [{"prompt": [U], "completion": [A], "label": True}, {"prompt": [U], "completion": [B], "label": False}],
+    "prompts": [{"prompt": [U], "answer": "Ho", "level": 3}, {"prompt": [U, A, U], "answer": "", "level": 1}],
     "labels": [{"text": "a", "label": "x"}, {"text": "a", "text_pair": "b", "label": "y"}],
     "answers": [{"context": "A cat.", "question": "Who?", "answers": [{"text": "cat", "start": 2}, {"text": "cat"}]},
                 {"context": "A cat.", "question": "Why?", "answers": []}],
