@@ -37,7 +37,7 @@ class Reward(Stage):
 
     def note(self, options: Any) -> str:
         """Return what the model reads of a row."""
-        return "Each row gets one score, and no token is a target: the chosen side's should be higher than the rejected side's."
+        return "Each side gets one score, and no token is a target; the chosen side's should be the higher one."
 
     def load_model(self, options: Any, folder: str) -> Any:
         """Return the model with its head."""

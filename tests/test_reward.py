@@ -5,7 +5,9 @@ import io
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from pipeline.chain import manifest
 from pipeline.data import sides
 from pipeline.data.rows import Rows
 from pipeline.evaluation import inference
-from pipeline.evaluation.metrics.reward_accuracy import BINS, calibration
+from pipeline.evaluation.metrics.reward_accuracy import EVALUATOR, calibration
 from pipeline.models import reward_model, tokenization
 from pipeline.models.families import family_of
 from pipeline.rewards import Completion
@@ -159,7 +161,18 @@ def test_it_is_measured_against_chance_and_length(made):
         assert figures["reward_accuracy"][name]["value"] > 0.9  # the rejected side is always longer
         assert figures["margin"][name]["value"] > 0
         assert 0 <= figures["calibration_error"][name]["value"] <= 0.5
-        assert any(f"right_at_{low}_{high}" in figures for low, high in BINS)
+
+
+def test_the_mask_proof_shows_both_sides(made):
+    from pipeline.chain import finished
+    from pipeline.report import batches
+
+    batch = batches.first(finished.read(made / "reward"))
+    assert [line.name for line in batch.lines[:2]] == ["pair 1, chosen", "pair 1, rejected"]
+    assert (batch.counted, batch.agrees, batch.paired) == (0, True, True)
+    chosen, rejected = ("".join(token.text for token in line.tokens if "pad" not in token.text) for line in batch.lines[:2])
+    assert chosen.endswith(" did.<|im_end|>")
+    assert rejected == chosen.removesuffix("<|im_end|>") + " And so on.<|im_end|>"
 
 
 def test_calibration_by_hand():
@@ -167,6 +180,34 @@ def test_calibration_by_hand():
     assert calibration(np.array([even, even, even, -even])).estimate().value == pytest.approx(0)
     assert calibration(np.array([even] * 4)).estimate().value == pytest.approx(0.25)
     assert calibration(np.array([-even, 20.0])).estimate().value == pytest.approx(0.375, abs=1e-6)
+
+
+def test_the_curve_and_the_baselines_by_hand(made):
+    """12 pairs of which it is 75% sure and gets nine right, three of which it is sure; two are too long to be read."""
+    margins = [np.log(3)] * 9 + [-np.log(3)] * 3 + [9.0] * 3
+    answers = [("short.", "much longer.")] * 14 + [("much longer.", "short.")] + [("short.", "long " * 99)] * 2
+    tokenizer = tokenization.load(str(made / "reward"))
+
+    def rewards(rows):
+        assert len(rows) == 15
+        return [margin + 1.0 for margin in margins] if "much" not in tokenizer.decode(rows[0]["input_ids"]) else [1.0] * 15
+
+    model = SimpleNamespace(label="reward", family="reward", positions=64, tokenizer=tokenizer, rewards=rewards)
+    rows = [{"prompt": PAIR["prompt"], **{side: [{"role": "assistant", "content": text}] for side, text in zip(sides.SIDES, both, strict=True)}}
+            for both in answers]  # fmt: skip
+    counted = Counter()
+    subject = SimpleNamespace(
+        compared=[model], rows=rows, skipped=counted, describe=lambda rows, _: counted.update({"kept": len(rows)})
+    )
+    found = {(one.metric, one.model): one.figure.estimate().value for one in EVALUATOR.measure(subject)}
+    assert found["reward_accuracy", "reward"] == pytest.approx(12 / 15)
+    assert found["reward_accuracy", "shorter answer"] == pytest.approx(14 / 15)
+    assert found["reward_accuracy", "even chances"] == 0.5
+    assert found["margin", "reward"] == pytest.approx(np.mean(margins))
+    assert found["right_at_70_80", "reward"] == pytest.approx(0.75)
+    assert ("right_at_90_100", "reward") not in found  # three pairs tell nothing
+    assert found["calibration_error", "reward"] == pytest.approx(0, abs=1e-4)
+    assert counted == {"held-out pairs longer than a model has positions": 2, "kept": 15}
 
 
 def test_as_a_reward_it_reads_the_sampled_tokens_and_sees_truncation(made, encoder):

@@ -48,6 +48,8 @@ def split(batch: Mapping[str, Any], family: str, tokenizer: Any) -> list[Line]:
         return _written(batch, tokenizer)
     if "labels" in batch and batch["labels"].shape == batch["input_ids"].shape:
         return _labelled(batch, tokenizer, family in _RESTORED)
+    if family == "reward":
+        return _scored(batch, tokenizer)
     rows = batch["input_ids"].tolist()  # one answer for a whole row, or none
     return [Line(f"row {number}", _tokens(row, [0] * len(row), tokenizer)) for number, row in enumerate(rows, start=1)]
 
@@ -64,6 +66,17 @@ def _completions(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:
         Line(
             f"pair {number + 1}, {name}", _tokens(ids[number + side * half], masks[number + side * half], tokenizer), bool(side)
         )
+        for number in range(half)
+        for side, name in enumerate(("chosen", "rejected"))
+    ]
+
+
+def _scored(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:
+    """Return both sides of each pair, which get one score each; the first half of the rows are the chosen ones."""
+    ids = batch["input_ids"].tolist()
+    half = len(ids) // 2
+    return [
+        Line(f"pair {number + 1}, {name}", _tokens(ids[number + side * half], [0] * len(ids[0]), tokenizer), bool(side))
         for number in range(half)
         for side, name in enumerate(("chosen", "rejected"))
     ]

@@ -61,7 +61,9 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Reward:
     """Return a reward by name with its options; UserError where there is none, an option is wrong or a package is missing."""
     kind = declared(name)
     if missing := [package for module, package in kind.needs.items() if importlib.util.find_spec(module) is None]:
-        raise UserError(f"reward: {name} needs {' and '.join(missing)}; `make setup-data` installs what rewards need")
+        raise UserError(
+            f"reward: {name} needs {' and '.join(missing)}; install it with `.venv/bin/python -m pip install {' '.join(missing)}`"
+        )
     given = dict(options or {})
     if faults := config.check(given, dict.fromkeys(given, f"options of reward {name}"), kind, None):
         raise UserError(*faults)

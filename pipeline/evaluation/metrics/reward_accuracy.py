@@ -20,6 +20,7 @@ from pipeline.evaluation.metrics.win_rate import EVEN
 from pipeline.evaluation.subject import StageModel, Subject
 
 LONGER, SHORTER = "longer answer", "shorter answer"
+_FEWEST = 10  # pairs of a bin that is shown: of fewer, an interval says nothing
 BINS = ((50, 60), (60, 70), (70, 80), (80, 90), (90, 100))  # of a model's confidence, in per cent
 
 
@@ -54,7 +55,7 @@ class RewardAccuracy(Evaluator):
             yield Measurement(model.label, "calibration_error", calibration(margins))
             bins = _bins(margins)
             for (low, high), inside in zip(BINS, bins.T, strict=True):
-                if inside.any():
+                if inside.sum() >= _FEWEST:
                     figure = ratio_of((inside * np.array(right)).tolist(), inside.astype(float).tolist())
                     yield Measurement(model.label, f"right_at_{low}_{high}", figure)
         longer = _right(np.array([_letters(row, "chosen") - _letters(row, "rejected") for row in rows]))
