@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.chain import profile
+from pipeline.chain import finished, manifest, profile
 from pipeline.system.errors import UserError
 
 PROFILES = profile.names()
@@ -165,3 +165,48 @@ def test_a_parent_may_be_a_folder_or_a_hub_id(tmp_path):
     assert whole.nodes["a"].parents == {"parent": "some/where"}
     read = request.read(stages.load("sft"), ["--config", str(folder / "b.yaml"), "--output", str(tmp_path / "runs" / "b")])
     assert read.parents == {"parent": "runs/tiny/pretrain"}
+
+
+def made(runs, name, parent=""):
+    """Write the record of a finished node."""
+    (runs / name).mkdir(parents=True)
+    record = {
+        "inputs": "i", "outputs": "o", "stage": name, "node": name, "family": "causal", "control_of": "", "files": {}, "recipe": {},
+        "parents": [{"role": "parent", "path": parent, "beside": True}] * bool(parent),
+    }  # fmt: skip
+    manifest.write_json(runs / name / manifest.NAME, record)
+
+
+def test_the_node_that_is_released_is_the_profile_s_even_before_it_is_finished(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(profile, "FOLDER", tmp_path / "profiles")
+    (tmp_path / "profiles").mkdir()
+    written(tmp_path / "profiles" / "mine", pretrain="", sft="parent: pretrain", dpo="parent: sft")
+    runs = tmp_path / "runs" / "mine"
+    made(runs, "pretrain")
+    made(runs, "sft", "pretrain")
+    with pytest.raises(UserError) as caught:
+        finished.to_release(runs)
+    (fault,) = caught.value.faults
+    assert "dpo is the node that is released, and is not finished; make PROFILE=mine" in fault
+    assert fault.endswith(" dpo, or say which with STAGE=sft")
+    assert finished.released(runs).name == "sft", "whoever talks to it may have what is there"
+    assert "is meant, since dpo, the node that is released, is not finished" in capsys.readouterr().out
+    made(runs, "dpo", "sft")
+    assert finished.to_release(runs).name == finished.released(runs).name == "dpo"
+    assert capsys.readouterr().out == ""
+
+
+def test_without_a_profile_the_only_leaf_of_what_is_finished_is_released(tmp_path):
+    made(tmp_path, "a")
+    made(tmp_path, "b", "a")
+    assert finished.to_release(tmp_path).name == "b"
+    made(tmp_path, "c", "a")
+    with pytest.raises(UserError, match="b and c could be meant"):
+        finished.to_release(tmp_path)
+
+
+def test_rows_from_a_node_and_a_recipe_at_once_are_refused(tmp_path):
+    nodes = {"pretrain": "", "sft": "parent: pretrain\nrecipe: classics"}
+    refused(written(tmp_path / "p", **nodes, x="stage: sft\ndata: pretrain\nrecipe: world"), "x.yaml: data and recipe")
+    written(tmp_path / "p", x="control_of: sft\ndata: some/where")
+    assert profile.load(tmp_path / "p").nodes["x"].parents["data"] == "some/where", "a control may read other rows than its node"

@@ -8,11 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain import manifest, request, stages
-from pipeline.chain.profile import FOLDER
-from pipeline.chain.stage import DATA, PARENT, Stage
-from pipeline.system import config
+from pipeline.chain import directory, manifest, profile, request, stages
+from pipeline.chain.stage import DATA, PARENT, ROWS, Stage
 from pipeline.system.errors import UserError
+from pipeline.system.process import say
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,10 @@ def named(runs: Path, name: str) -> Finished:
 
 
 def answering(runs: Path, name: str = "") -> Finished:
-    """Return a finished node whose model can be asked for text, the released one where none is named; UserError if there is none."""
+    """Return a finished node whose model can be asked for text; where none is named, the released one, or what is there of its chain.
+
+    Raises UserError if there is none, or several could be meant.
+    """
     node = named(runs, name) if name else released(runs)
     if node.family != "causal":
         raise UserError(f"{node.folder}: a model of family {node.family} gives no answers; only causal ones do")
@@ -142,31 +144,72 @@ def answering(runs: Path, name: str = "") -> Finished:
 
 
 def released(runs: Path) -> Finished:
-    """Return the node that is meant where none is named, to be used as it was made; UserError as `to_release` says."""
-    node = to_release(runs)
+    """Return the node that is meant where none is named, to be used as it was made; UserError if several could be.
+
+    Where the one that the profile releases is not finished, it is the only one at the end of what is, and a line says so.
+    """
+    nodes = _with_models(runs)
+    try:
+        wanted = by_profile(runs) or []
+    except UserError:
+        wanted = []  # whoever makes a node of that profile is told what is wrong with it
+    node = next((node for node in nodes if [node.name] == wanted), None)
+    if node is None:
+        node = _only(runs, nodes)
+        if len(wanted) == 1:
+            say(node.name, f"is meant, since {wanted[0]}, the node that is released, is not finished")
     request.unaltered(node.folder, node.record)
     return node
 
 
 def to_release(runs: Path) -> Finished:
-    """Return the node whose file says `release: yes`, else the only leaf; its files may be altered.
+    """Return the node that is pushed under the name itself; its files may be altered.
 
-    Raises UserError with the candidates where there are several, or none is finished.
+    The profile says which: the node with `release: yes`, else the only leaf. Where the folder belongs to no profile, it is
+    the only leaf of what is finished. Raises UserError where that node is not finished, or several could be meant.
     """
-    nodes = [node for node in finished(runs) if not node.control_of and node.family != "rows"]
+    nodes, wanted = _with_models(runs), by_profile(runs)
+    if not wanted:
+        return _only(runs, nodes)
+    if len(wanted) != 1:
+        raise UserError(_several(runs, [node.name for node in nodes if node.name in wanted] or wanted))
+    for node in nodes:
+        if node.name == wanted[0]:
+            return node
+    line = directory.make_line(runs.resolve().name, runs.parent, wanted[0])
+    instead = f", or say which with STAGE={nodes[-1].name}" if nodes else ""
+    raise UserError(f"{runs}: {wanted[0]} is the node that is released, and is not finished; {line}{instead}")
+
+
+def _with_models(runs: Path) -> list[Finished]:
+    """Return the finished nodes that could be released."""
+    return [node for node in finished(runs) if not node.control_of and node.family != ROWS]
+
+
+def _only(runs: Path, nodes: Sequence[Finished]) -> Finished:
+    """Return the one node that none of the others descends from; UserError with the candidates where there are several."""
     if not nodes:
         raise UserError(f"{runs}: no finished node; run make first")
-    chosen = [node for node in nodes if _says_so(FOLDER / runs.resolve().name / f"{node.name}.yaml")]
-    if not chosen:
-        parents = {Path(entry["path"]).name for node in nodes for entry in node.record["parents"] if entry["beside"]}
-        chosen = [node for node in nodes if node.folder.name not in parents]
-    if len(chosen) != 1:
-        raise UserError(
-            f"{runs}: {' and '.join(node.name for node in chosen)} could be meant; say which, as in STAGE={chosen[0].name}, "
-            "or write `release: yes` in the file of one"
-        )
-    return chosen[0]
+    parents = {Path(entry["path"]).name for node in nodes for entry in node.record["parents"] if entry["beside"]}
+    leaves = [node for node in nodes if node.folder.name not in parents]
+    if len(leaves) != 1:
+        raise UserError(_several(runs, [node.name for node in leaves]))
+    return leaves[0]
 
 
-def _says_so(file: Path) -> bool:
-    return file.is_file() and config.read_profile(file).get("release") is True
+def _several(runs: Path, names: Sequence[str]) -> str:
+    return f"{runs}: {' and '.join(names)} could be meant; say which, as in STAGE={names[0]}, or write `release: yes` in the file of one"
+
+
+def by_profile(runs: Path) -> list[str] | None:
+    """Return the nodes that the profile of a folder could release, finished or not; None where it has no profile.
+
+    They are those with `release: yes`, else its leaves. Raises UserError with the faults of the profile.
+    """
+    folder = profile.FOLDER / runs.resolve().name
+    if not folder.is_dir():
+        return None
+    whole = profile.load(folder)
+    nodes = {name: node for name, node in whole.nodes.items() if not node.control_of and not profile.hands_on_rows(node)}
+    leaves = [name for name in nodes if not set(whole.children(name)) & nodes.keys()]
+    return [name for name, node in nodes.items() if node.released] or leaves

@@ -128,6 +128,8 @@ def read_node(file: Path) -> Node:
         faults.append(
             f"{file}: stage: {kind}, but control_of names {base.name}, a node of {base.kind}; a control is of the same"
         )
+    if {DATA, "recipe"} <= own.keys():
+        faults.append(f"{file}: data and recipe: both say where the rows come from; leave one out")
     roles = {role: str(own.pop(role)) for role in (*stage.takes, DATA) if role in own}
     inherited = {role: name for role, name in (base.parents if base else {}).items() if role != DATA or "recipe" not in own}
     if faults:
