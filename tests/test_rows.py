@@ -110,3 +110,22 @@ def test_rows_are_held_back_for_validation_by_group(tmp_path):
     assert [found.origin(number) for number in range(len(found.kept))] == [before[row["text"]] for row in found.kept]
     with pytest.raises(UserError, match=r"validation: 0 of .* rows were held back"):
         found.hold_back(1e-9, 1)
+
+
+def test_the_rows_of_a_node_are_judged_by_its_own_recipe_s_judge(tmp_path):
+    given = {"train": EXAMPLES["preference"]}
+    made = {
+        "sampled": {"recipe": {"type": "prompts", "data": None}, "config": {"recipe": "world"}},
+        "again": {"parents": [{"role": "data", "path": "/moved/sampled", "beside": True}]},
+        "plain": {"recipe": {"type": "prompts", "data": "mine.jsonl"}, "config": {"recipe": "world"}},
+        "random": {"recipe": {"type": "", "data": None}, "config": {}},
+    }
+    for name, more in made.items():
+        node(tmp_path / name, "preference", given)
+        path = tmp_path / name / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    world = recipe.load("world")
+    found = {name: recipe.from_data(str(tmp_path / name), "preference") for name in made}
+    assert found["sampled"].judge is found["again"].judge is world.judge is not None
+    assert found["sampled"].judge_digest() == found["again"].judge_digest() == world.judge_digest()
+    assert [(found[name].judge, found[name].judge_digest()) for name in ("plain", "random")] == [(None, "")] * 2

@@ -38,7 +38,7 @@ def load(name: str) -> Recipe:
 def from_data(data: str, type: str) -> Recipe:
     """Return the recipe of `--data`: a node that hands on rows, or files, a glob, a folder or a hub id, 5% held out."""
     path = Path(data)
-    if node := node_recipe.found(data):
+    if node := node_recipe.found(data, load):
         return node
     known = sources.kind(path) in sources.READERS
     if path.exists() or known or any(letter in data for letter in "*?[") or data.count("/") != 1:
