@@ -1,5 +1,7 @@
 """A recipe's rows arrive on a hub as they are, with a card that `datasets` reads; secrets among them stop the push."""
 
+import json
+
 import datasets
 import pytest
 from huggingface_hub import DatasetCard, HfApi
@@ -9,6 +11,7 @@ from pipeline.data import recipe
 from tests.hub import checked
 from tests.test_leaks import SECRETS
 from tests.test_push import head
+from tests.test_rows import EXAMPLES, node
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_a_generated_recipe_has_a_subset_for_each_type(run, hub, monkeypatch):
     status, out, err = run("push_data", "--hub", "me/world", "--recipe", "world", "--public", "yes")
     assert status == 0, err
     assert {name for name in head(hub, "me/world", "dataset") if name.endswith(".parquet")} == {
-        f"{type}/{split}.parquet" for type in ("text", "messages", "preference") for split in recipe.SPLITS
+        f"{type}/{split}.parquet" for type in recipe.load("world").types() for split in recipe.SPLITS
     }
     assert not hub.repos["dataset", "me/world"].private
     assert "public" in out
@@ -93,3 +96,21 @@ def test_faults_of_the_command(run):
     assert status == 2
     assert "HUB: expected namespace/name" in err
     assert "licens: unknown key; did you mean license?" in err
+
+
+def test_the_rows_of_a_node_are_pushed_by_its_name(run, hub, tmp_path):
+    node(tmp_path / "runs" / "pairs", "preference", {"train": EXAMPLES["preference"], "held_out": EXAMPLES["preference"]})
+    path = tmp_path / "runs" / "pairs" / "manifest.json"
+    more = {"title": "Sampling", "node": "pairs", "seed": 42, "parents": [], "recipe": {"name": str(tmp_path / "mine.jsonl"), "type": "prompts", "data": str(tmp_path / "mine.jsonl")}}  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    status, out, err = run("push_data", "--hub", "me/pairs", "--runs", tmp_path / "runs", "--node", "pairs")
+    assert status == 0, err
+    assert "rows by load_dataset" in out
+    card = head(hub, "me/pairs", "dataset")["README.md"].data.decode()
+    assert "The rows that tristage's node `pairs` (Sampling) made from mine.jsonl." in card
+    assert "make push-data STAGE=pairs" in card
+    assert str(tmp_path) not in card
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"family": "causal", "rows_type": ""}))
+    status, _, err = run("push_data", "--hub", "me/pairs", "--runs", tmp_path / "runs", "--node", "pairs")
+    assert status == 2
+    assert "hands on a model and no rows; make push pushes models" in err

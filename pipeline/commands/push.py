@@ -75,7 +75,7 @@ def chosen(options: Options) -> list[Finished]:
         return [*(node for node in line if node.folder.parent.resolve() == runs.resolve()), released]
     node = finished.read(runs / options.node) or finished.named(runs, options.node)
     if node.family == ROWS:
-        raise UserError(f"{node.folder}: hands on rows and no model; make push-data pushes rows")
+        raise UserError(f"{node.folder}: hands on rows and no model; make push-data STAGE={node.name} pushes rows")
     return [node]
 
 

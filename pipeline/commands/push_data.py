@@ -2,7 +2,7 @@
 
     python -m pipeline.commands.push_data --hub me/world --recipe world
 
-The token comes from HF_TOKEN or the hub login, the hub from HF_ENDPOINT. One commit, tagged by the digest of the rows.
+With --node the rows are those that a finished node hands on: --hub me/pairs --runs runs/tiny --node pairs. The token comes from HF_TOKEN or the hub login, the hub from HF_ENDPOINT. One commit, tagged by the digest of the rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
 
-MAKE = {"hub": "HUB", "recipe": "RECIPE", "public": "PUBLIC", "force": "FORCE"}
+MAKE = {"hub": "HUB", "recipe": "RECIPE", "runs": "OUT", "node": "STAGE", "public": "PUBLIC", "force": "FORCE"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Options:
 
     hub: str = option("", "namespace/name of the data set")
     recipe: str = option("world", "data recipe whose rows are pushed, in every dataset type that it gives")
+    runs: str = option("runs/tiny", "folder with the finished nodes")
+    node: str = option("", "node whose rows are pushed, in place of the recipe's")
     seed: int = option(42, "of the rows, as a stage's")
     public: bool = option(False, "make the data set public, once it was read back")
     force: bool = option(False, "put it over what tristage did not push")
@@ -56,14 +58,14 @@ def main() -> int:
     options = request(sys.argv[1:])
     from pipeline.hub import dataset, leaks, upload
 
-    rows = dataset.read(options.recipe, options.seed)
+    rows = dataset.of_node(Path(options.runs), options.node) if options.node else dataset.read(options.recipe, options.seed)
     hub = upload.Hub(lambda text: say("push", text), options.patience)
     hub.connect()
     dataset.stop(rows, hub.token)
     with tempfile.TemporaryDirectory() as folder:
         delivery = dataset.pack(rows, options.hub, Path(folder), options.license, options.language)
         leaks.stop(
-            options.recipe, {name: content for name, content in delivery.files.items() if isinstance(content, bytes)}, hub.token
+            rows.name, {name: content for name, content in delivery.files.items() if isinstance(content, bytes)}, hub.token
         )
         hub.open(delivery, options.public, options.force)
         commit, changed = hub.commit(delivery)

@@ -1,4 +1,4 @@
-"""A recipe's rows made ready to leave: parquet for each dataset type and split, a data card, and a record."""
+"""The rows of a recipe or of a node made ready to leave: parquet for each dataset type and split, a data card, and a record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain import manifest
+from pipeline.chain import finished, manifest
+from pipeline.chain.stage import ROWS
 from pipeline.data import recipe as recipes
 from pipeline.data import types
 from pipeline.data.types import Row
@@ -23,10 +24,12 @@ _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 
 @dataclass
 class Rows:
-    """All rows of a recipe: dataset type → split → rows, with what was dropped."""
+    """All rows of a recipe or of a node: dataset type → split → rows, with what was dropped."""
 
     name: str
     seed: int
+    told: str  # what they are, in words
+    again: str  # the variables of `make push-data` that name them
     kept: dict[str, dict[str, list[Row]]] = field(default_factory=dict)
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # dataset type → reason → count
     sources: list[list[str]] = field(default_factory=list)
@@ -47,7 +50,23 @@ class Rows:
 def read(name: str, seed: int) -> Rows:
     """Return the rows of a recipe in every dataset type that it gives, as a stage with this seed reads them."""
     recipe = recipes.load(name)
-    found = Rows(recipe.name, seed, sources=leaks.without_paths([[Path(file).name, mark] for file, mark in recipe.contents()]))
+    told = f"The rows of tristage's recipe `{recipe.name}`, as a stage with seed {seed} reads them."
+    return _read(recipe, Rows(recipe.name, seed, told, f"RECIPE={recipe.name}"))
+
+
+def of_node(runs: Path, name: str) -> Rows:
+    """Return the rows that a finished node hands on; UserError where it hands on none, or they are no longer its own."""
+    node = finished.named(runs, name)
+    if node.family != ROWS:
+        raise UserError(f"{node.folder}: hands on a model and no rows; make push pushes models")
+    told = f"The rows that tristage's node `{name}` ({node.title}) made from {node.record['recipe']['name'] or 'no others'}."
+    seed, type = int(node.record["seed"]), str(node.record["rows_type"])
+    return _read(recipes.from_data(str(node.folder), type), Rows(name, seed, leaks.sentence(told), f"STAGE={name}"))
+
+
+def _read(recipe: recipes.Recipe, found: Rows) -> Rows:
+    """Fill in what a recipe gives in every dataset type."""
+    seed, found.sources = found.seed, leaks.without_paths([[Path(file).name, mark] for file, mark in recipe.contents()])
     for type in recipe.types():
         read = {split: recipe.rows(type, split, seed) for split in recipes.SPLITS}
         found.kept[type] = {split: rows.kept for split, rows in read.items()}
@@ -107,7 +126,7 @@ def _card(rows: Rows, repo: str, tag: str, license: str, language: str) -> str:
 
 
 def _body(rows: Rows, repo: str, tag: str, license: str, parts: Sequence[str]) -> Iterator[str]:
-    yield f"# {repo.split('/')[1]}\n\nThe rows of tristage's recipe `{rows.name}`, as a stage with seed {rows.seed} reads them.\n"
+    yield f"# {repo.split('/')[1]}\n\n{rows.told}\n"
     yield f'```python\nfrom datasets import load_dataset\nrows = load_dataset("{repo}", "{parts[0]}", split="train")\n```\n'
     yield f"The revision `{tag}` names exactly these rows.\n\n| subset | split | rows | columns |\n|---|---|---:|---|"
     yield from (f"| {type} | {split} | {len(part):,} | {types.load(type).columns} |" for type, split, part in rows.parts())
@@ -119,7 +138,7 @@ def _body(rows: Rows, repo: str, tag: str, license: str, parts: Sequence[str]) -
     yield "\n".join(lost or ["Nothing."])
     yield "\n## Where it comes from\n\n| file or data set | sha256 or revision |\n|---|---|"
     yield from (f"| {name} | `{mark or 'the newest'}` |" for name, mark in rows.sources)
-    yield f"\nRepeated by `make push-data RECIPE={rows.name}` of tristage."
+    yield f"\nRepeated by `make push-data {rows.again}` of tristage."
     said = "as its publisher gave it" if license else "nobody said which; the terms of the sources hold"
     yield f"\nLicence: {license or 'unknown'}, {said}."
 
