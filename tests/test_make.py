@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import ROOT
-from pipeline.chain import directory, manifest
+from pipeline.chain import check, directory, manifest, profile, stages
+from pipeline.chain.stage import Signature
 from pipeline.commands import __main__ as commands
 from pipeline.commands import make
 from pipeline.system import signals
@@ -243,3 +244,43 @@ def test_check_shows_the_faults_of_all_nodes_at_once(run, tmp_path, mine, data):
                  f"{mine / 'sft.yaml'}: recipe: none-", f"{torn}:91: "):  # fmt: skip
         assert told in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_check_is_remembered_until_something_that_it_reads_is_another(run, tmp_path, mine, copy, monkeypatch):
+    path = mine / "sft.yaml"
+    path.write_text(path.read_text().replace("parent: pretrain", f"parent: {copy / 'pretrain'}"))
+    whole = profile.load(mine)
+
+    def remembered():
+        return check._digest(whole, tmp_path / "runs", {})
+
+    first = remembered()
+    assert remembered() == first
+    (copy / "pretrain" / "config.json").write_text("{}")
+    assert remembered() != first, "a parent outside of the profile"
+    assert "config.json is not the file that was made" in run("check", "--profile", mine, "--runs", tmp_path / "runs")[2]
+    monkeypatch.setattr(manifest, "versions", lambda: {"torch": "0"})
+    assert remembered() != first, "a library"
+
+
+def test_check_asks_the_signature_whether_a_node_brings_its_own_template(run, tmp_path, mine, monkeypatch):
+    path = mine / "sft.yaml"
+    path.write_text(path.read_text().replace("chat_template: chatml.jinja\n", ""))
+    first = type(stages.load("pretrain"))
+    monkeypatch.setattr(first, "reads", "")  # of a stage whose options say what it reads
+    monkeypatch.setattr(first, "signature", lambda self, options: Signature("text", {}, "causal"))
+    status, _, err = run("check", "--profile", mine, "--runs", tmp_path / "runs")
+    assert status == 2
+    assert f"{path}: chat_template: is needed, since pretrain makes a tokenizer without one" in err
+
+
+def test_a_role_that_only_a_signature_has_is_refused(run, tmp_path, mine, data, monkeypatch):
+    monkeypatch.setattr(
+        type(stages.load("sft")), "signature", lambda self, options: Signature("messages", {"teacher": ("causal",)})
+    )
+    wanted = "signature: teacher: `takes` must list every role that options may ask for"
+    assert wanted in run("check", "--profile", mine, "--runs", tmp_path / "runs")[2]
+    flags = ["--data", data / "chats.jsonl", "--output", tmp_path / "sft", *SMALL["sft"]]
+    status, _, err = run("sft", *flags)
+    assert status == 2
+    assert wanted in err

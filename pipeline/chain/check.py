@@ -64,13 +64,15 @@ def _requests(
 
 
 def _digest(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Request]) -> str:
-    """Return the digest of all that a check reads: settings, graph, recipes and templates by their content."""
-    found: list[Any] = []
+    """Return the digest of all that a check reads: settings, graph, recipes, templates, scripts, outside parents, libraries."""
+    found: list[Any] = [manifest.versions()]
     for node, requested in _requests(whole, runs, mine):
         entry: list[Any] = [node.name, node.kind, requested.values, requested.parents, requested.data]
+        entry.append(hashes.sha256(node.stage.script))
         try:
             options, _ = node.stage.split(requested.values)
-            signature = node.stage.signature(options)
+            signature = node.stage.declared(options)
+            entry.append([request.parent_identity(*one, node.stage, signature) for one in _outside(whole, requested)])
             scratch = dataclasses.replace(requested, faults=[])
             if not requested.data or not request.hands_on_rows(requested.data):
                 recipe = life.recipe_of(scratch, signature, options)
@@ -83,12 +85,24 @@ def _digest(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Reque
     return hashes.digest(found)
 
 
+def _outside(whole: profile.Profile, requested: request.Request) -> list[tuple[str, str]]:
+    """Return role and place of the parents that are no nodes of the profile."""
+    assert requested.output
+    runs = requested.output.resolve().parent
+    return [
+        (role, path) for role, path in requested.parents.items()
+        if Path(path).name not in whole.nodes or Path(path).resolve().parent != runs
+    ]  # fmt: skip
+
+
 def examine(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Request] | None = None) -> Iterator[Examined]:
     """Yield what there is to say about each node, parents first; libraries are imported to check their keys."""
     signatures: dict[str, Signature] = {}
     for node, requested in _requests(whole, runs, mine or {}):
         found = Examined(node.name, faults=list(dict.fromkeys([*requested.faults, *whole.unresolved.get(node.name, [])])))
-        found.faults += config.check(requested.values, requested.origins, node.stage.Options, node.stage.library_of(requested.values))
+        found.faults += config.check(
+            requested.values, requested.origins, node.stage.Options, node.stage.library_of(requested.values)
+        )
         if not found.faults:
             _examine_node(whole, node, requested, signatures, found)
         yield found
@@ -100,13 +114,13 @@ def _examine_node(
     """Fill in what signature, parents, template, lengths and data say."""
     options, arguments = node.stage.split(requested.values)
     try:
-        signature = signatures[node.name] = node.stage.signature(options)
+        signature = signatures[node.name] = node.stage.declared(options)
         node.stage.sources(options)
     except UserError as error:
         found.faults += [f"{node.file}: {fault}" for fault in error.faults]
         return
     found.faults += _parents(whole, node, requested, signature, signatures)
-    found.faults += _template(whole, node, options) + _length(whole, node, options, arguments, signatures)
+    found.faults += _template(whole, node, options, signatures) + _length(whole, node, options, arguments, signatures)
     if signature.reads:
         _data(node, requested, signature, options, int(arguments.get("seed", 42)), found)
 
@@ -130,16 +144,15 @@ def _parents(
             faults.append(
                 f"{node.file}: data: {name} hands on rows of type {signatures[name].makes}, but {node.kind} reads {signature.reads}"
             )
-    for role, path in requested.parents.items():
-        if Path(path).name not in whole.nodes:
-            try:
-                request.parent_identity(role, path, node.stage, signature)
-            except UserError as error:
-                faults += error.faults
+    for role, path in _outside(whole, requested):
+        try:
+            request.parent_identity(role, path, node.stage, signature)
+        except UserError as error:
+            faults += error.faults
     return faults
 
 
-def _template(whole: profile.Profile, node: profile.Node, options: Any) -> list[str]:
+def _template(whole: profile.Profile, node: profile.Node, options: Any, signatures: Mapping[str, Signature]) -> list[str]:
     """Return why there would be no chat template: none given, and no node before it brings one."""
     if not hasattr(options, "chat_template"):
         return []
@@ -151,11 +164,11 @@ def _template(whole: profile.Profile, node: profile.Node, options: Any) -> list[
         return [f"{node.file}: {fault}" for fault in error.faults]
     before = whole.nodes.get(node.parents.get(PARENT, ""))
     while before is not None:
-        if (
-            before.settings.get("chat_template") or not before.stage.reads
-        ):  # an adopted model brings its own, or is looked at when it lies there
+        if before.settings.get("chat_template") or before.name not in signatures:  # whose faults are told there
             return []
         if PARENT not in before.parents:
+            if not signatures[before.name].reads:  # an adopted model: no row of ours made its tokenizer, which may bring one
+                return []
             return [
                 f"{node.file}: chat_template: is needed, since {before.name} makes a tokenizer without one; chatml.jinja is there"
             ]

@@ -105,7 +105,7 @@ def _run(requested: request.Request) -> Run | None:
         return None
     options, arguments = stage.split(requested.values)
     try:
-        signature = stage.signature(options)
+        signature = stage.declared(options)
     except UserError as error:
         requested.gather(error)
         return None

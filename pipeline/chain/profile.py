@@ -53,7 +53,7 @@ class Node:
         if config.check(self.settings, self.origins, self.stage.Options, self.stage.library_of(self.settings), loose=True):
             return None
         try:
-            return self.stage.signature(self.stage.split(self.settings)[0])
+            return self.stage.declared(self.stage.split(self.settings)[0])
         except UserError:
             return None
 

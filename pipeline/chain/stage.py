@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from pipeline.system.errors import UserError
+
 if TYPE_CHECKING:
     from pipeline.chain.run import Run
     from pipeline.chain.starter import Facts, Lines
@@ -41,14 +43,15 @@ class Against(NamedTuple):
 class Stage(ABC):
     """One kind of stage. A script in stages/ defines a subclass and exports it under the name `STAGE`.
 
-    Options that decide what the stage reads, takes or gives are heard in `signature`; what needs torch is imported
-    inside of methods, since a node that is up to date ends without it.
+    Options that decide what the stage reads, takes or gives are heard in `signature`, but `takes` lists every role that it may
+    ask for: flags and profiles know no other. What needs torch is imported inside of methods, since a node that is up to date
+    ends without it.
     """
 
     title: ClassVar[str]  # for report and card: "SFT"
     about: ClassVar[str]  # what comes out, in one sentence
     reads: ClassVar[str] = ""
-    takes: ClassVar[Mapping[str, tuple[str, ...]]] = {PARENT: ("causal",)}
+    takes: ClassVar[Mapping[str, tuple[str, ...]]] = {PARENT: ("causal",)}  # every role, also those that only options ask for
     gives: ClassVar[str] = "causal"
     makes: ClassVar[str] = ""
     optional: ClassVar[tuple[str, ...]] = ()
@@ -86,6 +89,15 @@ class Stage(ABC):
     def signature(self, options: Any) -> Signature:
         """Return what goes in and comes out under these options; UserError where they fit nothing."""
         return Signature(self.reads, self.takes, self.gives, self.makes, self.optional)
+
+    def declared(self, options: Any) -> Signature:
+        """Return the signature; UserError also where it has a role that `takes` lacks, which no profile and no flag could fill."""
+        found = self.signature(options)
+        if unknown := [role for role in found.takes if role not in self.takes]:
+            raise UserError(
+                f"{self.script}: signature: {' and '.join(unknown)}: `takes` must list every role that options may ask for"
+            )
+        return found
 
     def families(self) -> tuple[str, ...]:
         """Return the families of models that it can go on from, whatever the options."""
