@@ -9,7 +9,7 @@ import torch
 from pipeline.chain import manifest, stages
 from pipeline.rewards import Reward
 from pipeline.system import hashes
-from tests.conftest import SMALL, make_quietly
+from tests.conftest import make_quietly
 
 STEPS = 8
 FLAGS = [
@@ -115,7 +115,7 @@ def test_the_proof_shows_the_prompts_of_the_first_step(run, flags, tmp_path):
 
 def test_rewards_that_never_differ_stop_the_stage(run, flags, tmp_path):
     given = [*flags, "--rewards", "{regex: {pattern: '^'}}", "--per_device_train_batch_size", "32", "--max_steps", "40"]
-    status, out, err = run("rlhf", *given)
+    status, _, err = run("rlhf", *given)
     assert status == 2
     assert "rewards: within each of the first 64 groups all 4 answers got the same reward; there is nothing to learn" in err
     assert not (tmp_path / "rlhf" / manifest.NAME).exists()
@@ -141,12 +141,49 @@ def test_rewards_that_fail_are_counted_and_end_nothing(run, flags, tmp_path, mon
 
     monkeypatch.setattr(rewards, "load", lambda name, options=None: Moody())
     Moody.calls = 0
-    status, out, err = run("rlhf", *flags, "--algorithm", algorithm)
+    status, _, err = run("rlhf", *flags, "--algorithm", algorithm)
     assert status == 0, err
     found = manifest.read(tmp_path / "rlhf")["rollouts"]
     assert found["unscored"] == sum(found[name] for name in found if name.startswith("regex: ")) > 0
     assert {"regex: NaN", "regex: infinity", "regex: no score", "regex: RuntimeError: moody"} <= found.keys()
     assert all(math.isfinite(entry["loss"]) for entry in log(tmp_path / "rlhf"))
+
+
+def test_a_reward_model_is_a_second_parent_and_is_asked_about_the_sampled_tokens(
+    run, flags, chain, data, tmp_path, monkeypatch
+):
+    from pipeline.rewards import model as reward_model
+
+    made = tmp_path / "reward"
+    given = [
+        "--parent",
+        chain / "sft",
+        "--output",
+        made,
+        "--data",
+        data / "pairs.jsonl",
+        "--max_length",
+        "64",
+        "--max_steps",
+        "2",
+    ]
+    assert run("reward", *given)[0] == 0
+    asked = []
+    row = reward_model._row
+    monkeypatch.setattr(reward_model, "_row", lambda one, tokenizer: asked.append((one, row(one, tokenizer))) or asked[-1][1])
+    status, _, err = run(
+        "rlhf", *flags, "--reward", made, "--rewards", "{model: 2, length: {weight: 0.1, at_most: 4}}", "--max_steps", 2
+    )
+    assert status == 0, err
+    assert len(asked) == 8
+    assert all(tokens["input_ids"] == [*one.prompt_ids, *one.ids] for one, tokens in asked)
+    record = manifest.read(tmp_path / "rlhf")
+    assert [parent["role"] for parent in record["parents"]] == ["parent", "reward"]
+    entry = log(tmp_path / "rlhf")[0]
+    assert entry["mean_reward"] == pytest.approx(2 * entry["rewards/model"] + 0.1 * entry["rewards/length"], abs=1e-4)
+    status, _, err = run("rlhf", *flags, "--rewards", "{model: 1}", "--output", tmp_path / "other")
+    assert status == 2
+    assert "--reward is missing; rlhf needs a reward model" in err
 
 
 def test_faults_are_told_before_anything_is_loaded(run, flags, chain):
@@ -156,7 +193,7 @@ def test_faults_are_told_before_anything_is_loaded(run, flags, chain):
         return err
 
     assert "--reward is missing; rlhf needs a reward model" in told("--rewards", "{}")
-    assert "rewards: jugde: " in told("--rewards", "{jugde: 1}") or "jugde: no such reward" in told("--rewards", "{jugde: 1}")
+    assert "jugde: no such reward" in told("--rewards", "{jugde: 1}")
     assert "rewards: length: expected a weight" in told("--rewards", "{length: much}")
     assert "at_mots: unknown key" in told("--rewards", "{length: {weight: 1, at_mots: 3}}")
     assert "lora_dropout: answers are sampled" in told("--lora_dropout", "0.1")
@@ -209,7 +246,10 @@ def test_what_is_sampled_depends_on_the_example_alone(spoken):
     from pipeline.training.rollouts import sample
 
     model = tiny(dropout=0.5).train()
-    rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("Who saw the cat?", "Who?", "The cow ran from the eel and the elk.")]
+    rows = [
+        {"prompt": [{"role": "user", "content": text}]}
+        for text in ("Who saw the cat?", "Who?", "The cow ran from the eel and the elk.")
+    ]
     found = sample(model, spoken, rows, (1, "rlhf", 0), 3, 8)
     assert model.training
     assert [len(answers) for answers in found] == [3, 3, 3]
@@ -223,7 +263,6 @@ def test_what_is_sampled_depends_on_the_example_alone(spoken):
             logits = model(torch.tensor([[*one.prompt_ids, *one.ids]])).logits[0, len(one.prompt_ids) - 1 : -1]
         mine = torch.log_softmax(logits.double(), -1).gather(-1, torch.tensor(one.ids)[:, None])[:, 0]
         assert one.logps == pytest.approx(mine.tolist(), abs=1e-4)
-        assert one.prompt_ids[-1] != one.ids[0] or True
         assert len(one.ids) == 8 or one.ended
 
 
@@ -250,7 +289,6 @@ def test_held_out_prompts_measure_kl_and_the_node_s_own_rewards(chain, prompts, 
     make_quietly("rlhf", "--parent", folder / "sft", "--data", prompts, "--output", folder / "rlhf", *FLAGS)
     make_quietly("evaluate", "--runs", folder, "--resamples", "50", "--max_new_tokens", "6", "--rows", "20")
     found = json.loads((folder / "evaluate.json").read_text())
-    figures = found["nodes"]["rlhf"]["figures"]
-    assert {"kl_to_parent", "sampled_reward", "ended"} <= {name.split("/")[0] for name in map(str, json.dumps(figures).split('"'))}
+    assert {"kl_to_parent", "sampled_reward", "ended"} <= found["nodes"]["rlhf"]["figures"].keys()
     assert found["nodes"]["rlhf"]["primary"]["metric"] == "sampled_reward"
-    assert found["metrics"]["kl_to_parent"]["unit"] == "nats"
+    assert found["nodes"]["rlhf"]["metrics"]["kl_to_parent"]["unit"] == "nats"
