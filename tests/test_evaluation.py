@@ -248,7 +248,7 @@ def asked(evaluator, *models):
     node, parent = models
     added = {}
     subject = SimpleNamespace(
-        node=node, parent=parent, controls=[], compared=[node, parent], judge=Sums(), settings=Options(), reads="messages",
+        node=node, parent=parent, controls=[], compared=[node, parent], chatting=[node, parent], judge=Sums(), settings=Options(), reads="messages",
         models={model.label: {"role": role, "asked": ""} for role, model in zip(("node", "parent"), models, strict=True)},
         add_model=lambda label, role, asked: added.update({label: (role, asked)}),
     )  # fmt: skip
@@ -344,7 +344,7 @@ def test_a_new_metric_is_one_file(copy, tmp_path):
     assert "letters in a reply" in done.stdout
     found = json.loads((copy / "evaluate.json").read_text())
     letters = {"meaning": "letters in a reply", "unit": "score", "better": "less", "bound": False}
-    assert found["metrics"]["letters"] == letters
+    assert found["nodes"]["sft"]["metrics"]["letters"] == letters
     assert set(found["nodes"]["sft"]["figures"]["letters"]) == {"sft", "pretrain"}
     assert any(one["metric"] == "letters" for one in found["nodes"]["sft"]["comparisons"])
     assert "letters" not in found["nodes"]["pretrain"]["figures"]

@@ -175,7 +175,7 @@ def summary_of(copy, prompt="Who saw the cat?"):
     return {
         "inputs": "0", "measured": {name: manifest.read(copy / name)["outputs"] for name in PARENTS}, "missing": [],
         "nodes": {name: block_of(name, rival, figure) for name, rival in PARENTS.items()},
-        "samples": [{"prompt": prompt, "answers": dict.fromkeys(PARENTS, f"The dog did.\n{prompt}")}], "skipped": {},
+        "samples": [{"prompt": prompt, "answers": dict.fromkeys(PARENTS, f"The dog did.\n{prompt}")}],
     }  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,7 @@ def evaluators(node: Finished) -> list[Evaluator]:
 
 def measure(nodes: Sequence[Finished], options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     """Return figures, paired differences and samples of all nodes; `nodes` are those of a folder, parents first."""
-    models, blocks, skipped = Models(), dict[str, Any](), Counter[str]()
-    described: dict[str, Any] = {}
+    models, blocks = Models(), dict[str, Any]()
     samples: list[dict[str, Any]] = []
     chatting: list[Subject] = []
     for node in measured_nodes(nodes):
@@ -59,14 +57,12 @@ def measure(nodes: Sequence[Finished], options: Options, say: Callable[[str], No
         if not found["figures"] and not found["skipped"]:
             continue
         blocks[node.name] = found
-        described = found["metrics"] | described
-        skipped.update(subject.skipped)
         samples += subject.samples
         chatting += [subject] if subject.node.chats and subject.reads else []
         models.release()
     asked = list(side_by_side(chatting, options))
     models.release()
-    return {"metrics": described, "nodes": blocks, "samples": asked + samples, "skipped": dict(skipped)}
+    return {"nodes": blocks, "samples": asked + samples}
 
 
 def _subject(node: Finished, nodes: Sequence[Finished], models: Models, options: Options) -> Subject:

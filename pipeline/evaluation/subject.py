@@ -165,6 +165,11 @@ class Subject:
         """The node, its parent, parents of its family in other roles (a teacher), its controls, as far as there are any."""
         return [self.node, *([self.parent] if self.parent else []), *self.others.values(), *self.controls]
 
+    @property
+    def chatting(self) -> list[StageModel]:
+        """Those of `compared` that can be asked by a chat template, their own or the node's."""
+        return [model for model in self.compared if model.family == "causal" and model.tokenizer.chat_template]
+
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe that the node was trained on."""

@@ -25,8 +25,7 @@ class SampledReward(Evaluator):
 
     def measure(self, subject: Subject) -> Iterator[Measurement]:
         """Yield both of every model that chats; prompts that no reward could be given for, with any of them, are left out."""
-        rows = subject.rows
-        models = [model for model in subject.compared if model.family == "causal" and model.tokenizer.chat_template]
+        rows, models = subject.rows, subject.chatting
         if not rows or not models:
             return
         mixture = Mixture(parts(subject.finished.options, subject.finished.parents.get(ROLE, "")))

@@ -32,15 +32,14 @@ class ExactMatch(Evaluator):
         if not judge or not questions:
             return
         turns = [[{"role": "user", "content": question.prompt}] for question in questions]
-        for model in subject.compared:
-            if model.family == "causal" and model.tokenizer.chat_template:
-                replies = model.replies(turns, subject.settings.max_new_tokens)
-                yield Measurement(model.label, "exact_match", _right(judge, replies, questions))
-                if model.borrows and all(question.opening for question in questions):
-                    label = f"{model.label}, plain text"
-                    subject.add_model(label, subject.models[model.label]["role"], "by plain text that it goes on from")
-                    texts = _continued(model, questions, subject.settings.max_new_tokens)
-                    yield Measurement(label, "exact_match", _right(judge, texts, questions))
+        for model in subject.chatting:
+            replies = model.replies(turns, subject.settings.max_new_tokens)
+            yield Measurement(model.label, "exact_match", _right(judge, replies, questions))
+            if model.borrows and all(question.opening for question in questions):
+                label = f"{model.label}, plain text"
+                subject.add_model(label, subject.models[model.label]["role"], "by plain text that it goes on from")
+                texts = _continued(model, questions, subject.settings.max_new_tokens)
+                yield Measurement(label, "exact_match", _right(judge, texts, questions))
 
 
 def _right(judge: Judge, replies: Sequence[str], questions: Sequence[Question]) -> Figure:

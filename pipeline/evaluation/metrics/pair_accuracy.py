@@ -45,9 +45,7 @@ class PairAccuracy(Evaluator):
             return
         base = _sides(subject.base, rows) if subject.base else None
         sizes = [float(sum(len(turn["content"].encode()) for turn in row["chosen"])) for row in rows]
-        for model in subject.compared:
-            if not (model.tokenizer.chat_template and model.family == "causal"):
-                continue
+        for model in subject.chatting:
             chosen, rejected = _sides(model, rows)
             likelier = [float(a < b) for a, b in zip(chosen.nats, rejected.nats, strict=True)]
             yield Measurement(model.label, "likelier", share(likelier))

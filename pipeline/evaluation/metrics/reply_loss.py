@@ -27,12 +27,11 @@ class ReplyLoss(Evaluator):
         sizes = [
             float(sum(len(turn["content"].encode()) for turn in row["messages"] if turn["role"] == "assistant")) for row in rows
         ]
-        for model in subject.compared if rows else ():
-            if model.tokenizer.chat_template and model.family == "causal":
-                encoded = [encode_messages(row["messages"], model.tokenizer) for row in rows]
-                nats, tokens = model.nats(encoded), [float(count) for count in num_targets(encoded)]
-                yield Measurement(model.label, "loss", share(nats, tokens))
-                yield Measurement(model.label, "bits_per_byte", share([value / math.log(2) for value in nats], sizes))
+        for model in subject.chatting if rows else ():
+            encoded = [encode_messages(row["messages"], model.tokenizer) for row in rows]
+            nats, tokens = model.nats(encoded), [float(count) for count in num_targets(encoded)]
+            yield Measurement(model.label, "loss", share(nats, tokens))
+            yield Measurement(model.label, "bits_per_byte", share([value / math.log(2) for value in nats], sizes))
 
 
 EVALUATOR = ReplyLoss()

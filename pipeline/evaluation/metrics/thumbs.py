@@ -40,9 +40,7 @@ class Thumbs(Evaluator):
         groups = [json.dumps(row["prompt"]) for row in rows]
         sizes = [float(sum(len(turn["content"].encode()) for turn in row["completion"])) for row in rows]
         before: np.ndarray | None = None
-        for model in (subject.parent, *(model for model in subject.compared if model is not subject.parent)):
-            if not (model.tokenizer.chat_template and model.family == "causal"):
-                continue
+        for model in sorted(subject.chatting, key=lambda model: model is not subject.parent):  # the parent first
             encoded = _encoded(model, rows)
             nats = np.array(model.nats(encoded))
             before = nats if model is subject.parent else before
