@@ -90,6 +90,16 @@ def test_nodes_answer_side_by_side(voices, talk):
     assert switched.split("> ")[2] == answers(voices / "sft", ("user", QUESTION)) + "\n"
 
 
+def test_no_template_is_borrowed_from_the_child_of_a_namesake(voices, copy, talk):
+    shutil.rmtree(copy / "dpo")
+    record = manifest.read(copy / "sft")
+    elsewhere = [entry | {"path": str(voices / "pretrain"), "beside": False} for entry in record["parents"]]
+    manifest.write_json(copy / "sft" / manifest.NAME, record | {"parents": elsewhere})
+    status, _, err = talk(QUESTION, node="pretrain", runs=copy)
+    assert status == 2
+    assert "has no chat template" in err
+
+
 def test_settings_come_from_the_node(copy, talk):
     path = copy / "dpo" / "generation_config.json"
     _, before, _ = talk(QUESTION, runs=copy)

@@ -300,6 +300,17 @@ def test_a_task_is_compared_with_its_baseline_and_its_control(tmp_path):
     assert described[0][2] == 2
 
 
+def test_a_dataset_type_may_have_a_number_of_its_own(evaluated, run):
+    assert (Options(rows=5, rows_of={"preference": 9}).limit("preference"), Options(rows=5).limit("preference")) == (9, 5)
+    for given, told in (
+        ("{preferense: 9}", "rows_of: preferense: no such dataset type"),
+        ("{text: 0}", "rows_of: text: expected at least 1, found 0"),
+    ):
+        status, _, err = run("evaluate", "--runs", evaluated, "--rows_of", given)
+        assert status == 2
+        assert told in err
+
+
 OWN = '''
 """How long a model's replies are."""
 

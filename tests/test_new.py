@@ -68,7 +68,9 @@ def test_three_files_become_a_profile_that_passes_the_check(run, house, data):
 
 
 def test_every_line_has_a_reason(run, house, data):
-    run("new", "--profile=mine", f"--text={data}/text.jsonl", f"--chats={data}/chats.jsonl", f"--pairs={data}/pairs.jsonl")
+    given = ["--profile=mine", f"--text={data}/text.jsonl", f"--chats={data}/chats.jsonl", f"--pairs={data}/pairs.jsonl"]
+    _, out, _ = run("new", *given, "--runs=my runs")
+    assert out.splitlines()[-1].endswith("next: make PROFILE=mine RUNS='my runs'")
     files = [*(house / "profiles" / "mine").iterdir(), *(house / "recipes").iterdir()]
     assert len(files) == 7
     for file in files:
@@ -235,10 +237,7 @@ def test_the_chain_runs_to_the_end_and_each_node_has_figures(run, house, data):
     for name, kind in {"pretrain": "pretrain", "sft": "sft", "sft-control": "sft", "dpo": "dpo"}.items():
         status, _, err = run(kind, "--config", house / "profiles" / "mine" / f"{name}.yaml", "--output", runs / name, *small)
         assert (status, err) == (0, "")
-    assert (
-        run("evaluate", "--runs", runs, "--rows", 8, "--pairs", 8, "--resamples", 50, "--max_new_tokens", 4, "--samples", 1)[0]
-        == 0
-    )
+    assert run("evaluate", "--runs", runs, "--rows", 8, "--resamples", 50, "--max_new_tokens", 4, "--samples", 1)[0] == 0
     summary = json.loads((runs / "evaluate.json").read_text())
     assert {name: block["rows"] > 0 and bool(block["figures"]) for name, block in summary["nodes"].items()} == {
         "pretrain": True,

@@ -499,7 +499,7 @@ PROFILE = {
     "quiet": "stage: shun\nparent: voice\nr: 4\nlearning_rate: 2e-3\nmax_steps: 60" + SHARED,
     "quiet-cold": "control_of: quiet\ninit: random\nmethod: full\n",
     "quieter": "stage: shun\nparent: quiet\nr: 4\nmax_steps: 8" + SHARED,
-    "evaluate": "rows: 40\npairs: 40\nresamples: 100\nmax_new_tokens: 16\nsamples: 2\n",
+    "evaluate": "rows: 40\nresamples: 100\nmax_new_tokens: 16\nsamples: 2\n",
 }
 ADDED = {
     "stages/shun.py": STAGE,

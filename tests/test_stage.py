@@ -513,6 +513,6 @@ def test_next_is_a_line_that_can_be_run(run, copy, data, written, tmp_path):
     assert status == 0, err
     line = shlex.split(out.partition("; next: ")[2])
     assert line == ["python", "-m", "pipeline.commands.evaluate", "--runs", str(loose.parent)]
-    status, out, err = run("evaluate", *line[3:], "--rows", "8", "--pairs", "8", "--max_new_tokens", "2", "--resamples", "20")
+    status, out, err = run("evaluate", *line[3:], "--rows", "8", "--max_new_tokens", "2", "--resamples", "20")
     assert status == 0, err
     assert shlex.split(out.rpartition("; next: ")[2])[-1] == str(loose.parent)

@@ -55,7 +55,7 @@ NODES = {
     "dpo": f"parent: sft\nrelease: yes\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 12\n{SAVES}",
 }  # fmt: skip
 EVALUATE = "evaluate"  # no node, but killed like one: it measures what the released node descends from
-MEASURED = ["--rows", "60", "--pairs", "60", "--resamples", "100", "--max_new_tokens", "16"]
+MEASURED = ["--rows", "60", "--resamples", "100", "--max_new_tokens", "16"]
 TRIES = 16  # until a phase is hit
 
 

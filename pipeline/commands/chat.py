@@ -70,8 +70,9 @@ def _borrowed(runs: Path, node: Finished) -> str | None:
     """Return the chat template of the first finished node that descends from one without a template of its own."""
     from pipeline.models import tokenization
 
+    where = node.folder.resolve()  # a parent of another folder may have the same name
     for other in finished.finished(runs):
-        if other.family == node.family and any(older.name == node.name for older in finished.lineage(other.folder)):
+        if other.family == node.family and any(older.folder.resolve() == where for older in finished.lineage(other.folder)):
             template = tokenization.load(str(other.folder)).chat_template
             if template:
                 return str(template)

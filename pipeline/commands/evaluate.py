@@ -11,7 +11,7 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.chain import finished as chain
 from pipeline.chain import request as requests
 from pipeline.chain.finished import Finished
 from pipeline.data import recipe as recipes
+from pipeline.data import types
 from pipeline.evaluation import metrics
 from pipeline.evaluation.subject import Options
 from pipeline.system import config, hashes, process
@@ -87,7 +88,7 @@ def pending(argv: Sequence[str]) -> Evaluation:
     settings = config.read_profile(Path(str(file))) if file else {}
     values = settings | flags
     origins = dict.fromkeys(settings, str(file)) | dict.fromkeys(flags, "command line")
-    faults += config.check(values, origins, Options, None)
+    faults += config.check(values, origins, Options, None) or _limits(values.get("rows_of", {}), origins.get("rows_of", ""))
     nodes = chain.finished(runs)
     if not nodes:
         faults.append(f"{runs}: no finished node; run make first")
@@ -100,6 +101,21 @@ def pending(argv: Sequence[str]) -> Evaluation:
     how = [[file.name, hashes.sha256(file)] for file in sorted(Path(str(metrics.__file__)).parent.glob("*.py"))]
     inputs = hashes.digest([[_identity(node) for node in nodes], missing, dataclasses.asdict(options), how])
     return Evaluation(nodes, missing, options, output, inputs, strict)
+
+
+def _limits(given: Mapping[str, Any], where: str) -> list[str]:
+    """Return what is wrong with limits by dataset type."""
+    unknown = [
+        f"{where}: rows_of: {name}: no such dataset type; known are {', '.join(types.known())}"
+        for name in given
+        if name not in types.known()
+    ]
+    numbers = [
+        f"{where}: rows_of: {name}: expected at least 1, found {number!r}"
+        for name, number in given.items()
+        if type(number) is not int or number < 1
+    ]
+    return unknown + numbers
 
 
 def _faults(node: Finished) -> list[str]:

@@ -13,9 +13,10 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pipeline import ROOT
-from pipeline.chain import profile
+from pipeline.chain import directory, profile
 from pipeline.commands._new import draft, survey
 from pipeline.commands._new.chain import BASE, WORDS, Chain, fitting
 from pipeline.commands._new.survey import Base, Given
@@ -23,7 +24,7 @@ from pipeline.system import config, process
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
 
-MAKE = {"profile": "PROFILE", **{word: word.upper() for word in (*WORDS, BASE)}}
+MAKE = {"profile": "PROFILE", "runs": "RUNS", **{word: word.upper() for word in (*WORDS, BASE)}}
 
 
 def asked(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -109,7 +110,7 @@ def main() -> int:
     draft.write(profile.FOLDER.parent / f".new-{os.getpid()}", files, chain.folder)
     for path in files:
         say("new", f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
-    say("new", f"next: make PROFILE={chain.name}")
+    say("new", f"next: {directory.make_line(chain.name, Path(flags.get('runs', 'runs')))}")
     return 0
 
 

@@ -36,7 +36,7 @@ class Options:
     """The options of the evaluation."""
 
     rows: int = option(400, "held-out rows of a node that are measured, at most", at_least=1)
-    pairs: int = option(400, "the same for pairs of answers (type preference)", at_least=1)
+    rows_of: dict[str, int] = option({}, "dataset type: how many, where its rows shall be more or fewer")  # noqa: RUF009
     resamples: int = option(1000, "bootstrap resamples behind an interval", at_least=1)
     max_new_tokens: int = option(64, "longest answer that is generated", at_least=1)
     samples: int = option(4, "prompts that all models answer side by side", at_least=1)
@@ -44,7 +44,7 @@ class Options:
 
     def limit(self, reads: str) -> int:
         """Return how many held-out rows of a dataset type are measured at most."""
-        return self.pairs if reads == "preference" else self.rows
+        return self.rows_of.get(reads, self.rows)
 
 
 class StageModel:

@@ -102,8 +102,10 @@ class Chain:
         if not self.model.small:
             few: starter.Lines = {
                 "rows": (100, "held-out rows of a node that are measured, since the model is slow on a CPU"),
-                "pairs": (200, "the same of pairs"), "max_new_tokens": (48, "longest answer"), "samples": (3, "prompts that every model answers"),
+                "max_new_tokens": (48, "longest answer"), "samples": (3, "prompts that every model answers"),
             }  # fmt: skip
+            if aligned := self.given.get(WORDS[-1]):
+                few["rows_of"] = ({aligned.type: 200}, f"more {aligned.items}, since each says little")
             found[self.folder / evaluate.SETTINGS] = draft.node("How the nodes are measured.", few)
         return found
 
