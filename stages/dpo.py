@@ -8,6 +8,7 @@ Rafailov et al. 2023, eq. 7. The reference is the parent itself: the merged mode
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -25,17 +26,30 @@ from pipeline.system.errors import UserError
 from pipeline.training.chat import ChatOptions
 
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # losses that read label_smoothing
-LOSSES = ("sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "sft",
-          "sigmoid_norm", *SMOOTHED)  # fmt: skip
+BY_ROW = {
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    *SMOOTHED,
+}
 
 
 def check_losses(arguments: Any) -> None:
     """Raise UserError where a loss is unknown, or label_smoothing is read by none or is no value for one that reads it."""
+    described = str(type(arguments).__dataclass_fields__["loss_type"].metadata["help"])
+    known = BY_ROW | set(re.findall(r"`'(\w+)'`", described))  # those of the library, and so the likelihood
     faults = []
     for name in arguments.loss_type:
-        if name not in LOSSES:
-            close = difflib.get_close_matches(name, LOSSES, n=1)
-            remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(LOSSES))}"
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
             faults.append(f"loss_type: no such loss: {name}; {remedy}")
     smoothing, read = arguments.label_smoothing, [name for name in arguments.loss_type if name in SMOOTHED]
     if smoothing and not read:
@@ -144,8 +158,8 @@ class DPO(Stage):
 
             def compute_loss(self, model: Any, inputs: Any, *more: Any, num_items_in_batch: Any = None) -> Any:
                 factors, given = self.factors(inputs, num_items_in_batch), self.loss_weights
-                named = zip(self.loss_types, given, strict=True)  # the likelihood is a mean over tokens, all else over rows
-                self.loss_weights = [weight * factors["tokens" if name == "sft" else "rows"] for name, weight in named]
+                named = zip(self.loss_types, given, strict=True)  # the likelihood alone is a mean over tokens
+                self.loss_weights = [weight * factors["rows" if name in BY_ROW else "tokens"] for name, weight in named]
                 try:
                     return super().compute_loss(model, inputs, *more)
                 finally:
