@@ -83,6 +83,35 @@ def test_a_model_with_any_head_is_compared_and_its_code_runs(run, ready, tmp_pat
     assert said.getvalue().strip()
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("mlm", "classification"), ("mlm", "question_answering"), ("mlm", "similarity"), ("denoising", "classification"),
+     ("span_corruption", "sequence_to_sequence")],
+)  # fmt: skip
+def test_an_adapter_of_any_family_goes_on_its_base_by_the_auto_class(parents, tmp_path, source, name):
+    import torch
+
+    from pipeline import tasks
+    from pipeline.hub import readback
+    from pipeline.models import tokenization
+    from pipeline.training.strategies import chosen
+    from tests.test_tasks import ROWS
+
+    task = tasks.load(name, {"stride": 4} if name == "question_answering" else {})
+    model = chosen("lora", task.load_model(str(parents[source]), task.labels(ROWS[name])), 1, 4, 8, [])
+    for weights in model.parameters():
+        if weights.requires_grad:
+            torch.nn.init.normal_(weights, std=0.1)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    task.save(model.merge_and_unload(), tokenization.load(str(parents[source])), tmp_path)
+    assert readback.adapts(Path(parents[source]), tmp_path / "adapter", tmp_path, task.auto) == []
+    assert readback._behaves(tmp_path, tmp_path, task.auto) == []
+    other = task.load_model(str(parents[source]), task.labels(ROWS[name]))
+    torch.nn.init.normal_(next(other.parameters()))
+    other.save_pretrained(tmp_path / "base")
+    assert readback.adapts(tmp_path / "base", tmp_path / "adapter", tmp_path, task.auto)
+
+
 def test_figures_of_the_index_are_those_measured(ready):
     summary = manifest.read(ready, "evaluate.json")
     results = ModelCard(card.write(subject(ready, "sft"))).data.eval_results

@@ -209,4 +209,6 @@ def test_rows_from_a_node_and_a_recipe_at_once_are_refused(tmp_path):
     nodes = {"pretrain": "", "sft": "parent: pretrain\nrecipe: classics"}
     refused(written(tmp_path / "p", **nodes, x="stage: sft\ndata: pretrain\nrecipe: world"), "x.yaml: data and recipe")
     written(tmp_path / "p", x="control_of: sft\ndata: some/where")
-    assert profile.load(tmp_path / "p").nodes["x"].parents["data"] == "some/where", "a control may read other rows than its node"
+    assert profile.load(tmp_path / "p").nodes["x"].parents["data"] == "some/where", (
+        "a control may read other rows than its node"
+    )

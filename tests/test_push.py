@@ -378,7 +378,7 @@ def test_make_publishes_only_what_its_command_line_says(given, wanted, tmp_path)
     for name in (".ready", "bin/python"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(
-            f"#!{sys.executable}\nimport json, sys; from pipeline.commands import __main__ as m, push\nprint(json.dumps(m.flags(\"push\", push)))\n"
+            f'#!{sys.executable}\nimport json, sys; from pipeline.commands import __main__ as m, push\nprint(json.dumps(m.flags("push", push)))\n'
         )
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {"PUBLIC": "1", "FORCE": "1", "ADAPTER": "1", "PYTHONPATH": str(ROOT)}

@@ -14,9 +14,10 @@ from pipeline.chain.finished import Finished, lineage
 from pipeline.chain.stage import PARENT
 from pipeline.evaluation import blocks
 from pipeline.evaluation.blocks import Block
-from pipeline.hub import card, curve, leaks, sections
+from pipeline.hub import card, curve, leaks, readback, sections
 from pipeline.hub.leaks import Content
 from pipeline.hub.upload import Delivery, sha256
+from pipeline.models.families import auto_class
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
@@ -139,6 +140,11 @@ def _adapter(own: Mapping[str, Path], node: Finished, base: Base) -> dict[str, C
             raise UserError(
                 f"ADAPTER=1: {node.folder}: added tokens to its base, so its adapter fits no pushed model; leave ADAPTER away"
             )
+    loader = auto_class(node.family, json.loads(own["config.json"].read_text(encoding="utf-8")))
+    if parent.is_file() and readback.adapts(parent.parent, node.folder / "adapter", node.folder, loader):
+        raise UserError(
+            f"ADAPTER=1: {node.folder}: its adapter on {loader}.from_pretrained of its parent is not this model; leave ADAPTER away"
+        )
     settings = json.loads(own["adapter/adapter_config.json"].read_text(encoding="utf-8"))
     settings |= {"base_model_name_or_path": base.repo, "revision": base.revision}
     found: dict[str, Content] = {name: path for name, path in own.items() if leaks.ADAPTER.fullmatch(name)}

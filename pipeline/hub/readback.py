@@ -49,7 +49,7 @@ def model(hub: Hub, delivery: Delivery, commit: str, made: Path, loader: str, ba
             faults = _behaves(folder, made, loader)
         if not faults and base:
             with fetched(hub, *base) as under:
-                faults = _adapts(under, folder / "adapter", made, loader)
+                faults = adapts(under, folder / "adapter", made, loader)
     if faults:
         raise WorldError(f"{delivery.repo}: what was read back is not what was pushed: {'; '.join(faults)}")
     told = f"{len(delivery.files)} files by digest"
@@ -78,15 +78,21 @@ def _inputs(tokenizer: Any) -> list[Any]:
     return [tokenizer(text, return_tensors="pt", return_token_type_ids=False) for text in PROMPTS]
 
 
-def _outputs(network: Any, batch: Any) -> Sequence[Any]:
+def _read(network: Any, batch: Any) -> Any:
+    """Return what a model makes of a batch; a decoder is asked for its first token, a classifier's reads the text once more."""
     import torch
 
     more = {}
-    if network.config.is_encoder_decoder:
+    if network.config.is_encoder_decoder and not hasattr(network, "classification_head"):
         more = {"decoder_input_ids": torch.tensor([[network.config.decoder_start_token_id or 0]])}
     with torch.no_grad():
-        found = network(**batch, **more).to_tuple()
-    return [value for value in found if torch.is_tensor(value)]
+        return network(**batch, **more)
+
+
+def _scores(network: Any, batch: Any) -> Sequence[Any]:
+    """Return the outputs that the model is used for, whatever its head: logits, or the vectors of a model without one."""
+    found = _read(network, batch)
+    return [value.float() for name, value in found.items() if name.endswith("logits") or name == "last_hidden_state"]
 
 
 def _behaves(folder: Path, made: Path, loader: str) -> list[str]:
@@ -99,7 +105,7 @@ def _behaves(folder: Path, made: Path, loader: str) -> list[str]:
         if not torch.equal(batch["input_ids"], own_batch["input_ids"]):
             faults.append(f"{prompt!r} becomes other tokens")
             continue
-        pairs = zip(_outputs(network, batch), _outputs(own, own_batch), strict=True)
+        pairs = zip(_scores(network, batch), _scores(own, own_batch), strict=True)
         if not all(torch.equal(one, other) for one, other in pairs):
             faults.append(f"other logits for {prompt!r}")
         if _generates(loader):
@@ -109,9 +115,8 @@ def _behaves(folder: Path, made: Path, loader: str) -> list[str]:
     return faults
 
 
-def _adapts(base: Path, adapter: Path, made: Path, loader: str) -> list[str]:
-    """Return how a base with the adapter on it differs from the merged model."""
-    import torch
+def adapts(base: Path, adapter: Path, made: Path, loader: str) -> list[str]:
+    """Return how a base with the adapter on it differs from the merged model, where both are loaded by the Auto class."""
     import transformers
     from peft import PeftModel
 
@@ -121,8 +126,7 @@ def _adapts(base: Path, adapter: Path, made: Path, loader: str) -> list[str]:
     network = PeftModel.from_pretrained(under, str(adapter)).eval()
     faults = []
     for prompt, batch in zip(PROMPTS, _inputs(tokenizer), strict=True):
-        with torch.no_grad():
-            one, other = network(**batch).logits.float(), own(**batch).logits.float()
-        if not float((one - other).abs().max() / other.abs().max().clamp(min=1.0)) <= _TOLERANCE:
+        pairs = zip(_scores(network, batch), _scores(own, batch), strict=True)
+        if not all(float((one - other).abs().max() / other.abs().max().clamp(min=1.0)) <= _TOLERANCE for one, other in pairs):
             faults.append(f"the adapter on its base gives other logits for {prompt!r}")
     return faults

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _ANSWER = "model.generate(**inputs, max_new_tokens=64)[0]"
 _REPLY = "It is a pleasure."
 _SCORE = "print(model(**inputs).logits[0, 0].item())"  # of a model with one output
+_LABELLED = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")  # the base has no such head as yet
 _PROMPT_CUT = 300  # characters of a prompt from the evaluation
 # The last line, by the class that loads the model.
 _LAST = {
@@ -29,8 +30,8 @@ def use(subject: Subject) -> Iterator[str]:
     yield from _code(subject) if subject.auto else _vectors(subject.repo)
     yield "```"
     if subject.adapter:
-        one = ", num_labels=1" if _scores(subject) else ""
-        base = f'{subject.auto}.from_pretrained("{subject.base}"{one})'
+        labels = f", num_labels={len(subject.config['id2label'])}" if subject.auto in _LABELLED else ""
+        base = f'{subject.auto}.from_pretrained("{subject.base}"{labels})'
         yield f"\nThe LoRA adapter alone, on the model that it was trained on (`{subject.base}`):\n\n```python"
         yield "from peft import PeftModel"
         yield f'model = PeftModel.from_pretrained({base}, "{subject.repo}", subfolder="adapter")\n```'
