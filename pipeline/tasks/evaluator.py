@@ -6,8 +6,6 @@ the node again reads them.
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +23,8 @@ from pipeline.models.tokenization import load as load_tokenizer
 from pipeline.system.errors import UserError
 from pipeline.system.hardware import device
 from pipeline.tasks import Prediction, Task
+from pipeline.tasks import _predictions as predictions
 
-PREDICTIONS, CONFUSION = "predictions.jsonl", "confusion.csv"
 _RESAMPLES = 1000
 _SAVING = ("save_strategy", "save_steps")
 _SHOWN = 8  # labels of a confusion matrix that is printed
@@ -43,14 +41,14 @@ class TaskEvaluator(Evaluator):
         """Yield the task's metrics of the node, of its controls and of the baseline."""
         own = subject.record.get("evaluation") or {}
         subject.skipped.update(own.get("skipped", {}))
-        rows, predicted, baseline = _read(Path(subject.node.where))
+        rows, predicted, baseline = predictions.read(Path(subject.node.where))
         if not rows:
             return
         groups = groups_of(rows)
         subject.describe(rows, types.load(self.task.reads).items, len(set(groups or ())))
         yield from self.measured(subject.node.label, rows, predicted, groups)
         for control in subject.controls:
-            theirs, other, _ = _read(Path(control.where))
+            theirs, other, _ = predictions.read(Path(control.where))
             if theirs == rows:
                 yield from self.measured(control.label, rows, other, groups)
             else:
@@ -115,7 +113,7 @@ def finish(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
     read = Rows(kept=rows)
     predicted = task.predict(model, load_tokenizer(str(run.result)), read, max_length)
     baseline, confusion = task.baseline(training, rows), task.confusion(rows, predicted)
-    _write(run.result, rows, predicted, baseline, confusion)
+    predictions.write(run.result, rows, predicted, baseline, confusion)
     skipped = dict(found.dropped + read.truncated)
     evaluation = run.record["evaluation"] = _block(run, task, rows, predicted, baseline) | {"skipped": skipped}
     for line in [*table.of_node(run.name, evaluation), *_matrix(confusion)]:
@@ -143,28 +141,6 @@ def _block(
         **block(run.name, {run.name: {"role": "node", "asked": ""}}, collected(measured), task.metrics,
                 run.stage.judged_by(run.options), _RESAMPLES),
     }  # fmt: skip
-
-
-def _write(
-    folder: Path, rows: Sequence[Row], predicted: Sequence[Prediction], baseline: Sequence[Prediction],
-    confusion: dict[str, dict[str, int]],
-) -> None:  # fmt: skip
-    with (folder / PREDICTIONS).open("w", encoding="utf-8") as file:
-        for row, line, trivial in zip(rows, predicted, baseline, strict=True):
-            file.write(json.dumps({"row": row, "said": line, "baseline": trivial}, ensure_ascii=False) + "\n")
-    if confusion:
-        with (folder / CONFUSION).open("w", encoding="utf-8", newline="") as file:
-            cells = csv.writer(file, lineterminator="\n")
-            cells.writerow(["true \\ said", *confusion])
-            cells.writerows([name, *line.values()] for name, line in confusion.items())
-
-
-def _read(folder: Path) -> tuple[list[Row], list[Prediction], list[Prediction]]:
-    """Return rows, the model's predictions and the baseline's; empty where nothing was held out."""
-    path = folder / PREDICTIONS
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = [json.loads(line) for line in text.split("\n") if line]
-    return [line["row"] for line in lines], [line["said"] for line in lines], [line["baseline"] for line in lines]
 
 
 def _matrix(confusion: dict[str, dict[str, int]]) -> list[str]:

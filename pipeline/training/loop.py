@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline.chain import manifest, resume
+from pipeline.chain import resume
 from pipeline.chain.run import Run
 from pipeline.data import tokens
 from pipeline.data.recipe import Rows
 from pipeline.models import checkpoint
 from pipeline.system import process, signals
 from pipeline.system.errors import Stopped
+from pipeline.training.keeper import SECONDS, Keeper
+from pipeline.training.progress import Progress
 from pipeline.training.trainer import StageTrainer
 
-_EPOCH = 1e-6  # of an epoch, less than any step
-SECONDS = "seconds.json"  # in a checkpoint: for how long it was trained
 # Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
 FORCED: dict[str, Any] = {
     "remove_unused_columns": False,
@@ -37,131 +35,6 @@ FORCED: dict[str, Any] = {
 DEFAULTS: dict[str, Any] = {
     "save_steps": 500, "save_total_limit": 2, "logging_steps": 10, "logging_first_step": True, "gradient_checkpointing": False, "report_to": "none", "ddp_find_unused_parameters": False,
 }  # fmt: skip
-
-
-class Keeper(TrainerCallback):
-    """Seal each checkpoint before an older one goes, and stop at a step's end where a signal asked for it.
-
-    Where a resume would not be exact, as between two generations of a trainer that samples, both wait for a later step.
-    """
-
-    def __init__(self, run: Run, keep: int | None, resumes_exactly: Callable[[int], bool]) -> None:
-        self.run, self.keep, self.resumes_exactly = run, keep, resumes_exactly
-        self.waiting = False  # a save that was due at a step where it would not have been exact
-        self.stopped = 0  # the signal that ended training, on whichever process it came
-        self.before = 0.0  # seconds that the processes before this one trained, up to the checkpoint it goes on from
-        self.started = time.time()
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        """Ask for room before the first step, and find the best checkpoint again where the stage goes on."""
-        if state.best_model_checkpoint:
-            best = self.run.output / Path(state.best_model_checkpoint).name
-            state.best_model_checkpoint = str(best)
-            if wrong := resume.fault(best):
-                self.run.say(f"{best.name}, the best so far, {wrong}; the best is looked for anew")
-                state.best_model_checkpoint = state.best_metric = state.best_global_step = None
-        if self.run.main:
-            resume.has_room(self.run.output, more["model"], args.optim, _saves(args, state), self.keep)
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Log with a save at an epoch's end, too; one that a signal cut short is no epoch, and nothing is looked at."""
-        if self.stopped and abs((state.epoch or 0.0) - round(state.epoch or 0.0)) > _EPOCH:
-            control.should_save = control.should_evaluate = False
-        control.should_log = control.should_log or control.should_save
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save and stop if one of the processes was asked to; log with every save and at the end, so that the log has no gap."""
-        stop = signals.pending_signal()
-        if args.world_size > 1:
-            everyone = torch.tensor(stop, device=args.device)
-            torch.distributed.all_reduce(everyone, torch.distributed.ReduceOp.MAX)
-            stop = int(everyone)
-        exact = state.global_step >= state.max_steps or self.resumes_exactly(state.global_step)
-        if stop and exact:
-            self.stopped = stop
-            control.should_save = control.should_training_stop = True
-        due = control.should_save or self.waiting
-        control.should_save, self.waiting = due and exact, due and not exact
-        control.should_log = control.should_log or control.should_save or state.global_step >= state.max_steps
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Seal what every process has written, then prune."""
-        process.wait_for_all()
-        if self.run.main:
-            saved = self.run.output / f"checkpoint-{state.global_step}"
-            manifest.write_json(saved / SECONDS, {"seconds": self.seconds()})
-            resume.seal(saved)
-            best = state.best_model_checkpoint
-            resume.prune(self.run.output, self.keep, Path(best) if best else None)
-
-    def seconds(self) -> float:
-        """Return for how long the stage has been trained, by this process and those before it."""
-        return round(self.before + time.time() - self.started, 3)
-
-
-class Progress(TrainerCallback):
-    """One line that shows loss, tokens a second and time left; one line of log.jsonl per logged step."""
-
-    def __init__(self, run: Run, shown: Sequence[str] = ()) -> None:
-        self.run, self.log, self.figures = run, run.output / "log.jsonl", shown
-        self.entries: list[dict[str, Any]] = []
-        self.started = time.time()
-        self.offset = (0, 0)  # step and tokens at the start of this process
-        self.shown = 0.0
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Forget what a killed process logged after the checkpoint that this one goes on from."""
-        self.started, self.offset = time.time(), (state.global_step, state.num_input_tokens_seen)
-        if not state.is_world_process_zero:
-            return
-        kept = []
-        if self.log.exists():
-            kept = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        self.entries = [entry for entry in kept if entry["step"] <= state.global_step]
-        partial = self.log.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
-        partial.replace(self.log)
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the step's figures to the log and refresh the line."""
-        logs = kwargs.get("logs", {})
-        if "loss" not in logs:
-            return
-        entry = {"step": state.global_step, "tokens": int(state.num_input_tokens_seen), **logs}
-        self.entries.append(entry)
-        if not state.is_world_process_zero:
-            return
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-        self._show(state)
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say what validation gave."""
-        found = ", ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in kwargs["metrics"].items())
-        self.run.say(f"step {state.global_step}: validation {found}")
-
-    def metrics(self) -> dict[str, float]:
-        """Return the first, the last and the mean training loss of the whole stage, however often it was resumed."""
-        steps = [0, *(entry["step"] for entry in self.entries)]
-        losses = [float(entry["loss"]) for entry in self.entries]
-        total = sum(loss * (step - before) for loss, before, step in zip(losses, steps, steps[1:], strict=False))
-        return {"first_loss": losses[0], "last_loss": losses[-1], "mean_loss": total / steps[-1]}
-
-    def _show(self, state: TrainerState) -> None:
-        seconds = max(time.time() - self.started, 1e-9)
-        steps, seen = state.global_step - self.offset[0], state.num_input_tokens_seen - self.offset[1]
-        left = seconds / max(steps, 1) * (state.max_steps - state.global_step)
-        last = self.entries[-1]
-        more = "".join(f"{name.replace('_', ' ')} {last[name]:.3f}  " for name in self.figures if name in last)
-        line = (
-            f"{self.run.name:<8} step {state.global_step}/{state.max_steps}  loss {last['loss']:.3f}  {more}"
-            f"{seen / seconds:,.0f} tokens/s  {int(left) // 60}:{int(left) % 60:02d} left"
-        )
-        if sys.stdout.isatty():
-            print(f"\r{line}\x1b[K", end="" if state.global_step < state.max_steps else "\n", flush=True)
-        elif state.global_step >= self.shown:  # in a file: ten lines, not hundreds
-            print(line, flush=True)
-            self.shown = state.global_step + state.max_steps / 10
 
 
 def prepare(run: Run, rows: Rows, examples: Iterable[dict[str, Any]]) -> Any:
@@ -185,15 +58,6 @@ def prepare(run: Run, rows: Rows, examples: Iterable[dict[str, Any]]) -> Any:
     lost = ", ".join(f"{count:,} {reason}" for reason, count in (dropped + rows.truncated).items()) or "none"
     run.say(f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}; dropped: {lost}")
     return dataset
-
-
-def _saves(args: TrainingArguments, state: TrainerState) -> int:
-    """Return how many checkpoints a run will write."""
-    if args.save_strategy == "no":
-        return 0
-    if args.save_strategy == "epoch":
-        return max(1, int(state.num_train_epochs))
-    return max(1, state.max_steps // max(1, int(state.save_steps)))
 
 
 def decay(arguments: TrainingArguments, rows: int) -> None:
