@@ -33,7 +33,8 @@ COMMANDS := $(subst _,-,$(filter-out __init__ __main__ help make,$(basename $(no
 .PHONY: all setup setup-data test lint prove torture torture-push help $(COMMANDS)
 .SUFFIXES:
 
-all: export GOAL :=
+all $(COMMANDS) setup setup-data test lint prove torture torture-push help: export GOAL :=
+
 all: $(READY)
 	@$(RUN) make
 

@@ -13,6 +13,12 @@ from pipeline import ROOT
 from pipeline.system.process import _quiet
 
 _quiet()
+for variable in (ROOT / "Makefile").read_text().partition("LITERAL  := ")[2].partition("\n")[0].split() + [
+    "GOAL",
+    "GOALS",
+    "MAKEFLAGS",
+]:
+    os.environ.pop(variable, None)  # of the make that runs the tests
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # remembered hashes of one session
 SMALL = {
     "pretrain": ["--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--vocab_size", "400",

@@ -108,7 +108,7 @@ def test_a_group_is_never_on_both_sides():
     rng = np.random.default_rng(0)
     groups = [f"g{number // 20}" for number in range(600)]
     labels = [["a", "b"][number // 20 % 2] for number in range(600)]
-    names = {group: rng.normal(size=200) for group in set(groups)}
+    names = {group: rng.normal(size=200) for group in dict.fromkeys(groups)}
     told = np.array([names[group] for group in groups], dtype=np.float32)
     assert probe.classify(told, labels, groups).accuracy().value < 0.75
     shuffled = [f"h{number}" for number in rng.permutation(600)]  # every item for itself: the names give it away

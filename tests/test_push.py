@@ -408,7 +408,7 @@ def test_controls_rows_and_adopted_models_stay(run, ready, hub, tmp_path):
     edit(ready / "sft" / "manifest.json", lambda record: record.update(family="rows"))
     status, _, err = push(run, ready, "--node", "sft")
     assert status == 2
-    assert "hands on rows and no model; make push-data pushes rows" in err
+    assert "hands on rows and no model; make push-data STAGE=sft pushes rows" in err
 
 
 def test_a_fine_tuned_node_is_judged_by_its_own_figures(run, tmp_path, hub, monkeypatch):

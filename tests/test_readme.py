@@ -14,7 +14,7 @@ ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 PAGES = [ENGLISH, CHINESE, *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = ROOT / "docs" / "stages.md"
 # Files and folders that the docs speak of and a checkout doesn't hold: what runs write, and a reader's own.
-WRITTEN = r"runs/|mine/|data_recipes/mine-|stages/profiles/(mine|margin|PROFILE|NAME)\b|\.aside|[^/]*\.(json|jsonl|csv|html|gguf|parquet)$|.*/?(NAME|NODE)\b"
+WRITTEN = r"runs/|mine/|adapter/|data_recipes/mine-|stages/profiles/(mine|margin|PROFILE|NAME)\b|\.aside|[^/]*\.(json|jsonl|csv|html|gguf|parquet)$|.*/?(NAME|NODE)\b"
 SUFFIX = r"py|md|yaml|yml|toml|jinja|lock|json|jsonl|csv|html|gguf|txt|png"
 
 

@@ -98,7 +98,12 @@ def test_a_yaml_recipe_reports_every_fault(tmp_path):
     faults = str(error.value.faults)
     assert len(error.value.faults) == 5
     assert "shape: unknown key; a recipe has type, sources, held_out, deduplicate" in faults
-    for key in ("type: expected one of answers, labels", "sources: expected", "held_out: expected", "deduplicate: expected"):
+    for key in (
+        "type: expected one of answers, feedback, labels",
+        "sources: expected",
+        "held_out: expected",
+        "deduplicate: expected",
+    ):
         assert f"{path}: {key}" in faults
     with pytest.raises(UserError, match=r"recipe: wrold: no such recipe; did you mean world\? Known are .*verses"):
         recipe.load("wrold")

@@ -255,7 +255,7 @@ def test_the_body_is_the_parents_and_each_strategy_trains_all_that_it_says(paren
         if strategy == "prompt":
             words, prompt = add_prompt(words, model, 2)
         made = list(task.examples(Rows(kept=ROWS[name][:8]), words, 32, list(model.config.id2label.values())))
-        if not any(True for _ in strategies._heads(model)) and strategy == "frozen":
+        if not any(True for _ in strategies.heads(model)) and strategy == "frozen":
             with pytest.raises(UserError, match="leaves nothing to train"):
                 strategies.chosen(strategy, model, 1, 4, 8, prompt)
             continue
