@@ -13,11 +13,8 @@ from pipeline import ROOT
 from pipeline.system.process import _quiet
 
 _quiet()
-for variable in (ROOT / "Makefile").read_text().partition("LITERAL  := ")[2].partition("\n")[0].split() + [
-    "GOAL",
-    "GOALS",
-    "MAKEFLAGS",
-]:
+_literal = (ROOT / "Makefile").read_text().partition("LITERAL  := ")[2].partition("\n")[0].split()
+for variable in (*_literal, "GOAL", "GOALS", "MAKEFLAGS"):
     os.environ.pop(variable, None)  # of the make that runs the tests
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # remembered hashes of one session
 SMALL = {
