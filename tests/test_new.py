@@ -230,6 +230,7 @@ def test_a_fault_in_the_third_file_is_told_before_the_first_stage_trains(run, ho
     assert f"{pairs}:41: " in err
 
 
+@pytest.mark.slow
 def test_the_chain_runs_to_the_end_and_each_node_has_figures(run, house, data):
     run("new", "--profile=mine", f"--text={data}/text.jsonl", f"--chats={data}/chats.jsonl", f"--pairs={data}/pairs.jsonl")
     runs = house / "runs" / "mine"

@@ -187,4 +187,4 @@ def test_a_parent_of_another_family_is_refused(run, chain, data, tmp_path):
     given = [*SMALL["sft"], "--parent", tmp_path / "out", "--data", data / "chats.jsonl", "--output", tmp_path / "sft"]
     status, _, err = run("sft", *given)
     assert status == 2
-    assert "out made a model of family masked, but sft takes causal as its parent; finetune and pretrain take it" in err
+    assert "out made a model of family masked, but sft takes causal as its parent; finetune and pretrain" in err

@@ -144,6 +144,7 @@ def test_a_budget_gives_steps(run, tmp_path):
     assert int(out.split("operations allow ")[1].split(" steps")[0]) in (2 * first, 2 * first + 1)
 
 
+@pytest.mark.slow
 def test_objectives_are_compared(tmp_path):
     corpus(tmp_path, [{"text": row["text"] + f" It was day {number}."} for number, row in enumerate(ROWS * 4)])
     (tmp_path / "mine.yaml").write_text(f"type: text\nsources: [{{files: {tmp_path / 'text.jsonl'}}}]\nheld_out: 0.2\n")

@@ -14,6 +14,8 @@ import pytest
 
 from tests.checkout import call, copied, runs, start, write_profile
 
+pytestmark = pytest.mark.slow  # `make prove`: two minutes of a core
+
 SIZES = "hidden_size: 32\nnum_hidden_layers: 1\nnum_attention_heads: 2\nvocab_size: 400\nmax_length: 64\n"
 SHORT = "per_device_train_batch_size: 4\nlogging_steps: 1\n"
 STEPS = 60
