@@ -122,7 +122,7 @@ class Finetuning(Stage):
             **DEFAULTS | run.arguments | FORCED | evaluator.stopping(task, options.patience, run.arguments)
         )
         rows = self.rows(run)
-        labels = task.labels(rows.kept + rows.validation)
+        labels = task.labels([*rows.kept, *rows.validation])
         set_seed(run.seed)
         tokenizer = tokenization.load(run.parent)
         model = task.load_model(run.parent, labels, options.init == "random")

@@ -123,7 +123,7 @@ def test_a_single_book_is_cut_so_that_some_of_it_is_held_out(run, house, tmp_pat
     text = recipe.load("mine-text")
     train, held_out = (text.rows("text", split, 42) for split in recipe.SPLITS)
     assert held_out.kept
-    assert sorted("\n\n".join(row["text"] for row in train.kept + held_out.kept).split("\n\n")) == sorted(paragraphs)
+    assert sorted("\n\n".join(row["text"] for row in [*train.kept, *held_out.kept]).split("\n\n")) == sorted(paragraphs)
     assert train.origins[0].startswith(f"{tmp_path}/book.txt, part ")
 
 

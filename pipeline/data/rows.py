@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import types
+from pipeline.data import kept, types
 from pipeline.data.types import Row
-from pipeline.system import hashes
+from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
 
 SPLITS = ("train", "held_out")
@@ -21,15 +21,16 @@ SPLITS = ("train", "held_out")
 class Rows:
     """What a recipe gave for one split: the rows, how many were dropped for which reason, and which formats were recognised."""
 
-    kept: list[Row] = field(default_factory=list)
+    kept: Sequence[Row] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_by_encoding: Counter[str] = field(default_factory=Counter)  # of the kept rows, those that gave no example
     truncated: Counter[str] = field(default_factory=Counter)  # parts of kept rows that no example holds
     formats: Counter[str] = field(default_factory=Counter)
     held_out: int = 0  # rows of the other split that the same pass went by
-    origins: list[str] = field(default_factory=list)  # of the kept rows, where they were read from files
+    origins: Sequence[str] = field(default_factory=list)  # of the kept rows, where they were read from files
     name: str = ""  # of the recipe
-    validation: list[Row] = field(default_factory=list)  # rows for training that are only looked at while it goes on
+    validation: Sequence[Row] = field(default_factory=list)  # rows for training that are only looked at while it goes on
+    identity: str = ""  # digest of all that decides the rows, by which what is made from them is kept; empty for none
 
     def origin(self, number: int) -> str:
         """Return in words where a kept row comes from: file and line, or its number in the recipe and how it begins."""
@@ -42,10 +43,12 @@ class Rows:
 
         Raises UserError where that leaves no row on one of the two sides.
         """
-        wanted = [int(hashes.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32 for row in self.kept]
-        self.validation = [row for row, out in zip(self.kept, wanted, strict=True) if out]
-        self.origins = [origin for origin, out in zip(self.origins, wanted, strict=False) if not out]
-        self.kept = [row for row, out in zip(self.kept, wanted, strict=True) if not out]
+        drawn = (int(hashes.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32 for row in self.kept)
+        wanted = bytearray(drawn)
+        back, left = ([number for number, out in enumerate(wanted) if out == side] for side in (1, 0))
+        self.validation, self.kept = chosen(self.kept, back), chosen(self.kept, left)
+        self.origins = chosen(self.origins, left) if self.origins else []
+        self.identity = self.identity and cache.key(self.identity, share, seed)
         if not self.validation or not self.kept:
             raise UserError(
                 f"validation: {len(self.validation):,} of {len(wanted):,} rows were held back; "
@@ -53,16 +56,24 @@ class Rows:
             )
 
     def clean(self, rows: Iterable[Row], type: str, file: Path | None = None) -> None:
-        """Keep rows, and count by reason those that can't be used; a row may say itself why, under `dropped`."""
+        """Keep rows on disk, and count by reason those that can't be used; a row may say itself why, under `dropped`."""
+
+        def write(writer: kept.Writer) -> None:
+            for number, row in self._usable(rows, type):
+                writer.add(row, f"{file}: row {number}" if file else "")
+
+        self.kept, origins = kept.spooled(write)
+        self.origins = origins if file else []
+
+    def _usable(self, rows: Iterable[Row], type: str) -> Iterator[tuple[int, Row]]:
+        """Yield the rows of use, each with its number among all, from 1 on; count the others."""
         fault = types.load(type).fault
         for number, row in enumerate(rows, start=1):
             reason = row.get("dropped") or fault(row)
             if reason:
                 self.dropped[reason] += 1
-                continue
-            self.kept.append(row)
-            if file:
-                self.origins.append(f"{file}: row {number}")
+            else:
+                yield number, row
 
     def usable(self, split: str) -> Rows:
         """Return these rows; UserError where nothing is left to train on, or most pairs prefer nothing."""
@@ -77,6 +88,11 @@ class Rows:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items()) or "there was none"
             raise UserError(f"{self.name}: no row is left for training ({reasons})")
         return self
+
+
+def chosen(items: Sequence[Any], wanted: Iterable[int]) -> Sequence[Any]:
+    """Return the items of a sequence at some positions."""
+    return items.select(wanted) if isinstance(items, kept.Kept) else [items[number] for number in wanted]
 
 
 def write(folder: Path, type: str, rows: Mapping[str, Iterable[Row]]) -> Counter[str]:
@@ -94,7 +110,7 @@ def write(folder: Path, type: str, rows: Mapping[str, Iterable[Row]]) -> Counter
     return dropped
 
 
-def save(path: Path, rows: list[Row]) -> None:
+def save(path: Path, rows: Sequence[Row]) -> None:
     """Write rows as parquet, one column for each key; a row that lacks a column has a null there."""
     import pyarrow
     import pyarrow.parquet
@@ -103,11 +119,12 @@ def save(path: Path, rows: list[Row]) -> None:
     pyarrow.parquet.write_table(pyarrow.table({key: [row.get(key) for row in rows] for key in columns}), path)
 
 
-def read(path: Path) -> list[Row]:
-    """Return the rows of a file that `save` wrote."""
+def read(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file that `save` wrote."""
     import pyarrow.parquet
 
-    return [_without_nulls(row) for row in pyarrow.parquet.ParquetFile(path).read().to_pylist()]
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        yield from (_without_nulls(row) for row in batch.to_pylist())
 
 
 def count(path: Path) -> int:

@@ -24,17 +24,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import sources, types
+from pipeline.data import kept, sources, types
 from pipeline.data.base import Recipe, listing
-from pipeline.data.rows import Rows
+from pipeline.data.rows import SPLITS, Rows
 from pipeline.data.types import Convert, Malformed, Row
 from pipeline.data.types.text import cut
-from pipeline.system import hashes
+from pipeline.system import cache, hashes
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
 
@@ -56,6 +58,11 @@ class Source:
     def raw(self) -> Iterator[sources.Raw]:
         """Yield the raw rows with where each comes from."""
         return sources.read_hub(**self.hub) if self.hub else sources.read_files(list(self.files))
+
+    @property
+    def moves(self) -> bool:
+        """Whether its rows may be others tomorrow under the same identity, as a branch of a hub has them."""
+        return bool(self.hub) and not Path(self.hub["name"]).is_dir()
 
     def identity(self) -> Any:
         """Return what stands for the source's content in a digest: a hub's revision, or the files' sums."""
@@ -93,27 +100,56 @@ class SourceRecipe(Recipe):
     def rows(self, type: str, split: str, seed: int) -> Rows:
         """Return the rows of a split: told apart by group or else by content, so that a duplicate never sits on both sides."""
         self._check(type)
-        result, seen, other = Rows(name=self.name), set[str](), list[tuple[Row, str]]()
-        kept: list[tuple[Row, str]] = []
-        faults = sources.Faults()
+        identity = "" if any(source.moves for source in self.given) else cache.key(self.digest(type), seed)
+        if identity:
+
+            def make(folder: Path) -> None:
+                self._pass(folder, seed)
+                if cache.key(self.digest(type), seed) != identity:
+                    raise UserError(f"{self.name}: was changed while it was read; run the same command again")
+
+            return self._read(cache.made(f"rows-{identity}", make), split, identity).usable(split)
+        with tempfile.TemporaryDirectory(dir=cache.folder()) as made:
+            self._pass(Path(made), seed)
+            return self._read(Path(made), split, "").usable(split)
+
+    def _pass(self, folder: Path, seed: int) -> None:
+        """Read every row once, and write those of each split to a file, with what was counted."""
+        counted, seen, faults = Rows(name=self.name), set[bytes](), sources.Faults()
+        writers = {split: kept.Writer(folder / f"{split}.arrow") for split in SPLITS}
         for source in self.given:
-            for where, row in self._parts(source, result, faults):
-                key, together = _hashed(row), _hashed(row.get("group") or row)
-                held_out = int(together[:8], 16) < self.held_out * 2**32
+            for where, row in self._parts(source, counted, faults):
+                key = _hashed(row)
+                together = _hashed(row["group"]) if row.get("group") else key
                 if self.deduplicate and key in seen:
-                    result.dropped["duplicate"] += 1
-                elif int(hashes.digest([key, seed])[:8], 16) >= source.weight * 2**32:
-                    result.dropped["weighted away"] += 1
+                    counted.dropped["duplicate"] += 1
+                elif int(hashes.digest([key.hex(), seed])[:8], 16) >= source.weight * 2**32:
+                    counted.dropped["weighted away"] += 1
                 else:
                     told = {"text": types.load(source.holds).document(row)} if source.holds else row
-                    (kept if held_out == (split == "held_out") else other).append((told, where))
-                seen.add(key)
+                    held_out = int.from_bytes(together[:4]) < self.held_out * 2**32
+                    writers["held_out" if held_out else "train"].add(told, where)
+                if self.deduplicate:
+                    seen.add(key)
         faults.stop()
-        if not (kept if split == "train" else other):  # a single book is for training, not for holding out
-            kept, other = (other, []) if split == "train" else ([], [])
-        result.kept, result.origins = [row for row, _ in kept], [where for _, where in kept]
-        result.held_out = len(other) if split == "train" else len(result.kept)
-        return result.usable(split)
+        for writer in writers.values():
+            writer.close()
+        if not writers["train"].rows:  # a single book is for training, not for holding out
+            paths = [folder / f"{split}.arrow" for split in SPLITS]
+            paths[0].rename(folder / "none")
+            paths[1].rename(paths[0])
+            (folder / "none").rename(paths[1])
+        found = {"dropped": counted.dropped, "formats": counted.formats}
+        (folder / "counts.json").write_text(json.dumps(found), encoding="utf-8")
+
+    def _read(self, folder: Path, split: str, identity: str) -> Rows:
+        found = {name: kept.load(folder / f"{name}.arrow") for name in SPLITS}
+        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+        rows, origins = found[split]
+        return Rows(
+            rows, Counter(counts["dropped"]), formats=Counter(counts["formats"]), held_out=len(found["held_out"][0]),
+            origins=origins, name=self.name, identity=identity,
+        )  # fmt: skip
 
     def _parts(self, source: Source, result: Rows, faults: sources.Faults) -> Iterator[tuple[str, Row]]:
         """Yield the usable rows of a source; long documents in parts, where the recipe cuts them."""
@@ -165,8 +201,8 @@ def _converted(source: Source, type: str, result: Rows, faults: sources.Faults) 
             yield where, row
 
 
-def _hashed(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _hashed(value: Any) -> bytes:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
 
 
 def from_yaml(path: Path) -> SourceRecipe:

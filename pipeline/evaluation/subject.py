@@ -180,7 +180,7 @@ class Subject:
         """The recipe's judge, if it has one."""
         return self.recipe.judge
 
-    def training(self) -> list[Row]:
+    def training(self) -> Sequence[Row]:
         """Return the rows that the node was trained on."""
         return self.recipe.rows(self.reads, "train", self.seed).kept
 
@@ -193,7 +193,7 @@ class Subject:
         if not kept:
             self.skipped["its data is too small to hold any row out"] += 1
         step = max(1, math.ceil(len(kept) / self.settings.limit(self.reads)))
-        found = self._fitting(kept[::step])
+        found = self._fitting(list(kept[::step]))
         self.describe(found, types.load(self.reads).items)
         return found
 

@@ -69,7 +69,7 @@ def _read(recipe: recipes.Recipe, found: Rows) -> Rows:
     seed, found.sources = found.seed, leaks.without_paths([[Path(file).name, mark] for file, mark in recipe.contents()])
     for type in recipe.types():
         read = {split: recipe.rows(type, split, seed) for split in recipes.SPLITS}
-        found.kept[type] = {split: rows.kept for split, rows in read.items()}
+        found.kept[type] = {split: list(rows.kept) for split, rows in read.items()}
         found.dropped[type] = dict(read["train"].dropped + read["train"].truncated)
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ class HeldOut:
             batch["labels"] = batch["labels"].masked_fill(torch.isin(batch["labels"], special), IGNORED)
         return batch
 
-    def scores(self, training: list[Row], held_out: list[Row]) -> dict[str, Scores]:
+    def scores(self, training: Sequence[Row], held_out: Sequence[Row]) -> dict[str, Scores]:
         """Return the scores of the model, of the others and of the baselines, row by row, under their labels.
 
         `unigram` knows how frequent words are; `untrained` is the same model with random weights. Sentinels and ends of

@@ -51,7 +51,7 @@ class Given:
         """The rows that can't be used, by reason."""
         return dict(self.train.dropped)
 
-    def sample(self) -> list[Any]:
+    def sample(self) -> Sequence[Any]:
         """Return rows for measuring, spread over all."""
         return self.train.kept[:: -(-len(self.train.kept) // _MEASURED)]
 

@@ -1,0 +1,106 @@
+"""Rows on disk read like a list, and the cache that keeps what was made: whole or not there, locked, bounded."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.data import kept, recipe
+from pipeline.system import cache
+from pipeline.system.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_rows_on_disk_are_read_like_a_list(monkeypatch):
+    monkeypatch.setattr(kept, "_ROWS", 7)  # many record batches
+    rows = [
+        {"text": f"row {number} 北京", **({"group": None, "n": [1, {"a": 0.5}]} if number % 3 else {})} for number in range(40)
+    ]
+    rows.append({"text": "half \ud800"})
+    found, origins = kept.spooled(lambda writer: [writer.add(row, f"f:{number}") for number, row in enumerate(rows)])
+    assert found == rows
+    assert [found[number] for number in (0, 6, 7, -1)] == [rows[number] for number in (0, 6, 7, -1)]
+    assert [found[5:30], found[::9], found[50:]] == [rows[5:30], rows[::9], []]
+    assert [list(row) for row in found] == [list(row) for row in rows]  # columns in their order, too
+    assert origins[30] == "f:30"
+    some = found.select([3, 8, 20]).select([0, 2])
+    assert (list(some), some[1], len(some)) == ([rows[3], rows[20]], rows[20], 2)
+    with pytest.raises(IndexError):
+        found[41]
+    assert not list(cache.folder().iterdir())  # the file has no name
+
+
+def test_an_entry_is_whole_or_is_made_again(place):
+    made = []
+
+    def make(folder):
+        made.append(sorted(path.name for path in folder.iterdir()))
+        (folder / f"part{len(made)}").write_text("x" * 10)
+        if len(made) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.made("rows-a", make)
+    assert not (place / "rows-a").exists()
+    assert cache.made("rows-a", make) == cache.made("rows-a", make) == place / "rows-a"
+    assert made == [[], ["part1"]]  # it went on with what was there
+    (place / "rows-a" / "part2").write_text("cut")
+    cache.made("rows-a", make)
+    assert len(made) == 3
+    with pytest.raises(UserError):
+        cache.made("rows-b", lambda folder: (folder / "half").write_text("x") and (_ for _ in ()).throw(UserError("broken")))
+    assert not list(place.glob("rows-b*l"))
+
+
+def test_the_cache_is_bounded_and_an_entry_in_use_stays(place, monkeypatch):
+    code = "import sys, time; from pipeline.system import cache; cache.made('rows-used', lambda f: (f / 'x').write_text('x' * 900)); print(1, flush=True); time.sleep(60)"  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as user:
+        assert user.stdout.readline()
+        for name in ("tokens-old", "tokens-new"):
+            cache.made(name, lambda folder: (folder / "x").write_text("x" * 900))
+        cache._let_go(place / "tokens-old")
+        cache._let_go(place / "tokens-new")
+        for age, name in enumerate(("tokens-new", "tokens-old", "rows-used"), start=1):
+            os.utime(place / name / "whole.json", (time.time() - age * 100,) * 2)
+        assert cache.shrink(2500)[0] == 1
+        assert sorted(path.name for path in place.iterdir() if path.is_dir()) == ["rows-used", "tokens-new"]
+        user.kill()
+    assert cache.shrink(0) == (2, 0)
+    monkeypatch.setenv("CACHE_GB", "much")
+    with pytest.raises(UserError, match="CACHE_GB: much: expected a number of gigabytes"):
+        cache.made("rows-c", lambda folder: None)
+
+
+def test_a_pass_over_a_source_serves_both_splits_and_every_repeat(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"text": "row {number}"}}\n' for number in range(200)))
+    passes = []
+    read = recipe.SourceRecipe._pass
+    monkeypatch.setattr(recipe.SourceRecipe, "_pass", lambda self, *given: passes.append(1) or read(self, *given))
+    found = [recipe.from_data(str(path), "text").rows("text", split, 1) for split in (*recipe.SPLITS, "train")]
+    assert len(passes) == 1
+    assert found[0].kept == found[2].kept
+    assert len(found[0].kept) + len(found[1].kept) == 200
+    recipe.from_data(str(path), "text").rows("text", "train", 2)
+    path.write_text('{"text": "other"}\n')
+    assert recipe.from_data(str(path), "text").rows("text", "train", 1).kept == [{"text": "other"}]
+    assert len(passes) == 3
+
+
+def test_a_file_that_changes_while_it_is_read_is_told_and_nothing_is_kept(tmp_path, place, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n')
+    read = recipe.SourceRecipe._pass
+    monkeypatch.setattr(
+        recipe.SourceRecipe, "_pass", lambda self, *given: read(self, *given) or path.write_text('{"text": "b"}\n{}')
+    )
+    with pytest.raises(UserError, match=r"a\.jsonl: was changed while it was read"):
+        recipe.from_data(str(path), "text").rows("text", "train", 1)
+    assert not list(place.glob("rows-*l"))
