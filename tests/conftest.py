@@ -126,6 +126,18 @@ def chain(tmp_path_factory, data):
 
 
 @pytest.fixture(scope="session")
+def speaker(chain, data, tmp_path_factory):
+    """A chat model on the small chain that ends most of its answers by itself, and prompts with right answers."""
+    folder = tmp_path_factory.mktemp("speaker")
+    flags = ["--method", "full", "--learning_rate", "1e-2", "--max_steps", "60", "--per_device_train_batch_size", "8"]
+    make_quietly("sft", *last([*flags_of("sft", chain, data, folder / "sft"), *flags]))
+    animals = ["cat", "dog", "hen", "owl", "fox", "bee"]
+    rows = [{"prompt": f"Who saw the {a} and the {b}?", "answer": f"The {b} did."} for a in animals for b in animals if a != b]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def voices(chain, tmp_path_factory):
     """The small chain with weights that answer each prompt in other words, which a few steps of training don't reach."""
     import torch

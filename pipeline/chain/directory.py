@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.chain import manifest, request, resume, why
+from pipeline.chain import blocks, manifest, request, resume, why
 from pipeline.system import process
 from pipeline.system.errors import UserError
 from pipeline.system.lock import Lock
@@ -120,8 +120,8 @@ def _move_aside(run: Run, old: dict[str, Any]) -> Path:
 
 
 def unclaim(run: Run, aside: Path | None) -> None:
-    """Put things back as they were before a node that stopped before its first checkpoint."""
-    if any(run.output.glob("*checkpoint-*")):  # damaged ones, too
+    """Put things back as they were before a node that stopped before its first checkpoint and its first block."""
+    if any(run.output.glob("*checkpoint-*")) or blocks.any_kept(run.output):  # damaged ones, too
         return
     shutil.rmtree(run.output)
     if aside:

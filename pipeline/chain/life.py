@@ -135,7 +135,7 @@ def _begun(
         "stage": stage.kind, "node": requested.name, "title": stage.title, "script": f"stages/{stage.kind}.py", "family": signature.gives,
         "rows_type": signature.makes, "control_of": requested.control_of,
         "starts_from": "nothing" if PARENT not in requested.parents else "random" if random else "parent",
-        "inputs": hashes.digest(found), "request": found, "seed": arguments.get("seed", 42),
+        "inputs": hashes.digest(found), "request": found, "seed": arguments.get("seed", getattr(options, "seed", 42)),
         "config": dataclasses.asdict(options) | arguments, "overrides": requested.overrides(),
         "parents": requested.parent_entries(found["parents"]),
         "recipe": {"name": recipe.name, "type": signature.reads, "digest": found.get("recipe"), "data": requested.data, "sources": sources},

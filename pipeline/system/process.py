@@ -22,7 +22,12 @@ _ENVIRONMENT = {
 
 def main_process() -> bool:
     """Say whether this process is the one that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
+
+
+def rank() -> int:
+    """Return the number of this process among those of the launch."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def say(name: str, text: str) -> None:

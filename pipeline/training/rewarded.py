@@ -18,8 +18,8 @@ _JUDGE = "judge"
 
 
 @dataclass(frozen=True)
-class RewardOptions(ChatOptions):
-    """Options of a chat stage whose answers are scored.
+class Scored:
+    """Options of a stage whose sampled answers are scored.
 
         rewards: {judge: 1.0, length: {weight: 0.1, greatest: 40}}
 
@@ -27,10 +27,16 @@ class RewardOptions(ChatOptions):
     weight 1 where it isn't named.
     """
 
+    recipe: str = option("world", "data recipe that gives its rows")
     rewards: dict[str, Any] = option({}, "rule → weight, or weight and options of the rule; see pipeline/rewards")  # noqa: RUF009
 
 
-def parts(options: RewardOptions, folder: str = "") -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class RewardOptions(ChatOptions, Scored):
+    """Those of a chat stage that trains on what is scored."""
+
+
+def parts(options: Scored, folder: str = "") -> dict[str, dict[str, Any]]:
     """Return rewards as a mixture takes them; `folder`: of the reward model; UserError where one is written as neither form."""
     faults = []
     found: dict[str, dict[str, Any]] = {}
@@ -53,12 +59,12 @@ def parts(options: RewardOptions, folder: str = "") -> dict[str, dict[str, Any]]
     return found
 
 
-def needs_model(options: RewardOptions) -> bool:
+def needs_model(options: Scored) -> bool:
     """Say whether a reward model must be among the parents: where no rule is given, or `model` is named."""
     return not options.rewards or _MODEL in options.rewards
 
 
-def checked(options: RewardOptions) -> None:
+def checked(options: Scored) -> None:
     """Raise UserError with every fault in the rules, before any model is loaded."""
     from pipeline.rewards.mixture import Mixture
 
@@ -67,7 +73,7 @@ def checked(options: RewardOptions) -> None:
         Mixture(rules)
 
 
-def modules(options: RewardOptions) -> list[Path]:
+def modules(options: Scored) -> list[Path]:
     """Return the files of the rewards that are used."""
     from pipeline import rewards
 
@@ -75,7 +81,7 @@ def modules(options: RewardOptions) -> list[Path]:
     return [Path(str(rewards.__file__)).with_name(f"{name}.py") for name in sorted(names)]
 
 
-def digests(options: RewardOptions) -> dict[str, str]:
+def digests(options: Scored) -> dict[str, str]:
     """Return what of a recipe's judge enters the inputs: the code with which it grades."""
     from pipeline.data import recipe as recipes
 

@@ -67,7 +67,7 @@ def sample(
     """
     prompts = [render(tokenizer, row["prompt"], answer_next=True) for row in rows]
     numbers = range(len(rows)) if numbers is None else numbers
-    order = sorted(range(len(rows)), key=lambda place: len(prompts[place]))
+    order, stops = sorted(range(len(rows)), key=lambda place: len(prompts[place])), stop_ids(tokenizer)
     found: list[list[Rollout]] = [[] for _ in rows]
     was_training = model.training
     model.eval()
@@ -79,20 +79,17 @@ def sample(
                 [draws([*key, numbers[place], answer], max_new_tokens) for place in places for answer in range(answers)]
             )
             batch = [prompts[place] for place in places]
-            ids, logps = _continue(
-                model, batch, uniform, answers, temperature, int(tokenizer.pad_token_id), stop_ids(tokenizer)
-            )
+            ids, logps = _continue(model, batch, uniform, answers, temperature, int(tokenizer.pad_token_id), stops)
             for at, place in enumerate(places):
                 mine = range(at * answers, (at + 1) * answers)
-                found[place] = [_rollout(rows[place], prompts[place], ids[one], logps[one], tokenizer) for one in mine]
+                found[place] = [_rollout(rows[place], prompts[place], ids[one], logps[one], tokenizer, stops) for one in mine]
     finally:
         model.train(was_training)
     return found
 
 
-def _rollout(row: Row, prompt: list[int], ids: list[int], logps: list[float], tokenizer: Any) -> Rollout:
+def _rollout(row: Row, prompt: list[int], ids: list[int], logps: list[float], tokenizer: Any, stops: Sequence[int]) -> Rollout:
     """Cut an answer behind the token that ends it."""
-    stops = set(stop_ids(tokenizer))
     length = next((at + 1 for at, token in enumerate(ids) if token in stops), len(ids))
     kept = tuple(ids[:length])
     text = str(tokenizer.decode(list(kept), skip_special_tokens=True)).strip()

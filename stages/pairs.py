@@ -1,0 +1,96 @@
+"""A chat model, prompts and rewards in, pairs of its own answers out: rows for preference optimisation, and no model.
+
+    python stages/pairs.py --config stages/profiles/rounds/pairs.yaml --parent runs/tiny/sft --output runs/rounds/pairs
+
+Several answers to each prompt are sampled, without dropout, and scored by rules (`rewards: {judge: 1.0}`), by a trained
+model (`reward: NODE`, a second parent), or by both, weighted. The best and the worst become the two sides of a pair, so
+that a node with `data: pairs` learns from what its parent itself says (on-policy pairs, as in Guo et al. 2024).
+Held-out prompts make held-out pairs. Answers are kept on disk in blocks; a kill loses one block at most.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.chain.life import run_stage
+from pipeline.chain.run import Run
+from pipeline.chain.stage import PARENT, ROWS, Signature, Stage
+from pipeline.system.errors import UserError
+from pipeline.training import rewarded
+from pipeline.training.pairing import MAKES, PairOptions
+from pipeline.training.rewarded import ROLE
+
+
+class Pairs(Stage):
+    """Hand on the best and the worst of several answers to each prompt."""
+
+    title = "Pairs"
+    about = "Pairs of a model's own answers to prompts, of which the one with the greater reward is chosen."
+    reads = "prompts"
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal",), ROLE: (ROLE,)}
+    gives, makes = ROWS, MAKES
+    optional = (ROLE,)
+    Options = PairOptions
+
+    def signature(self, options: Any) -> Signature:
+        """Return that a reward model is needed where no rule is given; UserError where a rule or the number of answers is at fault."""
+        rewarded.checked(options)
+        if options.answers < 2:
+            raise UserError(f"answers: {options.answers} makes no pair; sample 2 or more")
+        optional = () if rewarded.needs_model(options) else self.optional
+        return Signature(self.reads, self.takes, self.gives, self.makes, optional)
+
+    def modules(self, options: Any) -> list[Path]:
+        """Return the files of the rewards."""
+        return rewarded.modules(options)
+
+    def digests(self, options: Any) -> dict[str, str]:
+        """Return that of the judge, where it grades."""
+        return rewarded.digests(options)
+
+    def train(self, run: Run) -> None:
+        """Sample, score and write down the pairs of both splits."""
+        from pipeline.chain import blocks
+        from pipeline.data import rows as files
+        from pipeline.models import checkpoint, tokenization
+        from pipeline.system.hardware import device
+        from pipeline.training import guards
+        from pipeline.training.answers import Sampler, fitting
+        from pipeline.training.chat import row_length
+        from pipeline.training.pairing import Pairing, evaluation
+
+        options: PairOptions = run.options
+        tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent).to(device()).eval()
+        tokenization.set_template(tokenizer, "", run.parent)
+        guards.ends(tokenizer)
+        longest, sampler, found = row_length(run, model), Sampler(run, tokenizer), dict[str, Pairing]()
+        read = {
+            split: (run.rows(split), most)
+            for split, most in zip(files.SPLITS, (options.prompts, options.held_out_prompts), strict=True)
+        }
+        run.unchanged()
+        for split, (rows, most) in read.items():
+            prompts, dropped = fitting(run, rows.kept, tokenizer, longest, most)
+            run.say(f"{split}: samples {options.answers} answers to each of {len(prompts):,} prompts")
+            found[split] = Pairing(options, rows.dropped + dropped)
+            for prompt, group in sampler.groups(model, prompts, split, (run.seed, self.kind, split), "parent"):
+                found[split].add(prompt, group)
+            run.say(f"{split}: {found[split].told()}")
+        train, held_out = found.values()
+        if not train.rows:
+            blocks.forget(run.output)
+            raise UserError(f"no prompt gave a pair ({train.told()}); look at rewards, margin and answers")
+        run.record["rollouts"] = {split: one.record() for split, one in found.items()} | {"failures": dict(sampler.failures)}
+        kept = len(train.rows)
+        run.record["recipe"] |= {"rows": kept + train.dropped.total(), "kept": kept, "dropped": dict(train.dropped)}
+        if run.main:
+            files.write(run.result, self.makes, {split: one.rows for split, one in found.items()})
+            run.record["evaluation"] = evaluation(run, held_out)
+
+
+STAGE = Pairs
+
+if __name__ == "__main__":
+    sys.exit(run_stage(STAGE))
