@@ -11,12 +11,14 @@ Held-out prompts make held-out pairs. Answers are kept on disk in blocks; a kill
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import PARENT, ROWS, Signature, Stage
+from pipeline.data.types import Row
 from pipeline.system.errors import UserError
 from pipeline.training import rewarded
 from pipeline.training.pairing import MAKES, PairOptions
@@ -66,28 +68,31 @@ class Pairs(Stage):
         tokenization.set_template(tokenizer, "", run.parent)
         guards.ends(tokenizer)
         longest, sampler, found = row_length(run, model), Sampler(run, tokenizer), dict[str, Pairing]()
-        read = {
-            split: (run.rows(split), most)
-            for split, most in zip(files.SPLITS, (options.prompts, options.held_out_prompts), strict=True)
-        }
+        limits = dict(zip(files.SPLITS, (options.prompts, options.held_out_prompts), strict=True))
+        read = {split: run.rows(split) for split in limits}
         run.unchanged()
-        for split, (rows, most) in read.items():
-            prompts, dropped = fitting(run, rows.kept, tokenizer, longest, most)
+
+        def pairs(split: str) -> Iterator[Row]:
+            prompts, dropped = fitting(run, read[split].kept, tokenizer, longest, limits[split])
             run.say(f"{split}: samples {options.answers} answers to each of {len(prompts):,} prompts")
-            found[split] = Pairing(options, rows.dropped + dropped)
-            for prompt, group in sampler.groups(model, prompts, split, (run.seed, self.kind, split), "parent"):
-                found[split].add(prompt, group)
+            found[split] = Pairing(options, read[split].dropped + dropped)
+            yield from found[split].rows(sampler.groups(model, prompts, split, (run.seed, self.kind, split), "parent"))
             run.say(f"{split}: {found[split].told()}")
+
+        if run.main:
+            files.write(run.result, self.makes, {split: pairs(split) for split in limits})
+        else:
+            for split in limits:
+                for _ in pairs(split):  # its share of the blocks
+                    pass
         train, held_out = found.values()
-        if not train.rows:
+        if not train.sides:
             blocks.forget(run.output)
             raise UserError(f"no prompt gave a pair ({train.told()}); look at rewards, margin and answers")
         run.record["rollouts"] = {split: one.record() for split, one in found.items()} | {"failures": dict(sampler.failures)}
-        kept = len(train.rows)
+        kept = len(train.sides)
         run.record["recipe"] |= {"rows": kept + train.dropped.total(), "kept": kept, "dropped": dict(train.dropped)}
-        if run.main:
-            files.write(run.result, self.makes, {split: one.rows for split, one in found.items()})
-            run.record["evaluation"] = evaluation(run, held_out)
+        run.record["evaluation"] = evaluation(run, held_out)
 
 
 STAGE = Pairs

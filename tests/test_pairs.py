@@ -55,7 +55,7 @@ def test_rows_and_record_tell_the_same(run, flags, tmp_path, speaker):
     assert (record["family"], record["rows_type"], set(record["files"])) == ("rows", "preference", set(ROWS))
     asked = {row["prompt"] for row in map(json.loads, (speaker / "prompts.jsonl").read_text().splitlines())}
     for split, name in zip(("train", "held_out"), ROWS, strict=True):
-        rows, told = read(tmp_path / "pairs" / name), record["rollouts"][split]
+        rows, told = list(read(tmp_path / "pairs" / name)), record["rollouts"][split]
         assert len(rows) == told["pairs"] > 0
         assert told["groups"] == told["pairs"] + sum(told["dropped"].values())
         assert told["completions"] == 4 * told["groups"]

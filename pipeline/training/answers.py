@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,10 +45,30 @@ class Answer(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """A prompt that leaves room for an answer, with its place among the rows of the recipe."""
+    """A prompt, with its place among the rows of the recipe."""
 
     number: int
     row: Row
+
+
+@dataclass(frozen=True)
+class Prompts(Sequence[Prompt]):
+    """Some of the rows of a recipe, each read when it is asked for."""
+
+    rows: Sequence[Row]
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[at] for at in range(*place.indices(len(self)))]
+        return Prompt(self.numbers[place], self.rows[self.numbers[place]])
+
+    def select(self, places: Iterable[int]) -> Prompts:
+        """Return those at some places."""
+        return Prompts(self.rows, [self.numbers[place] for place in places])
 
 
 class Sampler:
@@ -70,13 +90,15 @@ class Sampler:
         makes its share of the blocks. A signal that waits for a trainer ends this between two blocks.
         """
         size = max(1, BLOCK // self.run.options.answers)
-        parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        count = -(-len(prompts) // size)
         if process.count() > 1:
-            for number in range(process.rank(), len(parts), process.count()):
-                self._block(model, parts[number], f"{name}-{number:05}", key, mark)
+            for number in range(process.rank(), count, process.count()):
+                part = prompts[number * size : (number + 1) * size]
+                self._block(model, part, f"{name}-{number:05}", key, mark)
             process.wait_for_all()
         told = time.time()
-        for number, part in enumerate(parts):
+        for number in range(count):
+            part = prompts[number * size : (number + 1) * size]
             found = self._block(model, part, f"{name}-{number:05}", key, mark)
             self.failures.update(found["failures"])
             yield from zip(part, ([Answer(*answer) for answer in group] for group in found["groups"]), strict=True)
@@ -111,7 +133,7 @@ class Sampler:
         return made
 
 
-def fitting(run: Run, rows: Sequence[Row], tokenizer: Any, positions: int, most: int = 0) -> tuple[list[Prompt], Counter[str]]:
+def fitting(run: Run, rows: Sequence[Row], tokenizer: Any, positions: int, most: int = 0) -> tuple[Prompts, Counter[str]]:
     """Return the prompts that leave room for an answer among `positions`, and how many were dropped for which reason.
 
     `most`: how many are wanted, spread over all; 0: all. Raises UserError where there is room for no prompt.
@@ -123,12 +145,11 @@ def fitting(run: Run, rows: Sequence[Row], tokenizer: Any, positions: int, most:
         raise UserError(
             f"max_new_tokens: {run.options.max_new_tokens} leaves no position for a prompt; the parent has {positions}"
         )
-    lengths = [len(render(tokenizer, row["prompt"], answer_next=True)) for row in rows]
-    kept = [Prompt(number, row) for number, (row, length) in enumerate(zip(rows, lengths, strict=True)) if length <= room]
+    kept = [number for number, row in enumerate(rows) if len(render(tokenizer, row["prompt"], answer_next=True)) <= room]
     dropped = Counter({f"longer than {room} tokens, which leaves no room for an answer": len(rows) - len(kept)})
     wanted = kept[:: -(-len(kept) // most)] if most and kept else kept
     dropped["beyond the number of prompts that is asked for"] = len(kept) - len(wanted)
-    return wanted, +dropped
+    return Prompts(rows, wanted), +dropped
 
 
 class Tally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,28 +52,29 @@ class Pairing:
 
     options: PairOptions
     dropped: Counter[str]
-    rows: list[Row] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     scores: list[tuple[float, float, float]] = field(default_factory=list)  # of each prompt: best, mean, worst
     sides: list[tuple[float, float]] = field(default_factory=list)  # of each pair: chosen, rejected
 
-    def add(self, prompt: Prompt, group: Sequence[Answer]) -> None:
-        """Make a pair of the answers to a prompt, or count why there is none."""
-        scored = self.tally.add(group)
-        known = [float(one.score or 0.0) for one in scored]
-        if known:
-            self.scores.append((known[0], sum(known) / len(known), known[-1]))
-        pair = choose(scored, self.options)
-        if isinstance(pair, str):
-            self.dropped[pair] += 1
-            return
-        chosen, rejected = ([{"role": "assistant", "content": one.text}] for one in pair)
-        row = {"prompt": prompt.row["prompt"], "chosen": chosen, "rejected": rejected}
-        if reason := types.load(MAKES).fault(row):
-            self.dropped[reason] += 1
-            return
-        self.rows.append(row)
-        self.sides.append((float(pair[0].score or 0.0), float(pair[1].score or 0.0)))
+    def rows(self, answered: Iterable[tuple[Prompt, Sequence[Answer]]]) -> Iterator[Row]:
+        """Yield a pair for each prompt whose answers make one, and count why others don't."""
+        fault = types.load(MAKES).fault
+        for prompt, group in answered:
+            scored = self.tally.add(group)
+            known = [float(one.score or 0.0) for one in scored]
+            if known:
+                self.scores.append((known[0], sum(known) / len(known), known[-1]))
+            pair = choose(scored, self.options)
+            if isinstance(pair, str):
+                self.dropped[pair] += 1
+                continue
+            chosen, rejected = ([{"role": "assistant", "content": one.text}] for one in pair)
+            row = {"prompt": prompt.row["prompt"], "chosen": chosen, "rejected": rejected}
+            if reason := fault(row):
+                self.dropped[reason] += 1
+                continue
+            self.sides.append((float(pair[0].score or 0.0), float(pair[1].score or 0.0)))
+            yield row
 
     def told(self) -> str:
         """Return in words what came of the prompts."""
@@ -81,7 +82,7 @@ class Pairing:
         mean = self.tally.mean_reward
         reward = "" if mean is None else f", mean reward {mean:.3f}"
         return (
-            f"{len(self.rows):,} pairs of {self.tally.counts['completions']:,} answers{reward}; prompts without a pair: {lost}"
+            f"{len(self.sides):,} pairs of {self.tally.counts['completions']:,} answers{reward}; prompts without a pair: {lost}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class Pairing:
             for place, name in enumerate(("mean_chosen", "mean_rejected"))
             if self.sides
         }
-        told = {"pairs": len(self.rows), "dropped": dict(self.dropped), **self.tally.counts}
+        told = {"pairs": len(self.sides), "dropped": dict(self.dropped), **self.tally.counts}
         return told | {"mean_reward": self.tally.mean_reward} | means
 
 
@@ -112,7 +113,7 @@ def evaluation(run: Run, held_out: Pairing) -> dict[str, Any] | None:
         Metric("paired", "share of the held-out prompts whose answers made a pair", "share", ""),
     )
     columns = list(zip(*held_out.scores, strict=True))
-    made, prompts = len(held_out.rows), held_out.tally.counts["groups"]
+    made, prompts = len(held_out.sides), held_out.tally.counts["groups"]
     columns.append((*[1.0] * made, *[0.0] * (prompts - made)))
     found = [Measurement(run.name, metric.name, share(column)) for metric, column in zip(metrics, columns, strict=True)]
     return {

@@ -25,7 +25,7 @@ from pipeline.data.tokens import IGNORED
 from pipeline.models.tokenization import render
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
-from pipeline.training.answers import Answer, Prompt, Sampler, Tally
+from pipeline.training.answers import Answer, Prompts, Sampler, Tally
 from pipeline.training.trainer import ROW, ObjectiveTrainer
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Rounds(Dataset[Example]):
     from the model that `opened` returns, as many as are read.
     """
 
-    def __init__(self, run: Run, prompts: Sequence[Prompt], tokenizer: Any, length: int, opened: Callable[[], Any]) -> None:
+    def __init__(self, run: Run, prompts: Prompts, tokenizer: Any, length: int, opened: Callable[[], Any]) -> None:
         self.run, self.prompts, self.tokenizer, self.length, self.opened = run, prompts, tokenizer, length, opened
         self.sampler = Sampler(run, tokenizer)
         self.number = 0  # of the round, from 0
@@ -139,7 +139,7 @@ class Rounds(Dataset[Example]):
         """Yield what a round learns from: the tokens of prompt and answer, those of the answer being the targets."""
         options, kind = self.run.options, self.run.stage.kind
         order = random.Random(f"{self.run.seed}/{kind}/{number}").sample(range(len(self.prompts)), len(self.prompts))
-        prompts = [self.prompts[place] for place in order[: options.prompts or None]]
+        prompts = self.prompts.select(order[: options.prompts or None])
         name, selection = f"round{number + 1}", Selection(options.threshold, options.keep)
         first = None if model is not None else blocks.kept(self.run.output, f"{name}-00000", self.run.say)
         mark = digest(model) if model is not None else first.mark if first else ""
