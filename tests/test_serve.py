@@ -58,7 +58,7 @@ def test_the_openai_client_gets_the_nodes_greedy_answer(server, voices):
     assert "".join(pieces) == wanted
     assert len(pieces) > 3
     assert client.models.list().object == "list"
-    with pytest.raises(openai.BadRequestError):  # no other model is loaded from anywhere
+    with pytest.raises(openai.NotFoundError):  # no other model is loaded from anywhere
         client.chat.completions.create(**asked | {"model": "someone/model"})
 
 
@@ -71,6 +71,12 @@ def test_what_can_not_be_served_is_one_plain_line(run, voices, monkeypatch):
         status, _, err = run("serve", "--runs", voices, *flags)
         assert (status, err.count("\n")) == (2, 1)
         assert said in err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        status, _, err = run("serve", "--runs", voices, "--port", str(taken.getsockname()[1]))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "something else listens there; give another --port" in err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status, _, err = run("serve", "--runs", voices)
     assert status == 2
@@ -84,6 +90,5 @@ def test_vllm_serves_where_it_can(voices, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # and given back after the test
     called = []
     monkeypatch.setattr(serve.os, "execvp", lambda file, words: called.append(words) or pytest.skip.Exception)
-    monkeypatch.setattr("transformers.cli.serve.Serve", lambda *_, **__: None)
     serve.serve("vllm", voices / "dpo", "127.0.0.1", 8000)
     assert called == [["vllm", "serve", str(voices / "dpo"), "--host", "127.0.0.1", "--port", "8000"]]

@@ -2,14 +2,17 @@
 
     python -m pipeline.commands.serve --runs runs/tiny [--node NAME] [--host 127.0.0.1] [--port 8000]
 
-Without --node the released node is served. vLLM serves where there is an accelerator and it is installed, transformers' own
-server everywhere else; both read the node's folder as it lies there, with its template and its generation settings.
+Without --node the released node is served. vLLM serves where there is an accelerator and it is installed; everywhere else
+transformers generates, one answer at a time, behind the routes of `_serve`. Both read the node's folder as it lies there,
+with its template and its generation settings.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,18 +38,40 @@ def engine() -> str:
 
 
 def serve(engine: str, folder: Path, host: str, port: int) -> None:
-    """Serve a folder until a signal comes."""
+    """Serve a folder until a signal comes; UserError where the port is taken, before the model is loaded."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}  # nothing is loaded from elsewhere
     if engine == "vllm":
         command = ["vllm", "serve", str(folder), "--host", host, "--port", str(port)]
         os.execvp(command[0], command)
-    from huggingface_hub import constants
-    from transformers.cli.serve import Serve
+    else:
+        _here(folder, host, port)
 
-    from pipeline.system.hardware import device
 
-    Path(constants.HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # /v1/models looks there, and fails without it
-    Serve(str(folder), host=host, port=port, device=device(), log_level="error")
+def _here(folder: Path, host: str, port: int) -> None:
+    """Serve in this process."""
+    with _listening(host, port) as listener:
+        import uvicorn
+
+        from pipeline.commands._serve.answers import Model
+        from pipeline.commands._serve.app import build
+
+        model = Model(str(folder), str(folder))
+        say("serve", f"transformers at http://{host}:{port}/v1, model {folder}; Ctrl-C ends it")
+        server = uvicorn.Server(uvicorn.Config(build(model), log_level="error", timeout_graceful_shutdown=2))
+        server.run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound; UserError where it can't be."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        why = "something else listens there; give another --port" if error.errno == errno.EADDRINUSE else error.strerror
+        raise UserError(f"--host {host} --port {port}: {why}") from None
+    return listener
 
 
 def main() -> int:
@@ -65,7 +90,6 @@ def main() -> int:
     host, chosen = str(given["host"]), engine()
     if host not in ("127.0.0.1", "localhost", "::1"):
         say("serve", f"--host {host}: whoever reaches this machine can ask; the server has no password")
-    say("serve", f"{chosen} at http://{host}:{given['port']}/v1, model {folder}; Ctrl-C ends it")
     try:
         serve(chosen, folder, host, given["port"])
     except Stopped as stop:
