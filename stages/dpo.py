@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pipeline import ROOT
@@ -136,34 +135,13 @@ class DPO(Stage):
         return Batches(dataset, collator, sample)
 
     def train(self, run: Run) -> None:
-        """Train the adapter against the model without it, or every parameter against a frozen copy."""
-        import copy
-
+        """Train the adapter, or every parameter, against what the parent says."""
         from transformers import set_seed
-        from trl import DPOTrainer
 
-        from pipeline.training.alignment import AlignmentTrainer, without_dropout
+        from pipeline.training.alignment import without_dropout
         from pipeline.training.chat import open_parent, row_length
         from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
-
-        class Pairs(AlignmentTrainer, DPOTrainer):
-            """trl's trainer on pairs that went through our chat template already."""
-
-            def _prepare_dataset(self, dataset: Any, *_: object) -> Any:
-                return dataset
-
-            def items(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-                chosen = batch["completion_mask"].chunk(2)[0][:, 1:]
-                return {"rows": len(chosen), "liked": len(chosen), "tokens": chosen.sum()}
-
-            def compute_loss(self, model: Any, inputs: Any, *more: Any, num_items_in_batch: Any = None) -> Any:
-                factors, given = self.factors(inputs, num_items_in_batch), self.loss_weights
-                named = zip(self.loss_types, given, strict=True)  # the likelihood alone is a mean over tokens
-                self.loss_weights = [weight * factors["rows" if name in BY_ROW else "tokens"] for name, weight in named]
-                try:
-                    return super().compute_loss(model, inputs, *more)
-                finally:
-                    self.loss_weights = given
+        from pipeline.training.preference import PreferenceTrainer
 
         arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
         check_losses(arguments)
@@ -173,13 +151,10 @@ class DPO(Stage):
         without_dropout(run, model, arguments)
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
-        adapter = run.options.adapter()
-        reference = None if adapter else copy.deepcopy(model)
-        trainer = Pairs(
-            model, reference, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer,
-            peft_config=adapter,
+        trainer = PreferenceTrainer(
+            run, model, arguments, BY_ROW, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer,
+            peft_config=run.options.adapter(),
         )  # fmt: skip
-        trainer.say = run.say
         fit(run, trainer, rows)
         hand_over(run, trainer, tokenizer, made.sample)
 

@@ -1,10 +1,13 @@
 """DPO's losses: where they stand before anything is learned, by name, exact under accumulation, and their collapse."""
 
+import copy
 import json
 import math
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from pipeline.system.errors import UserError
 from pipeline.training import loop
@@ -43,31 +46,97 @@ def dpo(run, chain, data, tmp_path):
     return call
 
 
+REFERENCES = [[], ["--ld_alpha", "0.5"], ["--precompute_ref_log_probs", "true"],
+              ["--precompute_ref_log_probs", "true", "--ld_alpha", "0.5"]]  # fmt: skip
+
+
+@pytest.fixture
+def at_first_step(dpo, monkeypatch):
+    """Run the stage up to its first step, and look at the trainer there; return what the stage said."""
+
+    def call(look, *flags):
+        def first_step(run, trainer, rows):
+            batch = next(iter(trainer.get_train_dataloader()))
+            take_rows(batch)
+            trainer.model.train()
+            trainer.loss_weights, trainer.label_smoothing = [1.0], EPSILON
+            look(run, trainer, batch)
+            raise UserError("seen enough")
+
+        monkeypatch.setattr(loop, "fit", first_step)
+        status, out, err = dpo("--beta", BETA, *flags)
+        assert "seen enough" in err, err
+        assert status == 2
+        assert ("reference: kept in" in out) is ("--precompute_ref_log_probs" in flags)
+        return out
+
+    return call
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize("adapter", [[], ["--use_dora", "true"], ["--use_rslora", "true"], ["--method", "full"]])
-def test_every_loss_stands_at_its_value_for_margin_0_on_any_parent(dpo, run, chain, data, tmp_path, monkeypatch, adapter):
+def test_every_loss_stands_at_its_value_for_margin_0_on_any_parent(
+    at_first_step, run, chain, data, tmp_path, adapter, reference
+):
     assert AT_ZERO.keys() == BY_ROW
     trained = ["--parent", chain / "pretrain", "--output", tmp_path / "sft", "--data", data / "chats.jsonl", *SMALL["sft"]]
     assert run("sft", *last([*trained, "--learning_rate", "1e-2", *adapter]))[0] == 0
     found = {}
 
-    def first_step(run, trainer, rows):
-        batch = next(iter(trainer.get_train_dataloader()))
-        take_rows(batch)
-        trainer.model.train()
-        trainer.loss_weights, trainer.label_smoothing = [1.0], EPSILON
-        for alpha in (None, 0.5):
-            trainer.ld_alpha = alpha
-            for name in AT_ZERO:
-                trainer.loss_types = [name]
-                found[name, alpha] = float(trainer.compute_loss(trainer.model, batch))
-        raise UserError("seen enough")
+    def look(_, trainer, batch):
+        for name in AT_ZERO:
+            trainer.loss_types = [name]
+            found[name] = float(trainer.compute_loss(trainer.model, batch))
 
-    monkeypatch.setattr(loop, "fit", first_step)
-    status, _, err = dpo("--parent", tmp_path / "sft", "--beta", BETA, *adapter)
-    assert "seen enough" in err, err
-    assert status == 2
-    assert found == {key: pytest.approx(AT_ZERO[key[0]], abs=5e-5) for key in found}
-    assert len(found) == 2 * len(AT_ZERO)
+    at_first_step(look, "--parent", tmp_path / "sft", *adapter, *reference)
+    assert found == {name: pytest.approx(value, abs=5e-5) for name, value in AT_ZERO.items()}
+
+
+def moved(model):
+    """Move what is trained, as some steps would: the same for two models that are alike."""
+    torch.manual_seed(3)
+    for weights in model.parameters():
+        if weights.requires_grad:
+            weights.data += 0.1 * torch.randn(weights.shape)
+
+
+def gradient(trainer, batch):
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return float(loss), torch.cat([weights.grad.flatten() for weights in trainer.model.parameters() if weights.requires_grad])
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_loss_and_its_gradient_are_trls_at_a_margin(at_first_step, chain, tmp_path, method, reference):
+    """Joined pairs, answers scored alone and a kept reference, against trl's trainer as it comes."""
+    from trl import DPOTrainer
+
+    class Stock(DPOTrainer):
+        def _prepare_dataset(self, dataset, *_):
+            return dataset
+
+    def look(run, trainer, batch):
+        assert trainer.joins
+        arguments = copy.copy(trainer.args)
+        arguments.precompute_ref_log_probs = False
+        model, copied = (AutoModelForCausalLM.from_pretrained(chain / "sft") for _ in range(2))
+        adapter = run.options.adapter()
+        stock = Stock(model, None if adapter else copied, arguments, train_dataset=trainer.train_dataset,
+                      processing_class=trainer.processing_class, peft_config=adapter)  # fmt: skip
+        stock.loss_weights, stock.label_smoothing = [1.0], EPSILON
+        given = {name: column for name, column in batch.items() if not name.startswith("ref_")}
+        moved(trainer.model)
+        moved(stock.model)
+        for name in [*AT_ZERO, "sft"]:
+            trainer.loss_types = stock.loss_types = [name]
+            (loss, ours), (expected, theirs) = gradient(trainer, batch), gradient(stock, given)
+            assert loss == pytest.approx(expected, rel=1e-4, abs=1e-5), name
+            assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()), name
+            assert name not in AT_ZERO or abs(loss - AT_ZERO[name]) > 1e-3, name  # the margin is none of 0
+
+    at_first_step(look, "--per_device_train_batch_size", "8", "--method", method, *reference)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pipeline.system import config, process
 from pipeline.system.errors import UserError
 from pipeline.system.lock import Lock
 from pipeline.system.process import say
+from pipeline.training import references
 
 MAKE = {"runs": "RUNS"}
 _PAGES = ("evaluate.json", "report.html", PASSED)
@@ -56,6 +57,7 @@ def clean(folder: Path) -> int:
         pages = [*_PAGES, *(f"{path.name}.gguf" for path in found)]
         for name in [*pages, *(f"{page}.partial" for page in pages), *(f".{path.name}.lock" for path in found)]:
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / references.FOLDER, ignore_errors=True)
         for empty in (folder / ".aside", folder):
             if empty.is_dir() and not any(empty.iterdir()):
                 empty.rmdir()
