@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pipeline import ROOT
@@ -120,10 +121,13 @@ class DPO(Stage):
         from pipeline.training.loop import prepare
 
         longest = row_length(run, model)
-        examples = tokens.pieces(
-            rows.kept, lambda row: tokens.encode_pair(row, tokenizer), longest, False, rows.dropped_by_encoding
-        )
-        dataset = prepare(run, rows, examples)
+
+        def examples(part: Rows) -> Iterator[dict[str, Any]]:
+            return tokens.pieces(
+                part.kept, lambda row: tokens.encode_pair(row, tokenizer), longest, False, part.dropped_by_encoding
+            )
+
+        dataset = prepare(run, rows, examples, tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         guards.differ(dataset)
         answers_end(dataset, ["chosen_ids", "rejected_ids"], tokenizer)

@@ -8,7 +8,7 @@ With --parent it goes on from another model of the objective's family, whose tok
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,14 +130,26 @@ class Pretraining(Stage):
 
         options: Pretraining.Options = run.options
         objective = options.chosen
-        text = objectives.Text(
-            rows.kept, tokenizer, options.max_length, options.language, run.seed, rows.dropped_by_encoding, rows.truncated
-        )
-        dataset = prepare(run, rows, objective.examples(text))
+
+        def examples(part: Rows) -> Iterator[objectives.Example]:
+            return objective.examples(
+                objectives.Text(
+                    part.kept,
+                    tokenizer,
+                    options.max_length,
+                    options.language,
+                    run.seed,
+                    part.dropped_by_encoding,
+                    part.truncated,
+                )
+            )
+
+        settings = [options.objective, options.objective_options, options.max_length, options.language, run.seed]
+        dataset = prepare(run, rows, examples if objective.by_row else examples(rows), tokenizer, *settings)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         collator = objective.collator(tokenizer, dataset, run.seed)
         packs = objective.packs and tokens.keeps_apart(model)
-        dataset = tokens.pack(dataset, options.max_length) if packs else tokens.numbered(dataset)
+        dataset = tokens.pack(dataset, options.max_length, run.say) if packs else tokens.numbered(dataset)
         return Batches(dataset, collator, {})
 
     def train(self, run: Run) -> None:

@@ -54,7 +54,7 @@ class Reward(Stage):
         from pipeline.training.loop import prepare
 
         longest = int(min(row_length(run, model), reward_model.positions(model)))
-        dataset = prepare(run, rows, sides.examples(rows, tokenizer, longest))
+        dataset = prepare(run, rows, lambda part: sides.examples(part, tokenizer, longest), tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
         multiple = run.arguments.get("pad_to_multiple_of")

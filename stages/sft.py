@@ -9,6 +9,7 @@ or hub id.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pipeline.chain.life import run_stage
@@ -65,16 +66,23 @@ class SFT(Stage):
         from pipeline.training.loop import prepare
 
         longest = row_length(run, model)
-        examples = tokens.pieces(
-            rows.kept, lambda row: tokens.encode_messages(row["messages"], tokenizer), longest, False, rows.dropped_by_encoding
-        )
-        dataset = prepare(run, rows, examples)
+
+        def examples(part: Rows) -> Iterator[dict[str, Any]]:
+            return tokens.pieces(
+                part.kept,
+                lambda row: tokens.encode_messages(row["messages"], tokenizer),
+                longest,
+                False,
+                part.dropped_by_encoding,
+            )
+
+        dataset = prepare(run, rows, examples, tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
         guards.speaks(rows.kept, tokenizer)
         sample = {"input_ids": dataset[0]["input_ids"]}
         if tokens.keeps_apart(model):
-            dataset = tokens.pack(dataset, longest)
+            dataset = tokens.pack(dataset, longest, run.say)
         return Batches(dataset, tokens.CausalCollator(int(tokenizer.pad_token_id)), sample)
 
     def train(self, run: Run) -> None:

@@ -138,7 +138,7 @@ class Attempt:
         with self.told.open("w") as out:
             self.process = subprocess.Popen(
                 house.command(name, where), stdout=out, stderr=subprocess.STDOUT, cwd=house.checkout,
-                env=checkout.environment(house.checkout), start_new_session=True,
+                env=checkout.environment(house.checkout) | {"CACHE": str(where / "cache")}, start_new_session=True,
             )  # fmt: skip
         self.started = time.perf_counter()
 
@@ -150,6 +150,10 @@ class Attempt:
     def has(self, pattern: str) -> bool:
         """Say whether a file is there."""
         return any(True for _ in self.folder.glob(pattern))
+
+    def prepares(self) -> bool:
+        """Say whether the node's tokens are being written, or are there already."""
+        return self.has(".data/shard-*") or any(True for _ in self.folder.parent.glob("cache/tokens-*/shard-*"))
 
     def said(self, text: str) -> bool:
         """Say whether the stage has printed something."""
@@ -186,8 +190,8 @@ class Attempt:
 State = Callable[[Attempt], bool]
 # Phase: whether it has begun, whether it is over.
 PHASES: dict[str, tuple[State, State]] = {
-    "data preparation": (lambda a: a.has(".data/train.arrow"), lambda a: a.said("dropped:")),
-    "tokenizer": (lambda a: a.said("trains a tokenizer"), lambda a: a.has(".data/train.arrow")),
+    "data preparation": (lambda a: a.prepares(), lambda a: a.said("dropped:")),
+    "tokenizer": (lambda a: a.said("trains a tokenizer"), lambda a: a.prepares()),
     "steps": (lambda a: a.logged() > 0, lambda a: a.saving() or a.logged() >= a.steps),
     "checkpoint save": (lambda a: a.saving(), lambda a: not a.saving()),
     "merging": (lambda a: a.trained(), lambda a: a.has(".result/model.safetensors") or a.has("model.safetensors")),

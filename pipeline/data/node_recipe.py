@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.data.base import EMPTY, Recipe
 from pipeline.data.judge import Judge
 from pipeline.data.rows import SPLITS, Rows, count, read
-from pipeline.system import hashes
+from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
 
 
@@ -42,7 +42,7 @@ class NodeRecipe(Recipe):
         """Return the rows of a split, in the order in which the node wrote them, whatever the seed."""
         self._check(type)
         path = self.folder / f"{split}.parquet"
-        result = Rows(name=self.name)
+        result = Rows(name=self.name, identity=cache.key(self.digest(type), type, split))
         result.clean(read(path), type, path)
         result.held_out = count(self.folder / "held_out.parquet")
         return result.usable(split)

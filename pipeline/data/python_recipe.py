@@ -19,7 +19,7 @@ from pipeline.data import types as dataset_types
 from pipeline.data.base import Recipe, listing
 from pipeline.data.judge import Judge
 from pipeline.data.rows import Rows
-from pipeline.system import hashes
+from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
 
 
@@ -47,7 +47,7 @@ class PythonRecipe(Recipe):
 
     def rows(self, type: str, split: str, seed: int) -> Rows:
         """Return what the module's function for this type yields."""
-        result = Rows(name=self.name)
+        result = Rows(name=self.name, identity=cache.key(self.digest(type), type, split, seed))
         result.clean(self._function(type)(split, seed), type)
         return result.usable(split)
 

@@ -108,7 +108,7 @@ class SourceRecipe(Recipe):
                 if cache.key(self.digest(type), seed) != identity:
                     raise UserError(f"{self.name}: was changed while it was read; run the same command again")
 
-            return self._read(cache.made(f"rows-{identity}", make), split, identity).usable(split)
+            return self._read(cache.made(f"rows-{identity}", make), split, f"{identity}-{split}").usable(split)
         with tempfile.TemporaryDirectory(dir=cache.folder()) as made:
             self._pass(Path(made), seed)
             return self._read(Path(made), split, "").usable(split)

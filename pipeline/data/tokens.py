@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,8 @@ import pyarrow as pa
 from pipeline.data.types import Row
 from pipeline.models.logits import IGNORED
 from pipeline.models.tokenization import render, stop_ids, templated
+from pipeline.system import cache
+from pipeline.system.process import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +27,63 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = dict[str, list[int]]
+Item = TypeVar("Item")
+_BATCH, _CHARACTERS = 1000, 1_000_000  # rows and characters that are encoded, or examples and tokens that are written, at once
 
 
 def encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """Return ids and labels of one document, begin and end token included; the first token is never a target."""
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = [begin, *tokenizer.encode(row["text"], add_special_tokens=False), tokenizer.eos_token_id]
+    ids = [_begin(tokenizer), *text_ids([row["text"]], tokenizer)[0], tokenizer.eos_token_id]
     return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
+
+
+def _begin(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that begins a document; the one that ends it, where a tokenizer has no other."""
+    return int(tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id)
+
+
+def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the ids of texts, without special tokens around them; of many texts on all cores."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in Python
+        return [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    backend.no_truncation()
+    backend.no_padding()
+    with _threads(len(texts) > 1):
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@contextlib.contextmanager
+def _threads(wanted: bool) -> Iterator[None]:
+    """Let the tokenizer use its threads; elsewhere they are off, since processes are forked."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    if wanted:
+        os.environ[name] = "true"
+    yield
+    if wanted and before is not None:
+        os.environ[name] = before
+
+
+def documents(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, list[int]]]:
+    """Yield the number of each row of text with its ids, without special tokens; rows are encoded in batches."""
+    for batch in batched(enumerate(rows), lambda row: len(row[1]["text"])):
+        ids = text_ids([row["text"] for _, row in batch], tokenizer)
+        yield from zip((number for number, _ in batch), ids, strict=True)
+
+
+def batched(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Yield items in lists of at most 1,000 and of about a million characters, as `size` counts them."""
+    held: list[Item] = []
+    total = 0
+    for item in items:
+        held.append(item)
+        total += size(item)
+        if len(held) == _BATCH or total >= _CHARACTERS:
+            yield held
+            held, total = [], 0
+    if held:
+        yield held
 
 
 def encode_messages(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Tokens:
@@ -109,22 +163,40 @@ def pieces(
             dropped[f"longer than max_length {max_length}"] += 1
 
 
+def text_pieces(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[dict[str, Any]]:
+    """Yield what `pieces` yields of documents that are split, each with its ids and labels as arrays, (length,) int32."""
+    begin, end = _begin(tokenizer), tokenizer.eos_token_id
+    for number, text in documents(rows, tokenizer):
+        ids = np.array([begin, *text, end], np.int32)
+        for start in range(0, max(1, len(ids) - 1), max_length - 1) if len(ids) > max_length else (0,):
+            piece = ids[start : start + max_length]
+            labels = piece.copy()
+            labels[0] = IGNORED
+            yield {"input_ids": piece, "labels": labels, "row": number}
+
+
 def write(tokens: Iterable[dict[str, Any]], path: Path) -> Dataset:
-    """Write token rows to an Arrow file, one at a time, and open it as a data set that lies on disk."""
+    """Write token rows to an Arrow file, in batches, and open it as a data set that lies on disk."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = iter(tokens)
     first = next(rows, None)
-    columns = first or {"input_ids": []}
-    kinds = {int: datasets.Value("int32"), float: datasets.Value("float32"), list: datasets.List(datasets.Value("int32"))}
-    features = datasets.Features({key: kinds[type(value)] for key, value in columns.items()})
+    kinds = {int: datasets.Value("int32"), float: datasets.Value("float32")}
+    ids = datasets.List(datasets.Value("int32"))
+    features = datasets.Features({key: kinds.get(type(value), ids) for key, value in (first or {"input_ids": []}).items()})
+    schema = features.arrow_schema
     with ArrowWriter(path=str(path), features=features) as writer:
-        for row in itertools.chain([first] if first else [], rows):
-            writer.write(row)
+        for batch in batched(itertools.chain([first] if first else [], rows), _length):
+            columns = [pa.array([row[name] for row in batch], schema.field(name).type) for name in schema.names]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
         writer.finalize()
     return datasets.Dataset.from_file(str(path))
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    return sum(len(value) for value in row.values() if not isinstance(value, (int, float)))
 
 
 def pair_length(tokens: Tokens) -> int:
@@ -133,28 +205,45 @@ def pair_length(tokens: Tokens) -> int:
     return len(tokens["prompt_ids"]) + max(answers)
 
 
-def pack(dataset: Dataset, max_length: int) -> Dataset:
-    """Pack documents into rows of at most `max_length` tokens by best fit.
+def pack(dataset: Dataset, max_length: int, say: Callable[[str], Any] = str) -> Dataset:
+    """Pack documents into rows of at most `max_length` tokens by best fit among a thousand of them.
 
-    `seq_lengths` tells the documents of a row apart, `row` says which row of the recipe each was made from.
+    `seq_lengths` tells the documents of a row apart, `row` says which row of the recipe each was made from. The result
+    lies beside the file of the data set, if it has one, and is made once.
     """
+    import datasets
+
+    if not dataset.cache_files:
+        return datasets.Dataset(pa.concat_tables(_packed(dataset, max_length, say)))
+    path = Path(dataset.cache_files[0]["filename"]).with_name(f"packed-{max_length}.arrow")
+    cache.once(path, lambda partial: _write_tables(_packed(dataset, max_length, say), partial))
+    return datasets.Dataset.from_file(str(path))
+
+
+def _packed(dataset: Dataset, max_length: int, say: Callable[[str], Any]) -> Iterator[pa.Table]:
+    """Yield tables of packed rows, each made from a thousand documents."""
+    import datasets
     from trl.data_utils import pack_dataset
 
-    def each_token(table: pa.Table) -> pa.Table:
-        """Repeat a document's number for each of its tokens, since packing cuts all columns alike."""
+    arrow, progress = dataset.with_format("arrow"), Progress(say)
+    for start in range(0, len(dataset), _BATCH):
+        progress.tell(lambda: f"packs: {start:,} of {len(dataset):,} pieces of text")  # noqa: B023
+        table = arrow[start : start + _BATCH]
+        table = table.take(pa.array(np.arange(len(table))))  # a slice keeps the offsets that it has in the whole
         lengths = table["input_ids"].combine_chunks().value_lengths().to_numpy()
-        return _with_rows(table, np.repeat(table["row"].to_numpy(), lengths), lengths)
+        # The number of a document is repeated for each of its tokens, since packing cuts all columns alike.
+        spread = _with_rows(table, np.repeat(table["row"].to_numpy(), lengths), lengths)
+        packed = pack_dataset(datasets.Dataset(spread), max_length, strategy="bfd").with_format("arrow")[:]
+        lengths = packed["seq_lengths"].combine_chunks()
+        tokens, numbers = lengths.flatten().to_numpy(), packed["row"].combine_chunks().flatten().to_numpy()
+        yield _with_rows(packed, numbers[np.cumsum(tokens) - tokens], lengths.value_lengths().to_numpy())
 
-    def each_document(table: pa.Table) -> pa.Table:
-        """Keep one number for each document, that of its first token."""
-        lengths = table["seq_lengths"].combine_chunks()
-        tokens = lengths.flatten().to_numpy()
-        numbers = table["row"].combine_chunks().flatten().to_numpy()
-        return _with_rows(table, numbers[np.cumsum(tokens) - tokens], lengths.value_lengths().to_numpy())
 
-    spread = dataset.with_format("arrow").map(each_token, batched=True)
-    packed = pack_dataset(spread, max_length, strategy="bfd")
-    return packed.map(each_document, batched=True).with_format(None)
+def _write_tables(tables: Iterator[pa.Table], path: Path) -> None:
+    first = next(tables)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
+        for table in itertools.chain([first], tables):
+            stream.write_table(table.combine_chunks())
 
 
 def numbered(dataset: Dataset) -> Dataset:

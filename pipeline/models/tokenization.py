@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -163,6 +165,16 @@ def load(folder: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the digest of all that decides how a tokenizer encodes text and conversations; empty for one in Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    settings = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hashes.digest([settings, special, tokenizer.chat_template, tokenizer.model_input_names])
 
 
 def template_path(name: str) -> Path:

@@ -69,6 +69,7 @@ class Objective(ABC):
     chance_level: ClassVar[Mapping[str, float]] = {}  # metric → what random answers reach
     note: ClassVar[str] = ""  # what the report says of the marked tokens of a batch, where they need explaining
     packs: ClassVar[bool] = False  # whether a training row may hold several documents
+    by_row: ClassVar[bool] = True  # whether the examples of a document are the same whatever other documents there are
     accumulates: ClassVar[bool] = True  # whether a batch may be split for gradient accumulation
 
     @property

@@ -7,11 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.data.tokens import documents
 from pipeline.objectives import Text
-
-
-def _ids(text: Text, words: str) -> list[int]:
-    return list(text.tokenizer.encode(words, add_special_tokens=False))
 
 
 class Piece(NamedTuple):
@@ -23,8 +20,7 @@ class Piece(NamedTuple):
 
 def pieces(text: Text, room: int) -> Iterator[Piece]:
     """Yield documents cut into pieces of at most `room` tokens; a document without tokens is counted as dropped."""
-    for number, row in enumerate(text.rows):
-        ids = _ids(text, row["text"])
+    for number, ids in documents(text.rows, text.tokenizer):
         if not ids:
             text.dropped["no token"] += 1
         for start in range(0, len(ids), room):

@@ -37,6 +37,7 @@ class PairObjective(MaskedLanguageModel):
 
     accepts: ClassVar[tuple[str, ...]] = ("masked",)
     architectures: ClassVar[tuple[str, ...]] = ("bert", "albert")
+    by_row = False  # a segment may come from another document
     metrics: ClassVar[tuple[Metric, ...]] = (
         LOSS,
         Metric(

@@ -54,9 +54,7 @@ class Causal(Objective):
 
     def examples(self, text: Text) -> Iterator[Example]:
         """Yield documents with their begin and end tokens; the pieces of a long one overlap by a token."""
-        yield from tokens.pieces(
-            text.rows, lambda row: tokens.encode_text(row, text.tokenizer), text.max_length, True, text.dropped
-        )
+        yield from tokens.text_pieces(text.rows, text.tokenizer, text.max_length)
 
     def collator(self, tokenizer: Any, dataset: Any, seed: int) -> tokens.CausalCollator:
         """Return the collator for packed rows."""

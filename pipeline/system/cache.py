@@ -96,6 +96,16 @@ def made(name: str, make: Callable[[Path], None]) -> Path:
     return path
 
 
+def once(path: Path, make: Callable[[Path], None]) -> None:
+    """Make a file, unless it is there; `make` writes it under another name. Other processes wait until it is whole."""
+    with path.with_name(path.name + _LOCK).open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            partial = path.with_name(path.name + _PARTIAL)
+            make(partial)
+            partial.replace(path)
+
+
 def _make(path: Path, make: Callable[[Path], None]) -> None:
     bound = limit()
     partial = path.with_name(path.name + _PARTIAL)

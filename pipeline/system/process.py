@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -34,6 +35,19 @@ def say(name: str, text: str) -> None:
     """Print one line of a stage, from the main process alone."""
     if main_process():
         print(f"{name:<8} {text}", flush=True)
+
+
+class Progress:
+    """Says how far something is: for the first time after a second, then every ten; what is quick says nothing."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self.say, self.due = say, time.monotonic() + 1.0
+
+    def tell(self, text: Callable[[], str]) -> None:
+        """Say a line, if it is time for one."""
+        if time.monotonic() >= self.due:
+            self.due = time.monotonic() + 10.0
+            self.say(text())
 
 
 def count() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.chain import resume
 from pipeline.chain.run import Run
-from pipeline.data import tokens
+from pipeline.data import shards
 from pipeline.data.recipe import Rows
-from pipeline.models import checkpoint
-from pipeline.system import process, signals
+from pipeline.models import checkpoint, tokenization
+from pipeline.system import cache, hashes, process, signals
 from pipeline.system.errors import Stopped
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
@@ -37,17 +38,26 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def prepare(run: Run, rows: Rows, examples: Iterable[dict[str, Any]]) -> Any:
+def prepare(
+    run: Run, rows: Rows, examples: Iterable[dict[str, Any]] | shards.Encode, tokenizer: Any = None, *settings: Any
+) -> Any:
     """Write examples to disk, once for all processes, and count in the record what was kept and dropped.
 
-    Returns the data set, one example a row; `examples` counts in `rows.dropped_by_encoding` what it drops.
+    `examples`: all of them, or what makes them from a part of the rows, so that they are written a part at a time. These are
+    kept and used again where `tokenizer` and `settings` (JSON values) are all that decides them besides the rows.
+    Returns the data set, one example a row; `examples` counts in `dropped_by_encoding` of the rows what it drops.
     """
-    import datasets
     from accelerate import PartialState
 
-    path = run.output / ".data" / "train.arrow"
-    with PartialState().main_process_first():
-        dataset = tokens.write(examples, path) if run.main else datasets.Dataset.from_file(str(path))
+    identity = _identity(run, rows, tokenizer, settings) if callable(examples) else ""
+    whole = iter(()) if callable(examples) else iter(examples)
+    encode: shards.Encode = examples if callable(examples) else lambda _: whole
+    folder = run.output / ".data"
+    if identity:
+        dataset = shards.encoded(rows, encode, identity, folder, run.say)
+    else:
+        with PartialState().main_process_first():
+            dataset = shards.encoded(rows, encode, "", folder, run.say) if run.main else shards.opened(rows, folder)
     rows.truncated = +rows.truncated  # without what was counted and is none
     dropped = rows.dropped + rows.dropped_by_encoding
     kept = len(rows.kept) - rows.dropped_by_encoding.total()
@@ -56,8 +66,19 @@ def prepare(run: Run, rows: Rows, examples: Iterable[dict[str, Any]]) -> Any:
         run.record["recipe"]["truncated"] = dict(rows.truncated)
     said = ", ".join(f"{count:,} as {name}" for name, count in rows.formats.items())
     lost = ", ".join(f"{count:,} {reason}" for reason, count in (dropped + rows.truncated).items()) or "none"
-    run.say(f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}; dropped: {lost}")
+    held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
+    run.say(
+        f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}{held_out}; dropped: {lost}"
+    )
     return dataset
+
+
+def _identity(run: Run, rows: Rows, tokenizer: Any, settings: Sequence[Any]) -> str:
+    """Return the digest of all that decides the examples; empty where that is not known."""
+    if not rows.identity or tokenizer is None or not (encoder := tokenization.identity(tokenizer)):
+        return ""
+    script = hashes.sha256(Path(str(sys.modules[type(run.stage).__module__].__file__)))
+    return cache.key(rows.identity, encoder, script, *settings)
 
 
 def decay(arguments: TrainingArguments, rows: int) -> None:
