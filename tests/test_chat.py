@@ -90,6 +90,29 @@ def test_nodes_answer_side_by_side(voices, talk):
     assert switched.split("> ")[2] == answers(voices / "sft", ("user", QUESTION)) + "\n"
 
 
+def test_what_was_said_is_kept_where_the_node_changes(voices, talk):
+    _, out, _ = talk(QUESTION, "/node sft", "And the dog?")
+    first = answers(voices / "dpo", ("user", QUESTION)).strip()
+    assert "sft; 1 answers are remembered" in out
+    assert (
+        out.split("> ")[3] == answers(voices / "sft", ("user", QUESTION), ("assistant", first), ("user", "And the dog?")) + "\n"
+    )
+
+
+def test_settings_are_set(voices, talk):
+    lines = ["/set temperature 2", "/set seed 3", QUESTION, "/reset", QUESTION, "/reset", "/set seed 4", QUESTION, "/reset"]
+    _, out, _ = talk(*lines, "/set temperature 0", QUESTION)
+    shown = out.split("> ")
+    assert "temperature 2.0, top_p (of the node)" in shown[1]
+    assert shown[3] == shown[5] != shown[8]
+    assert shown[11] == answers(voices / "dpo", ("user", QUESTION)) + "\n"
+    _, out, _ = talk("/set warmth 3", "/set top_p 2", "/set seed", "/help")
+    assert "/set warmth: no such setting; there are temperature, top_p" in out
+    assert "/set top_p 2: expected a number above 0 and at most 1" in out
+    assert "/set seed: expected a number at least 0" in out
+    assert out.count(chat.HELP) == 2
+
+
 def test_no_template_is_borrowed_from_the_child_of_a_namesake(voices, copy, talk):
     shutil.rmtree(copy / "dpo")
     record = manifest.read(copy / "sft")
@@ -177,3 +200,32 @@ def test_a_terminal_ends_it_well(voices, how):
     assert process.wait(timeout=30) == 0
     assert process.stderr.read() == b""
     os.close(ours)
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_chat(voices, talk, monkeypatch):
+    from transformers import GenerationMixin
+
+    whole, given = GenerationMixin.generate, iter([True])
+
+    def generate(self, *arguments, **named):
+        if next(given, False):
+            put = named["streamer"].put
+
+            def interrupted(value, seen=[]):  # noqa: B006
+                put(value)
+                seen.append(value)
+                if len(seen) == 3:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            named["streamer"].put = interrupted
+        return whole(self, *arguments, **named)
+
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    status, out, err = talk(QUESTION, "And the dog?")
+    assert (status, err) == (0, "")
+    begun = answers(voices / "dpo", ("user", QUESTION), length=2)
+    assert out.split("> ")[1] == f"{begun}\n"
+    assert (
+        out.split("> ")[2]
+        == answers(voices / "dpo", ("user", QUESTION), ("assistant", begun.strip()), ("user", "And the dog?")) + "\n"
+    )

@@ -4,35 +4,45 @@
 
 Without --node the released node answers, with --node all every chat model that it descends from, too. Answers stream, by
 the node's own generation settings. /reset forgets the conversation, /system TEXT sets what stands before it, /node NAME
-changes the model, /all asks all of them; an empty line, Ctrl-D or Ctrl-C ends.
+changes the model and keeps what was said, /all asks all of them, /set temperature 0.7 samples (/set alone shows what can be
+set), /help lists these. Ctrl-C ends an answer; an empty line, Ctrl-D, or Ctrl-C before one ends the chat.
 """
 
 from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.chain import finished
 from pipeline.chain.finished import Finished
-from pipeline.system import config, process
+from pipeline.system import config, process, signals
 from pipeline.system.errors import Stopped, UserError
 
 MAKE = {"runs": "OUT", "node": "STAGE"}
 ALL = "all"
-HELP = "/reset, /system TEXT, /node NAME, /all; an empty line ends"
+HELP = "/reset, /system TEXT, /node NAME, /all, /set NAME VALUE, /help; Ctrl-C ends an answer, an empty line the chat"
+SETTINGS: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    "temperature": (float, lambda value: value >= 0, "at least 0, which is greedy"),
+    "top_p": (float, lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "top_k": (int, lambda value: value >= 0, "at least 0, which is all"),
+    "repetition_penalty": (float, lambda value: value > 0, "above 0"),
+    "max_new_tokens": (int, lambda value: value >= 1, "at least 1"),
+    "seed": (int, lambda value: value >= 0, "at least 0"),
+}
 _LONGEST = 256  # tokens of an answer, at most
 
 
 class Speaker:
     """A finished model with its own side of the conversation."""
 
-    def __init__(self, runs: Path, node: Finished) -> None:
+    def __init__(self, runs: Path, node: Finished, turns: Sequence[dict[str, str]] = ()) -> None:
         from pipeline.models import checkpoint, tokenization
         from pipeline.system import hardware
 
-        self.name, self.turns = node.name, list[dict[str, str]]()
+        self.name, self.turns = node.name, list(turns)
         self.tokenizer = tokenization.load(str(node.folder))
         self.tokenizer.chat_template = self.tokenizer.chat_template or _borrowed(runs, node)
         if not self.tokenizer.chat_template:
@@ -46,8 +56,11 @@ class Speaker:
         if settings.pad_token_id is None:
             settings.pad_token_id = self.tokenizer.pad_token_id
 
-    def answer(self, system: str, line: str) -> None:
-        """Stream an answer, and remember both sides; UserError where the conversation is longer than the model's context."""
+    def answer(self, system: str, line: str, given: Mapping[str, Any]) -> None:
+        """Stream an answer, up to its end or to Ctrl-C, and remember both sides; `given`: settings beside the node's own.
+
+        Raises UserError where the conversation is longer than the model's context.
+        """
         import torch
 
         from pipeline.models.tokenization import render
@@ -57,13 +70,29 @@ class Speaker:
         room = int(getattr(self.model.config, "max_position_embeddings", len(ids) + _LONGEST)) - len(ids)
         if room < 1:
             raise UserError(f"{self.name}: the conversation is longer than the {len(ids) + room} tokens it can read; /reset")
-        row = torch.tensor([ids], device=self.model.device)
-        with torch.no_grad():
-            said = self.model.generate(
-                row, attention_mask=torch.ones_like(row), max_new_tokens=min(room, _LONGEST), streamer=_stream(self.tokenizer)
-            )
-        text = str(self.tokenizer.decode(said[0, len(ids) :], skip_special_tokens=True))
+        row, streamer = torch.tensor([ids], device=self.model.device), _stream(self.tokenizer)
+        settings = _generation({**given, "max_new_tokens": min(room, given.get("max_new_tokens", _LONGEST))})
+        if "seed" in given:
+            torch.manual_seed(given["seed"])
+        with torch.no_grad(), signals.interruptible():
+            try:
+                self.model.generate(row, attention_mask=torch.ones_like(row), streamer=streamer, **settings)
+            except KeyboardInterrupt:
+                streamer.end()
+        text = str(self.tokenizer.decode(streamer.ids, skip_special_tokens=True))
         self.turns = [*turns, {"role": "assistant", "content": text.strip()}]
+
+
+def _generation(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as `generate` takes them: a temperature or a share of the mass means that it samples."""
+    found = {name: value for name, value in given.items() if name != "seed"}
+    if found.get("temperature") == 0:
+        return {name: value for name, value in found.items() if name not in ("temperature", "top_p", "top_k")} | {
+            "do_sample": False
+        }
+    if found.keys() & {"temperature", "top_p", "top_k"}:
+        found = {"temperature": 1.0, "top_k": 0, "do_sample": True} | found
+    return found
 
 
 def _borrowed(runs: Path, node: Finished) -> str | None:
@@ -84,6 +113,13 @@ def _stream(tokenizer: Any) -> Any:
     from transformers import TextStreamer
 
     class Terminal(TextStreamer):
+        ids: list[int] = []  # noqa: RUF012  of the answer so far
+
+        def put(self, value: Any) -> None:
+            if not self.next_tokens_are_prompt:
+                self.ids = [*self.ids, *value.tolist()]
+            super().put(value)
+
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             shown = "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) != "Cc")
             super().on_finalized_text(shown, stream_end)
@@ -96,12 +132,29 @@ class Chat:
 
     def __init__(self, runs: Path, name: str) -> None:
         self.runs, self.system = runs, ""
+        self.settings: dict[str, Any] = {}
         self.speakers: list[Speaker] = []
         self.switch(name)
 
     def switch(self, name: str) -> None:
-        """Talk to another node, or to all; as before where there is no such node."""
-        self.speakers = [Speaker(self.runs, node) for node in self._nodes(name)]
+        """Talk to another node, or to all, about what was said so far; as before where there is no such node."""
+        turns = self.speakers[-1].turns if self.speakers else []
+        self.speakers = [Speaker(self.runs, node, turns) for node in self._nodes(name)]
+
+    def set(self, words: Sequence[str]) -> None:
+        """Show the settings, or change one; UserError where there is no such setting or value."""
+        if words:
+            kind, fits, range_ = SETTINGS.get(words[0], (str, None, ""))
+            if fits is None:
+                raise UserError(f"/set {words[0]}: no such setting; there are {', '.join(SETTINGS)}")
+            try:
+                value = kind(words[1])
+            except (IndexError, ValueError):
+                raise UserError(f"/set {' '.join(words)}: expected a number {range_}") from None
+            if not fits(value):
+                raise UserError(f"/set {' '.join(words)}: expected a number {range_}")
+            self.settings[words[0]] = value
+        print(", ".join(f"{name} {self.settings.get(name, '(of the node)')}" for name in SETTINGS), flush=True)
 
     def _nodes(self, name: str) -> list[Finished]:
         released = finished.answering(self.runs, "" if name == ALL else name)
@@ -119,7 +172,12 @@ class Chat:
                 speaker.turns = []
         elif command == "/all" or (command == "/node" and rest.strip()):
             self.switch(ALL if command == "/all" else rest.strip())
-            print(f"{', '.join(speaker.name for speaker in self.speakers)}; the conversation begins anew", flush=True)
+            said = len(self.speakers[0].turns) // 2
+            print(f"{', '.join(speaker.name for speaker in self.speakers)}; {said} answers are remembered", flush=True)
+        elif command == "/set":
+            self.set(rest.split())
+        elif command == "/help":
+            print(HELP, flush=True)
         elif command.startswith("/"):
             print(f"{command}: no such command; there are {HELP}", flush=True)
         else:
@@ -127,7 +185,7 @@ class Chat:
             for speaker in self.speakers:
                 if len(self.speakers) > 1:
                     print(f"{speaker.name:<{width}} ", end="", flush=True)
-                speaker.answer(self.system, line)
+                speaker.answer(self.system, line, self.settings)
 
 
 def main() -> int:

@@ -23,6 +23,8 @@ _GRACE = 3.0  # seconds that a library's own loop, in which Python runs no handl
 class _State:
     pending = 0  # the signal that came while the trainer was at work
     training = False
+    answering = False
+    interrupted = 0  # times that Ctrl-C ended an answer
     text = ""
 
 
@@ -39,6 +41,16 @@ def at_step_ends() -> Iterator[None]:
         yield
     finally:
         _State.training = False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, for the caller to catch and go on."""
+    _State.answering = True
+    try:
+        yield
+    finally:
+        _State.answering = False
 
 
 @contextlib.contextmanager
@@ -62,6 +74,9 @@ def handled(text: str) -> Iterator[None]:
 
 
 def _handle(signum: int, _: FrameType | None) -> None:
+    if _State.answering and signum == signal.SIGINT:
+        _State.interrupted += 1
+        raise KeyboardInterrupt
     if _State.training and not _State.pending:
         _State.pending = signum
     else:  # nothing to save, or asked for a second time
@@ -70,11 +85,15 @@ def _handle(signum: int, _: FrameType | None) -> None:
 
 def _watch(pipe: int, owner: int, over: threading.Event) -> None:
     """End the process where a handler does not get its turn, as in the training of a tokenizer."""
+    known = _State.interrupted
     while received := os.read(pipe, 1):
         if received[0] not in _SIGNALS or _State.training or os.getpid() != owner:
             continue
         if over.wait(_GRACE):
             break
+        if known < _State.interrupted:
+            known = _State.interrupted
+            continue
         print(_State.text, file=sys.stderr, flush=True)
         os._exit(128 + received[0])
     os.close(pipe)
