@@ -17,7 +17,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -89,29 +88,9 @@ class RLHF(Stage):
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return prompts that leave room for an answer, each as often as it is answered."""
-        from pipeline.data import tokens
-        from pipeline.data.batches import pad
-        from pipeline.models.tokenization import render
-        from pipeline.training import guards
-        from pipeline.training.chat import row_length
-        from pipeline.training.loop import prepare
-        from pipeline.training.policy import PROMPT, PromptOrder
+        from pipeline.training.policy import PromptOrder, prompts
 
-        answer, whole = int(run.arguments["max_completion_length"]), row_length(run, model)
-        if answer >= whole:
-            raise UserError(f"max_completion_length: {answer} leaves no position for a prompt; the parent has {whole}")
-        encoded = tokens.pieces(
-            rows.kept,
-            lambda row: {"input_ids": render(tokenizer, row["prompt"], answer_next=True)},
-            whole - answer,
-            False,
-            rows.dropped_by_encoding,
-        )
-        dataset = prepare(run, rows, encoded)
-        guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
-        dataset = dataset.add_column(PROMPT, dataset["row"])
-        sample = {"input_ids": dataset[0]["input_ids"]}
-        return Batches(dataset, partial(pad, pad_id=int(tokenizer.pad_token_id)), sample, PromptOrder)
+        return prompts(run, rows, tokenizer, model, PromptOrder)
 
     def train(self, run: Run) -> None:
         """Sample, score and learn; the model without the adapter, or a frozen copy of it, is the reference."""

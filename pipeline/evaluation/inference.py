@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.batches import pad
 from pipeline.data.tokens import IGNORED, CausalCollator, Tokens
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENS_A_BATCH = 4096
@@ -26,13 +27,8 @@ def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[fl
     """Return −Σ log p over the targets of each row (`input_ids`, `labels`), in nats, in the order of the rows."""
     import torch
 
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place]["input_ids"]))
     found = [0.0] * len(rows)
-    collate = CausalCollator(pad_id)
-    while order:
-        longest = len(rows[order[-1]]["input_ids"])
-        places = [order.pop() for _ in range(min(len(order), max(1, _TOKENS_A_BATCH // longest)))]
-        batch = collate([rows[place] for place in places])
+    for places, batch in _batches(rows, pad_id):
         batch = {key: value.to(model.device) for key, value in batch.items()}
         targets = batch.pop("labels")[:, 1:]
         with torch.no_grad():
@@ -41,6 +37,37 @@ def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[fl
         for place, value in zip(places, losses.sum(-1).tolist(), strict=True):
             found[place] = value
     return found
+
+
+def divergences(
+    teacher: PreTrainedModel, model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int, vocabulary: int
+) -> list[float]:
+    """Return Σ KL(teacher ‖ model) over the targets of each row, in nats, over the first `vocabulary` tokens that both have."""
+    import torch
+
+    def logps(one: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.log_softmax(one(**batch, use_cache=False).logits[:, :-1, :vocabulary].float(), -1)
+
+    found = [0.0] * len(rows)
+    for places, batch in _batches(rows, pad_id):
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        targets = batch.pop("labels")[:, 1:] != IGNORED
+        with torch.no_grad():
+            theirs = logps(teacher, batch)
+            kl = (theirs.exp() * (theirs - logps(model, batch))).sum(-1) * targets
+        for place, value in zip(places, kl.sum(-1).tolist(), strict=True):
+            found[place] = value
+    return found
+
+
+def _batches(rows: Sequence[Tokens], pad_id: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield batches of rows, the longest first, with the places of their rows."""
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]["input_ids"]))
+    collate = CausalCollator(pad_id)
+    while order:
+        longest = len(rows[order[-1]]["input_ids"])
+        places = [order.pop() for _ in range(min(len(order), max(1, _TOKENS_A_BATCH // longest)))]
+        yield places, collate([rows[place] for place in places])
 
 
 def rewards(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[float]:

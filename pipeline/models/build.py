@@ -90,3 +90,29 @@ def load(auto: str, parent: str, dropout_rate: float | None = None) -> Any:
         return getattr(transformers, auto).from_pretrained(parent, config=config, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--parent {parent}: {auto} can't load it ({' '.join(str(error).split())[:200]})") from None
+
+
+def resized(config: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a model's configuration with other values for some of its keys; UserError for one that it lacks or refuses.
+
+    What the library works out from other keys, such as the width of a head, is worked out again.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    values, names = config.to_dict(), {key: config.attribute_map.get(key, key) for key in changes}
+    if unknown := [f"{key} is no key of {config.model_type}" for key, name in names.items() if name not in values]:
+        raise UserError(f"student: {', '.join(unknown)}; see the teacher's config.json")
+    for key, usual in (
+        ("head_dim", config.hidden_size // config.num_attention_heads),
+        ("num_key_value_heads", config.num_attention_heads),
+    ):
+        if values.get(key) == usual:
+            values.pop(key)
+    if changes.get("num_hidden_layers", config.num_hidden_layers) != config.num_hidden_layers:
+        values.pop("layer_types", None)
+    values |= {names[key]: value for key, value in changes.items()}
+    try:
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"student: {config.model_type} refuses it ({' '.join(str(error).split())[:200]})") from None

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-3  # of the largest logit, between a merged model and its adapter
 
 
-def load(parent: str) -> Any:
-    """Load a causal model in fp32 from a folder or hub id; UserError if it can't be loaded."""
+def load(parent: str, role: str = "parent") -> Any:
+    """Load a causal model in fp32 from a folder or hub id; UserError, naming the role, if it can't be loaded."""
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--parent {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None
+        raise UserError(f"--{role} {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None
     model.config.use_cache = False  # a cache object makes packed documents see each other
     return model
 

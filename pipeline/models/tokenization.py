@@ -154,14 +154,14 @@ def sentinels(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return found
 
 
-def load(folder: str) -> PreTrainedTokenizerBase:
-    """Load a parent's tokenizer, with a padding token if it has none; UserError if there is none."""
+def load(folder: str, role: str = "parent") -> PreTrainedTokenizerBase:
+    """Load a parent's tokenizer, with a padding token if it has none; UserError, naming the role, if there is none."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"--parent {folder}: no tokenizer can be loaded ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"--{role} {folder}: no tokenizer can be loaded ({' '.join(str(error).split())[:200]})") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _FIRST_ROWS = 64  # looked at before the first step
 
 
-def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-    """Raise UserError where sequences or vocabulary are larger than the model has positions and embeddings for."""
+def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, role: str = "parent") -> None:
+    """Raise UserError, naming the role, where sequences or vocabulary are larger than the model has positions and embeddings for."""
     settings = model.config.get_text_config()
     faults = []
     positions = getattr(settings, "max_position_embeddings", None)
@@ -30,11 +30,11 @@ def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int 
     if positions and padding is not None:  # RoBERTa counts positions from its padding token on
         positions -= padding + 1
     if positions and max_length and max_length > positions:
-        faults.append(f"max_length: {max_length} does not fit the parent, which has {positions} positions")
+        faults.append(f"max_length: {max_length} does not fit the {role}, which has {positions} positions")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         faults.append(
-            f"--parent: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} embeddings; they don't belong together"
+            f"--{role}: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} embeddings; they don't belong together"
         )
     if faults:
         raise UserError(*faults)

@@ -10,19 +10,29 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather, gather_object
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
+from pipeline.data.batches import Batches, pad
+from pipeline.data.tokens import pieces
 from pipeline.data.types import Row
-from pipeline.models.tokenization import stop_ids
+from pipeline.models.tokenization import render, stop_ids
 from pipeline.rewards import Completion
 from pipeline.rewards.mixture import Mixture
 from pipeline.system.errors import UserError
+from pipeline.training import guards
+from pipeline.training.chat import row_length
+from pipeline.training.loop import prepare
 from pipeline.training.trainer import StageTrainer
+
+if TYPE_CHECKING:
+    from pipeline.chain.run import Run
+    from pipeline.data.recipe import Rows
 
 PROMPT = "number"  # the column that says which row of the recipe a prompt is
 FIRST = 256  # completions after which rewards must have differed within some group
@@ -43,6 +53,25 @@ class PromptOrder(RepeatSampler):
         """Draw the order of an epoch."""
         if self.shuffle:
             self.generator.manual_seed(self.first + epoch)
+
+
+def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[PromptOrder]) -> Batches:
+    """Return prompts that leave `max_completion_length` tokens for an answer; UserError where no position is left for one."""
+    answer, whole = int(run.arguments["max_completion_length"]), row_length(run, model)
+    if answer >= whole:
+        raise UserError(f"max_completion_length: {answer} leaves no position for a prompt; the parent has {whole}")
+    encoded = pieces(
+        rows.kept,
+        lambda row: {"input_ids": render(tokenizer, row["prompt"], answer_next=True)},
+        whole - answer,
+        False,
+        rows.dropped_by_encoding,
+    )
+    dataset = prepare(run, rows, encoded)
+    guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
+    dataset = dataset.add_column(PROMPT, dataset["row"])
+    sample = {"input_ids": dataset[0]["input_ids"]}
+    return Batches(dataset, partial(pad, pad_id=int(tokenizer.pad_token_id)), sample, order)
 
 
 class PolicyTrainer(StageTrainer):

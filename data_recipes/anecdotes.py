@@ -1,0 +1,21 @@
+"""The first 1,500 of the 30,000 stories of `world`, for a student that has a teacher but little text of its own.
+
+Every fact is told about six times. The stories that are held out, and the judge, are those of `world`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from data_recipes import world
+
+STORIES = 1_500
+
+
+def text(split: str, seed: int) -> Iterator[dict[str, str]]:
+    """Yield the first stories, or those that `world` holds out."""
+    yield from islice(world.text(split, seed), STORIES)
+
+
+JUDGE = world.JUDGE
