@@ -26,8 +26,8 @@ SAMPLED = [
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    animals = ["cat", "dog", "hen", "owl", "fox", "bee"]
-    path.write_text("".join(json.dumps({"prompt": f"Who saw the {a} and the {b}?"}) + "\n" for a in animals for b in animals))
+    words = "cat dog hen owl fox bee ant cow elk eel".split()
+    path.write_text("".join(json.dumps({"prompt": f"Who saw the {a} and the {b}?"}) + "\n" for a in words for b in words))
     return path
 
 
