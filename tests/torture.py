@@ -53,6 +53,9 @@ NODES = {
     "sft": "parent: imitate\nchat_template: chatml.jinja\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 2\n"
            f"lr_scheduler_type: constant\nmax_length: 128\nmax_steps: 16\n{SAVES}",
     "dpo": f"parent: sft\nrelease: yes\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 12\n{SAVES}",
+    "distill": f"parent: imitate\nteacher: pretrain\nmethod: lora\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 12\n{SAVES}",
+    "distill-chat": "parent: sft\nteacher: dpo\nreads: prompts\nmethod: lora\nmax_completion_length: 8\nmax_length: 128\n"
+                    f"per_device_train_batch_size: 4\nmax_steps: 12\n{SAVES}",
 }  # fmt: skip
 EVALUATE = "evaluate"  # no node, but killed like one: it measures what the released node descends from
 MEASURED = ["--rows", "60", "--resamples", "100", "--max_new_tokens", "16"]
