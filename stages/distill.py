@@ -12,7 +12,7 @@ DistillationConfig). `beta` chooses the divergence: 0 is KL(teacher ‖ student)
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -104,18 +104,26 @@ class Distillation(Stage):
         options, pad_id = run.options, int(tokenizer.pad_token_id)
         if options.reads == "prompts":
             return policy.prompts(run, rows, tokenizer, model, distillation.AnswerOrder)
-        if options.reads == "text":
-            encoder, split = (lambda row: tokens.encode_text(row, tokenizer)), True
-        else:
-            encoder, split = (lambda row: tokens.encode_messages(row["messages"], tokenizer)), False
-        dataset = prepare(run, rows, tokens.pieces(rows.kept, encoder, options.max_length, split, rows.dropped_by_encoding))
+
+        def examples(part: Rows) -> Iterator[dict[str, Any]]:
+            if options.reads == "text":
+                return tokens.text_pieces(part.kept, tokenizer, options.max_length)
+            return tokens.pieces(
+                part.kept,
+                lambda row: tokens.encode_messages(row["messages"], tokenizer),
+                options.max_length,
+                False,
+                part.dropped_by_encoding,
+            )
+
+        dataset = prepare(run, rows, examples, tokenizer, options.reads, options.max_length)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         if options.reads == "messages":
             guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
             guards.speaks(rows.kept, tokenizer)
         sample = {"input_ids": dataset[0]["input_ids"]}
         if tokens.keeps_apart(model) and tokens.keeps_apart(teacher):
-            dataset = tokens.pack(dataset, options.max_length)
+            dataset = tokens.pack(dataset, options.max_length, run.say)
         return Batches(dataset, tokens.CausalCollator(pad_id), sample)
 
     def train(self, run: Run) -> None:
