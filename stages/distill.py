@@ -39,7 +39,7 @@ class Distillation(Stage):
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
     primary = (
-        Against("loss", "control"), Against("exact_match", PARENT), Against("kl_to_teacher", PARENT),
+        Against("loss", "control"), Against("kl_to_teacher", PARENT), Against("exact_match", PARENT),
         Against("loss", PARENT), Against("loss", "unigram"),
     )  # fmt: skip
 
@@ -153,7 +153,10 @@ class Distillation(Stage):
                 fit(run, trainer, rows)
             run.record["rollouts"] = dict(policy.totals(run.output))
         else:
-            loss = distillation.SoftTargets(teacher, len(tokenizer), options.soft_weight, options.beta, options.temperature)
+            loss = distillation.SoftTargets(
+                teacher, len(tokenizer), options.soft_weight, options.beta, options.temperature,
+                keeps=distillation.kept(made.dataset, len(tokenizer), arguments),
+            )  # fmt: skip
             student = distillation.adapted(student, adapter)
             trainer = ObjectiveTrainer(loss, student, arguments, made.collator, made.dataset, processing_class=tokenizer)
             decay(arguments, len(made.dataset))

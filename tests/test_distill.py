@@ -95,6 +95,35 @@ def test_many_logits_are_compared_piece_by_piece_with_the_same_gradient(chain, m
     assert all(one.grad is None for one in teacher.parameters())
 
 
+def test_a_teacher_that_is_remembered_says_what_it_said_and_is_asked_once(chain):
+    teacher, student = (checkpoint.load(str(chain / name)).eval() for name in ("pretrain", "sft"))
+    asked = []
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    for weights_ in student.parameters():
+        weights_.data += 0.05 * torch.randn_like(weights_)
+    loss, other = (SoftTargets(teacher, 400, 1.0, 0.0, 1.0, keeps=keeps) for keeps in (True, False))
+    rows = [list(range(3, 30)), list(range(40, 52)), [7, 8, 9]]
+    batches = [batch_of(rows[:2]), batch_of([rows[1], rows[0], rows[2]])]
+    mine = [loss.losses(student, batch)["teacher"].item() for batch in batches]
+    assert len(asked) == 3
+    assert mine == pytest.approx([other.losses(student, batch)["teacher"].item() for batch in batches], rel=1e-5)
+
+
+def test_a_teacher_is_remembered_where_rows_are_read_again_and_memory_suffices(monkeypatch):
+    from types import SimpleNamespace
+
+    def keeps(steps, tokens=100, epochs=1.0):
+        arguments = SimpleNamespace(
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, world_size=1, max_steps=steps, num_train_epochs=epochs
+        )
+        return distillation.kept({"labels": [[-100, 1, 2]] * 8} | dict.fromkeys(range(7), 0), tokens, arguments)
+
+    assert [keeps(2), keeps(3), keeps(-1), keeps(-1, epochs=2.0)] == [False, True, False, True]
+    monkeypatch.setattr(distillation, "_KEPT", 4 * 100 * 16)
+    assert keeps(3)
+    assert not keeps(3, tokens=101)
+
+
 @pytest.mark.parametrize("flags", [(), ("--soft_weight", "0.3", "--beta", "0.5", "--temperature", "2")])
 def test_accumulation_leaves_the_step_as_it_is(distill, tmp_path, flags):
     """Texts of different lengths, so that a mean of means would be another step."""

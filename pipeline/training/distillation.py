@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TEACHER = "teacher"  # the role; also the part of the loss that its distributions are
 _AT_ONCE = 2**24  # logits whose probabilities are held at the same time
+_KEPT = 2**30  # bytes of a teacher's logits that are kept, at most
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, beta: float, temperature: float) -> torch.Tensor:
@@ -56,7 +57,8 @@ class SoftTargets:
     """The loss over given rows: soft_weight · T² · divergence + (1 − soft_weight) · −log p of the tokens (Hinton et al. 2015).
 
     The factor T² keeps the size of the gradient whatever the temperature T (their section 2.1). The teacher, frozen and
-    without dropout, is asked only where there are targets, and not at all with weight 0.
+    without dropout, is asked only where there are targets, and not at all with weight 0. With `keeps` it is asked once about
+    each row, by itself, so that what it says does not depend on the rows beside it and a run that goes on hears the same.
     """
 
     teacher: Any
@@ -64,6 +66,8 @@ class SoftTargets:
     soft_weight: float
     beta: float
     temperature: float
+    keeps: bool = False
+    kept: dict[bytes, torch.Tensor] = field(default_factory=dict)
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -82,12 +86,30 @@ class SoftTargets:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         logits, found = _logits(model, inputs, positions)[:, : self.tokens], {}
         if TEACHER in self.weights:
-            with torch.no_grad():
-                theirs = _logits(self.teacher, inputs, positions)[:, : self.tokens]
-            found[TEACHER] = self._chunked(logits, theirs)
+            taught = self._remembered if self.keeps else self._taught
+            found[TEACHER] = self._chunked(logits, taught(inputs, positions))
         if "text" in self.weights:
             found["text"] = summed(logits, following[positions])
         return found
+
+    @torch.no_grad()
+    def _taught(self, inputs: Mapping[str, Any], positions: torch.Tensor) -> torch.Tensor:
+        """Return the teacher's logits at positions, (positions, vocabulary)."""
+        return _logits(self.teacher, inputs, positions)[:, : self.tokens]
+
+    def _remembered(self, inputs: Mapping[str, Any], positions: torch.Tensor) -> torch.Tensor:
+        """Return the teacher's logits, from memory where it was asked about a row before."""
+        found = []
+        for place, targets in enumerate(positions):
+            if not targets.any():
+                continue
+            end = int(targets.nonzero()[-1]) + 1  # a causal model does not see what comes after it, such as padding
+            row = {key: value[place : place + 1, :end] for key, value in inputs.items()}
+            key = b"".join(column.cpu().numpy().tobytes() for column in (*row.values(), targets[:end]))
+            if key not in self.kept:
+                self.kept[key] = self._taught(row, targets[None, :end]).float().cpu()
+            found.append(self.kept[key].to(positions.device))
+        return torch.cat(found) if found else self._taught(inputs, positions)
 
     def _chunked(self, logits: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
         """Return the divergence; of many logits piece by piece, with probabilities computed again on the way back."""
@@ -103,6 +125,20 @@ def _logits(model: Any, inputs: Mapping[str, Any], positions: torch.Tensor) -> t
     with at(model, positions):
         logits: torch.Tensor = model(**inputs, use_cache=False).logits
     return logits
+
+
+def kept(dataset: Any, tokens: int, arguments: Any) -> bool:
+    """Say whether a teacher's logits are kept: rows are read more than once, and those at all targets take a GiB at most."""
+    size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    again = arguments.max_steps * size > len(dataset) if arguments.max_steps > 0 else arguments.num_train_epochs > 1
+    if not again:
+        return False
+    left = _KEPT // (4 * tokens)
+    for labels in dataset["labels"]:
+        left -= sum(label != IGNORED for label in labels)
+        if left < 0:
+            return False
+    return True
 
 
 class AnswerOrder(PromptOrder):
