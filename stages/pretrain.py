@@ -184,6 +184,7 @@ class Pretraining(Stage):
     @staticmethod
     def _opened(run: Run, rows: Rows) -> tuple[Any, Any]:
         """Return the parent's tokenizer and model, or new ones."""
+        from pipeline.data.rows import sample
         from pipeline.models import tokenization
 
         options: Pretraining.Options = run.options
@@ -191,8 +192,8 @@ class Pretraining(Stage):
         if run.parent:
             run.say(f"tokenizer and sizes from {run.parent}")
             return tokenization.load(run.parent), objective.load_model(run.parent)
-        run.say(f"trains a tokenizer of {options.vocab_size:,} tokens on {len(rows.kept):,} rows")
-        texts = (row["text"] for row in rows.kept)
+        texts, said = sample(rows.kept, tokenization.MOST, run.seed)
+        run.say(f"trains a tokenizer of {options.vocab_size:,} tokens on {said}")
         tokenizer = tokenization.train(texts, options.vocab_size, options.max_length, objective.tokenizer_type)
         return tokenizer, objective.build_model(
             tokenizer, options.architecture or objective.architectures[0], hidden_size=options.hidden_size,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.data import kept, recipe
+from pipeline.data import kept, recipe, rows
 from pipeline.system import cache
 from pipeline.system.errors import UserError
 
@@ -104,3 +104,20 @@ def test_a_file_that_changes_while_it_is_read_is_told_and_nothing_is_kept(tmp_pa
     with pytest.raises(UserError, match=r"a\.jsonl: was changed while it was read"):
         recipe.from_data(str(path), "text").rows("text", "train", 1)
     assert not list(place.glob("rows-*l"))
+
+
+def test_a_tokenizer_learns_from_a_bounded_sample_by_seed():
+    given = [{"text": f"{number:05}"} for number in range(2000)]
+    texts, told = rows.sample(given, 10_000, 1)
+    assert (list(texts), told) == ([row["text"] for row in given], "2,000 rows")
+    drawn = [list(rows.sample(given, 2_500, seed)[0]) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(350 < len(texts) < 650 for texts in drawn)
+    assert rows.sample(given, 2_500, 1)[1] == "a sample of 25.0% of the 2,000 rows, about 2,500 of 10,000 characters"
+
+
+def test_the_cache_is_emptied(run, place, tmp_path):
+    cache.made("tokens-a", lambda folder: (folder / "x").write_text("x" * 900))
+    assert run("clean_cache")[:2] == (0, f"clean    {place}: 0 entries removed; 910 bytes are in use and stay\n")
+    cache._let_go(place / "tokens-a")
+    assert run("clean_cache")[:2] == (0, f"clean    {place}: 1 entries removed\n")

@@ -25,6 +25,8 @@ _VARIABLES = {
     "STAGE": "the node that a command is about; without it the released one, the leaf of the chain",
     "STRICT": "1: a change of our code or of a library's version repeats a node too",
     "LAUNCH": "how stages are started, e.g. LAUNCH='torchrun --nproc_per_node 2' or 'accelerate launch'",
+    "CACHE": "folder of rows and tokens that are kept for the next run; by default under the user's cache",
+    "CACHE_GB": "its largest size (50); what was not used for the longest time goes first",
     "PIP_ARGS": "more flags for pip, e.g. an index with another build of torch",
 }
 

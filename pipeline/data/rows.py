@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Rows:
     origins: Sequence[str] = field(default_factory=list)  # of the kept rows, where they were read from files
     name: str = ""  # of the recipe
     validation: Sequence[Row] = field(default_factory=list)  # rows for training that are only looked at while it goes on
+    notes: Sequence[str] = ()  # what the user should know of how they were read
     identity: str = ""  # digest of all that decides the rows, by which what is made from them is kept; empty for none
 
     def origin(self, number: int) -> str:
@@ -93,6 +95,18 @@ class Rows:
 def chosen(items: Sequence[Any], wanted: Iterable[int]) -> Sequence[Any]:
     """Return the items of a sequence at some positions."""
     return items.select(wanted) if isinstance(items, kept.Kept) else [items[number] for number in wanted]
+
+
+def sample(rows: Sequence[Row], most: int, seed: int) -> tuple[Iterator[str], str]:
+    """Return the texts of rows, of at most about `most` characters in all, drawn by seed; and in words which they are."""
+    size = 0
+    for row in rows:
+        size += len(row["text"])
+    if size <= most:
+        return (row["text"] for row in rows), f"{len(rows):,} rows"
+    rng, share = random.Random(f"{seed}/sample"), most / size
+    texts = (row["text"] for row in rows if rng.random() < share)
+    return texts, f"a sample of {share:.1%} of the {len(rows):,} rows, about {most:,} of {size:,} characters"
 
 
 def write(folder: Path, type: str, rows: Mapping[str, Iterable[Row]]) -> Counter[str]:

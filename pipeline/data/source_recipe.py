@@ -1,10 +1,12 @@
-"""A recipe that is a YAML file: rows of one type, from files, hub data sets and installed packages.
+r"""A recipe that is a YAML file: rows of one type, from files, hub data sets and installed packages.
 
     type: messages              # dataset type of the rows, one of the files in pipeline/data/types
     held_out: 0.05              # share of the rows kept for evaluation, chosen by a hash of their content (default 0.05)
     deduplicate: true           # drop rows that were there before (default false)
     cut: 2000                   # of type text: cut longer documents, at blank lines where there are, into parts of so many
                                 # characters, so that some of a single book can be held out (default: not at all)
+    separator: "\n***\n"        # of type text: what stands between two documents of a text file (default: a small file is one
+                                # document, one of over a million characters is cut at headings and blank lines)
     sources:                    # one after the other; every format of the type is recognised
       - files: chats/*.jsonl    # a file, a folder or a glob: txt, md, json, jsonl, csv, tsv, parquet, also compressed
         weight: 0.5             # share of this source's rows that is used, above 0 and at most 1 (default 1)
@@ -33,15 +35,17 @@ from typing import Any
 
 from pipeline.data import kept, sources, types
 from pipeline.data.base import Recipe, listing
+from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.rows import SPLITS, Rows
 from pipeline.data.types import Convert, Malformed, Row
 from pipeline.data.types.text import cut
-from pipeline.system import cache, hashes
+from pipeline.system import cache, hashes, process
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
+from pipeline.system.process import Progress
 
 HELD_OUT = 0.05  # of the rows, where a recipe doesn't say
-_KEYS = ("type", "sources", "held_out", "deduplicate", "cut")
+_KEYS = ("type", "sources", "held_out", "deduplicate", "cut", "separator")
 _SOURCE_KEYS = {"files": {"files"}, "package": {"package", "pattern"}, "hub": {"hub", "subset", "split", "revision"}}
 _SHARED = {"weight", "holds"}  # keys of every source
 
@@ -55,9 +59,16 @@ class Source:
     weight: float = 1.0
     holds: str = ""  # dataset type of its rows, where it is another than the recipe's
 
-    def raw(self) -> Iterator[sources.Raw]:
+    def raw(self, documents: Documents | None = None, notes: list[str] | None = None) -> Iterator[sources.Raw]:
         """Yield the raw rows with where each comes from."""
-        return sources.read_hub(**self.hub) if self.hub else sources.read_files(list(self.files))
+        return sources.read_hub(**self.hub) if self.hub else sources.read_files(list(self.files), documents, notes)
+
+    @property
+    def large(self) -> bool:
+        """Whether one of its text files is cut into documents by itself."""
+        return any(
+            sources.READERS[sources.kind(path)] is sources.READERS["txt"] and path.stat().st_size > LARGE for path in self.files
+        )
 
     @property
     def moves(self) -> bool:
@@ -77,16 +88,20 @@ class SourceRecipe(Recipe):
     """A recipe of files, hub data sets and packages, in any format that is recognised."""
 
     def __init__(
-        self, name: str, given: list[Source], type: str, held_out: float = HELD_OUT, deduplicate: bool = False, cut: int = 0
-    ) -> None:
+        self, name: str, given: list[Source], type: str, held_out: float = HELD_OUT, deduplicate: bool = False, cut: int = 0,
+        separator: str = "",
+    ) -> None:  # fmt: skip
         self.name, self.given, self.type = name, given, type
-        self.held_out, self.deduplicate, self.cut = held_out, deduplicate, cut
+        self.held_out, self.deduplicate, self.cut, self.separator = held_out, deduplicate, cut, separator
 
     def digest(self, type: str) -> str:
         """Return the digest of the sources' content and of what is done to it."""
         self._check(type)
         identities = [[source.identity(), source.weight, *([source.holds] if source.holds else [])] for source in self.given]
-        return hashes.digest([identities, self.type, self.held_out, self.deduplicate, *([self.cut] if self.cut else [])])
+        whole = self.type != "text" or self.cut or self.separator or not any(source.large for source in self.given)
+        how = [*([self.cut] if self.cut else []), *([{"separator": self.separator}] if self.separator else [])]
+        how += [] if whole else [{"document": DOCUMENT}]
+        return hashes.digest([identities, self.type, self.held_out, self.deduplicate, *how])
 
     def contents(self) -> list[tuple[str, str]]:
         """Return the files; a hub data set is named with its revision."""
@@ -116,9 +131,12 @@ class SourceRecipe(Recipe):
     def _pass(self, folder: Path, seed: int) -> None:
         """Read every row once, and write those of each split to a file, with what was counted."""
         counted, seen, faults = Rows(name=self.name), set[bytes](), sources.Faults()
+        notes: list[str] = []
+        progress = Progress(lambda text: process.say("data", f"{self.name}: {text}"))
         writers = {split: kept.Writer(folder / f"{split}.arrow") for split in SPLITS}
         for source in self.given:
-            for where, row in self._parts(source, counted, faults):
+            for where, row in self._parts(source, counted, faults, notes):
+                progress.tell(lambda: f"{writers['train'].rows:,} rows read, and {writers['held_out'].rows:,} held out")
                 key = _hashed(row)
                 together = _hashed(row["group"]) if row.get("group") else key
                 if self.deduplicate and key in seen:
@@ -139,7 +157,11 @@ class SourceRecipe(Recipe):
             paths[0].rename(folder / "none")
             paths[1].rename(paths[0])
             (folder / "none").rename(paths[1])
-        found = {"dropped": counted.dropped, "formats": counted.formats}
+        if not min(writer.rows for writer in writers.values()) and self.held_out:
+            notes.append(
+                f"no row is held out, so nothing can be measured: {self.name} has too few; `cut` or `separator` in a recipe cuts a text"
+            )
+        found = {"dropped": counted.dropped, "formats": counted.formats, "notes": notes}
         (folder / "counts.json").write_text(json.dumps(found), encoding="utf-8")
 
     def _read(self, folder: Path, split: str, identity: str) -> Rows:
@@ -148,15 +170,18 @@ class SourceRecipe(Recipe):
         rows, origins = found[split]
         return Rows(
             rows, Counter(counts["dropped"]), formats=Counter(counts["formats"]), held_out=len(found["held_out"][0]),
-            origins=origins, name=self.name, identity=identity,
+            origins=origins, name=self.name, identity=identity, notes=counts["notes"],
         )  # fmt: skip
 
-    def _parts(self, source: Source, result: Rows, faults: sources.Faults) -> Iterator[tuple[str, Row]]:
+    def _parts(self, source: Source, result: Rows, faults: sources.Faults, notes: list[str]) -> Iterator[tuple[str, Row]]:
         """Yield the usable rows of a source; long documents in parts, where the recipe cuts them."""
-        for where, row in _converted(source, source.holds or self.type, result, faults):
+        type = source.holds or self.type
+        documents = Documents(self.cut, self.separator) if type == "text" else None
+        for where, row in _converted(_raw(source, documents, notes, faults), type, result, faults):
             if self.cut and not source.holds and len(row["text"]) > self.cut:
-                for number, part in enumerate(cut(row["text"], self.cut), start=1):
-                    yield f"{where}, part {number}", row | {"text": part}
+                parts = cut(row["text"], self.cut)
+                for number, part in enumerate(parts, start=1):
+                    yield f"{where}, part {number}" if len(parts) > 1 else where, row | {"text": part}
             else:
                 yield where, row
 
@@ -165,21 +190,21 @@ class SourceRecipe(Recipe):
             raise UserError(f"{self.name}: gives rows of type {self.type}, but {type} is wanted")
 
 
-def _raw(source: Source, faults: sources.Faults) -> Iterator[sources.Raw]:
+def _raw(source: Source, documents: Documents | None, notes: list[str], faults: sources.Faults) -> Iterator[sources.Raw]:
     """Yield the raw rows of a source; what can't be read is gathered, so that it is told together with faults of other rows."""
     try:
-        yield from source.raw()
+        yield from source.raw(documents, notes)
     except UserError as error:
         for fault in error.faults:
             faults.add(fault)
 
 
-def _converted(source: Source, type: str, result: Rows, faults: sources.Faults) -> Iterator[tuple[str, Row]]:
-    """Yield the usable rows of a source, converted to a type; count the others and gather what is broken."""
+def _converted(given: Iterator[sources.Raw], type: str, result: Rows, faults: sources.Faults) -> Iterator[tuple[str, Row]]:
+    """Yield the usable rows among raw ones, converted to a type; count the others and gather what is broken."""
     convert: Convert | None = None
     columns: Any = None
     fault: Callable[[Row], str | None] = types.load(type).fault
-    for where, raw in _raw(source, faults):
+    for where, raw in given:
         if raw.keys() != columns:
             try:
                 format, convert = types.recognise(raw, type, where)
@@ -224,6 +249,9 @@ def from_yaml(path: Path) -> SourceRecipe:
     longest = loaded.get("cut", 0)
     if longest and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 100 or loaded.get("type") != "text"):
         faults.append(f"{path}: cut: expected a number of characters from 100 on, in a recipe of type text, found {longest!r}")
+    separator = loaded.get("separator", "")
+    if not isinstance(separator, str) or (separator and loaded.get("type") != "text"):
+        faults.append(f"{path}: separator: expected a text, in a recipe of type text, found {separator!r}")
     given = []
     for entry in entries:
         try:
@@ -234,7 +262,7 @@ def from_yaml(path: Path) -> SourceRecipe:
         faults.append(f"{path}: sources: holds: is for recipes of type text alone")
     if faults:
         raise UserError(*faults)
-    return SourceRecipe(path.stem, given, loaded["type"], held_out, deduplicate, longest)
+    return SourceRecipe(path.stem, given, loaded["type"], held_out, deduplicate, longest, separator)
 
 
 def _source(entry: Any, where: str) -> Source:

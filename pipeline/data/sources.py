@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.data.documents import Documents, NotText
 from pipeline.system.errors import UserError
 
 _SHOWN = 10  # faults printed before the rest is only counted
@@ -183,12 +184,21 @@ def expand(pattern: str) -> list[Path]:
     return found
 
 
-def read_files(paths: list[Path]) -> Iterator[Raw]:
-    """Yield the raw rows of files, one document of a text file each; UserError at the end if any row was broken."""
+def read_files(paths: list[Path], documents: Documents | None = None, notes: list[str] | None = None) -> Iterator[Raw]:
+    """Yield the raw rows of files; UserError at the end if any row was broken.
+
+    `documents`: how text files are cut; without it each is one row. `notes` gets what there is to say of that.
+    """
     faults = Faults()
     for path in paths:
         try:
-            yield from READERS[kind(path)](path, faults)
+            if documents and READERS[kind(path)] is _read_text:
+                told = documents.read(path, _open, notes if notes is not None else [])
+                yield from ((where, {"text": text}) for where, text in told)
+            else:
+                yield from READERS[kind(path)](path, faults)
+        except NotText as error:
+            faults.add(f"{path}: {error}")
         except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error) as error:
             faults.add(f"{path}: can't be read ({error})")
     faults.stop()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # reserved in pretraining, learned in SFT
+MOST = 50_000_000  # characters that a tokenizer is trained on: more of them no longer change which pieces are frequent
 _SENTINELS = 100  # spans that span corruption can take out of one text
 _LONGEST = 16  # characters of a piece, where a language puts no spaces between words
 _RARE = 5  # a word seen less often than this has no vector

@@ -66,6 +66,8 @@ def prepare(
         run.record["recipe"]["truncated"] = dict(rows.truncated)
     said = ", ".join(f"{count:,} as {name}" for name, count in rows.formats.items())
     lost = ", ".join(f"{count:,} {reason}" for reason, count in (dropped + rows.truncated).items()) or "none"
+    for note in rows.notes:
+        run.say(note)
     held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
     run.say(
         f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}{held_out}; dropped: {lost}"

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.chain.stage import Stage
 from pipeline.data import recipe as recipes
 from pipeline.data import source_recipe, types
+from pipeline.data.documents import Documents
 from pipeline.data.rows import Rows
 from pipeline.data.source_recipe import Source, SourceRecipe
 from pipeline.models import tokenization
@@ -78,7 +79,7 @@ def retold(word: str, others: Sequence[Given]) -> Given:
 
 def _recognised(source: Source, candidates: Sequence[str]) -> str:
     """Return the first type that the first row is of; the first of all where none fits, so that its fault is told."""
-    for where, row in islice(source.raw(), 1):
+    for where, row in islice(source.raw(Documents()), 1):
         for type in candidates:
             try:
                 types.recognise(row, type, where)
