@@ -12,45 +12,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, ROWS, Signature, Stage
+from pipeline.chain.stage import ROWS, Signature
 from pipeline.data.types import Row
 from pipeline.system.errors import UserError
-from pipeline.training import rewarded
 from pipeline.training.pairing import MAKES, PairOptions
-from pipeline.training.rewarded import ROLE
+from pipeline.training.rewarded import RewardedStage
 
 
-class Pairs(Stage):
+class Pairs(RewardedStage):
     """Hand on the best and the worst of several answers to each prompt."""
 
     title = "Pairs"
     about = "Pairs of a model's own answers to prompts, of which the one with the greater reward is chosen."
-    reads = "prompts"
-    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal",), ROLE: (ROLE,)}
     gives, makes = ROWS, MAKES
-    optional = (ROLE,)
     Options = PairOptions
 
     def signature(self, options: Any) -> Signature:
-        """Return that a reward model is needed where no rule is given; UserError where a rule or the number of answers is at fault."""
-        rewarded.checked(options)
+        """Return what goes in and comes out; UserError where a rule or the number of answers is at fault."""
         if options.answers < 2:
             raise UserError(f"answers: {options.answers} makes no pair; sample 2 or more")
-        optional = () if rewarded.needs_model(options) else self.optional
-        return Signature(self.reads, self.takes, self.gives, self.makes, optional)
-
-    def modules(self, options: Any) -> list[Path]:
-        """Return the files of the rewards."""
-        return rewarded.modules(options)
-
-    def digests(self, options: Any) -> dict[str, str]:
-        """Return that of the judge, where it grades."""
-        return rewarded.digests(options)
+        return super().signature(options)
 
     def train(self, run: Run) -> None:
         """Sample, score and write down the pairs of both splits."""

@@ -13,31 +13,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, Against, Signature, Stage
+from pipeline.chain.stage import Against
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
-from pipeline.training import rewarded
 from pipeline.training.answers import Sampled
-from pipeline.training.rewarded import ROLE, RewardOptions
+from pipeline.training.rewarded import RewardedStage, RewardOptions
 
 
-class SelfTraining(Stage):
+class SelfTraining(RewardedStage):
     """Sample, keep the best, learn from them, again and again, and hand on a merged model."""
 
     title = "Self-training"
     about = (
         "An aligned chat model: fine-tuned on the best of its own answers by a reward (rejection sampling, Dong et al. 2023)."
     )
-    reads = "prompts"
-    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal",), ROLE: (ROLE,)}
-    optional = (ROLE,)
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-4}
     primary = (Against("win_rate", "even chances"), Against("sampled_reward", "parent"))
@@ -51,25 +46,11 @@ class SelfTraining(Stage):
         keep: int = option(1, "best answers to a prompt that are learned from, at most", at_least=1)
         prompts: int = option(0, "prompts that a round answers, at most, drawn anew for each; 0: all", at_least=0)
 
-    def signature(self, options: Any) -> Signature:
-        """Return that a reward model is needed where no rule is given; UserError where a rule is at fault."""
-        rewarded.checked(options)
-        optional = () if rewarded.needs_model(options) else self.optional
-        return Signature(self.reads, self.takes, self.gives, self.makes, optional)
-
     def evaluators(self, options: Any) -> Sequence[Any]:
         """Return the measure of what answers to held-out prompts are worth by the node's own rewards."""
         from pipeline.training.sampled_reward import SampledReward
 
         return (SampledReward(),)
-
-    def modules(self, options: Any) -> list[Path]:
-        """Return the files of the rewards."""
-        return rewarded.modules(options)
-
-    def digests(self, options: Any) -> dict[str, str]:
-        """Return that of the judge, where it grades."""
-        return rewarded.digests(options)
 
     def note(self, options: Any) -> str:
         """Return where the rows come from."""

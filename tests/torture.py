@@ -1,6 +1,6 @@
 """Kill nodes at random moments, let the same command run again, and compare what they end with.
 
-    python tests/torture.py 100
+    python tests/torture.py 100 [NODE ...]
 
 One uninterrupted chain is the measure: the nodes of a small profile, among them one of each family and one of two
 parents. Each kill then starts one node anew on the same parents, waits for a file or a line of output to appear, waits
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,10 @@ import checkout  # which lies beside this script
 
 from pipeline.chain import finished, manifest, profile, resume, stages
 from pipeline.chain.profile import Node
-from pipeline.chain.stage import PARENT
+from pipeline.chain.stage import PARENT, ROWS
 from pipeline.system import hashes
 from pipeline.training.adapter import AdapterOptions
+from pipeline.training.answers import Sampled
 
 SAVE = 4  # steps between checkpoints
 SAVES = f"save_steps: {SAVE}\nlogging_steps: 2\n"
@@ -42,6 +43,8 @@ SIZES = (
     "hidden_size: 64\nnum_hidden_layers: 2\nnum_attention_heads: 2\nvocab_size: 600\nmax_length: 128\n"
     f"per_device_train_batch_size: 8\nlearning_rate: 1e-3\nmax_steps: 24\n{SAVES}"
 )
+SHORT = f"parent: sft\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 12\n{SAVES}"
+SCORED = "parent: sft\nrewards: {regex: {pattern: e}}\n"  # a model that learned for a few steps gets nothing else right
 NODES = {
     "pretrain": SIZES,
     "mlm": f"stage: pretrain\nobjective: mlm\n{SIZES}",
@@ -52,10 +55,16 @@ NODES = {
     "imitate": f"parent: pretrain\nteacher: mlm\nmax_length: 128\nper_device_train_batch_size: 4\nmax_steps: 16\n{SAVES}",
     "sft": "parent: imitate\nchat_template: chatml.jinja\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 2\n"
            f"lr_scheduler_type: constant\nmax_length: 128\nmax_steps: 16\n{SAVES}",
-    "dpo": f"parent: sft\nrelease: yes\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 12\n{SAVES}",
+    "dpo": f"release: yes\n{SHORT}",
     "distill": f"parent: imitate\nteacher: pretrain\nmethod: lora\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 12\n{SAVES}",
     "distill-chat": "parent: sft\nteacher: dpo\nreads: prompts\nmethod: lora\nmax_completion_length: 8\nmax_length: 128\n"
                     f"per_device_train_batch_size: 4\nmax_steps: 12\n{SAVES}",
+    "kto": SHORT,
+    "reward": SHORT,
+    "rlhf": "parent: sft\nreward: reward\nrewards: {model: 1, regex: {pattern: e}}\nmax_completion_length: 12\n"
+            f"num_generations: 4\nper_device_train_batch_size: 16\nmax_steps: 12\n{SAVES}",
+    "pairs": f"{SCORED}max_new_tokens: 24\nprompts: 256\n",
+    "selftrain": f"stage: self_train\n{SCORED}max_new_tokens: 24\nprompts: 192\nrounds: 2\nper_device_train_batch_size: 4\nmax_steps: 16\n{SAVES}",
 }  # fmt: skip
 EVALUATE = "evaluate"  # no node, but killed like one: it measures what the released node descends from
 MEASURED = ["--rows", "60", "--resamples", "100", "--max_new_tokens", "16"]
@@ -101,29 +110,47 @@ class House:
         return [sys.executable, *words]
 
     def steps(self, name: str) -> int:
-        """Return how many steps a node takes."""
-        return int(self.nodes[name].settings["max_steps"])
+        """Return how many steps a node takes; 0 where it trains nothing."""
+        return int(self.nodes[name].settings.get("max_steps", 0))
+
+    def rounds(self, name: str) -> int:
+        """Return how often a node samples."""
+        return int(self.nodes[name].settings.get("rounds", 1))
 
     def having(self, phase: str) -> list[str]:
         """Return the nodes that have a phase, by what their stages declare."""
         if phase == EVALUATE:
             return [EVALUATE]
         wanted: dict[str, Callable[[Node], bool]] = {
-            "data preparation": lambda node: bool(node.signature and node.signature.reads),
+            "data preparation": lambda node: bool(node.signature and node.signature.reads) and trains(node),
             "tokenizer": lambda node: PARENT not in node.parents,
+            "sampling": lambda node: issubclass(node.stage.Options, Sampled),
             "merging": lambda node: issubclass(node.stage.Options, AdapterOptions),
+            "manifest": lambda node: True,
         }
-        has = wanted.get(phase, lambda node: True)
+        has = wanted.get(phase, trains)
         return [name for name, node in self.nodes.items() if has(node)]
 
 
-def built(folder: Path) -> House:
-    """Copy the checkout, add the profile and rows of each type that its nodes read."""
+def trains(node: Node) -> bool:
+    """Say whether a node hands on a model and no rows."""
+    return bool(node.signature and node.signature.gives != ROWS)
+
+
+def built(folder: Path, names: Sequence[str]) -> House:
+    """Copy the checkout, add the profile and rows of each type that its nodes read.
+
+    `names`: the nodes that are wanted, with what they descend from; none: all.
+    """
     from pipeline.data import recipe
 
     copy = checkout.copied(folder / "checkout")
     stages.FOLDER = copy / "stages"  # of the copy, since it has more of them
-    house = House(copy, profile.load(checkout.write_profile(copy, "torture", **NODES)).nodes, folder / "reference")
+    nodes = profile.load(checkout.write_profile(copy, "torture", **NODES)).nodes
+    needed = set(names or nodes)
+    for name in reversed(nodes):
+        needed |= set(nodes[name].parents.values()) if name in needed else set()
+    house = House(copy, {name: node for name, node in nodes.items() if name in needed}, folder / "reference")
     house.data.mkdir()
     for kind in sorted({node.signature.reads for node in house.nodes.values() if node.signature}):
         rows = recipe.load("world").rows(kind, "train", 42).kept[:3000]
@@ -170,6 +197,17 @@ class Attempt:
         except (OSError, json.JSONDecodeError):
             return 0
 
+    def sampling(self) -> bool:
+        """Say whether answers of a block are there from which nothing has been made so far."""
+        rounds = {path.name.partition("-")[0] for path in self.folder.glob(".data/blocks/*.json")}
+        if not self.steps:
+            return bool(rounds) and not self.made("held_out.parquet")
+        return len(rounds) > 0 and self.logged() <= (len(rounds) - 1) * self.steps // self.house.rounds(self.name)
+
+    def made(self, *names: str) -> bool:
+        """Say whether one of the files that a node hands on is there."""
+        return any((self.folder / place / name).exists() for name in names for place in (".result", "."))
+
     def saving(self) -> bool:
         """Say whether a checkpoint is there without its seal."""
         return any(not (path / resume.SEAL).exists() for path in self.folder.glob("checkpoint-*"))
@@ -197,9 +235,10 @@ PHASES: dict[str, tuple[State, State]] = {
     "tokenizer": (lambda a: a.said("trains a tokenizer"), lambda a: a.prepares()),
     "steps": (lambda a: a.logged() > 0, lambda a: a.saving() or a.logged() >= a.steps),
     "checkpoint save": (lambda a: a.saving(), lambda a: not a.saving()),
-    "merging": (lambda a: a.trained(), lambda a: a.has(".result/model.safetensors") or a.has("model.safetensors")),
+    "sampling": (lambda a: a.sampling(), lambda a: not a.sampling()),
+    "merging": (lambda a: a.trained(), lambda a: a.made("model.safetensors")),
     "manifest": (
-        lambda a: a.has(".result/model.safetensors") or a.has("model.safetensors"),
+        lambda a: a.made("model.safetensors", "held_out.parquet"),
         lambda a: a.has(manifest.NAME) and not a.has(manifest.CLAIM),
     ),
     EVALUATE: (lambda a: a.said("measures"), lambda a: (a.folder.parent / "evaluate.json").exists()),
@@ -240,7 +279,8 @@ def strike(house: House, phase: str, name: str, window: float, where: Path, rng:
     begins, ends = PHASES[phase]
     shutil.rmtree(where, ignore_errors=True)
     attempt = Attempt(house, name, where)
-    skip = rng.randrange(3) if phase in ("steps", "checkpoint save") else 0  # not always the first of its kind
+    kinds = {"steps": 3, "checkpoint save": 3, "sampling": house.rounds(name) if name != EVALUATE else 1}
+    skip = rng.randrange(kinds.get(phase, 1))  # not always the first of its kind
     delay = rng.uniform(0, window)
     reached = wait(attempt, begins)
     for _ in range(skip):
@@ -254,7 +294,9 @@ def strike(house: House, phase: str, name: str, window: float, where: Path, rng:
 
 
 def figures(folder: Path) -> list[list[float]]:
-    """Return the trainer's log without what a clock says."""
+    """Return the trainer's log without what a clock says; nothing where nothing was trained."""
+    if not (folder / "log.jsonl").exists():
+        return []
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [[line[key] for key in ("step", "tokens", "loss", "grad_norm", "learning_rate")] for line in lines]
 
@@ -285,8 +327,9 @@ def survives(house: House, name: str, where: Path) -> str:
     if name == EVALUATE:
         expected = json.loads((house.reference / "evaluate.json").read_text())
         return "" if json.loads((where / "evaluate.json").read_text()) == expected else "other figures"
-    if hashes.read(folder / "model.safetensors") != hashes.read(whole / "model.safetensors"):
-        return "other weights"
+    for path in [*whole.glob("model.safetensors"), *whole.glob("*.parquet")]:
+        if hashes.read(folder / path.name) != hashes.read(path):
+            return f"another {path.name}"
     if (manifest.read(folder) or {})["outputs"] != (manifest.read(whole) or {})["outputs"]:
         return "other files"
     if figures(folder) != figures(whole):
@@ -299,7 +342,9 @@ def survives(house: House, name: str, where: Path) -> str:
 def uninterrupted(house: House) -> dict[str, dict[str, float]]:
     """Make the nodes of the profile, parents first, and evaluate; return the seconds of each phase of each."""
     windows = {name: measure(house, name, house.reference) for name in house.nodes}
-    released = next(name for name, node in house.nodes.items() if node.released)
+    released = next((name for name, node in house.nodes.items() if node.released), "")
+    if not released:
+        return windows
     for node in finished.lineage(house.reference / released):
         shutil.copytree(node.folder, house.lineage / node.name)
     return windows | {EVALUATE: measure(house, EVALUATE, house.reference)}
@@ -312,17 +357,19 @@ def shuffled(names: list[str], phase: str) -> list[str]:
 
 def main() -> int:
     """Kill as often as asked and print what became of it."""
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    kills, names = int(sys.argv[1]) if len(sys.argv) > 1 else 100, sys.argv[2:]
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
-        house = built(Path(folder))
+        house = built(Path(folder), names)
         windows = uninterrupted(house)
         print(f"uninterrupted chain in {time.time() - began:.0f} s; seconds of each phase:")
         for name, seconds in windows.items():
-            print(f"  {name:<9} " + ", ".join(f"{phase} {found:.3f}" for phase, found in seconds.items()), flush=True)
-        plan = list(itertools.islice(itertools.cycle(PHASES), kills))
-        turns = {phase: itertools.cycle(shuffled(house.having(phase), phase)) for phase in PHASES}
+            print(f"  {name:<10} " + ", ".join(f"{phase} {found:.3f}" for phase, found in seconds.items()), flush=True)
+        killed = {phase: [name for name in house.having(phase) if not names or name in names] for phase in PHASES}
+        phases = [phase for phase, having in killed.items() if having]
+        plan = list(itertools.islice(itertools.cycle(phases), kills))
+        turns = {phase: itertools.cycle(shuffled(killed[phase], phase)) for phase in phases}
         misses: Counter[str] = Counter()
 
         def one(number: int, phase: str, name: str) -> tuple[str, str]:
@@ -336,7 +383,7 @@ def main() -> int:
             else:
                 wrong = f"not hit in {TRIES} tries"
             shutil.rmtree(where, ignore_errors=True)
-            print(f"  {number + 1:>3}  {phase:<17} {name:<9} {wrong or 'the same weights'}", flush=True)
+            print(f"  {number + 1:>3}  {phase:<17} {name:<10} {wrong or 'the same'}", flush=True)
             return phase, wrong
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -344,10 +391,10 @@ def main() -> int:
             results = [job.result() for job in jobs]
     hit, well = Counter(phase for phase, _ in results), Counter(phase for phase, wrong in results if not wrong)
     print(f"{'phase':<18}{'kills':>6}{'survived':>10}{'misses':>8}")
-    for phase in PHASES:
+    for phase in phases:
         print(f"{phase:<18}{hit[phase]:>6}{well[phase]:>10}{misses[phase]:>8}")
     print(
-        f"{well.total()} of {kills} killed nodes ended with the weights of the uninterrupted run ({time.time() - began:.0f} s)"
+        f"{well.total()} of {kills} killed nodes ended with what the uninterrupted run ended with ({time.time() - began:.0f} s)"
     )
     return int(well.total() < kills)
 

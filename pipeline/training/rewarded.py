@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from pipeline.chain.stage import PARENT, Signature, Stage
 from pipeline.models.reward_model import FAMILY
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
@@ -87,3 +88,25 @@ def digests(options: Scored) -> dict[str, str]:
 
     judge = parts(options).get(_JUDGE)
     return {f"judge of {judge['options']['recipe']}": recipes.load(judge["options"]["recipe"]).judge_digest()} if judge else {}
+
+
+class RewardedStage(Stage):
+    """A stage that samples answers to prompts and has them scored: by rules, by a reward model as a second parent, or by both."""
+
+    reads = "prompts"
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal",), ROLE: (ROLE,)}
+    optional = (ROLE,)
+
+    def signature(self, options: Any) -> Signature:
+        """Return that a reward model is needed where no rule is given; UserError where a rule is at fault."""
+        checked(options)
+        optional = () if needs_model(options) else self.optional
+        return Signature(self.reads, self.takes, self.gives, self.makes, optional)
+
+    def modules(self, options: Any) -> list[Path]:
+        """Return the files of the rewards."""
+        return modules(options)
+
+    def digests(self, options: Any) -> dict[str, str]:
+        """Return that of the judge, where it grades."""
+        return digests(options)
