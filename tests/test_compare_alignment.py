@@ -11,17 +11,16 @@ from tests.conftest import make_quietly
 
 @pytest.fixture(scope="module")
 def profile(chain, tmp_path_factory):
-    """A profile `both`: two nodes on the world's pairs, the second from the first, and settings that name a third."""
+    """A profile `both`: two nodes on prompts of the world, the second from the first, and settings that name a third."""
     folder = tmp_path_factory.mktemp("compared")
     shutil.copytree(chain, folder / "runs" / "both")
-    flags = ["--max_length", "64", "--max_steps", "1", "--per_device_train_batch_size", "2"]
-    for node, parent in (("dpo-one", "sft"), ("dpo-two", "dpo-one")):
+    flags = ["--max_completion_length", "4", "--max_steps", "1", "--per_device_train_batch_size", "4", "--num_generations", "4"]
+    flags += ["--rewards", "{regex: {pattern: e}}"]
+    for node, parent in (("rlhf-one", "sft"), ("rlhf-two", "rlhf-one")):
         where = folder / "runs" / "both"
-        make_quietly("dpo", "--parent", where / parent, "--output", where / node, *flags)
+        make_quietly("rlhf", "--parent", where / parent, "--output", where / node, *flags)
     (folder / "both").mkdir()
-    settings = (
-        f"against: {folder}/runs/both/sft\nnodes: [dpo-one, dpo-two, dpo-three]\nprompts: 8\nresamples: 50\nmax_new_tokens: 4\n"
-    )
+    settings = f"against: {folder}/runs/both/sft\nnodes: [rlhf-one, rlhf-two, rlhf-three]\nprompts: 8\nresamples: 50\nmax_new_tokens: 4\n"
     (folder / "both" / "compare_alignment.yaml").write_text(settings)
     return folder
 
@@ -32,9 +31,9 @@ def test_every_node_is_held_against_the_same_model(profile, run):
     assert status == 0, err
     folder = profile / "runs" / "both"
     summary = json.loads((folder / "compare_alignment.json").read_text())
-    assert [row["node"] for row in summary["rows"]] == ["dpo-one", "dpo-two"]
-    assert summary["missing"] == ["dpo-three"]
-    seconds = [manifest.read(folder / node)["seconds"] for node in ("dpo-one", "dpo-two")]
+    assert [row["node"] for row in summary["rows"]] == ["rlhf-one", "rlhf-two"]
+    assert summary["missing"] == ["rlhf-three"]
+    seconds = [manifest.read(folder / node)["seconds"] for node in ("rlhf-one", "rlhf-two")]
     assert summary["rows"][0]["minutes"] == pytest.approx(seconds[0] / 60)
     assert summary["rows"][1]["minutes"] == pytest.approx(
         sum(seconds) / 60
@@ -47,8 +46,8 @@ def test_every_node_is_held_against_the_same_model(profile, run):
     assert summary["rows"][0]["figures"]["answer_tokens"]["sft"] == summary["rows"][1]["figures"]["answer_tokens"]["sft"]
     lines = (folder / "compare_alignment.md").read_text().splitlines()
     assert lines[0].startswith("|  | win rate over sft | exact match | less than sft | KL to sft")
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["dpo-one", "dpo-two", "sft"]
-    assert "not finished, so not measured: dpo-three" in out
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["rlhf-one", "rlhf-two", "sft"]
+    assert "not finished, so not measured: rlhf-three" in out
     status, again, _ = run("compare_alignment", *flags)
     assert status == 0
     assert "measures" in out

@@ -107,7 +107,7 @@ def test_a_node_that_was_killed_goes_on_to_the_same_rows(run, flags, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(blocks, "keep", Unplugged(3))
         assert run("pairs", *flags)[0] == 1
-    found = sorted((tmp_path / "pairs").glob(".data/blocks/*.json"))
+    found = sorted((tmp_path / "pairs").glob(".blocks/*.json"))
     assert [path.stem for path in found] == ["train-00000", "train-00001", "train-00002"]
     found[1].write_text(found[1].read_text().replace("cat", "dog").replace("The", "Teh"))  # a bit flips on the disk
     made, keep = [], blocks.keep
@@ -123,7 +123,7 @@ def test_a_node_that_was_killed_goes_on_to_the_same_rows(run, flags, tmp_path, m
     whole, again = (manifest.read(tmp_path / name) for name in ("at_once", "pairs"))
     assert again["rollouts"] == whole["rollouts"]
     assert again["outputs"] == whole["outputs"]
-    assert not (tmp_path / "pairs" / ".data").exists()
+    assert not (tmp_path / "pairs" / ".blocks").exists()
 
 
 def test_another_seed_draws_other_answers(run, flags, tmp_path):

@@ -82,7 +82,7 @@ def test_log_and_record_say_what_each_round_sampled_and_kept(whole):
         assert len(lines) == STEPS / 2
         assert all(line[6:] == [found[name] for name in ("sampled", "passed", "kept", "mean_reward")] for line in lines)
     assert record["rounds"][0]["mean_reward"] != record["rounds"][1]["mean_reward"]  # the second samples from other weights
-    assert not (whole / ".data").exists()
+    assert not (whole / ".blocks").exists()
 
 
 def test_only_the_answer_and_its_end_are_targets(whole, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_stop_goes_on_to_the_same_weights(run, flags, whole, tmp_path, monkeyp
         stopped(patch, at)
         status, _, err = run("self_train", *flags)
     assert (status, said in err) == (143, True), err
-    before = {path.stem: path.stat().st_mtime_ns for path in (tmp_path / "self_train").glob(".data/blocks/*.json")}
+    before = {path.stem: path.stat().st_mtime_ns for path in (tmp_path / "self_train").glob(".blocks/*.json")}
     assert before
     made = []
     keep = blocks.keep
@@ -175,7 +175,7 @@ def test_answers_of_the_round_under_way_are_never_replaced_by_others(run, flags,
         patch.setattr(Traced, "__call__", Fails(Traced.__call__, 3))
         assert run("self_train", *flags, "--save_steps", "1")[0] == 1
     assert resume.latest(tmp_path / "self_train").name == "checkpoint-1"
-    (tmp_path / "self_train" / ".data" / "blocks" / "round1-00001.json").unlink()
+    (tmp_path / "self_train" / ".blocks" / "round1-00001.json").unlink()
     status, _, err = run("self_train", *flags)
     assert status == 2
     assert "block round1-00001 of the answers that are learned from is missing or damaged; move the folder away" in err

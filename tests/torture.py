@@ -199,7 +199,7 @@ class Attempt:
 
     def sampling(self) -> bool:
         """Say whether answers of a block are there from which nothing has been made so far."""
-        rounds = {path.name.partition("-")[0] for path in self.folder.glob(".data/blocks/*.json")}
+        rounds = {path.name.partition("-")[0] for path in self.folder.glob(".blocks/*.json")}
         if not self.steps:
             return bool(rounds) and not self.made("held_out.parquet")
         return len(rounds) > 0 and self.logged() <= (len(rounds) - 1) * self.steps // self.house.rounds(self.name)

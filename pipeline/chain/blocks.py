@@ -7,6 +7,7 @@ one that was made from anything else, such as other weights, can be told and mad
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from pipeline.chain import manifest
 from pipeline.system import hashes
 
-_FOLDER = ".data/blocks"  # of a node's folder; goes with .data when the node is finished
+_FOLDER = ".blocks"  # in a node's folder, until the node is finished
 
 
 class Block(NamedTuple):
@@ -52,9 +53,8 @@ def any_kept(output: Path) -> bool:
 
 
 def forget(output: Path) -> None:
-    """Remove the blocks of a node from which nothing came."""
-    for path in (output / _FOLDER).glob("*.json"):
-        path.unlink(missing_ok=True)
+    """Remove all blocks of a node."""
+    shutil.rmtree(output / _FOLDER, ignore_errors=True)
 
 
 def _path(output: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain import manifest
+from pipeline.chain import blocks, manifest
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
@@ -95,6 +95,7 @@ def clear(folder: Path) -> None:
     for old in [*_checkpoints(folder), *folder.glob(f"{_DAMAGED}*")]:
         discard(old)
     shutil.rmtree(folder / ".data", ignore_errors=True)
+    blocks.forget(folder)
 
 
 def needed(model: Any, optimizer: str) -> tuple[int, int]:

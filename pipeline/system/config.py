@@ -7,6 +7,7 @@ is about to run, because importing it costs seconds.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import difflib
@@ -63,8 +64,8 @@ def option(
     stage's `sources` lists of it.
     """
     metadata = {"help": text, "at_least": at_least, "at_most": at_most, "by_content": by_content}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
