@@ -61,6 +61,15 @@ def real(base: str) -> list[Figure]:
     ]
 
 
+def aligned(node: str, parent: str = "sft") -> list[Figure]:
+    """Return what is promised of a way of alignment in the world: better answers, and the knowledge kept."""
+    lost = change(node, parent, "exact_match")
+    return [
+        (f"{node}: win rate over {parent}, lower end", at(node, "win_rate", part="low"), lambda x: x >= 0.8, ">= 0.8"),
+        (f"{node}: exact match lost", lambda found: -lost(found), lambda x: x <= 0.02, "<= 0.02"),
+    ]
+
+
 FIGURES: dict[str, list[Figure]] = {
     "tiny": [
         ("held-out loss over the entropy floor", at("pretrain", "loss_over_floor"), lambda x: x <= 1.15, "<= 1.15"),
@@ -78,6 +87,12 @@ FIGURES: dict[str, list[Figure]] = {
         *real("pretrain"),
     ],
     "smollm2": real("adopt"),
+    "feedback": [figure for node in ("kto", "rlhf", "rlhf-grpo", "self_train") for figure in aligned(node)],
+    "rounds": [
+        *aligned("dpo-round1"),
+        ("dpo-round2: win rate over dpo-round1, lower end", at("dpo-round2", "win_rate", part="low"), lambda x: x > 0.5, "> 0.5"),
+        aligned("dpo-round2", "dpo-round1")[1],
+    ],
 }  # fmt: skip
 
 
@@ -93,7 +108,7 @@ def of_tasks(folder: Path) -> list[Figure]:
     return [
         (f"{name} over its baseline: lower end", gain(record), lambda x: x > 0, "> 0")
         for name, record in records.items()
-        if "evaluation" in record and not record["control_of"]
+        if (record.get("evaluation") or {}).get("primary") and not record["control_of"]
     ]
 
 
