@@ -45,7 +45,7 @@ def test_every_node_is_held_against_the_same_model(profile, run):
         assert 0 <= row["figures"]["answer_tokens"]["sft"]["value"] <= 4
     assert summary["rows"][0]["figures"]["answer_tokens"]["sft"] == summary["rows"][1]["figures"]["answer_tokens"]["sft"]
     lines = (folder / "compare_alignment.md").read_text().splitlines()
-    assert lines[0].startswith("|  | win rate over sft | exact match | less than sft | KL to sft")
+    assert lines[0].startswith("|  | win rate over sft | exact match | exact match - sft | KL to sft")
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["rlhf-one", "rlhf-two", "sft"]
     assert "not finished, so not measured: rlhf-three" in out
     status, again, _ = run("compare_alignment", *flags)

@@ -122,7 +122,7 @@ _HEADINGS = (
     "",
     "win rate over {0}",
     "exact match",
-    "less than {0}",
+    "exact match - {0}",
     "KL to {0}, nats an answer",
     "tokens an answer",
     "minutes",
