@@ -92,7 +92,7 @@ FIGURES: dict[str, list[Figure]] = {
         *aligned("dpo-round1"),
         ("dpo-round2: win rate over dpo-round1, lower end", at("dpo-round2", "win_rate", part="low"), lambda x: x > 0.5, "> 0.5"),
         aligned("dpo-round2", "dpo-round1")[1],
-
+    ],
     "distill": [
         ("held-out loss with the teacher - without it, as long: upper end", change("distill", "distill-alone", "loss", "high"), lambda x: x < 0, "< 0"),
         ("KL to the teacher, of it - without it: upper end", change("distill", "distill-alone", "kl_to_teacher", "high"), lambda x: x < 0, "< 0"),
