@@ -2,7 +2,8 @@
 
     python stages/dpo.py --config stages/profiles/tiny/dpo.yaml --parent runs/tiny/sft --output runs/tiny/dpo
 
-Rafailov et al. 2023, eq. 7. The reference is the parent itself: the merged model with the adapter off.
+Rafailov et al. 2023, eq. 7. The reference is the parent itself. Where every pair is read at least once, what it says is
+computed once and kept (pipeline/training/references.py); else it is asked in each step, with the adapter off.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ BY_ROW = {
 
 
 def check_losses(arguments: Any) -> None:
-    """Raise UserError where a loss is unknown, or label_smoothing is read by none or is no value for one that reads it."""
+    """Raise UserError where a loss is unknown, or label_smoothing is read by none or is no value for one that reads it.
+
+    A reference that moves can't be kept, which is refused too.
+    """
     described = str(type(arguments).__dataclass_fields__["loss_type"].metadata["help"])
     known = BY_ROW | set(re.findall(r"`'(\w+)'`", described))  # those of the library, and so the likelihood
     faults = []
@@ -60,6 +64,10 @@ def check_losses(arguments: Any) -> None:
         faults.append(f"label_smoothing: {smoothing}: a share of wrong labels, from 0 to below 0.5")
     if "exo_pair" in read and not smoothing:
         faults.append("label_smoothing: exo_pair needs one above 0, such as 0.001")
+    if arguments.sync_ref_model and arguments.precompute_ref_log_probs:
+        faults.append(
+            "precompute_ref_log_probs: sync_ref_model moves the reference, so it can't be kept; leave one of them out"
+        )
     if faults:
         raise UserError(*faults)
 
