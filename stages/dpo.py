@@ -40,12 +40,13 @@ BY_ROW = {
     "discopop",
     *SMOOTHED,
 }
+UNWEIGHED = {"aot", "aot_unpaired", "hinge", "sft"}  # by use_weighting, whose product trl writes in place
 
 
 def check_losses(arguments: Any) -> None:
     """Raise UserError where a loss is unknown, or label_smoothing is read by none or is no value for one that reads it.
 
-    A reference that moves can't be kept, which is refused too.
+    So are weights that a loss can't have, and a reference that is kept although it moves.
     """
     described = str(type(arguments).__dataclass_fields__["loss_type"].metadata["help"])
     known = BY_ROW | set(re.findall(r"`'(\w+)'`", described))  # those of the library, and so the likelihood
@@ -64,6 +65,8 @@ def check_losses(arguments: Any) -> None:
         faults.append(f"label_smoothing: {smoothing}: a share of wrong labels, from 0 to below 0.5")
     if "exo_pair" in read and not smoothing:
         faults.append("label_smoothing: exo_pair needs one above 0, such as 0.001")
+    if arguments.use_weighting and (unweighed := sorted(UNWEIGHED & set(arguments.loss_type))):
+        faults.append(f"use_weighting: trl can't weigh {', '.join(unweighed)}; leave one of them out")
     if arguments.sync_ref_model and arguments.precompute_ref_log_probs:
         faults.append(
             "precompute_ref_log_probs: sync_ref_model moves the reference, so it can't be kept; leave one of them out"

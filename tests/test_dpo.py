@@ -129,8 +129,7 @@ def test_every_loss_and_its_gradient_are_trls_at_a_margin(at_first_step, chain, 
         given = {name: column for name, column in batch.items() if not name.startswith("ref_")}
         moved(trainer.model)
         moved(stock.model)
-        refused = ("aot", "aot_unpaired") if trainer.use_weighting else ()  # by trl
-        for name in [name for name in [*AT_ZERO, "sft"] if name not in refused]:
+        for name in ["sigmoid", "ipo"] if trainer.use_weighting else [*AT_ZERO, "sft"]:
             trainer.loss_types = stock.loss_types = [name]
             (loss, ours), (expected, theirs) = gradient(trainer, batch), gradient(stock, given)
             assert loss == pytest.approx(expected, rel=1e-4, abs=1e-5), name
@@ -149,6 +148,7 @@ def test_every_loss_and_its_gradient_are_trls_at_a_margin(at_first_step, chain, 
         (["--loss_type", "[exo_pair]"], "label_smoothing: exo_pair needs one above 0"),
         (["--loss_type", "[sigmoid, hinges]"], "loss_type: no such loss: hinges; did you mean hinge?"),
         (["--sync_ref_model", "true", "--precompute_ref_log_probs", "true"], "precompute_ref_log_probs: sync_ref_model moves"),
+        (["--use_weighting", "true", "--loss_type", "[sigmoid, sft]"], "use_weighting: trl can't weigh sft"),
         (["--lora_dropout", "0.1"], "lora_dropout: has no effect here"),
         (["--init_lora_weights", "pissa"], "init_lora_weights"),  # would change what the reference is
         (["--init_lora_weights", "olora"], "init_lora_weights"),
