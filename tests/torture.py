@@ -168,7 +168,7 @@ class Attempt:
         with self.told.open("w") as out:
             self.process = subprocess.Popen(
                 house.command(name, where), stdout=out, stderr=subprocess.STDOUT, cwd=house.checkout,
-                env=checkout.environment(house.checkout) | {"CACHE": str(where / "cache")}, start_new_session=True,
+                env=checkout.environment(house.checkout) | {"CACHE": str(where / f"cache-{name}")}, start_new_session=True,
             )  # fmt: skip
         self.started = time.perf_counter()
 
@@ -183,7 +183,7 @@ class Attempt:
 
     def prepares(self) -> bool:
         """Say whether the node's tokens are being written, or are there already."""
-        return self.has(".data/shard-*") or any(True for _ in self.folder.parent.glob("cache/tokens-*/shard-*"))
+        return self.has(".data/shard-*") or any(True for _ in self.folder.parent.glob(f"cache-{self.name}/tokens-*/shard-*"))
 
     def said(self, text: str) -> bool:
         """Say whether the stage has printed something."""
