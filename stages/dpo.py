@@ -40,7 +40,7 @@ BY_ROW = {
     "discopop",
     *SMOOTHED,
 }
-UNWEIGHED = {"aot", "aot_unpaired", "hinge", "sft"}  # by use_weighting, whose product trl writes in place
+WEIGHED = BY_ROW - {"aot", "aot_unpaired", "hinge"}  # losses that use_weighting can be with: trl writes the product in place
 
 
 def check_losses(arguments: Any) -> None:
@@ -65,8 +65,8 @@ def check_losses(arguments: Any) -> None:
         faults.append(f"label_smoothing: {smoothing}: a share of wrong labels, from 0 to below 0.5")
     if "exo_pair" in read and not smoothing:
         faults.append("label_smoothing: exo_pair needs one above 0, such as 0.001")
-    if arguments.use_weighting and (unweighed := sorted(UNWEIGHED & set(arguments.loss_type))):
-        faults.append(f"use_weighting: trl can't weigh {', '.join(unweighed)}; leave one of them out")
+    if arguments.use_weighting and (others := sorted(set(arguments.loss_type) - WEIGHED)):
+        faults.append(f"use_weighting: trl can't weigh {', '.join(others)}; leave one of them out")
     if arguments.sync_ref_model and arguments.precompute_ref_log_probs:
         faults.append(
             "precompute_ref_log_probs: sync_ref_model moves the reference, so it can't be kept; leave one of them out"
