@@ -80,14 +80,15 @@ def load(auto: str, parent: str, dropout_rate: float | None = None) -> Any:
 
     `dropout_rate` replaces the one that its configuration has.
     """
-    import torch
     import transformers
+
+    from pipeline.models import loading
 
     try:
         config = transformers.AutoConfig.from_pretrained(parent)
         if dropout_rate is not None:
             config.update(dropout(config.model_type, dropout_rate))
-        return getattr(transformers, auto).from_pretrained(parent, config=config, dtype=torch.float32, use_safetensors=True)
+        return loading.from_pretrained(getattr(transformers, auto), parent, config=config)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--parent {parent}: {auto} can't load it ({' '.join(str(error).split())[:200]})") from None
 

@@ -17,12 +17,13 @@ _TOLERANCE = 1e-3  # of the largest logit, between a merged model and its adapte
 
 
 def load(parent: str, role: str = "parent") -> Any:
-    """Load a causal model in fp32 from a folder or hub id; UserError, naming the role, if it can't be loaded."""
-    import torch
+    """Load a causal model in fp32 from a folder or hub id; UserError, naming the role, if it can't be loaded, or not wholly."""
     from transformers import AutoModelForCausalLM
 
+    from pipeline.models import loading
+
     try:
-        model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True)
+        model = loading.from_pretrained(AutoModelForCausalLM, parent, role=role)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--{role} {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None
     model.config.use_cache = False  # a cache object makes packed documents see each other

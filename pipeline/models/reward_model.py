@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +13,38 @@ from pipeline.system.errors import UserError
 
 FAMILY = "reward"
 PAD = "<|pad|>"
+_HEADS = ("score", "classifier", "head", "classification_head")  # what models call the head that a reward is read from
 
 
 def load(folder: str) -> Any:
     """Load a reward model in fp32; UserError where it can't be loaded, a weight is missing or it has several outputs."""
-    model, missing = _read(folder)
-    if missing or model.config.num_labels != 1:
-        what = f"it lacks {', '.join(missing[:3])}" if missing else f"it has {model.config.num_labels} outputs"
-        raise UserError(f"{folder}: no reward model: {what}")
+    model = _read(folder, ())
+    if model.config.num_labels != 1:
+        raise UserError(f"{folder}: no reward model: it has {model.config.num_labels} outputs")
     return model
 
 
 def begin(parent: str, random: bool = False) -> Any:
-    """Return a parent's body with a new head of one output, in fp32; UserError where part of the body would stay random.
+    """Return a parent's body with a new head of one output, in fp32; UserError where part of the body would be random or left out.
 
     With `random` all weights are new ones in the same sizes, for a control.
     """
-    model, missing = _read(parent, num_labels=1, id2label={0: FAMILY}, label2id={FAMILY: 0})
-    if random:
-        return type(model)(model.config).float()
-    lost = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
-    if lost:
-        raise UserError(
-            f"--parent {parent}: its weights lack {', '.join(lost[:3])}; a reward model of it would begin at random"
-        )
-    return model
+    model = _read(parent, _HEADS, num_labels=1, id2label={0: FAMILY}, label2id={FAMILY: 0})
+    return type(model)(model.config).float() if random else model
 
 
-def _read(folder: str, **settings: Any) -> tuple[Any, list[str]]:
-    """Return a model and the names of the weights that the folder does not have."""
-    import torch
+def _read(folder: str, new: Sequence[str], **settings: Any) -> Any:
+    """Return a model whose weights lie in the folder, except for modules that may be new."""
     from transformers import AutoModelForSequenceClassification
 
+    from pipeline.models import loading
+
     try:
-        model, told = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
-        )
+        model = loading.from_pretrained(AutoModelForSequenceClassification, folder, new, **settings)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: no reward model can be made of it ({' '.join(str(error).split())[:300]})") from None
     model.config.use_cache = False
-    return model, sorted(told["missing_keys"])
+    return model
 
 
 def is_causal(folder: str) -> bool:

@@ -16,7 +16,7 @@ import importlib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,24 @@ RESERVED = {
     "truncation_mode": "rows longer than max_length are dropped and counted",
     "remove_unused_columns": "the collator needs every column",
 }
+
+
+_SIZE = (lambda value: value >= 0, "expected at least 0")
+_SHARE = (lambda value: 0 <= value < 1, "expected a number from 0 to below 1")
+_COUNT = (lambda value: value >= 1, "expected at least 1")
+# Values that a library takes and under which no weight changes, or none is left whole: key → what fits, and why others don't.
+SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": (lambda value: 0 < value < 1, "no weight changes at 0 or below, and from 1 on all are wrecked"),
+    "num_train_epochs": (lambda value: value > 0, "no step would be trained"),
+    "max_steps": (lambda value: value == -1 or value >= 1, "no step would be trained; -1 means that the epochs decide"),
+    "max_grad_norm": (lambda value: value == 0 or value >= 1e-6, "every gradient would be clipped away; 0 clips none"),
+    "adam_beta1": _SHARE, "adam_beta2": _SHARE, "label_smoothing_factor": _SHARE,
+    "weight_decay": (lambda value: 0 <= value < 1, "expected a number from 0 to below 1"),
+    "adam_epsilon": (lambda value: 0 < value < 1e-2, "expected a number above 0 and below 0.01, which would hide the gradients"),
+    "warmup_steps": _SIZE, "beta": _SIZE, "logging_steps": (lambda value: value > 0, "expected more than 0"),
+    "per_device_train_batch_size": _COUNT, "gradient_accumulation_steps": _COUNT, "num_generations": _COUNT,
+    "max_completion_length": _COUNT, "temperature": (lambda value: value > 0, "expected more than 0"),
+}  # fmt: skip
 
 
 _PATHS = ("config", "output", "data", "runs", "node", "profile", "hub")
@@ -219,6 +237,8 @@ def check(
             faults.append(f"{where}: {key}: expected {_named(known[key])}, found {value!r}")
         elif least.get(key) is not None and value is not None and value < least[key]:
             faults.append(f"{where}: {key}: expected at least {least[key]}, found {value}")
+        elif key in SENSIBLE and key not in ours and isinstance(value, (int, float)) and not SENSIBLE[key][0](value):
+            faults.append(f"{where}: {key}: {value}: {SENSIBLE[key][1]}")
         elif most.get(key) is not None and value > most[key]:
             faults.append(f"{where}: {key}: expected at most {most[key]}, found {value}")
     return faults

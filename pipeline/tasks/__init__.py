@@ -69,11 +69,11 @@ class Task(ABC):
 
         With `random` all weights are random, in the same sizes: the control. UserError where there is no such model.
         """
-        import torch
         import transformers
 
+        from pipeline.models import loading
+
         auto: Any = getattr(transformers, self.auto)
-        plain: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
         try:
             settings = transformers.AutoConfig.from_pretrained(parent)
             had = [settings.id2label[number] for number in sorted(settings.id2label or {})]
@@ -84,13 +84,13 @@ class Task(ABC):
             settings.num_labels = self.outputs or settings.num_labels
             settings.use_cache = self.family == "seq2seq"
             if not random and self.auto in _WHOLE:
-                return auto.from_pretrained(parent, config=settings, **plain)
+                return loading.from_pretrained(auto, parent, config=settings)
             model = auto.from_config(settings).float()
             if random:
                 return model
             if same and type(model).__name__ in (settings.architectures or []):
-                return auto.from_pretrained(parent, config=settings, **plain)
-            return _with_body(model, transformers.AutoModel.from_pretrained(parent, **plain))
+                return loading.from_pretrained(auto, parent, config=settings)
+            return _with_body(model, loading.from_pretrained(transformers.AutoModel, parent))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"--parent {parent}: {self.auto} can't load it ({' '.join(str(error).split())[:200]})") from None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,71 @@ if TYPE_CHECKING:
     from pipeline.objectives import Objective
 
 _FIRST_ROWS = 64  # looked at before the first step
+_KNOWN_ROWS, _KNOWN_TOKENS = 8, 2048  # by which it is measured whether a parent knows its tokenizer's tokens
+_ADAPTERS = re.compile(r"lora_|modules_to_save|trainable_tokens_|\.adapter\.|prompt_encoder")
+_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
+_WORSE = 1.0  # nats a token above guessing; a model that learned other tokens stands far higher, an untrained one below
+
+
+def warms_up(arguments: Any, steps: int) -> str:
+    """Return a warning where the rate is still rising when the last step is over, or ""."""
+    given = arguments.warmup_steps
+    warm = given if given >= 1 else given * steps
+    if warm < steps:
+        return ""
+    return f"warmup_steps: {given:g} are not over within the {steps:,} steps of the run; the rate never reaches learning_rate"
+
+
+def weights(model: Any) -> dict[str, int]:
+    """Return a sum of the bytes of every tensor that a plain model has, by name; those of an adapter are left out."""
+    import zlib
+
+    import torch
+
+    found = {}
+    for name, tensor in model.state_dict().items():
+        if _ADAPTERS.search(name):
+            continue
+        plain = _WRAPPERS.sub("", name).removeprefix("base_model.model.")
+        found[plain] = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found
+
+
+def knows(model: Any, rows: Sequence[Any]) -> None:
+    """Raise UserError where a causal parent finds the first rows less likely than guessing would: its weights learned other tokens.
+
+    `rows`: examples with `input_ids`, or with `prompt_ids` and answers. Guessing costs ln(vocabulary) nats a token.
+    """
+    import torch
+
+    from pipeline.models.logits import token_nats
+
+    size = model.get_input_embeddings().weight.shape[0]
+    total, count = 0.0, 0
+    was_training = model.training
+    model.eval()
+    for row in (rows[at] for at in range(min(_KNOWN_ROWS, len(rows)))):
+        ids = _read(row)[:_KNOWN_TOKENS]
+        if len(ids) < 2 or count > _KNOWN_TOKENS:
+            continue
+        with torch.no_grad():
+            one = torch.tensor([ids], device=next(model.parameters()).device)
+            logits = model(input_ids=one, use_cache=False).logits
+        total, count = total + float(token_nats(logits[:, :-1].float(), one[:, 1:]).sum()), count + len(ids) - 1
+    model.train(was_training)
+    if count and not total / count < math.log(size) + _WORSE:
+        raise UserError(
+            f"--parent: costs {total / count:.2f} nats a token on the first rows, where guessing among its {size:,} tokens costs "
+            f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"
+        )
+
+
+def _read(row: Any) -> list[int]:
+    """Return the ids of an example, of pairs those of the chosen side."""
+    if "input_ids" in row:
+        return list(row["input_ids"])
+    answer = next((row[name] for name in ("chosen_ids", "completion_ids") if name in row), [])
+    return [*row.get("prompt_ids", []), *answer]
 
 
 def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, role: str = "parent") -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -19,7 +20,8 @@ from pipeline.data import shards
 from pipeline.data.recipe import Rows
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, process, signals
-from pipeline.system.errors import Stopped
+from pipeline.system.errors import Stopped, WorldError
+from pipeline.training import guards
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.trainer import StageTrainer
@@ -112,6 +114,9 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         resume.sweep(run.output, run.say)
     process.wait_for_all()
     newest = resume.latest(run.output)
+    trainer.began = guards.weights(trainer.model)
+    if run.record.get("starts_from") == "parent" and run.record.get("family") == "causal" and isinstance(trainer.train_dataset, Dataset):
+        guards.knows(trainer.model, trainer.train_dataset)
     if newest:
         run.record["resumed_from"] = int(newest.name.split("-")[1])
         run.say(f"goes on from {newest.name}")
@@ -123,6 +128,8 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state = trainer.state
+    if warning := guards.warms_up(trainer.args, state.max_steps):
+        run.say(warning)
     if keeper.stopped:
         raise Stopped(
             keeper.stopped,
@@ -153,5 +160,10 @@ def hand_over(
             (run.result / "adapter" / "README.md").unlink(missing_ok=True)
         model, moved = checkpoint.merge(model, sample)
         run.record["merge_error"] = moved
+    if trainer.began and guards.weights(model) == trainer.began:
+        said = f"{trainer.state.global_step:,} steps moved no weight by more than rounding; learning_rate is {trainer.args.learning_rate:g}"
+        if trainer.args.max_steps <= 0:
+            raise WorldError(f"{run.name}: {said}; nothing is handed on")
+        run.say(said)
     save(model, tokenizer, run.result)
     (run.output / "README.md").unlink(missing_ok=True)  # trl's card of a checkpoint, without base or figures

@@ -1,0 +1,128 @@
+"""Faults that training by the libraries' defaults goes through without a word: each ends in one plain line before the first step."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def broken(chain, tmp_path):
+    """Copy the SFT model of a small chain, change its weights or its configuration, and return the folder."""
+
+    def make(weights=lambda found: found, **settings):
+        folder = shutil.copytree(chain / "sft", tmp_path / "broken")
+        (folder / "manifest.json").unlink()
+        found = weights(load_file(folder / "model.safetensors"))
+        save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / "model.safetensors", {"format": "pt"})
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def files(data, tmp_path_factory):
+    """Small files by the stage that reads them."""
+    path = tmp_path_factory.mktemp("thumbs") / "thumbs.jsonl"
+    pairs = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    thumbs = [{"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for row in pairs for side in ("chosen", "rejected")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in thumbs))
+    return {"sft": data / "chats.jsonl", "dpo": data / "pairs.jsonl", "reward": data / "pairs.jsonl", "kto": path}
+
+
+def without(name):
+    return lambda found: {key: tensor for key, tensor in found.items() if name not in key}
+
+
+WRONG = {
+    "lost": ({"weights": without("layers.1.mlp.up_proj")}, "its weights lack model.layers.1.mlp.up_proj.weight"),
+    "renamed": (
+        {"weights": lambda found: {key.replace("layers.1.mlp.up_", "layers.1.mlp.upper_"): tensor for key, tensor in found.items()}},
+        "model.layers.1.mlp.upper_proj.weight among its weights would be left out",
+    ),
+    "layers too many": ({"num_hidden_layers": 1}, "among its weights would be left out"),
+    "layers too few": ({"num_hidden_layers": 3}, "which would begin at random"),
+    "sizes": ({"intermediate_size": 48}, "have other sizes than config.json says"),
+    "vocabulary": ({"vocab_size": 100}, "have other sizes than config.json says"),
+    "tokens": (
+        {"weights": lambda found: {key: tensor.roll(7, 0) * 30 if "embed_tokens" in key else tensor for key, tensor in found.items()}},
+        "weights and tokenizer don't belong together",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "kto", "reward"])
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_parent_that_is_not_whole_is_refused(run, broken, files, tmp_path, stage, fault):
+    given, said = WRONG[fault]
+    if fault == "tokens" and stage == "reward":
+        pytest.skip("a reward model says nothing of tokens")
+    parent = broken(**given)
+    flags = ("--data", files[stage], "--output", tmp_path / "out", "--max_steps", "1", "--max_length", "64")
+    status, _, err = run(stage, "--parent", parent, *flags)
+    assert (status, err.count("\n")) == (2, 1), err
+    assert said in err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("learning_rate", "0", "no weight changes"), ("learning_rate", "-1e-3", "no weight changes"), ("learning_rate", "5", "wrecked"),
+        ("num_train_epochs", "0", "no step would be trained"), ("max_steps", "0", "no step would be trained"),
+        ("max_grad_norm", "1e-12", "clipped away"), ("weight_decay", "-0.1", "0 to below 1"), ("adam_beta2", "1.0", "0 to below 1"),
+        ("adam_epsilon", "1", "would hide the gradients"), ("gradient_accumulation_steps", "0", "at least 1"),
+        ("per_device_train_batch_size", "0", "at least 1"),
+    ],
+)  # fmt: skip
+def test_settings_under_which_nothing_is_learned(run, chain, files, tmp_path, key, value, said):
+    status, _, err = run("sft", "--parent", chain / "pretrain", "--data", files["sft"], "--output", tmp_path / "out", f"--{key}", value)
+    assert status == 2
+    assert f"{key}: " in err
+    assert said in err
+
+
+def test_a_warm_up_longer_than_the_run_is_told(run, chain, files, tmp_path):
+    flags = ("--data", files["sft"], "--output", tmp_path / "out", "--max_steps", "2", "--warmup_steps", "10", "--chat_template", "chatml.jinja")
+    status, out, _ = run("sft", "--parent", chain / "pretrain", *flags)
+    assert status == 0
+    assert "warmup_steps: 10 are not over within the 2 steps of the run" in out
+
+
+def test_a_stage_that_moved_nothing_does_not_say_done(run, chain, files, tmp_path):
+    flags = ("--data", files["sft"], "--output", tmp_path / "out", "--learning_rate", "1e-30")
+    status, out, err = run("sft", "--parent", chain / "sft", *flags, "--num_train_epochs", "1")
+    assert status == 1
+    assert "moved no weight by more than rounding; learning_rate is 1e-30; nothing is handed on" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    status, out, _ = run("sft", "--parent", chain / "sft", *flags, "--max_steps", "1")
+    assert (status, "moved no weight by more than rounding" in out) == (0, True)
+
+
+def test_an_adapter_beside_the_weights_is_refused(run, broken, files, tmp_path):
+    parent = broken()
+    (parent / "adapter_config.json").write_text("{}")
+    status, _, err = run("sft", "--parent", parent, "--data", files["sft"], "--output", tmp_path / "out", "--max_steps", "1")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "adapter_config.json lies beside the weights" in err
+
+
+def test_sums_of_weights_see_through_an_adapter(chain):
+    from peft import LoraConfig, get_peft_model
+
+    from pipeline.models import checkpoint
+    from pipeline.training import guards
+
+    model = checkpoint.load(str(chain / "sft"))
+    before = guards.weights(model)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    assert {**before, **guards.weights(adapted)} == before
+    assert guards.weights(adapted.merge_and_unload()) == before
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight += 1e-3
+    assert guards.weights(model) != before
