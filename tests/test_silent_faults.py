@@ -29,7 +29,11 @@ def files(data, tmp_path_factory):
     """Small files by the stage that reads them."""
     path = tmp_path_factory.mktemp("thumbs") / "thumbs.jsonl"
     pairs = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
-    thumbs = [{"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for row in pairs for side in ("chosen", "rejected")]
+    thumbs = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in pairs
+        for side in ("chosen", "rejected")
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in thumbs))
     return {"sft": data / "chats.jsonl", "dpo": data / "pairs.jsonl", "reward": data / "pairs.jsonl", "kto": path}
 
@@ -42,9 +46,9 @@ WRONG = {
     "lost": ({"weights": without("layers.1.mlp.up_proj")}, "its weights lack model.layers.1.mlp.up_proj.weight"),
     "renamed": (
         {"weights": lambda found: {key.replace("layers.1.mlp.up_", "layers.1.mlp.upper_"): tensor for key, tensor in found.items()}},
-        "model.layers.1.mlp.upper_proj.weight among its weights would be left out",
+        "hold model.layers.1.mlp.upper_proj.weight, which would be left out",
     ),
-    "layers too many": ({"num_hidden_layers": 1}, "among its weights would be left out"),
+    "layers too many": ({"num_hidden_layers": 1}, "which would be left out"),
     "layers too few": ({"num_hidden_layers": 3}, "which would begin at random"),
     "sizes": ({"intermediate_size": 48}, "have other sizes than config.json says"),
     "vocabulary": ({"vocab_size": 100}, "have other sizes than config.json says"),
@@ -80,14 +84,27 @@ def test_a_parent_that_is_not_whole_is_refused(run, broken, files, tmp_path, sta
     ],
 )  # fmt: skip
 def test_settings_under_which_nothing_is_learned(run, chain, files, tmp_path, key, value, said):
-    status, _, err = run("sft", "--parent", chain / "pretrain", "--data", files["sft"], "--output", tmp_path / "out", f"--{key}", value)
+    status, _, err = run(
+        "sft", "--parent", chain / "pretrain", "--data", files["sft"], "--output", tmp_path / "out", f"--{key}", value
+    )
     assert status == 2
     assert f"{key}: " in err
     assert said in err
 
 
 def test_a_warm_up_longer_than_the_run_is_told(run, chain, files, tmp_path):
-    flags = ("--data", files["sft"], "--output", tmp_path / "out", "--max_steps", "2", "--warmup_steps", "10", "--chat_template", "chatml.jinja")
+    flags = (
+        "--data",
+        files["sft"],
+        "--output",
+        tmp_path / "out",
+        "--max_steps",
+        "2",
+        "--warmup_steps",
+        "10",
+        "--chat_template",
+        "chatml.jinja",
+    )
     status, out, _ = run("sft", "--parent", chain / "pretrain", *flags)
     assert status == 0
     assert "warmup_steps: 10 are not over within the 2 steps of the run" in out

@@ -36,17 +36,14 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
         raise UserError(f"--{role} {folder}: {_sizes(folder, error)}") from None
     missing = [name for name in sorted(told["missing_keys"]) if not _part_of(name, (*new, *_POOLER))]
     extra = [name for name in sorted(told["unexpected_keys"]) if _has_place(model, name)]
-    faults = []
-    if missing:
-        faults.append(f"--{role} {folder}: its weights lack {_named(missing)}, which would begin at random; {_REMEDY}")
-    if extra:
-        faults.append(f"--{role} {folder}: {_named(extra)} among its weights would be left out; {_REMEDY}")
-    if faults:
-        raise UserError(*faults)
+    found = [f"lack {_named(missing)}, which would begin at random"] * bool(missing)
+    found += [f"hold {_named(extra)}, which would be left out"] * bool(extra)
+    if found:
+        raise UserError(
+            f"--{role} {folder}: its weights {' and '.join(found)}; config.json and the weights don't belong together, or tensors "
+            "were renamed or lost"
+        )
     return model
-
-
-_REMEDY = "config.json and the weights don't belong together, or tensors were renamed or lost"
 
 
 def _named(names: Sequence[str]) -> str:

@@ -83,8 +83,8 @@ def _read(row: Any) -> list[int]:
     """Return the ids of an example, of pairs those of the chosen side."""
     if "input_ids" in row:
         return list(row["input_ids"])
-    answer = next((row[name] for name in ("chosen_ids", "completion_ids") if name in row), [])
-    return [*row.get("prompt_ids", []), *answer]
+    named = [name for name in ("prompt_ids", "chosen_ids", "completion_ids") if name in row]
+    return [token for name in named[:2] for token in row[name]]
 
 
 def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, role: str = "parent") -> None:

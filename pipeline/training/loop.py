@@ -115,7 +115,11 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     process.wait_for_all()
     newest = resume.latest(run.output)
     trainer.began = guards.weights(trainer.model)
-    if run.record.get("starts_from") == "parent" and run.record.get("family") == "causal" and isinstance(trainer.train_dataset, Dataset):
+    if (
+        run.record.get("starts_from") == "parent"
+        and run.record.get("family") == "causal"
+        and isinstance(trainer.train_dataset, Dataset)
+    ):
         guards.knows(trainer.model, trainer.train_dataset)
     if newest:
         run.record["resumed_from"] = int(newest.name.split("-")[1])

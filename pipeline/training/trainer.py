@@ -57,7 +57,7 @@ class StageTrainer(Trainer):
     """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
 
     origin: Callable[[int], str] = str  # of a row's number, for people
-    began: Mapping[str, int] = {}  # noqa: RUF012  sums of the weights before the first step
+    began: Mapping[str, int] = {}
     progress: Sequence[str] = ()  # figures of its log that the line of progress shows beside the loss
 
     def resumes_exactly(self, step: int) -> bool:
