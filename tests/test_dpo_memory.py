@@ -20,7 +20,7 @@ from pipeline.chain import life, stages
 from pipeline.training import chat, loop
 from tests.conftest import make_quietly
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")]
+pytestmark = [pytest.mark.measured, pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")]
 PAIRS, STEPS, WORDS = 6, 3, 105  # in prompt and in answer, so that a row has about 240 tokens
 
 

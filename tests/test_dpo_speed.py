@@ -19,7 +19,7 @@ from pipeline.system.config import read_profile
 from pipeline.training import loop, preference
 from tests.conftest import make_quietly
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.measured
 ROUNDS = 3
 SHARE = 1 if os.environ.get("WHOLE") else 4  # every how manieth pair
 TINY = ROOT / "stages" / "profiles" / "tiny"

