@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.types import Row
+from pipeline.models import control
+from pipeline.models.control import common
 from pipeline.models.logits import IGNORED
 from pipeline.models.tokenization import render, stop_ids, templated
 from pipeline.system import cache
@@ -43,14 +45,26 @@ def _begin(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the ids of texts, without special tokens around them; of many texts on all cores."""
+    """Return the ids of texts, without special tokens around them or in them; of many texts on all cores."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # a tokenizer in Python
-        return [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+        return [list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) for text in texts]
     backend.no_truncation()
     backend.no_padding()
-    with _threads(len(texts) > 1):
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    with _threads(len(texts) > 1), _split(backend):
+        found = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    return [control.spelled(tokenizer, ids) for ids in found]
+
+
+@contextlib.contextmanager
+def _split(backend: Any) -> Iterator[None]:
+    """Let the tokenizer read the names of special tokens as text."""
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        yield
+    finally:
+        backend.encode_special_tokens = before
 
 
 @contextlib.contextmanager
@@ -94,7 +108,7 @@ def encode_messages(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTok
     """
     turns = list(messages)
     if re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)):
-        both = templated(tokenizer, turns, return_assistant_tokens_mask=True)
+        both = templated(tokenizer, turns, mask=True)
         ids, mask = list(both["input_ids"]), list(both["assistant_masks"])
         return {"input_ids": ids, "labels": [token if on else IGNORED for token, on in zip(ids, mask, strict=True)]}
     ids = render(tokenizer, turns)
@@ -103,17 +117,11 @@ def encode_messages(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTok
     for index, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        start = _common(render(tokenizer, turns[:index], answer_next=True), ids)
-        end = _common(render(tokenizer, turns[: index + 1]), ids)
+        start = common(render(tokenizer, turns[:index], answer_next=True), ids)
+        end = common(render(tokenizer, turns[: index + 1]), ids)
         last = next((position for position in range(end - 1, start - 1, -1) if ids[position] in stops), end - 1)
         labels[start : last + 1] = ids[start : last + 1]
     return {"input_ids": ids, "labels": labels}
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many leading items two sequences share."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((position for position, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def encode_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
@@ -127,7 +135,7 @@ def encode_answers(row: Row, tokenizer: PreTrainedTokenizerBase, columns: Sequen
     sides = {}
     for side in columns:
         whole = render(tokenizer, row["prompt"] + row[side])
-        same = _common(prompt, whole)
+        same = common(prompt, whole)
         prompt = prompt[:same]
         sides[side] = whole
     stops = set(stop_ids(tokenizer))
@@ -148,7 +156,11 @@ def pieces(
     pieces that share one token, so that each of its tokens is a target exactly once.
     """
     for number, row in enumerate(rows):
-        tokens = encoder(row)
+        try:
+            tokens = encoder(row)
+        except control.NotText:
+            dropped["names a control token that the tokenizer can't read as text"] += 1
+            continue
         columns = [ids for key, ids in tokens.items() if key.endswith("input_ids")]
         length = max(map(len, columns)) if columns else pair_length(tokens)
         if "labels" in tokens and all(label == IGNORED for label in tokens["labels"]):

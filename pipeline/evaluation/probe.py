@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data.tokens import text_ids
 from pipeline.evaluation.intervals import LEVEL, Estimate
 from pipeline.models.tokenization import load
 from pipeline.system.hardware import device
@@ -40,7 +41,12 @@ def features(folder: Path, texts: Sequence[str], random: bool = False, seed: int
     found = []
     for start in range(0, len(texts), _BATCH):
         batch = tokenizer(
-            list(texts[start : start + _BATCH]), padding=True, truncation=True, return_tensors="pt", return_token_type_ids=False
+            list(texts[start : start + _BATCH]),
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
+            return_token_type_ids=False,
+            split_special_tokens=True,
         ).to(device())
         with torch.no_grad():
             told = model(**batch, output_hidden_states=True)
@@ -64,7 +70,7 @@ def mean_vectors(
     vectors = torch.empty_like(table).normal_() if random else table.detach()
     found = []
     for text in texts:
-        ids = [token for token in tokenizer.encode(text, add_special_tokens=False) if token != tokenizer.unk_token_id]
+        ids = [token for token in text_ids([text], tokenizer)[0] if token != tokenizer.unk_token_id]
         found.append(np.asarray(vectors[ids].mean(0) if ids else vectors[:1].mean(0) * 0))
     return np.stack(found)
 

@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models import control
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
@@ -207,12 +208,21 @@ def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str, parent:
     return missing
 
 
-def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **how: Any) -> dict[str, list[int]]:
-    """Encode a conversation by the chat template, the only way that any reaches a model; UserError if the template is broken."""
+def templated(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], mask: bool = False, answer_next: bool = False
+) -> dict[str, list[int]]:
+    """Encode a conversation by the chat template, the only way that any reaches a model; UserError if the template is broken.
+
+    `mask`: with `assistant_masks`. What looks like a special token in a text stays text.
+    """
     import jinja2
 
     try:
-        made: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **how)
+        if control.within(tokenizer, messages):
+            return control.conversation(tokenizer, messages, mask, answer_next)
+        made: Any = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=mask, add_generation_prompt=answer_next
+        )
     except jinja2.TemplateError as error:
         raise UserError(f"chat_template: {error}") from None
     return dict(made)
@@ -220,7 +230,7 @@ def templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], answer_next: bool = False) -> list[int]:
     """Return the ids of a conversation."""
-    return list(templated(tokenizer, messages, add_generation_prompt=answer_next)["input_ids"])
+    return list(templated(tokenizer, messages, answer_next=answer_next)["input_ids"])
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.data.tokens import documents
+from pipeline.models.control import spelled
 from pipeline.objectives import Text
 
 
@@ -31,7 +32,7 @@ def sentences(text: Text, row: str) -> list[list[int]]:
     """Return a document's sentences as token ids: the whole text is tokenized, then cut where sentences end."""
     from sentencex import segment
 
-    whole = text.tokenizer(row, add_special_tokens=False, return_offsets_mapping=True)
+    whole = text.tokenizer(row, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
     ends = np.cumsum([len(sentence) for sentence in segment(text.language, row)])
     if not len(ends) or not whole["input_ids"]:
         return []
@@ -39,7 +40,7 @@ def sentences(text: Text, row: str) -> list[list[int]]:
     last = np.array([max(end - 1, start) for start, end in whole["offset_mapping"]])
     number = np.minimum(np.searchsorted(ends, last, side="right"), len(ends) - 1)
     cuts = np.flatnonzero(np.diff(number)) + 1
-    return [part.tolist() for part in np.split(np.array(whole["input_ids"]), cuts)]
+    return [spelled(text.tokenizer, part.tolist()) for part in np.split(np.array(whole["input_ids"]), cuts)]
 
 
 def spans(length: int, share: float, mean: float, rng: np.random.Generator) -> list[tuple[int, int]]:

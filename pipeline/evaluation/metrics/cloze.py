@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data.batches import pad
+from pipeline.data.tokens import text_ids
 from pipeline.data.types import Row
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
@@ -92,7 +93,7 @@ def _sentences(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, language
 
     for row in rows:
         for sentence in segment(language, row["text"]):
-            yield list(tokenizer.encode(sentence, add_special_tokens=False))
+            yield text_ids([sentence], tokenizer)[0]
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
@@ -107,7 +108,7 @@ def frequencies(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> np.n
     whole = word_starts(tokenizer)
     counts = np.ones(len(tokenizer))
     for row in rows:
-        counts += np.bincount(tokenizer.encode(row["text"], add_special_tokens=False), minlength=len(counts))
+        counts += np.bincount(text_ids([row["text"]], tokenizer)[0], minlength=len(counts))
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(counts[whole].sum()) - np.log(np.where(whole, counts, 0)))
 
