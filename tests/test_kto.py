@@ -139,7 +139,7 @@ def test_batches_of_other_sizes_count_by_their_rows(kto, chain, tmp_path):
         "--optim",
         "sgd",
         "--learning_rate",
-        "1",
+        "0.5",
         "--max_grad_norm",
         "0",
         "--max_steps",
