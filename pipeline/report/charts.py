@@ -32,7 +32,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Loss against tokens."""
+    """Curves in a frame: loss against tokens, or rewards against KL."""
 
     name: str
     text: str  # what it shows, for those who don't see it
@@ -83,23 +83,40 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 
 def loss(name: str, text: str, curves: Mapping[str, Sequence[tuple[int, float]]], lines: Mapping[str, float]) -> Chart:
     """Return a chart of training losses (tokens, nats) with straight lines to hold them against."""
-    left, right, top, bottom = 40, WIDTH - 12, 10, 200
-    most = max(tokens for points in curves.values() for tokens, _ in points)
-    values = [value for points in curves.values() for _, value in points if math.isfinite(value)] + list(lines.values())
-    floor, ceiling = _bounds(values)
+    return _drawn(
+        name, text, curves, lines, _bounds([value for points in curves.values() for _, value in points] + list(lines.values()))
+    )
 
-    def x(tokens: float) -> float:
-        return round(left + (right - left) * tokens / max(most, 1), 1)
+
+def rewards(name: str, text: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
+    """Return a chart of rewards against KL (nats an answer), each from the least to the most that it was."""
+    scaled, named = {}, [(reward, points, [value for _, value in points]) for reward, points in curves.items()]
+    for reward, points, values in named:
+        low, high = min(values), max(values)
+        scaled[f"{reward}: {low:.3g} to {high:.3g}"] = [(kl, (value - low) / ((high - low) or 1.0)) for kl, value in points]
+    return _drawn(name, text, scaled, {}, (0.0, 1.04))
+
+
+def _drawn(
+    name: str, text: str, curves: Mapping[str, Sequence[tuple[float, float]]], lines: Mapping[str, float], bounds: tuple[float, float]
+) -> Chart:  # fmt: skip
+    """Return curves and straight lines in the frame of a chart, from 0 to the most across."""
+    left, right, top, bottom = 40, WIDTH - 12, 10, 200
+    most = max(at for points in curves.values() for at, _ in points)
+    floor, ceiling = bounds
+
+    def x(at: float) -> float:
+        return round(left + (right - left) * at / (most or 1), 1)
 
     def y(value: float) -> float:
         return round(bottom - (bottom - top) * (value - floor) / (ceiling - floor), 1)
 
     drawn = [
-        Curve(name, "M" + "L".join(f"{x(tokens)} {y(value)}" for tokens, value in _thin(points)), kind)
-        for (name, points), kind in zip(curves.items(), itertools.cycle(_CURVES))
+        Curve(curve, "M" + "L".join(f"{x(at)} {y(value)}" for at, value in _thin(points)), kind)
+        for (curve, points), kind in zip(curves.items(), itertools.cycle(_CURVES))
     ] + [
-        Curve(f"{name}: {value:.3f}", f"M{left} {y(value)}H{right}", kind)
-        for (name, value), kind in zip(lines.items(), itertools.cycle(_LINES))
+        Curve(f"{line}: {value:.3f}", f"M{left} {y(value)}H{right}", kind)
+        for (line, value), kind in zip(lines.items(), itertools.cycle(_LINES))
     ]  # fmt: skip
     return Chart(
         name, text, drawn, [Mark(x(tick), brief(tick)) for tick in ticks(0, most)],
@@ -109,13 +126,14 @@ def loss(name: str, text: str, curves: Mapping[str, Sequence[tuple[int, float]]]
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
     """Return the ends of an axis: from 0 where the values come near it, else from a little below them."""
+    values = [value for value in values if math.isfinite(value)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     span = max(high - low, 0.05 * high)  # noise shall not look like a cliff
     low = min(0.0, low) if low < high / 2 else high - 1.3 * span
     return low, high + 0.04 * ((high - low) or 1.0)
 
 
-def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return at most so many points as can be told apart: means of neighbours."""
     finite = [point for point in points if math.isfinite(point[1])]
     size = max(1, math.ceil(len(finite) / _POINTS))

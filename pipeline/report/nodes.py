@@ -70,12 +70,16 @@ class Node:
         return "/".join(Path(self.record["recipe"]["name"]).parts[-2:])
 
     @cached_property
-    def log(self) -> list[tuple[int, float]]:
-        """Tokens and training loss of every logged step."""
+    def entries(self) -> list[dict[str, Any]]:
+        """Every logged step."""
         path = self.made.folder / "log.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        entries = [json.loads(line) for line in lines]
-        return [(int(entry["tokens"]), float(entry["loss"])) for entry in entries]
+        return [json.loads(line) for line in lines]
+
+    @cached_property
+    def log(self) -> list[tuple[int, float]]:
+        """Tokens and training loss of every logged step."""
+        return [(int(entry["tokens"]), float(entry["loss"])) for entry in self.entries]
 
     @property
     def rate(self) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.chain import manifest
-from pipeline.report import batches, charts, figures, graph
+from pipeline.report import batches, charts, figures, gaming, graph
 from pipeline.report.figures import Table
 from pipeline.report.nodes import Node
 from pipeline.system.errors import UserError
@@ -28,7 +28,8 @@ def render(runs: Path, nodes: Sequence[Node], inputs: str) -> str:
     tables = figures.tables(nodes, summary)
     return environment.get_template("page.html.jinja").render(
         profile=runs.resolve().name, inputs=inputs, nodes=nodes, core_watts=CORE_WATTS, accelerator_watts=ACCELERATOR_WATTS,
-        graph=graph.draw(nodes), charts=_charts(nodes, {table.name: table for table in tables}), summary=summary, tables=tables,
+        graph=graph.draw(nodes), charts=_charts(nodes, {table.name: table for table in tables}), rewards=_rewards(nodes),
+        summary=summary, tables=tables,
         outdated=figures.outdated(nodes, summary), batches=_batches(nodes),
     )  # fmt: skip
 
@@ -62,6 +63,17 @@ def _charts(nodes: Sequence[Node], tables: Mapping[str, Table]) -> list[charts.C
         said = [f"{curve}: {charts.described(points)}" for curve, points in curves.items()]
         text = ". ".join(said + [f"{line}: {value:.3f}" for line, value in kept.items()])
         drawn.append(charts.loss(node.heading, text, curves, kept))
+    return drawn
+
+
+def _rewards(nodes: Sequence[Node]) -> list[charts.Chart]:
+    """Return rewards against KL of each node that sampled answers, in words also where one was gamed."""
+    drawn = []
+    for node in nodes:
+        if found := gaming.curves(node.entries):
+            given = node.record["config"].get("rewards") or {}
+            weights = {name: one.get("weight", 1.0) if isinstance(one, Mapping) else one for name, one in given.items()}
+            drawn.append(charts.rewards(node.heading, ". ".join(gaming.told(found, weights)), found))
     return drawn
 
 

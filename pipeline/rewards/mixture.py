@@ -18,11 +18,14 @@ _TOLD = 120  # characters of an exception
 class Mixture:
     """Σ weight · score over rewards; None for a completion that one of them could not score.
 
+    A reward of weight 0 is watched and not learned from: its scores are in `last`, and what it can't score counts all the same.
+
     `parts`: name of a reward → {"weight": …, "options": {…}}, both of which may be left out. `failures` counts, by
     name and reason, the scores that were missing; `last` holds every reward's own scores of the newest batch.
     """
 
-    def __init__(self, parts: Mapping[str, Mapping[str, Any] | None]) -> None:
+    def __init__(self, parts: Mapping[str, Mapping[str, Any] | None], whole: bool = True) -> None:
+        """`whole`: false where these are only the rules, beside which a reward model may stand."""
         if not parts:
             raise UserError("rewards: none is given; write at least one, such as {exact_match: {weight: 1}}")
         faults: list[str] = []
@@ -42,6 +45,8 @@ class Mixture:
                 self.rewards[name] = rewards.load(name, settings.get("options"))
             except UserError as error:
                 faults += error.faults
+        if whole and not faults and not any(self.weights.values()):
+            faults.append("rewards: every weight is 0, so nothing would be learned; 0 is for a reward that is only watched")
         if faults:
             raise UserError(*faults)
         self.failures: Counter[str] = Counter()
@@ -52,7 +57,7 @@ class Mixture:
         self.last = {name: self._safely(name, reward, completions) for name, reward in self.rewards.items()}
         found: list[float | None] = []
         for number in range(len(completions)):
-            parts = [(self.weights[name], scored[number]) for name, scored in self.last.items()]
+            parts = [(self.weights[name], scored[number]) for name, scored in self.last.items() if self.weights[name]]
             known = [weight * score for weight, score in parts if score is not None]
             found.append(sum(known) if len(known) == len(parts) else None)
         return found

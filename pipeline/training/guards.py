@@ -51,9 +51,10 @@ def weights(model: Any) -> dict[str, int]:
 
 
 def knows(model: Any, rows: Sequence[Any]) -> None:
-    """Raise UserError where a causal parent finds the first rows less likely than guessing would: its weights learned other tokens.
+    """Raise UserError where a causal parent finds the first targets far less likely than guessing would: it learned other tokens.
 
-    `rows`: examples with `input_ids`, or with `prompt_ids` and answers. Guessing costs ln(vocabulary) nats a token.
+    `rows`: examples with `labels`, or with `prompt_ids` and answers. Guessing costs ln(vocabulary) nats a token. What is no
+    target may cost more, since no training was ever about it.
     """
     import torch
 
@@ -64,13 +65,15 @@ def knows(model: Any, rows: Sequence[Any]) -> None:
     was_training = model.training
     model.eval()
     for row in (rows[at] for at in range(min(_KNOWN_ROWS, len(rows)))):
-        ids = _read(row)[:_KNOWN_TOKENS]
-        if len(ids) < 2 or count > _KNOWN_TOKENS:
+        ids, labels = (torch.tensor([columns[:_KNOWN_TOKENS]]) for columns in _targets(row))
+        wanted = labels[:, 1:] != IGNORED
+        if count > _KNOWN_TOKENS or not wanted.any():
             continue
+        device = next(model.parameters()).device
         with torch.no_grad():
-            one = torch.tensor([ids], device=next(model.parameters()).device)
-            logits = model(input_ids=one, use_cache=False).logits
-        total, count = total + float(token_nats(logits[:, :-1].float(), one[:, 1:]).sum()), count + len(ids) - 1
+            logits = model(input_ids=ids.to(device), use_cache=False).logits
+        total += float(token_nats(logits[:, :-1].float(), labels[:, 1:].to(device)).sum())
+        count += int(wanted.sum())
     model.train(was_training)
     if count and not total / count < math.log(size) + _WORSE:
         raise UserError(
@@ -79,12 +82,13 @@ def knows(model: Any, rows: Sequence[Any]) -> None:
         )
 
 
-def _read(row: Any) -> list[int]:
-    """Return the ids of an example, of pairs those of the chosen side."""
-    if "input_ids" in row:
-        return list(row["input_ids"])
-    named = [name for name in ("prompt_ids", "chosen_ids", "completion_ids") if name in row]
-    return [token for name in named[:2] for token in row[name]]
+def _targets(row: Any) -> tuple[list[int], list[int]]:
+    """Return ids and labels of an example, of pairs those of the chosen side; an example without targets has none."""
+    if "labels" in row:
+        return list(row["input_ids"]), list(row["labels"])
+    answer = next((list(row[name]) for name in ("chosen_ids", "completion_ids") if name in row), [])
+    prompt = list(row.get("prompt_ids", [])) if answer else [0]
+    return [*prompt, *answer], [IGNORED] * len(prompt) + answer
 
 
 def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, role: str = "parent") -> None:

@@ -24,7 +24,7 @@ class Scored:
 
         rewards: {judge: 1.0, length: {weight: 0.1, greatest: 40}}
 
-    A number is a weight; beside `weight` stand the reward's own options. `model` is the parent of role `reward`, which has
+    A number is a weight, 0 for a reward that is logged and not learned from; beside `weight` stand the reward's own options. `model` is the parent of role `reward`, which has
     weight 1 where it isn't named.
     """
 
@@ -71,7 +71,7 @@ def checked(options: Scored) -> None:
 
     rules = {name: given for name, given in parts(options).items() if name != _MODEL}
     if rules:
-        Mixture(rules)
+        Mixture(rules, whole=False)
 
 
 def modules(options: Scored) -> list[Path]:
