@@ -56,7 +56,7 @@ _SHARE = (lambda value: 0 <= value < 1, "expected a number from 0 to below 1")
 _COUNT = (lambda value: value >= 1, "expected at least 1")
 # Values that a library takes and under which no weight changes, or none is left whole: key → what fits, and why others don't.
 SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
-    "learning_rate": (lambda value: 0 < value < 1, "no weight changes at 0 or below, and from 1 on all are wrecked"),
+    "learning_rate": (lambda value: 0 < value <= 1, "no weight changes at 0 or below, and above 1 all are wrecked"),
     "num_train_epochs": (lambda value: value > 0, "no step would be trained"),
     "max_steps": (lambda value: value == -1 or value >= 1, "no step would be trained; -1 means that the epochs decide"),
     "max_grad_norm": (lambda value: value == 0 or value >= 1e-6, "every gradient would be clipped away; 0 clips none"),
