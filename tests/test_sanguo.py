@@ -16,4 +16,4 @@ def test_every_tenth_chapter_is_held_out():
     assert train[0]["text"].startswith("第一回 宴桃园豪杰三结义　斩黄巾英雄首立功\n滚滚长江东逝水")
     assert [row["text"].split("回")[0] for row in held_out[:2]] == ["第十", "第二十"]
     assert not {row["text"] for row in train} & {row["text"] for row in held_out}
-    assert sum(len(row["text"]) for row in train + held_out) > 580_000
+    assert sum(len(row["text"]) for row in [*train, *held_out]) > 580_000

@@ -23,7 +23,7 @@ _FIRST_ROWS = 64  # looked at before the first step
 _KNOWN_ROWS, _KNOWN_TOKENS = 8, 2048  # by which it is measured whether a parent knows its tokenizer's tokens
 _ADAPTERS = re.compile(r"lora_|modules_to_save|trainable_tokens_|\.adapter\.|prompt_encoder")
 _WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
-_WORSE = 1.0  # nats a token above guessing; a model that learned other tokens stands far higher, an untrained one below
+_WORSE = 2.0  # nats a token above guessing; a model that learned other tokens stands far higher, an untrained one below
 
 
 def warms_up(arguments: Any, steps: int) -> str:
@@ -75,7 +75,7 @@ def knows(model: Any, rows: Sequence[Any]) -> None:
         total += float(token_nats(logits[:, :-1].float(), labels[:, 1:].to(device)).sum())
         count += int(wanted.sum())
     model.train(was_training)
-    if count and not total / count < math.log(size) + _WORSE:
+    if count and total / count > math.log(size) + _WORSE:  # what is not finite is told with its rows, at the first step
         raise UserError(
             f"--parent: costs {total / count:.2f} nats a token on the first rows, where guessing among its {size:,} tokens costs "
             f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"

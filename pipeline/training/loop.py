@@ -115,12 +115,6 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     process.wait_for_all()
     newest = resume.latest(run.output)
     trainer.began = guards.weights(trainer.model)
-    if (
-        run.record.get("starts_from") == "parent"
-        and run.record.get("family") == "causal"
-        and isinstance(trainer.train_dataset, Dataset)
-    ):
-        guards.knows(trainer.model, trainer.train_dataset)
     if newest:
         run.record["resumed_from"] = int(newest.name.split("-")[1])
         run.say(f"goes on from {newest.name}")
@@ -128,6 +122,12 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         keeper.before = float(json.loads(spent.read_text(encoding="utf-8"))["seconds"]) if spent.exists() else 0.0
         run.record["seconds_before"] = keeper.before
     run.unchanged()
+    if (
+        run.record.get("starts_from") == "parent"
+        and run.record.get("family") == "causal"
+        and isinstance(trainer.train_dataset, Dataset)
+    ):
+        guards.knows(trainer.model, trainer.train_dataset)
     keeper.started = time.time()
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
