@@ -43,7 +43,7 @@ def test_a_log_without_sampled_answers_has_no_curves():
 def test_the_chart_holds_each_reward_on_its_own_scale():
     chart = charts.rewards("rlhf", "said", gaming.curves(log(lambda at: 2 * at)))
     assert [curve.name.partition(":")[0] for curve in chart.curves] == ["model", "judge"]
-    assert chart.across[-1].text == "8"
+    assert chart.across[-1].text == "7.5"
 
 
 def test_a_reward_of_weight_0_is_watched_and_not_learned_from():
