@@ -122,11 +122,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         keeper.before = float(json.loads(spent.read_text(encoding="utf-8"))["seconds"]) if spent.exists() else 0.0
         run.record["seconds_before"] = keeper.before
     run.unchanged()
-    if (
-        run.record.get("starts_from") == "parent"
-        and run.record.get("family") == "causal"
-        and isinstance(trainer.train_dataset, Dataset)
-    ):
+    if _is_foreign(run) and isinstance(trainer.train_dataset, Dataset):
         guards.knows(trainer.model, trainer.train_dataset)
     keeper.started = time.time()
     with signals.at_step_ends():
@@ -142,6 +138,12 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     run.record |= {
         "training_seconds": keeper.seconds(), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip
+
+
+def _is_foreign(run: Run) -> bool:
+    """Say whether a causal parent goes on that no node made; what a node hands on is whole, however strange the data is to it."""
+    goes_on = run.record.get("starts_from") == "parent" and run.record.get("family") == "causal"
+    return goes_on and not (Path(run.parent) / hashes.RECORD).is_file()
 
 
 def hand_over(
