@@ -24,7 +24,7 @@ from pipeline.system.errors import Stopped, UserError
 MAKE = {"runs": "OUT", "node": "STAGE"}
 ALL = "all"
 HELP = "/reset, /system TEXT, /node NAME, /all, /set NAME VALUE, /help; Ctrl-C ends an answer, an empty line the chat"
-SETTINGS: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+SAMPLING: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "temperature": (float, lambda value: value >= 0, "at least 0, which is greedy"),
     "top_p": (float, lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "top_k": (int, lambda value: value >= 0, "at least 0, which is all"),
@@ -144,9 +144,9 @@ class Chat:
     def set(self, words: Sequence[str]) -> None:
         """Show the settings, or change one; UserError where there is no such setting or value."""
         if words:
-            kind, fits, range_ = SETTINGS.get(words[0], (str, None, ""))
+            kind, fits, range_ = SAMPLING.get(words[0], (str, None, ""))
             if fits is None:
-                raise UserError(f"/set {words[0]}: no such setting; there are {', '.join(SETTINGS)}")
+                raise UserError(f"/set {words[0]}: no such setting; there are {', '.join(SAMPLING)}")
             try:
                 value = kind(words[1])
             except (IndexError, ValueError):
@@ -154,7 +154,7 @@ class Chat:
             if not fits(value):
                 raise UserError(f"/set {' '.join(words)}: expected a number {range_}")
             self.settings[words[0]] = value
-        print(", ".join(f"{name} {self.settings.get(name, '(of the node)')}" for name in SETTINGS), flush=True)
+        print(", ".join(f"{name} {self.settings.get(name, '(of the node)')}" for name in SAMPLING), flush=True)
 
     def _nodes(self, name: str) -> list[Finished]:
         released = finished.answering(self.runs, "" if name == ALL else name)
