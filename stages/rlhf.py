@@ -15,32 +15,28 @@ GRPO; with them it was never run here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, Against, Signature, Stage
+from pipeline.chain.stage import Against, Signature
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.training import rewarded
-from pipeline.training.rewarded import ROLE, RewardOptions
+from pipeline.training.rewarded import ROLE, RewardedStage, RewardOptions
 
 _CLASSES = {"rloo": ("trl.RLOOConfig", "RLOOTrainer"), "grpo": ("trl.GRPOConfig", "GRPOTrainer")}
 
 
-class RLHF(Stage):
+class RLHF(RewardedStage):
     """Raise the reward of sampled answers, held to the parent, and hand on a merged model."""
 
     title = "RLHF"
     about = "An aligned chat model: reinforcement learning (RLOO or GRPO) from rewards of its own answers."
-    reads = "prompts"
-    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal",), ROLE: (ROLE,)}
-    optional = (ROLE,)
     library = _CLASSES["rloo"][0]
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 1e-4, "beta": 0.05, "num_generations": 8, "max_completion_length": 256,
@@ -58,26 +54,11 @@ class RLHF(Stage):
         return _CLASSES.get(str(values.get("algorithm")), _CLASSES["rloo"])[0]
 
     def signature(self, options: Any) -> Signature:
-        """Return that a reward model is needed where no rule is given; UserError where a rule is at fault."""
-        rewarded.checked(options)
+        """Return what goes in and comes out; UserError where a rule is at fault, or dropout is asked for."""
+        found = super().signature(options)
         if options.lora_dropout:
             raise UserError("lora_dropout: answers are sampled and learned from without dropout; leave it out")
-        optional = () if rewarded.needs_model(options) else self.optional
-        return Signature(self.reads, self.takes, self.gives, self.makes, optional)
-
-    def evaluators(self, options: Any) -> Sequence[Any]:
-        """Return the measure of what answers to held-out prompts are worth by the node's own rewards."""
-        from pipeline.training.sampled_reward import SampledReward
-
-        return (SampledReward(),)
-
-    def modules(self, options: Any) -> list[Path]:
-        """Return the files of the rewards."""
-        return rewarded.modules(options)
-
-    def digests(self, options: Any) -> dict[str, str]:
-        """Return that of the judge, where it grades."""
-        return rewarded.digests(options)
+        return found
 
     def note(self, options: Any) -> str:
         """Return why no token counts."""

@@ -11,7 +11,6 @@ as for reinforcement learning: rules (`rewards: {judge: 1.0}`), a trained model 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,12 +45,6 @@ class SelfTraining(RewardedStage):
         keep: int = option(1, "best answers to a prompt that are learned from, at most", at_least=1)
         prompts: int = option(0, "prompts that a round answers, at most, drawn anew for each; 0: all", at_least=0)
 
-    def evaluators(self, options: Any) -> Sequence[Any]:
-        """Return the measure of what answers to held-out prompts are worth by the node's own rewards."""
-        from pipeline.training.sampled_reward import SampledReward
-
-        return (SampledReward(),)
-
     def note(self, options: Any) -> str:
         """Return where the rows come from."""
         return "Each row is an answer of the parent that was kept in the first round; it is sampled again to be shown here."
@@ -80,7 +73,7 @@ class SelfTraining(RewardedStage):
         from pipeline.training import guards
         from pipeline.training.answers import fitting
         from pipeline.training.chat import open_parent, row_length
-        from pipeline.training.loop import prepare
+        from pipeline.training.loop import prepare, rows_of_a_step
         from pipeline.training.self_training import Rounds, in_order
 
         arguments = self.arguments(run)
@@ -91,8 +84,7 @@ class SelfTraining(RewardedStage):
         )
         encoded = prepare(run, rows, asked)
         guards.learns(encoded, rows.dropped + dropped)
-        size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        length = arguments.max_steps // run.options.rounds * size
+        length = arguments.max_steps // run.options.rounds * rows_of_a_step(arguments)
         dataset = Rounds(run, prompts, tokenizer, length, lambda: open_parent(run).model)
         sample = {"input_ids": encoded[0]["input_ids"]}
         return Batches(dataset, tokens.CausalCollator(int(tokenizer.pad_token_id)), sample, in_order)

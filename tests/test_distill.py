@@ -114,7 +114,7 @@ def test_a_teacher_is_remembered_where_rows_are_read_again_and_memory_suffices(m
 
     def keeps(steps, tokens=100, epochs=1.0):
         arguments = SimpleNamespace(
-            per_device_train_batch_size=2, gradient_accumulation_steps=2, world_size=1, max_steps=steps, num_train_epochs=epochs
+            train_batch_size=2, gradient_accumulation_steps=2, world_size=1, max_steps=steps, num_train_epochs=epochs
         )
         return distillation.kept({"labels": [[-100, 1, 2]] * 8} | dict.fromkeys(range(7), 0), tokens, arguments)
 

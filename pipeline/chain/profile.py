@@ -86,6 +86,16 @@ def names() -> list[str]:
     return sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 
 
+def only(file: str) -> Path:
+    """Return the file of a name in the one profile that has it, such as the settings of a command; UserError where it isn't one."""
+    found = sorted(FOLDER.glob(f"*/{file}"))
+    if len(found) != 1:
+        raise UserError(
+            f"command line: --config is missing; {len(found)} profiles have a {file}; say which, as in PROFILE=NAME"
+        )
+    return found[0]
+
+
 def find(name: str) -> Path:
     """Return the folder of a profile by its name or path; UserError with the nearest names if there is none."""
     for folder in (FOLDER / name, Path(name)):

@@ -49,12 +49,7 @@ class Speaker:
             raise UserError(f"{node.folder}: has no chat template; only a chat model can be talked to")
         self.model: Any = checkpoint.load(str(node.folder)).to(hardware.device()).eval()
         self.model.config.use_cache = True
-        settings = self.model.generation_config  # the node's own; with a borrowed template it stops at an answer's end, too
-        own = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-        stops = {token for token in own if token is not None} | set(tokenization.stop_ids(self.tokenizer))
-        settings.eos_token_id = sorted(stops)
-        if settings.pad_token_id is None:
-            settings.pad_token_id = self.tokenizer.pad_token_id
+        checkpoint.ends_answers(self.model.generation_config, self.tokenizer)  # a borrowed template's end, too
 
     def answer(self, system: str, line: str, given: Mapping[str, Any]) -> None:
         """Stream an answer, up to its end or to Ctrl-C, and remember both sides; `given`: settings beside the node's own.

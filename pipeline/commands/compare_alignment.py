@@ -160,7 +160,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:
 def asked(argv: Sequence[str]) -> tuple[Options, Path]:
     """Return options and the folder of the profile's runs; UserError with every fault."""
     flags, faults = config.read_flags(argv)
-    file = Path(str(flags.pop("config", "") or _only_settings()))
+    file = Path(str(flags.pop("config", "") or profile.only(SETTINGS)))
     folder = Path(str(flags.pop("runs", "runs"))) / file.parent.name
     settings = config.read_profile(file)
     values = settings | flags
@@ -169,14 +169,6 @@ def asked(argv: Sequence[str]) -> tuple[Options, Path]:
     if faults:
         raise UserError(*faults)
     return Options(**values), folder
-
-
-def _only_settings() -> Path:
-    """Return the settings of the one profile that has some; UserError where there are none or several."""
-    found = sorted(profile.FOLDER.glob(f"*/{SETTINGS}"))
-    if len(found) != 1:
-        raise UserError(f"command line: {len(found)} profiles have a {SETTINGS}; say which, as in PROFILE=NAME")
-    return found[0]
 
 
 def main() -> int:

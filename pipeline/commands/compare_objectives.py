@@ -173,7 +173,7 @@ def rendered(summary: dict[str, Any]) -> Iterable[str]:
 def asked(argv: Sequence[str]) -> tuple[Options, Node, Path]:
     """Return options, the node that trains, and the folder of all runs; UserError with every fault."""
     flags, faults = config.read_flags(argv)
-    file = Path(str(flags.pop("config", "") or _only_settings()))
+    file = Path(str(flags.pop("config", "") or profile.only(SETTINGS)))
     runs = Path(str(flags.pop("runs", "runs"))) / file.parent.name
     output = Path(str(flags.pop("output", runs)))
     settings = config.read_profile(file)
@@ -187,14 +187,6 @@ def asked(argv: Sequence[str]) -> tuple[Options, Node, Path]:
     if faults:
         raise UserError(*faults)
     return Options(**values), profile.read_node(trains), output
-
-
-def _only_settings() -> Path:
-    """Return the settings of the one profile that has some; UserError where there are none or several."""
-    found = sorted(profile.FOLDER.glob(f"*/{SETTINGS}"))
-    if len(found) != 1:
-        raise UserError(f"command line: --config is missing; {len(found)} profiles have a {SETTINGS}")
-    return found[0]
 
 
 def main() -> int:

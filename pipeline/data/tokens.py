@@ -147,6 +147,11 @@ def encode_answers(row: Row, tokenizer: PreTrainedTokenizerBase, columns: Sequen
     return encoded
 
 
+def answered(prompt: Sequence[int], answer: Sequence[int]) -> Tokens:
+    """Return ids and labels of an answer after its prompt; only the answer's tokens are targets."""
+    return {"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + list(answer)}
+
+
 def pieces(
     rows: Iterable[Row], encoder: Callable[[Row], Tokens], max_length: int | None, split: bool, dropped: Counter[str]
 ) -> Iterator[dict[str, Any]]:

@@ -63,6 +63,14 @@ def generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     )
 
 
+def ends_answers(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a model's own generation settings stop also where the template ends an answer, and pad where they don't say how."""
+    own = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    settings.eos_token_id = sorted({token for token in own if token is not None} | set(stop_ids(tokenizer)))
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+
+
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a complete checkpoint that `from_pretrained` loads: fp32 safetensors, tokenizer, template, generation settings.
 

@@ -61,7 +61,7 @@ SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_steps": (lambda value: value == -1 or value >= 1, "no step would be trained; -1 means that the epochs decide"),
     "max_grad_norm": (lambda value: value == 0 or value >= 1e-6, "every gradient would be clipped away; 0 clips none"),
     "adam_beta1": _SHARE, "adam_beta2": _SHARE, "label_smoothing_factor": _SHARE,
-    "weight_decay": (lambda value: 0 <= value < 1, "expected a number from 0 to below 1"),
+    "weight_decay": _SHARE,
     "adam_epsilon": (lambda value: 0 < value < 1e-2, "expected a number above 0 and below 0.01, which would hide the gradients"),
     "warmup_steps": _SIZE, "beta": _SIZE, "logging_steps": (lambda value: value > 0, "expected more than 0"),
     "per_device_train_batch_size": _COUNT, "gradient_accumulation_steps": _COUNT, "num_generations": _COUNT,

@@ -19,8 +19,8 @@ from pipeline.models import build, checkpoint, tokenization
 from pipeline.models.logits import IGNORED, at, num_targets, summed
 from pipeline.system.errors import UserError
 from pipeline.training import guards
-from pipeline.training.policy import PROMPT, PromptOrder
-from pipeline.training.trainer import StageTrainer
+from pipeline.training.loop import passes
+from pipeline.training.policy import PromptOrder, PromptTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,9 +129,7 @@ def _logits(model: Any, inputs: Mapping[str, Any], positions: torch.Tensor) -> t
 
 def kept(dataset: Any, tokens: int, arguments: Any) -> bool:
     """Say whether a teacher's logits are kept: rows are read more than once, and those at all targets take a GiB at most."""
-    size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    again = arguments.max_steps * size > len(dataset) if arguments.max_steps > 0 else arguments.num_train_epochs > 1
-    if not again:
+    if passes(arguments, len(dataset)) <= 1:
         return False
     left = _KEPT // (4 * tokens)
     for labels in dataset["labels"]:
@@ -154,25 +152,16 @@ class AnswerOrder(PromptOrder):
         )  # fmt: skip
 
 
-class AnswersTrainer(StageTrainer, DistillationTrainer):
+class AnswersTrainer(PromptTrainer, DistillationTrainer):
     """trl's on-policy trainer (Agarwal et al. 2024, eq. 3) on prompts that went through our template, with counts of answers."""
 
     def __init__(self, model: Any, teacher: Any, arguments: Any, rows: Sequence[Row], **named: Any) -> None:
-        """`rows`: those of the recipe, in which each example's prompt stands."""
-        self.rows = rows
-        self._prompt_ids: list[list[int]] = []
+        """`rows`: those of the recipe."""
         self._since = Counter[str]()  # since the last log
-        super().__init__(model, teacher, arguments, **named)
+        super().__init__(model, teacher, arguments, rows=rows, **named)
 
     def _get_train_sampler(self, dataset: Any = None) -> AnswerOrder:
         return AnswerOrder(self.args, dataset if dataset is not None else self.train_dataset)
-
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        self._prompt_ids = [list(item["input_ids"]) for item in inputs]
-        return super()._generate_and_score_completions([{"prompt": self.rows[item[PROMPT]]["prompt"]} for item in inputs])
-
-    def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return self._prompt_ids, None, {}
 
     def _generate(self, prompts: list[Any]) -> Any:
         """Sample an answer to each prompt, and count them and those that were cut."""
@@ -188,9 +177,6 @@ class AnswersTrainer(StageTrainer, DistillationTrainer):
             logs |= {name: self._since[name] for name in ("completions", "truncated", "prompt_tokens")}
             self._since.clear()
         super().log(logs, *more, **named)
-
-    def _track_num_input_tokens(self, inputs: Any) -> None:
-        """Leave it to trl, which counts prompts and answers when it samples."""
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Estimate the operations of a step of the student and of its sampling; the teacher's pass is not in it."""

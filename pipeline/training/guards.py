@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.tokens import IGNORED, encode_messages
+from pipeline.data.tokens import IGNORED, Tokens, answered, encode_messages
 from pipeline.data.types import Row
 from pipeline.models.tokenization import end_token
 from pipeline.system.errors import UserError
@@ -65,7 +65,8 @@ def knows(model: Any, rows: Sequence[Any]) -> None:
     was_training = model.training
     model.eval()
     for row in (rows[at] for at in range(min(_KNOWN_ROWS, len(rows)))):
-        ids, labels = (torch.tensor([columns[:_KNOWN_TOKENS]]) for columns in _targets(row))
+        columns = _targets(row)
+        ids, labels = (torch.tensor([columns[name][:_KNOWN_TOKENS]]) for name in ("input_ids", "labels"))
         wanted = labels[:, 1:] != IGNORED
         if count > _KNOWN_TOKENS or not wanted.any():
             continue
@@ -82,13 +83,13 @@ def knows(model: Any, rows: Sequence[Any]) -> None:
         )
 
 
-def _targets(row: Any) -> tuple[list[int], list[int]]:
+def _targets(row: Any) -> Tokens:
     """Return ids and labels of an example, of pairs those of the chosen side; an example without targets has none."""
     if "labels" in row:
-        return list(row["input_ids"]), list(row["labels"])
-    answer = next((list(row[name]) for name in ("chosen_ids", "completion_ids") if name in row), [])
-    prompt = list(row.get("prompt_ids", [])) if answer else [0]
-    return [*prompt, *answer], [IGNORED] * len(prompt) + answer
+        return {name: row[name] for name in ("input_ids", "labels")}
+    return answered(
+        row.get("prompt_ids", []), next((row[name] for name in ("chosen_ids", "completion_ids") if name in row), [])
+    )
 
 
 def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, role: str = "parent") -> None:

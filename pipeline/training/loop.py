@@ -85,6 +85,18 @@ def _identity(run: Run, rows: Rows, tokenizer: Any, settings: Sequence[Any]) -> 
     return cache.key(rows.identity, encoder, script, *settings)
 
 
+def rows_of_a_step(arguments: TrainingArguments) -> int:
+    """Return how many rows a step of the optimizer reads, on all processes."""
+    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
+
+
+def passes(arguments: TrainingArguments, rows: int) -> float:
+    """Return how often a run reads each of so many rows."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps * rows_of_a_step(arguments) / rows
+    return float(arguments.num_train_epochs)
+
+
 def decay(arguments: TrainingArguments, rows: int) -> None:
     """Give a warmup-stable-decay schedule its decay: the last 40% of the steps, unless the profile says how many.
 
@@ -92,8 +104,8 @@ def decay(arguments: TrainingArguments, rows: int) -> None:
     """
     if str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)) != "warmup_stable_decay":
         return
-    size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(rows / size) * arguments.num_train_epochs
+    epoch = math.ceil(rows / rows_of_a_step(arguments))
+    steps = arguments.max_steps if arguments.max_steps > 0 else epoch * arguments.num_train_epochs
     given: Any = arguments.lr_scheduler_kwargs or {}
     arguments.lr_scheduler_kwargs = {"num_decay_steps": max(1, round(0.4 * steps)), **given}
 
@@ -114,7 +126,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         resume.sweep(run.output, run.say)
     process.wait_for_all()
     newest = resume.latest(run.output)
-    trainer.began = guards.weights(trainer.model)
+    trainer.began = guards.weights(trainer.model) if run.main else {}
     if newest:
         run.record["resumed_from"] = int(newest.name.split("-")[1])
         run.say(f"goes on from {newest.name}")
@@ -128,8 +140,6 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state = trainer.state
-    if warning := guards.warms_up(trainer.args, state.max_steps):
-        run.say(warning)
     if keeper.stopped:
         raise Stopped(
             keeper.stopped,

@@ -74,8 +74,31 @@ def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[Prompt
     return Batches(dataset, partial(pad, pad_id=int(tokenizer.pad_token_id)), sample, order)
 
 
-class PolicyTrainer(StageTrainer):
-    """A StageTrainer beside trl's RLOO or GRPO trainer: our prompts, our rewards, and counts of what taught nothing."""
+class PromptTrainer(StageTrainer):
+    """A StageTrainer beside a trainer of trl that samples answers: it gives it prompts that went through our template."""
+
+    def __init__(self, *given: Any, rows: Sequence[Row], **named: Any) -> None:
+        """`rows`: those of the recipe, in which each example's prompt stands."""
+        self.rows = rows
+        self._prompt_ids: list[list[int]] = []
+        super().__init__(*given, **named)
+
+    def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """Give trl the conversation of each example, and see to it that the ids are those that were prepared."""
+        self._prompt_ids = [list(item["input_ids"]) for item in inputs]
+        return super()._generate_and_score_completions(  # type: ignore[misc]
+            [{"prompt": self.rows[item[PROMPT]]["prompt"], PROMPT: item[PROMPT]} for item in inputs]
+        )
+
+    def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return self._prompt_ids, None, {}
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Leave it to trl, which counts prompts and answers when it samples."""
+
+
+class PolicyTrainer(PromptTrainer):
+    """A PromptTrainer beside trl's RLOO or GRPO trainer: our rewards, and counts of what taught nothing."""
 
     progress = ("mean_reward", "kl_per_answer")
     args: Any  # of trl
@@ -86,19 +109,18 @@ class PolicyTrainer(StageTrainer):
     _step: int  # trl's, backward passes so far
 
     def __init__(self, model: Any, rewards: Mixture, arguments: Any, rows: Sequence[Row], **named: Any) -> None:
-        """`rows`: those of the recipe, in which each example's prompt and what rewards need stand.
+        """`rows`: those of the recipe, in which what rewards need stands, too.
 
         Without an adapter the reference is a copy of the model as it is now; trl would read it from a path again.
         """
-        self.rewards, self.rows = rewards, rows
-        self._prompt_ids: list[list[int]] = []
+        self.rewards = rewards
         self._since, self._before = Counter[str](), Counter[str]()  # since the last log, and before that
         self._failed = Counter[str]()  # failures that were logged
         self._updates = 0  # steps of the optimizer in an epoch
         beta = arguments.beta
         reference = None if named.get("peft_config") or not beta else copy.deepcopy(model)
         arguments.beta = 0.0 if reference is not None else beta
-        super().__init__(model, [_unused], arguments, **named)
+        super().__init__(model, [_unused], arguments, rows=rows, **named)
         if reference is not None:
             arguments.beta = self.beta = beta
             add_fused_lm_head(reference, temperature=self.temperature)
@@ -116,16 +138,6 @@ class PolicyTrainer(StageTrainer):
         """Say whether new answers are sampled after this step; those that are sampled already aren't saved."""
         micro = step % max(self._updates, 1) * self.args.gradient_accumulation_steps
         return bool(micro % (self.args.steps_per_generation * self.args.num_iterations) == 0)
-
-    def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
-        """Give trl the conversation of each example, and see to it that the ids are those that were prepared."""
-        self._prompt_ids = [list(item["input_ids"]) for item in inputs]
-        return super()._generate_and_score_completions(  # type: ignore[misc]
-            [{"prompt": self.rows[item[PROMPT]]["prompt"], PROMPT: item[PROMPT]} for item in inputs]
-        )
-
-    def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return self._prompt_ids, None, {}
 
     def _calculate_rewards(
         self, inputs: Sequence[Mapping[str, Any]], prompts: Any, completions: Any, ids: Sequence[Sequence[int]]
@@ -194,9 +206,6 @@ class PolicyTrainer(StageTrainer):
         if self.accelerator.num_processes == 1:
             return Counter(self.rewards.failures)
         return sum((Counter(one) for one in gather_object([dict(self.rewards.failures)])), Counter[str]())
-
-    def _track_num_input_tokens(self, inputs: Any) -> None:
-        """Leave it to trl, which counts prompts and answers when it samples."""
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Estimate the operations of an update, and of the passes over its answers before: sampling, old and reference log-probabilities."""

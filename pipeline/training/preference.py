@@ -14,6 +14,7 @@ from trl import DPOTrainer
 from pipeline.data.tokens import IGNORED
 from pipeline.training import references, scoring
 from pipeline.training.alignment import AlignmentTrainer
+from pipeline.training.loop import passes
 
 if TYPE_CHECKING:
     from pipeline.chain.run import Run
@@ -33,7 +34,7 @@ class PreferenceTrainer(AlignmentTrainer, DPOTrainer):
 
     def __init__(self, run: Run, model: Any, arguments: Any, by_row: set[str], **named: Any) -> None:
         self.run, self.by_row, self.joins = run, by_row, False
-        whole = _reads_all(arguments, len(named["train_dataset"]))
+        whole = passes(arguments, len(named["train_dataset"])) >= 1  # then one pass before it saves more than it costs
         keeps = not arguments.sync_ref_model and bool(run.arguments.get("precompute_ref_log_probs", whole))
         arguments.precompute_ref_log_probs = keeps
         self.parent = references.identity(model) if keeps else ""
@@ -112,11 +113,3 @@ class PreferenceTrainer(AlignmentTrainer, DPOTrainer):
             return super().compute_loss(model, inputs, *more)
         finally:
             self.loss_weights = given
-
-
-def _reads_all(arguments: Any, rows: int) -> bool:
-    """Say whether a run reads every row at least once, so that one pass before it saves more than it costs."""
-    if arguments.max_steps <= 0:
-        return bool(arguments.num_train_epochs >= 1)
-    step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return bool(arguments.max_steps * step >= rows)

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.chain.run import Run
+from pipeline.training import guards
 
 
 class Progress(TrainerCallback):
@@ -24,8 +25,10 @@ class Progress(TrainerCallback):
         self.shown = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Forget what a killed process logged after the checkpoint that this one goes on from."""
+        """Forget what a killed process logged after the checkpoint that this one goes on from; warn of a warm-up without an end."""
         self.started, self.offset = time.time(), (state.global_step, state.num_input_tokens_seen)
+        if warning := guards.warms_up(args, state.max_steps):
+            self.run.say(warning)
         if not state.is_world_process_zero:
             return
         kept = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,8 +24,8 @@ class Scored:
 
         rewards: {judge: 1.0, length: {weight: 0.1, greatest: 40}}
 
-    A number is a weight, 0 for a reward that is logged and not learned from; beside `weight` stand the reward's own options. `model` is the parent of role `reward`, which has
-    weight 1 where it isn't named.
+    A number is a weight, 0 for a reward that is logged and not learned from; beside `weight` stand the reward's own
+    options. `model` is the parent of role `reward`, which has weight 1 where it isn't named.
     """
 
     recipe: str = option("world", "data recipe that gives its rows")
@@ -102,6 +102,12 @@ class RewardedStage(Stage):
         checked(options)
         optional = () if needs_model(options) else self.optional
         return Signature(self.reads, self.takes, self.gives, self.makes, optional)
+
+    def evaluators(self, options: Any) -> Sequence[Any]:
+        """Return the measure of what answers to held-out prompts are worth by the node's own rewards."""
+        from pipeline.training.sampled_reward import SampledReward
+
+        return (SampledReward(),)
 
     def modules(self, options: Any) -> list[Path]:
         """Return the files of the rewards."""

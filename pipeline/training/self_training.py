@@ -8,23 +8,21 @@ any stage. A checkpoint is saved at the end of each round, before the next one s
 from __future__ import annotations
 
 import copy
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline import objectives
 from pipeline.chain import blocks
-from pipeline.data.tokens import IGNORED
+from pipeline.data.tokens import answered
 from pipeline.models.tokenization import render
-from pipeline.system import hashes
 from pipeline.system.errors import UserError
+from pipeline.training import references
 from pipeline.training.answers import Answer, Prompts, Sampler, Tally
 from pipeline.training.trainer import ROW, ObjectiveTrainer
 
@@ -142,12 +140,12 @@ class Rounds(Dataset[Example]):
         prompts = self.prompts.select(order[: options.prompts or None])
         name, selection = f"round{number + 1}", Selection(options.threshold, options.keep)
         first = None if model is not None else blocks.kept(self.run.output, f"{name}-00000", self.run.say)
-        mark = digest(model) if model is not None else first.mark if first else ""
+        mark = references.identity(model) if model is not None else first.mark if first else ""
         for prompt, group in self.sampler.groups(model, prompts, name, (self.run.seed, kind, number), mark):
             asked = render(self.tokenizer, prompt.row["prompt"], answer_next=True)
             for answer in selection.choose(group):
-                ids, labels = [*asked, *answer.ids], [IGNORED] * len(asked) + list(answer.ids)
-                yield {"input_ids": np.array(ids, np.int32), "labels": np.array(labels, np.int32), ROW: prompt.number}
+                columns = answered(asked, answer.ids).items()
+                yield {name: np.array(ids, np.int32) for name, ids in columns} | {ROW: prompt.number}
         self.told[number] = selection.record(number + 1)
 
     def _places(self, turn: int) -> list[int]:
@@ -156,14 +154,6 @@ class Rounds(Dataset[Example]):
             drawn = random.Random(f"{self.run.seed}/{self.run.stage.kind}/{self.number}/{turn}")
             self._order = (self.number, turn, drawn.sample(range(len(self.examples)), len(self.examples)))
         return self._order[2]
-
-
-def digest(model: Any) -> str:
-    """Return the digest of a model's weights, by name."""
-    return hashes.digest({
-        name: hashlib.sha256(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-        for name, tensor in sorted(model.state_dict().items())
-    })  # fmt: skip
 
 
 class _EndOfRound(TrainerCallback):

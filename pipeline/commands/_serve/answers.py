@@ -14,6 +14,7 @@ from transformers import LogitsProcessor
 from transformers.cli.serving.utils import DirectStreamer, InferenceThread
 
 from pipeline.commands._serve.asked import AskedChat, AskedText, Refused
+from pipeline.data import tokens
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import hardware
 from pipeline.system.errors import UserError
@@ -67,9 +68,7 @@ class Model:
         self.model = checkpoint.load(folder).to(hardware.device()).eval()
         self.model.config.use_cache = True
         self.positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        own = self.model.generation_config.eos_token_id
-        ends = own if isinstance(own, list) else [own]
-        self.ends = sorted({*(token for token in ends if token is not None), *tokenization.stop_ids(self.tokenizer)})
+        checkpoint.ends_answers(self.model.generation_config, self.tokenizer)
         self._thread = InferenceThread()
 
     def prompt(self, asked: AskedChat | AskedText) -> list[int]:
@@ -88,10 +87,7 @@ class Model:
                 raise Refused(f"prompt: ids of tokens are from 0 to {size - 1}", "prompt")
             return [int(token) for token in given]
         text = given if isinstance(given, str) else str(given[0])
-        ids = list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-        begin = self.tokenizer.bos_token_id  # as pretraining began each text
-        begin = self.tokenizer.eos_token_id if begin is None else begin
-        return [begin, *ids] if begin is not None else ids
+        return tokens.encode_text({"text": text}, self.tokenizer)["input_ids"][:-1]  # as pretraining began each text
 
     def settings(self, asked: AskedChat | AskedText, read: int) -> Any:
         """Return the node's own generation settings with what was asked for; Refused where the context is too short."""
@@ -105,8 +101,6 @@ class Model:
             )
         found = copy.deepcopy(self.model.generation_config)
         found.max_new_tokens = asked.longest or min(room, LONGEST)
-        found.eos_token_id = self.ends
-        found.pad_token_id = self.tokenizer.pad_token_id if found.pad_token_id is None else found.pad_token_id
         if asked.temperature is not None or asked.top_p is not None:
             found.do_sample = asked.temperature != 0
             found.temperature, found.top_p, found.top_k = asked.temperature or 1.0, asked.top_p or 1.0, 0
@@ -153,7 +147,9 @@ class Model:
             answer.written = streamer.total_tokens
             if held:
                 yield held
-            answer.reason = "length" if answer.written >= settings.max_new_tokens and streamer.last not in self.ends else "stop"
+            answer.reason = (
+                "length" if answer.written >= settings.max_new_tokens and streamer.last not in settings.eos_token_id else "stop"
+            )
         finally:
             streamer.cancel()
 

@@ -158,11 +158,12 @@ def refusal(faults: list[Any], body: Any) -> Refused:
     said: dict[str, str] = {}
     for fault in faults:
         place = [str(part) for part in fault["loc"] if part != "body"]
-        several = next((name for name in _FORMS if name in place and fault["type"] != "value_error"), "")
+        missing = fault["type"] == "missing" and bool(_FORMS.keys() & place[-1:])  # the field itself
+        several = next((name for name in _FORMS if name in place and not missing and fault["type"] != "value_error"), "")
         place = place[: place.index(several) + 1] if several else place
         name = place[0] if place else ""
         value = body.get(name) if isinstance(body, dict) else None
-        if several and (fault["type"] != "missing" or place[-1] != several or len(fault["loc"]) > len(place) + 1):
+        if several:
             text = f"{'.'.join(place)}: {_FORMS[several]}"
         elif fault["type"] == "extra_forbidden":
             text = (

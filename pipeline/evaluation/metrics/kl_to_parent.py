@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.data.tokens import IGNORED, Tokens
+from pipeline.data.tokens import answered
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
 from pipeline.evaluation.subject import Subject
@@ -36,10 +36,7 @@ class KLToParent(Evaluator):
             return
         prompts = [render(node.tokenizer, prompt, answer_next=True) for prompt in turns]
         sampled = node.continued(prompts, settings.max_new_tokens, settings.seed)
-        encoded: list[Tokens] = [
-            {"input_ids": [*prompt, *reply.ids], "labels": [IGNORED] * len(prompt) + list(reply.ids)}
-            for prompt, reply in zip(prompts, sampled, strict=True)
-        ]
+        encoded = [answered(prompt, reply.ids) for prompt, reply in zip(prompts, sampled, strict=True)]
         mine, theirs = node.nats(encoded), parent.nats(encoded)
         yield Measurement(node.label, "kl_to_parent", share([there - here for here, there in zip(mine, theirs, strict=True)]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from pipeline.data.tokens import IGNORED, Tokens, encode_messages, encode_text, pieces
+from pipeline.data.tokens import Tokens, answered, encode_messages, encode_text, pieces
 from pipeline.evaluation.inference import divergences, num_targets
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
@@ -54,10 +54,7 @@ class KLToTeacher(Evaluator):
             return [[encode_messages(row["messages"], tokenizer)] for row in rows]
         prompts = [render(tokenizer, row["prompt"], answer_next=True) for row in rows]
         replies = teacher.continued(prompts, subject.settings.max_new_tokens, subject.settings.seed)
-        return [
-            [{"input_ids": [*prompt, *reply.ids], "labels": [IGNORED] * len(prompt) + list(reply.ids)}]
-            for prompt, reply in zip(prompts, replies, strict=True)
-        ]
+        return [[answered(prompt, reply.ids)] for prompt, reply in zip(prompts, replies, strict=True)]
 
 
 def _alike(one: StageModel, other: StageModel) -> bool:
