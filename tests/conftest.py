@@ -27,6 +27,15 @@ SMALL = {
 CHAIN = {"pretrain": ("text", None), "sft": ("chats", "pretrain"), "dpo": ("pairs", "sft")}  # shape of data, parent
 
 
+@pytest.fixture(autouse=True)
+def _own_environment():
+    """Give each test the environment that it began with: a command that a test calls may set variables (serve: HF_HUB_OFFLINE)."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def flags_of(name, chain, data, output=None):
     """Return the flags that make a stage of the small chain."""
     shape, parent = CHAIN[name]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -238,12 +239,15 @@ def test_the_same_node_has_the_same_card(ready):
 def test_the_curve_goes_through_the_points():
     log = [{"tokens": 100, "loss": 4.0}, {"tokens": 200, "loss": 2.0}, {"tokens": 400, "loss": 1.0}]
     picture = curve.draw(log, "sft", {"floor": 0.5})
-    points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]+)"', picture)[1].split()]
+    points = [tuple(map(float, point.split())) for point in re.search(r'class="k0" d="M([^"]+)"', picture)[1].split("L")]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert (x2 - x0) / (x1 - x0) == pytest.approx(3, abs=0.01)
     assert (y2 - y0) / (y1 - y0) == pytest.approx(1.5, abs=0.01)
     assert y0 < y1 < y2, "down the page is less"
-    assert "floor 0.500" in picture
+    assert "floor: 0.500" in picture
+    marks = re.findall(r'text-anchor="(?:end|middle)">([\d.]+)<', picture)
+    assert {"1", "2", "3", "4", "100", "200", "300", "400"} <= set(marks), "ticks are round"
+    ElementTree.fromstring(picture)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def test_a_stranger_reads_it_through_a_mirror(run, ready, hub, mirror, tmp_path)
     environment = os.environ | {"HF_ENDPOINT": mirror, "HF_HOME": str(tmp_path / "home")}
     del environment["HF_TOKEN"]
     command = [sys.executable, "-c", READER, "me/small-sft", tag, "Who saw the owl?"]
-    read = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    read = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert read.returncode == 0, read.stderr[-2000:]
     tokenizer, model = readback._load(ready / "sft", "AutoModelForCausalLM")
     turns = [{"role": "user", "content": "Who saw the owl?"}]
     batch = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")

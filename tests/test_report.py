@@ -17,7 +17,7 @@ from pipeline import objectives
 from pipeline.chain import finished, manifest
 from pipeline.chain.finished import Finished
 from pipeline.models import tokenization
-from pipeline.report import batches, charts, figures, graph, lines, page
+from pipeline.report import batches, charts, figures, graph, lines, page, story
 from pipeline.report.nodes import Node, Parent, nodes
 from pipeline.training.trainer import ROW, StageTrainer
 from tests.conftest import SMALL, flags_of
@@ -210,14 +210,14 @@ def test_the_page_is_whole_and_needs_nothing_else(made):
 
 def test_pictures_and_tables_have_names(made):
     found = Page(made.read_text(encoding="utf-8"))
-    assert len(found.all("svg")) == 1 + 3 + 6  # the chain, three losses, two figures of each node
+    assert len(found.all("svg")) == 2 + 3 + 6  # the chain small and whole, three losses, two figures of each node
     for picture in found.all("svg"):
         assert picture["role"] == "img"
         assert [found.ids[name] for name in picture["aria-labelledby"].split()] == ["title", "desc"]
     tables = len(found.all("table"))
-    assert tables == len(found.all("caption")) == 3 + 6
+    assert tables == len(found.all("caption")) == 4 + 6
     regions = [attributes for attributes in found.all("div") if attributes.get("role") == "region"]
-    assert len(regions) == tables + 1  # the picture of the chain scrolls, too
+    assert len(regions) == tables + 2  # the pictures of the chain scroll, too
     assert all(found.ids[region["aria-labelledby"]] in ("caption", "p") and region["tabindex"] == "0" for region in regions)
     assert all(cell["scope"] in ("col", "row") for cell in found.all("th"))
 
@@ -249,7 +249,7 @@ def test_a_chain_that_does_not_hang_together_is_said(copy, run, data):
     assert status == 0, err
     text = page.render(copy, nodes(copy), "x")
     assert "another than the one here; make dpo again" in text
-    assert text.count('class="edge broken"') == 1
+    assert text.count('class="edge broken"') == 2  # drawn small and whole
     assert "or not measured: sft." in text
 
 
@@ -281,6 +281,43 @@ def test_a_control_is_drawn_beside_what_it_controls(copy):
     text = page.render(copy, found, "x")
     assert "only its tokenizer" in text
     assert "control of sft" in text
+    assert text.count('class="edge loose"') == 2  # drawn small and whole
+    record["recipe"] = record["recipe"] | {"digest": "0" * 64}
+    manifest.write_json(copy / "sft-control" / manifest.NAME, record)
+    drawn = page._charts(nodes(copy), {})
+    assert [[curve.name for curve in chart.curves] for chart in drawn][1:3] == [["sft, training"], ["sft-control, training"]], (
+        "losses of different data are on axes of their own"
+    )
+
+
+def test_the_first_screen_tells_what_was_made_and_how_good_it_is(copy):
+    summary = summary_of(copy)
+    summary["samples"].insert(0, {"prompt": "asked of one", "answers": {"dpo": "yes"}})
+    manifest.write_json(copy / "evaluate.json", summary)
+    shown = nodes(copy)
+    told = story.told(copy, shown, figures.tables(shown, summary), summary)
+    assert told.lead[0].startswith("dpo is what came out: an aligned chat model")
+    assert "Made by pretrain → sft → dpo from " in told.lead[1]
+    assert [(result.name, result.metric, result.own) for result in told.results] == [
+        (name, "right", "50.0% [25.0, 75.0]") for name in ("pretrain", "sft", "dpo")
+    ]
+    assert told.results[1].rivals == [("pretrain (parent)", "50.0% [25.0, 75.0]")]
+    assert "better, clear of zero" in told.results[1].difference
+    assert (told.prompt, list(told.answers)) == ("Who saw the cat?", ["pretrain", "sft", "dpo"]), "what most of them were asked"
+    bare = story.told(copy, shown, [], None)
+    assert (bare.results, bare.prompt) == ([], "")
+
+
+def test_what_is_not_shown_of_a_batch_is_counted_as_it_is():
+    def batch(more, paired):
+        return batches.Batch([lines.Line("chosen", [], second=paired)], more, 1, 1, 1, "", None, 1)
+
+    assert [batch(*of).rest for of in ((0, False), (1, False), (2, True), (4, True))] == [
+        "",
+        "1 more row",
+        "1 more pair",
+        "2 more pairs",
+    ]
 
 
 def node(name, *parents):
@@ -404,7 +441,7 @@ def test_axes_are_round_and_hold_every_point():
     drawn = charts.loss("SFT", "", {"a": steps, "b": [(1, math.nan), (1000, 5.0)]}, {"floor": 1.5})
     points = [tuple(map(float, point.split())) for point in drawn.curves[0].path[1:].split("L")]
     assert len(points) <= 240
-    assert all(40 <= x <= 348 and 10 <= y <= 200 for x, y in points)
+    assert all(charts.LEFT <= x <= charts.RIGHT and charts.TOP <= y <= charts.BOTTOM for x, y in points)
     assert points[0][1] < points[-1][1]  # a loss that falls goes down
     assert "nan" not in drawn.curves[1].path
     flat = charts.loss("SFT", "", {"a": [(1, 4.001), (2, 4.0)]}, {})

@@ -39,6 +39,12 @@ class Batch:
         return any(line.second for line in self.lines)
 
     @property
+    def rest(self) -> str:
+        """What is not shown, counted in rows or, where two lines belong together, in pairs."""
+        count, what = (self.more // 2, "pair") if self.paired else (self.more, "row")
+        return f"{count:,} more {what}{'s' * (count != 1)}" if count else ""
+
+    @property
     def agrees(self) -> bool | None:
         """Whether the node's own log has as many tokens in its first step; None where it does not say."""
         return None if self.logged is None else self.logged == self.step

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH = 360
+LEFT, RIGHT, TOP, BOTTOM = 44, WIDTH - 12, 28, 214  # the frame of a chart
 _POINTS = 240  # of a curve; more can't be told apart at this width
+_SETTLED = 0.1  # of the tokens: what a loss falls through before would press all that follows together
 _CURVES, _LINES = (0, 1, 5, 6), (2, 3, 4)  # strokes of curves and of straight lines
 
 
@@ -26,7 +28,7 @@ class Curve:
     """A line through a chart, or a straight one across it."""
 
     name: str
-    path: str
+    path: str  # empty where it lies outside of the frame
     kind: int  # its stroke
 
 
@@ -39,7 +41,13 @@ class Chart:
     curves: Sequence[Curve]
     across: Sequence[Mark]
     up: Sequence[Mark]
+    labels: tuple[str, str]  # of the axes: across, up
     height: int
+
+    @property
+    def frame(self) -> tuple[int, int, int, int]:
+        """Left, right, top and bottom of where the curves lie."""
+        return LEFT, RIGHT, TOP, BOTTOM
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,13 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 
 
 def loss(name: str, text: str, curves: Mapping[str, Sequence[tuple[int, float]]], lines: Mapping[str, float]) -> Chart:
-    """Return a chart of training losses (tokens, nats) with straight lines to hold them against."""
-    return _drawn(
-        name, text, curves, lines, _bounds([value for points in curves.values() for _, value in points] + list(lines.values()))
-    )
+    """Return a chart of training losses (tokens, nats) with straight lines to hold them against.
+
+    The frame holds what a loss is after its first fall, so that a floor can be told from a model that comes near it.
+    """
+    settled = [value for points in curves.values() for value in _settled(points)]
+    below = [line for line in lines.values() if line <= max(settled, default=0.0)]
+    return _drawn(name, text, curves, lines, _bounds(settled + below), ("tokens", "training loss"))
 
 
 def rewards(name: str, text: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
@@ -94,34 +105,51 @@ def rewards(name: str, text: str, curves: Mapping[str, Sequence[tuple[float, flo
     for reward, points, values in named:
         low, high = min(values), max(values)
         scaled[f"{reward}: {low:.3g} to {high:.3g}"] = [(kl, (value - low) / ((high - low) or 1.0)) for kl, value in points]
-    return _drawn(name, text, scaled, {}, (0.0, 1.04))
+    return _drawn(name, text, scaled, {}, (0.0, 1.04), ("KL to the parent, nats an answer", "reward, 0 the least, 1 the most"))
 
 
 def _drawn(
-    name: str, text: str, curves: Mapping[str, Sequence[tuple[float, float]]], lines: Mapping[str, float], bounds: tuple[float, float]
+    name: str, text: str, curves: Mapping[str, Sequence[tuple[float, float]]], lines: Mapping[str, float],
+    bounds: tuple[float, float], labels: tuple[str, str],
 ) -> Chart:  # fmt: skip
     """Return curves and straight lines in the frame of a chart, from 0 to the most across."""
-    left, right, top, bottom = 40, WIDTH - 12, 10, 200
     most = max(at for points in curves.values() for at, _ in points)
     floor, ceiling = bounds
 
     def x(at: float) -> float:
-        return round(left + (right - left) * at / (most or 1), 1)
+        return round(LEFT + (RIGHT - LEFT) * at / (most or 1), 1)
 
     def y(value: float) -> float:
-        return round(bottom - (bottom - top) * (value - floor) / (ceiling - floor), 1)
+        return round(BOTTOM - (BOTTOM - TOP) * (value - floor) / (ceiling - floor), 1)
 
     drawn = [
-        Curve(curve, "M" + "L".join(f"{x(at)} {y(value)}" for at, value in _thin(points)), kind)
+        Curve(curve, "M" + "L".join(f"{x(at)} {y(value)}" for at, value in _under(_thin(points), ceiling)), kind)
         for (curve, points), kind in zip(curves.items(), itertools.cycle(_CURVES))
     ] + [
-        Curve(f"{line}: {value:.3f}", f"M{left} {y(value)}H{right}", kind)
+        Curve(f"{line}: {value:.3f}" if value <= ceiling else f"{line}: {value:.3f}, above the frame",
+              f"M{LEFT} {y(value)}H{RIGHT}" if value <= ceiling else "", kind)
         for (line, value), kind in zip(lines.items(), itertools.cycle(_LINES))
     ]  # fmt: skip
     return Chart(
         name, text, drawn, [Mark(x(tick), brief(tick)) for tick in ticks(0, most)],
-        [Mark(y(tick), f"{tick:g}") for tick in ticks(floor, ceiling)], bottom + 44 + 20 * len(drawn),
+        [Mark(y(tick), f"{tick:g}") for tick in ticks(floor, ceiling)], labels, BOTTOM + 54 + 20 * len(drawn),
     )  # fmt: skip
+
+
+def _settled(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Return the values of a curve after its first part; all of them where few are left."""
+    late = [value for at, value in points if at >= _SETTLED * points[-1][0]]
+    return late if len(late) > 1 else [value for _, value in points]
+
+
+def _under(points: Sequence[tuple[float, float]], ceiling: float) -> list[tuple[float, float]]:
+    """Return a curve from where it first enters the frame; what leaves it later follows its edge."""
+    first = next((number for number, (_, value) in enumerate(points) if value <= ceiling), 0)
+    kept = [(at, min(value, ceiling)) for at, value in points[first:]]
+    if first:
+        (before, high), (at, low) = points[first - 1], points[first]
+        kept.insert(0, (at - (at - before) * (ceiling - low) / (high - low), ceiling))
+    return kept
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -129,7 +157,7 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
     values = [value for value in values if math.isfinite(value)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     span = max(high - low, 0.05 * high)  # noise shall not look like a cliff
-    low = min(0.0, low) if low < high / 2 else high - 1.3 * span
+    low = min(0.0, low) if low < high / 5 else high - 1.1 * span
     return low, high + 0.04 * ((high - low) or 1.0)
 
 

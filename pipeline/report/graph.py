@@ -33,6 +33,7 @@ class Edge:
     tip: str
     label: str
     agrees: bool
+    loose: bool  # whether less than the model is taken from it
     x: float  # of the label
     y: float
 
@@ -56,6 +57,28 @@ def draw(nodes: Sequence[Node]) -> Graph:
     edges = [edge for name, made in parents.items() for edge in _edges(positions, name, made)]
     width = max(int(box.x) + _WIDE for box in boxes) + _EDGE + max(0, _GAP - _EDGE)
     return Graph(max(WIDTH, width), max(int(box.y) + _HIGH for box in boxes) + _EDGE, boxes, edges)
+
+
+def overview(nodes: Sequence[Node]) -> Graph:
+    """Return the chain drawn small: names alone, from left to right, each node right of all of its parents."""
+    wide, high, gap, between = 132, 32, 34, 12
+    columns: dict[str, int] = {}
+    rows: dict[int, int] = {}
+    boxes, edges = {}, []
+    for node in nodes:
+        parents = [parent for parent in node.parents if parent.here]
+        column = columns[node.name] = max((columns[parent.here] + 1 for parent in parents), default=0)
+        row = rows[column] = rows.get(column, -1) + 1
+        x, y = float(_EDGE + column * (wide + gap)), float(_EDGE + row * (high + between))
+        boxes[node.name] = Box(x, y, short(node.name, 15), (), wide, high)
+        for number, parent in enumerate(parents):
+            begin, end = boxes[parent.here], y + high * (number + 1) / (len(parents) + 1)
+            start = begin.y + high / 2
+            path = f"M{begin.x + wide:g} {start:g}C{begin.x + wide + gap / 2:g} {start:g} {x - gap / 2:g} {end:g} {x - 8:g} {end:g}"
+            agrees = parent.agrees is not False
+            edges.append(Edge(path, f"M{x - 1:g} {end:g}l-9 -5v10z", "", agrees, bool(parent.note), 0, 0))
+    right = max(box.x + box.wide for box in boxes.values())
+    return Graph(int(right) + _EDGE, int(max(box.y + box.high for box in boxes.values())) + _EDGE, list(boxes.values()), edges)
 
 
 def short(text: str, letters: int) -> str:
@@ -105,6 +128,5 @@ def _edges(positions: Mapping[str, tuple[float, float]], name: str, made: Sequen
         way = f"V{turn:g}" if turn <= start else f"V{start:g}H{lane:g}V{turn:g}"
         agrees = parent.agrees is not False
         label = ", ".join(text for text in (parent.label, "" if agrees else "made from another") if text)
-        yield Edge(
-            f"M{x:g} {bottom:g}{way}H{end:g}V{top - 8:g}", f"M{end:g} {top - 1:g}l-5 -9h10z", label, agrees, end + 9, top - 6
-        )
+        path, tip = f"M{x:g} {bottom:g}{way}H{end:g}V{top - 8:g}", f"M{end:g} {top - 1:g}l-5 -9h10z"
+        yield Edge(path, tip, label, agrees, bool(parent.note), end + 9, top - 6)

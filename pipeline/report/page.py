@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.chain import manifest
-from pipeline.report import batches, charts, figures, gaming, graph
+from pipeline.report import batches, charts, figures, gaming, graph, story, templates
 from pipeline.report.figures import Table
 from pipeline.report.nodes import Node
 from pipeline.system.errors import UserError
@@ -17,21 +17,17 @@ from pipeline.system.hardware import ACCELERATOR_WATTS, CORE_WATTS
 
 def render(runs: Path, nodes: Sequence[Node], inputs: str) -> str:
     """Return the page as HTML; every text in it is escaped by the template engine."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    environment = templates.environment()
     environment.filters |= {"visible": visible, "brief": charts.brief}
     summary = manifest.read(runs, "evaluate.json")
     tables = figures.tables(nodes, summary)
-    return environment.get_template("page.html.jinja").render(
+    page: str = environment.get_template("page.html.jinja").render(
         profile=runs.resolve().name, inputs=inputs, nodes=nodes, core_watts=CORE_WATTS, accelerator_watts=ACCELERATOR_WATTS,
-        graph=graph.draw(nodes), charts=_charts(nodes, {table.name: table for table in tables}), rewards=_rewards(nodes),
-        summary=summary, tables=tables,
+        story=story.told(runs, nodes, tables, summary), overview=graph.overview(nodes), graph=graph.draw(nodes),
+        charts=_charts(nodes, {table.name: table for table in tables}), rewards=_rewards(nodes), summary=summary, tables=tables,
         outdated=figures.outdated(nodes, summary), batches=_batches(nodes),
     )  # fmt: skip
+    return page
 
 
 def visible(text: str) -> str:
@@ -54,9 +50,9 @@ def _charts(nodes: Sequence[Node], tables: Mapping[str, Table]) -> list[charts.C
     logged = {node.name: node for node in nodes if node.log}
     drawn = []
     for name, node in logged.items():
-        if node.control_of in logged:
+        if node.control_of in logged and _same_data(node, logged[node.control_of]):
             continue
-        beside = [other for other in logged.values() if other.control_of == name]
+        beside = [other for other in logged.values() if other.control_of == name and _same_data(node, other)]
         curves = {f"{one.name}, training": one.log for one in (node, *beside)}
         lines = tables[name].lines(node) if name in tables else {}
         kept = {line: value for line, value in lines.items() if math.isfinite(value)}
@@ -64,6 +60,10 @@ def _charts(nodes: Sequence[Node], tables: Mapping[str, Table]) -> list[charts.C
         text = ". ".join(said + [f"{line}: {value:.3f}" for line, value in kept.items()])
         drawn.append(charts.loss(node.heading, text, curves, kept))
     return drawn
+
+
+def _same_data(one: Node, other: Node) -> bool:
+    return bool(one.record["recipe"]["digest"] == other.record["recipe"]["digest"])
 
 
 def _rewards(nodes: Sequence[Node]) -> list[charts.Chart]:
