@@ -1,6 +1,6 @@
 """A recipe: one file that says where the rows of a data set come from, what is dropped, and what is held out.
 
-It is a YAML file that names sources (`pipeline.data.source_recipe` explains every key) or a Python module with a
+It is a YAML file that names sources (`pipeline.data.yaml_recipe` explains every key) or a Python module with a
 generator function for each dataset type (`pipeline.data.python_recipe`). `--data` needs no file: it names rows
 directly, or a finished node that hands on rows. Either way they come out as `Rows` of one type, counted.
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import node_recipe, python_recipe, source_recipe, sources
+from pipeline.data import node_recipe, python_recipe, sources, yaml_recipe
 from pipeline.data.base import EMPTY, Recipe, listing
 from pipeline.data.closure import FOLDER
 from pipeline.data.rows import SPLITS, Rows
@@ -28,7 +28,7 @@ def load(name: str) -> Recipe:
         if path.suffix == ".py" and path.is_file():
             return python_recipe.loaded(path, path.stat().st_mtime_ns)
         if path.suffix == ".yaml" and path.is_file():
-            return source_recipe.from_yaml(path)
+            return yaml_recipe.from_yaml(path)
     known = sorted(item.stem for item in FOLDER.glob("*") if item.suffix in (".py", ".yaml") and item.stem != "__init__")
     close = difflib.get_close_matches(name, known, n=1)
     remedy = f"did you mean {close[0]}? Known are" if close else "known are"

@@ -39,6 +39,7 @@ class DatasetType(ABC):
     items: ClassVar[str]  # what rows are called, in the plural: "conversations"
     formats: ClassVar[Sequence[Format]]  # the first whose columns are all there wins
     filled: ClassVar[Sequence[str]] = ()  # columns that may not be empty
+    asks: ClassVar[Sequence[str]] = ()  # columns that a model is given, as against what it has to say; none: all of them
 
     @property
     def name(self) -> str:
@@ -53,6 +54,14 @@ class DatasetType(ABC):
     def document(self, row: Row) -> str:
         """Return what is said in a row as one text, so that a model can be pretrained on it."""
         return "\n\n".join(_said(row))
+
+    def asked(self, row: Row) -> str:
+        """Return what a model is asked: rows in which it is the same stand on one side of the split, whatever the answers.
+
+        Of a conversation that is what comes before the first answer, so that a prompt is held out in every type of rows alike.
+        """
+        given = [row[column] for column in self.asks or row.keys() - {"group"} if column in row]
+        return "\n".join(text for value in given for text in _said(opening(value) if is_messages(value) else value))
 
     def prompt(self, row: Row) -> Messages | None:
         """Return the messages that a chat model can reply to, or None where a row holds no such thing."""
@@ -69,6 +78,21 @@ def _said(value: Any) -> Iterator[str]:
     elif isinstance(value, Sequence):
         for item in value:
             yield from _said(item)
+
+
+def is_messages(value: Any) -> bool:
+    """Say whether a value is a list of messages."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "role" in value[0]
+
+
+def opening(turns: Messages) -> Messages:
+    """Return the messages before the first answer to somebody; all of them where there is none."""
+    asked = False
+    for number, turn in enumerate(turns):
+        if turn["role"] == "assistant" and asked:
+            return turns[:number]
+        asked = asked or turn["role"] == "user"
+    return turns
 
 
 def known() -> list[str]:

@@ -37,6 +37,7 @@ class Answers(DatasetType):
 
     columns = "`context`, `question`, and `answers`, each a `text` and where it has its `start`; none where there is no answer"
     items = "questions"
+    asks = ("context",)
     filled = ("context", "question")
     formats = (Format("SQuAD", frozenset({"context", "question", "answers"}), _question),)
 

@@ -40,6 +40,7 @@ class Feedback(DatasetType):
 
     columns = "`prompt` and `completion`, each a list of messages, and `label`, whether the answer was liked"
     items = "rated answers"
+    asks = ("prompt",)
     formats = (
         Format("prompt, completion and label", frozenset({"prompt", "completion", "label"}), _rated),
         Format("completion and label", frozenset({"completion", "label"}), lambda row: _conversation(row, "completion")),

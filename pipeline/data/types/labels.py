@@ -26,6 +26,7 @@ class Labels(DatasetType):
 
     columns = "`text`, a `text_pair` where two are read together, and their `label`"
     items = "labelled texts"
+    asks = ("text", "text_pair")
     filled = ("text", "text_pair", "label")
     formats = (
         *(Format(f"{one}, {two} and label", frozenset({one, two, "label"}), _label(one, two)) for one, two in PAIRS),

@@ -33,6 +33,7 @@ class Preference(DatasetType):
 
     columns = "`prompt`, `chosen`, `rejected`: each a list of messages"
     items = "pairs"
+    asks = ("prompt",)
     formats = (Format("chosen and rejected", frozenset({"chosen", "rejected"}), _pair),)
 
     def fault(self, row: Row) -> str | None:

@@ -19,6 +19,7 @@ class Prompts(DatasetType):
 
     columns = "`prompt`: a list of messages; any further columns, such as `answer`, which rewards read"
     items = "prompts"
+    asks = ("prompt",)
     formats = (Format("prompt", frozenset({"prompt"}), _prompt),)
 
     def fault(self, row: Row) -> str | None:

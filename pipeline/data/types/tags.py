@@ -23,6 +23,7 @@ class Tags(DatasetType):
 
     columns = "`tokens` and their `tags`"
     items = "tagged sentences"
+    asks = ("tokens",)
     filled = ("tokens",)
     formats = (
         Format("tokens and ner_tags", frozenset({"tokens", "ner_tags"}), _tags("ner_tags")),
