@@ -65,7 +65,9 @@ def test_wrong_columns_are_all_reported(tmp_path):
     given = recipe.from_data(write(tmp_path / "a.jsonl", [{"a": 1}] * 12), "messages")
     with pytest.raises(UserError) as error:
         given.rows("messages", "train", 1)
-    assert error.value.faults[0].endswith("{conversations} or {instruction, output} or {completion, prompt}")
+    assert error.value.faults[0].endswith(
+        "or {completion, prompt} or {prompt, response} or {answer, question} or {question, response}"
+    )
     assert len(error.value.faults) == 11
 
 
@@ -119,8 +121,8 @@ def test_a_key_that_a_source_would_ignore_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         recipe.load(str(path))
     assert [fault.partition("sources: ")[2][:50] for fault in error.value.faults] == [
-        "split: unknown key; a source of files has files, h",
-        "wieght: unknown key; a source of hub has held_out,",
+        "split: unknown key; a source of files has columns,",
+        "wieght: unknown key; a source of hub has columns, ",
         "a package needs a pattern that says which of its f",
         "weight 2 is not above 0 and at most 1 (the share o",
         "a source names one of files, package and hub; foun",

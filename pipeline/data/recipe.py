@@ -42,8 +42,6 @@ def from_data(data: str, type: str) -> Recipe:
         return node
     known = sources.kind(path) in sources.READERS
     if path.exists() or known or any(letter in data for letter in "*?[") or data.count("/") != 1:
-        if path.is_dir() and not any(sources.kind(item) in sources.READERS for item in path.rglob("*") if item.is_file()):
-            raise UserError(f"{data}: no readable file in that folder")
         return SourceRecipe(data, [Source(files=tuple(sources.expand(data)))], type)
     return SourceRecipe(data, [Source(hub={"name": data})], type)
 

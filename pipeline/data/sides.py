@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.batches import pad
 from pipeline.data.tokens import Tokens, encode_pair, pieces
 from pipeline.data.types import Messages, Row
+from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,11 @@ def encode(row: Row, tokenizer: Any) -> Tokens:
 
 
 def _text(messages: Messages) -> str:
+    for message in messages:
+        if lost := sorted(message.keys() & {"tools", "tool_calls", "reasoning_content"}):
+            raise UserError(
+                f"an encoder without a chat template reads no {lost[0]}, which rows have; `ignore: [{lost[0]}]` in a recipe"
+            )
     return "\n".join(message["content"] for message in messages)
 
 

@@ -6,16 +6,17 @@ import functools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.data import kept, sources, split, types
 from pipeline.data.base import Recipe, listing
+from pipeline.data.convert import Converter
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.rows import SPLITS, Rows
-from pipeline.data.types import Convert, Malformed, Row
+from pipeline.data.types import Row
 from pipeline.data.types.text import cut
 from pipeline.system import cache, hashes, process
 from pipeline.system.errors import UserError
@@ -32,6 +33,8 @@ class Source:
     hub: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     holds: str = ""  # dataset type of its rows, where it is another than the recipe's
+    columns: Mapping[str, str] = field(default_factory=dict)  # a column's name in the source → its name in a format
+    ignored: tuple[str, ...] = ()  # columns, and keys of messages, that are left out on purpose
     held_out: bool | None = None  # whether all of it is held out; None: the files that are named as a split
 
     @functools.cached_property
@@ -41,6 +44,13 @@ class Source:
             return [(self, bool(self.held_out))]
         train, out = split.by_name(self.files)
         return [(replace(self, files=files), side) for files, side in ((out, True), (train, False)) if files]
+
+    @property
+    def name(self) -> str:
+        """What people know it by: the file, the folder of several, or the hub's id."""
+        if self.hub or len(self.files) == 1:
+            return str(self.hub["name"]) if self.hub else self.files[0].name
+        return f"{self.files[0].parent.name}/*"
 
     def raw(self, documents: Documents | None = None, notes: list[str] | None = None) -> Iterator[sources.Raw]:
         """Yield the raw rows with where each comes from."""
@@ -84,7 +94,10 @@ class SourceRecipe(Recipe):
     def digest(self, type: str) -> str:
         """Return the digest of the sources' content and of what is done to it."""
         self._check(type)
-        identities = [[source.identity(), source.weight, *([source.holds] if source.holds else [])] for source in self.given]
+        identities = [
+            [source.identity(), source.weight, source.holds, dict(source.columns), list(source.ignored)]
+            for source in self.given
+        ]
         whole = self.type != "text" or self.cut or self.separator or not any(source.large for source in self.given)
         how = [*([self.cut] if self.cut else []), *([{"separator": self.separator}] if self.separator else [])]
         how += [{"split": "prompt"}, *([] if whole else [{"document": DOCUMENT}])]
@@ -166,13 +179,16 @@ class SourceRecipe(Recipe):
         """Yield the usable rows of a source; long documents in parts, where the recipe cuts them."""
         type = source.holds or self.type
         documents = Documents(self.cut, self.separator) if type == "text" else None
-        for where, row in _converted(_raw(source, documents, notes, faults), type, result, faults):
+        converter = Converter(type, result, faults, source.columns, source.ignored)
+        for where, row in converter.rows(_raw(source, documents, notes, faults)):
             if self.cut and not source.holds and len(row["text"]) > self.cut:
                 parts = cut(row["text"], self.cut)
                 for number, part in enumerate(parts, start=1):
                     yield f"{where}, part {number}" if len(parts) > 1 else where, row | {"text": part}
             else:
                 yield where, row
+        if converter.unread:
+            notes.append(f"{source.name}: not read: {', '.join(converter.unread)}")
 
     def _check(self, type: str) -> None:
         if type != self.type:
@@ -186,30 +202,3 @@ def _raw(source: Source, documents: Documents | None, notes: list[str], faults: 
     except UserError as error:
         for fault in error.faults:
             faults.add(fault)
-
-
-def _converted(given: Iterator[sources.Raw], type: str, result: Rows, faults: sources.Faults) -> Iterator[tuple[str, Row]]:
-    """Yield the usable rows among raw ones, converted to a type; count the others and gather what is broken."""
-    convert: Convert | None = None
-    columns: Any = None
-    fault: Callable[[Row], str | None] = types.load(type).fault
-    for where, raw in given:
-        if raw.keys() != columns:
-            try:
-                format, convert = types.recognise(raw, type, where)
-            except UserError as error:
-                faults.add(error.faults[0])
-                continue
-            columns = raw.keys()
-        assert convert is not None
-        try:
-            row = convert(raw) | ({"group": str(raw["group"])} if raw.get("group") is not None else {})
-        except Malformed as error:
-            faults.add(f"{where}: {error}")
-            continue
-        result.formats[format] += 1
-        reason = fault(row)
-        if reason:
-            result.dropped[reason] += 1
-        else:
-            yield where, row

@@ -100,7 +100,7 @@ def batched(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list
         yield held
 
 
-def encode_messages(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def encode_messages(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """Return ids and labels of a conversation; only what the assistant says, with its end token, is a target.
 
     A template with generation tags says itself what that is. Without them each answer is what the
@@ -163,8 +163,8 @@ def pieces(
     for number, row in enumerate(rows):
         try:
             tokens = encoder(row)
-        except control.NotText:
-            dropped["names a control token that the tokenizer can't read as text"] += 1
+        except control.Unfit as error:
+            dropped[error.reason] += 1
             continue
         columns = [ids for key, ids in tokens.items() if key.endswith("input_ids")]
         length = max(map(len, columns)) if columns else pair_length(tokens)

@@ -13,6 +13,8 @@ r"""A recipe that is a YAML file: rows of one type, from files, hub data sets an
         weight: 0.5             # share of this source's rows that is used, above 0 and at most 1 (default 1)
         holds: messages         # type of the rows in the source, where the recipe is of type text and what they say is its
                                 # text; a recipe of that type holds the same rows out (default: the recipe's)
+        columns: {question: prompt}    # what a column is called here, and by which name of a format it is read
+        ignore: [tool_calls]    # columns, and keys of messages, that are left out on purpose
         held_out: no            # yes: all of this source is held out; no: a file's name decides nothing (default: files that are
                                 # named as a split, such as test-0.parquet or validation.jsonl, are held out beside others)
       - hub: HuggingFaceH4/no_robots   # a data set on the hub, or a local folder of that form
@@ -38,7 +40,7 @@ from pipeline.system.errors import UserError
 
 _KEYS = ("type", "sources", "held_out", "deduplicate", "cut", "separator")
 _SOURCE_KEYS = {"files": {"files"}, "package": {"package", "pattern"}, "hub": {"hub", "subset", "split", "revision"}}
-_SHARED = {"weight", "holds", "held_out"}  # keys of every source
+_SHARED = {"weight", "holds", "held_out", "columns", "ignore"}  # keys of every source
 
 
 def from_yaml(path: Path) -> SourceRecipe:
@@ -86,7 +88,13 @@ def _source(entry: Any, where: str) -> Source:
     weight = entry.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1:
         raise UserError(f"{where}: weight {weight} is not above 0 and at most 1 (the share of the source's rows that is used)")
-    shared = {"weight": weight, "holds": entry.get("holds", ""), "held_out": entry.get("held_out")}
+    shared: dict[str, Any] = {"weight": weight, "holds": entry.get("holds", ""), "held_out": entry.get("held_out")}
+    named, ignored = entry.get("columns", {}), entry.get("ignore", [])
+    if not isinstance(named, Mapping) or not all(isinstance(name, str) for pair in named.items() for name in pair):
+        raise UserError(f"{where}: columns: expected names, as in {{question: prompt}}, found {named!r}")
+    if not isinstance(ignored, list) or not all(isinstance(name, str) for name in ignored):
+        raise UserError(f"{where}: ignore: expected a list of columns, found {ignored!r}")
+    shared |= {"columns": dict(named), "ignored": tuple(ignored)}
     if not isinstance(shared["held_out"], bool | None):
         raise UserError(f"{where}: held_out: of a source is yes or no, found {shared['held_out']!r}")
     if shared["holds"] and shared["holds"] not in types.known():

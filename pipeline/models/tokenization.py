@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,26 +209,76 @@ def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str, parent:
 
 
 def templated(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], mask: bool = False, answer_next: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], mask: bool = False, answer_next: bool = False
 ) -> dict[str, list[int]]:
     """Encode a conversation by the chat template, the only way that any reaches a model; UserError if the template is broken.
 
-    `mask`: with `assistant_masks`. What looks like a special token in a text stays text.
+    `mask`: with `assistant_masks`. What looks like a special token in a text stays text. Tools lie under `tools` of the first
+    message. Raises control.Unfit for a conversation that the template refuses, and UserError for what it does not write.
     """
     import jinja2
 
+    turns, tools = [dict(message) for message in messages], None
+    if turns:
+        tools = turns[0].pop("tools", None)
     try:
+        _check_written(tokenizer, turns, tools)
         if control.within(tokenizer, messages):
-            return control.conversation(tokenizer, messages, mask, answer_next)
+            return control.conversation(tokenizer, turns, mask, answer_next, tools)
         made: Any = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=mask, add_generation_prompt=answer_next
+            turns,
+            tools=tools,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=mask,
+            add_generation_prompt=answer_next,
         )
     except jinja2.TemplateError as error:
+        if type(error) is jinja2.TemplateError:  # what a template raises itself
+            raise control.Refused(f"refused by the chat template: {error}") from None
         raise UserError(f"chat_template: {error}") from None
     return dict(made)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], answer_next: bool = False) -> list[int]:
+def _check_written(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]], tools: Any) -> None:
+    """Raise UserError for tools, calls or reasoning of which a template knows nothing, Refused for a role that it leaves out."""
+    template = str(tokenizer.get_chat_template(tools=tools)) if tools else str(tokenizer.chat_template)
+    given = {name for turn in turns for name in _CARRIED if turn.get(name)} | ({"tools"} if tools else set())
+    for name in sorted(given):
+        if not re.search(rf"\b({_CARRIED[name]})\b", template):
+            raise UserError(
+                f"chat_template: writes no {name}, which rows have; take one that does, such as chatml-tools.jinja, "
+                f"or leave them out on purpose by `ignore: [{name}]` in the source of a recipe"
+            )
+    for role in dict.fromkeys(turn["role"] for turn in turns):
+        if role not in ("user", "assistant") and not _writes(tokenizer, template, role):
+            raise control.Refused(f"role {role}, which the chat template leaves out")
+
+
+# What a message carries beside its content → what a template that writes it reads.
+_CARRIED = {"tool_calls": "tool_calls", "reasoning_content": "reasoning_content|thinking|reasoning", "tools": "tools"}
+
+
+@lru_cache(maxsize=256)
+def _writes(tokenizer: PreTrainedTokenizerBase, template: str, role: str) -> bool:
+    """Say whether a template writes what somebody of a role says; yes where it refuses that by itself."""
+    import jinja2
+
+    probe, asked = {"role": role, "content": "probe8315"}, {"role": "user", "content": "a"}
+    called = {"type": "function", "function": {"name": "b", "arguments": {}}}
+    answer = (
+        {"role": "assistant", "content": "", "tool_calls": [called]}
+        if role == "tool"
+        else {"role": "assistant", "content": "b"}
+    )
+    turns: Any = [probe, asked] if role == "system" else [asked, answer, probe]
+    try:
+        return "probe8315" in str(tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template))
+    except (jinja2.TemplateError, TypeError):
+        return True
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False) -> list[int]:
     """Return the ids of a conversation."""
     return list(templated(tokenizer, messages, answer_next=answer_next)["input_ids"])
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokens import IGNORED, Tokens, answered, encode_messages
 from pipeline.data.types import Row
+from pipeline.models.control import Unfit
 from pipeline.models.tokenization import end_token
 from pipeline.system.errors import UserError
 
@@ -170,7 +171,10 @@ def speaks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where the template drops what the assistant says in one of the first rows."""
     for number, row in enumerate(rows[:_FIRST_ROWS]):
         answer = row["messages"][-1]["content"].strip()
-        labels = encode_messages(row["messages"], tokenizer)["labels"]
+        try:
+            labels = encode_messages(row["messages"], tokenizer)["labels"]
+        except Unfit:  # which is counted as dropped
+            continue
         learned = str(tokenizer.decode([label for label in labels if label != IGNORED], skip_special_tokens=False))
         if _letters(answer) not in _letters(learned):
             raise UserError(

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 from pipeline.system.errors import UserError
 
 Row = dict[str, Any]
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 Generate = Callable[[str, int], Iterable[Row]]  # (split, seed) → rows
-Convert = Callable[[Mapping[str, Any]], Row]
+Convert = Callable[[Mapping[str, Any]], Row | list[Row]]
 
 
 class Malformed(ValueError):
@@ -29,7 +29,9 @@ class Format(NamedTuple):
 
     name: str
     columns: frozenset[str]  # that mark it
-    convert: Convert  # to a row of the type; raises Malformed
+    convert: Convert  # to a row of the type, or to several; raises Malformed
+    more: frozenset[str] = frozenset()  # columns that it reads where they are there
+    when: Callable[[Mapping[str, Any]], bool] | None = None  # what else marks it, where columns don't tell
 
 
 class DatasetType(ABC):
@@ -38,6 +40,8 @@ class DatasetType(ABC):
     columns: ClassVar[str]  # the columns of a row, as a data card says it
     items: ClassVar[str]  # what rows are called, in the plural: "conversations"
     formats: ClassVar[Sequence[Format]]  # the first whose columns are all there wins
+    matters: ClassVar[Mapping[str, str]] = {}  # columns that may not be ignored, each with what it says
+    reads_all: ClassVar[bool] = False  # whether a row keeps every column
     filled: ClassVar[Sequence[str]] = ()  # columns that may not be empty
     asks: ClassVar[Sequence[str]] = ()  # columns that a model is given, as against what it has to say; none: all of them
 
@@ -74,7 +78,7 @@ def _said(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from () if key in ("role", "group") else _said(item)
+            yield from () if key in ("role", "group", "tools") else _said(item)
     elif isinstance(value, Sequence):
         for item in value:
             yield from _said(item)
@@ -108,11 +112,11 @@ def load(name: str) -> DatasetType:
     return found
 
 
-def recognise(row: Mapping[str, Any], name: str, where: str) -> tuple[str, Convert]:
-    """Return the name of a row's format and its conversion to the type `name`; UserError with the columns found if none fits."""
+def recognise(row: Mapping[str, Any], name: str, where: str) -> Format:
+    """Return the format of a row of the type `name`; UserError with the columns found if none fits."""
     formats = load(name).formats
-    for found, columns, convert in formats:
-        if columns <= row.keys():
-            return found, convert
-    wanted = " or ".join("{" + ", ".join(sorted(columns)) + "}" for _, columns, _ in formats)
+    for found in formats:
+        if found.columns <= row.keys() and (found.when is None or found.when(row)):
+            return found
+    wanted = " or ".join(dict.fromkeys("{" + ", ".join(sorted(found.columns)) + "}" for found in formats))
     raise UserError(f"{where}: no format of {name}: found columns {{{', '.join(sorted(row))}}}, expected {wanted}")
