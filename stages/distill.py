@@ -114,6 +114,7 @@ class Distillation(Stage):
                 options.max_length,
                 False,
                 part.dropped_by_encoding,
+                part.too_long,
             )
 
         dataset = prepare(run, rows, examples, tokenizer, options.reads, options.max_length)

@@ -135,7 +135,12 @@ class DPO(Stage):
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             return tokens.pieces(
-                part.kept, lambda row: tokens.encode_pair(row, tokenizer), longest, False, part.dropped_by_encoding
+                part.kept,
+                lambda row: tokens.encode_pair(row, tokenizer),
+                longest,
+                False,
+                part.dropped_by_encoding,
+                part.too_long,
             )
 
         dataset = prepare(run, rows, examples, tokenizer, longest)

@@ -111,6 +111,7 @@ class KTO(Stage):
             longest,
             False,
             rows.dropped_by_encoding,
+            rows.too_long,
         )
         examples = [row | {"label": int(rows.kept[row["row"]]["label"])} for row in encoded]
         random.Random(f"{run.seed}/order").shuffle(examples)

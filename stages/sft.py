@@ -74,6 +74,7 @@ class SFT(Stage):
                 longest,
                 False,
                 part.dropped_by_encoding,
+                part.too_long,
             )
 
         dataset = prepare(run, rows, examples, tokenizer, longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ class Rows:
     kept: Sequence[Row] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_by_encoding: Counter[str] = field(default_factory=Counter)  # of the kept rows, those that gave no example
+    too_long: Counter[str] = field(default_factory=Counter)  # of those, the lengths of rows beyond max_length, rounded up
     truncated: Counter[str] = field(default_factory=Counter)  # parts of kept rows that no example holds
     formats: Counter[str] = field(default_factory=Counter)
     held_out: int = 0  # rows of the other split that the same pass went by
@@ -90,6 +92,16 @@ class Rows:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items()) or "there was none"
             raise UserError(f"{self.name}: no row is left for training ({reasons})")
         return self
+
+
+def length_for(share: float, kept: int, too_long: Mapping[str, int]) -> int:
+    """Return the length, rounded up, with which a share of the rows would be kept, those of `too_long` among them."""
+    left = math.ceil(share * (kept + sum(too_long.values()))) - kept
+    for length in sorted(map(int, too_long)):
+        left -= too_long[str(length)]
+        if left <= 0:
+            break
+    return length
 
 
 def chosen(items: Sequence[Any], wanted: Iterable[int]) -> Sequence[Any]:

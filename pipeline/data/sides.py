@@ -48,7 +48,7 @@ def _text(messages: Messages) -> str:
 
 def examples(rows: Rows, tokenizer: Any, max_length: int | None) -> Iterator[dict[str, Any]]:
     """Yield encoded pairs; a pair with a side that is too long is dropped whole, and so is one whose sides are the same tokens."""
-    encoded = pieces(rows.kept, lambda row: encode(row, tokenizer), max_length, False, rows.dropped_by_encoding)
+    encoded = pieces(rows.kept, lambda row: encode(row, tokenizer), max_length, False, rows.dropped_by_encoding, rows.too_long)
     for pair in encoded:
         if pair["chosen_ids"] == pair["rejected_ids"]:
             rows.dropped_by_encoding["chosen equals rejected once encoded"] += 1

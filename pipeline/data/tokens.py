@@ -153,9 +153,16 @@ def answered(prompt: Sequence[int], answer: Sequence[int]) -> Tokens:
 
 
 def pieces(
-    rows: Iterable[Row], encoder: Callable[[Row], Tokens], max_length: int | None, split: bool, dropped: Counter[str]
+    rows: Iterable[Row],
+    encoder: Callable[[Row], Tokens],
+    max_length: int | None,
+    split: bool,
+    dropped: Counter[str],
+    too_long: Counter[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield encoded rows that fit `max_length`; count in `dropped` those that don't, and those without a target.
+
+    `too_long` gets the lengths of those that don't, rounded up.
 
     A row of several columns of ids, such as chosen_input_ids and rejected_input_ids, is as long as the longest. Each carries the number of the row that it was made from, under `row`. With `split` a long document becomes
     pieces that share one token, so that each of its tokens is a target exactly once.
@@ -178,6 +185,14 @@ def pieces(
                 yield {"input_ids": ids, "labels": [IGNORED, *ids[1:]], "row": number}
         else:
             dropped[f"longer than max_length {max_length}"] += 1
+            if too_long is not None:
+                too_long[str(rounded(length))] += 1
+
+
+def rounded(length: int) -> int:
+    """Return a length rounded up by a sixteenth at most, so that there are few of them."""
+    step = 1 << max(0, length.bit_length() - 5)
+    return -(-length // step) * step
 
 
 def text_pieces(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[dict[str, Any]]:

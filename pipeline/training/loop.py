@@ -18,6 +18,7 @@ from pipeline.chain import resume
 from pipeline.chain.run import Run
 from pipeline.data import shards
 from pipeline.data.recipe import Rows
+from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, process, signals
 from pipeline.system.errors import Stopped, WorldError
@@ -74,7 +75,18 @@ def prepare(
     run.say(
         f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}{held_out}; dropped: {lost}"
     )
+    if dropped.total() > kept:
+        run.say(_mostly_dropped(rows, kept, dropped.total()))
     return dataset
+
+
+def _mostly_dropped(rows: Rows, kept: int, dropped: int) -> str:
+    """Return the warning that most rows are dropped, with the length that would keep nearly all of them."""
+    told = f"most rows are dropped: {dropped:,} of {kept + dropped:,}"
+    if not rows.too_long:
+        return told
+    length = length_for(0.99, kept, rows.too_long)
+    return f"{told}; max_length {length:,} would keep 99% of the {kept + rows.too_long.total():,} that only length decides on"
 
 
 def _identity(run: Run, rows: Rows, tokenizer: Any, settings: Sequence[Any]) -> str:

@@ -66,6 +66,7 @@ def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[Prompt
         whole - answer,
         False,
         rows.dropped_by_encoding,
+        rows.too_long,
     )
     dataset = prepare(run, rows, encoded)
     guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
