@@ -8,7 +8,9 @@ directly, or a finished node that hands on rows. Either way they come out as `Ro
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pipeline.data.base import EMPTY, Recipe, listing
 from pipeline.data.closure import FOLDER
 from pipeline.data.rows import SPLITS, Rows
 from pipeline.data.source_recipe import Source, SourceRecipe
+from pipeline.data.split import HELD_OUT
 from pipeline.system.errors import UserError
 
 __all__ = ["EMPTY", "FOLDER", "SPLITS", "Recipe", "Rows", "from_data", "listing", "load", "of"]
@@ -36,14 +39,49 @@ def load(name: str) -> Recipe:
 
 
 def from_data(data: str, type: str) -> Recipe:
-    """Return the recipe of `--data`: a node that hands on rows, or files, a glob, a folder or a hub id, 5% held out."""
+    """Return the recipe of `--data`: a node that hands on rows; a file, a glob, a folder or a hub id; or a mixture of these."""
     path = Path(data)
+    if not path.exists() and (given := _mixture(data)):
+        return SourceRecipe(data, given, type)
     if node := node_recipe.found(data, load):
         return node
+    return SourceRecipe(data, [_source(data)], type)
+
+
+def _source(data: str) -> Source:
+    """Return a file, a glob, a folder or a hub id as a source."""
+    path = Path(data)
     known = sources.kind(path) in sources.READERS
     if path.exists() or known or any(letter in data for letter in "*?[") or data.count("/") != 1:
-        return SourceRecipe(data, [Source(files=tuple(sources.expand(data)))], type)
-    return SourceRecipe(data, [Source(hub={"name": data})], type)
+        return Source(files=tuple(sources.expand(data)))
+    return Source(hub={"name": data})
+
+
+def _mixture(data: str) -> list[Source]:
+    """Return the sources of `a.jsonl=0.7,b.jsonl=0.3,c.jsonl=held_out`; none where it is no such list. UserError for a bad share."""
+    parts = [part.rpartition("=") for part in data.split(",")]
+    if not any(number == HELD_OUT or _number(number) is not None for _, _, number in parts):
+        return []
+    faults = []
+    for name, _, number in parts:
+        share = _number(number)
+        if not name or (number != HELD_OUT and share is None):
+            faults.append(f"{data}: {name or number}: each part of a mixture is FILE=SHARE, or FILE={HELD_OUT}")
+        elif share is not None and not 0 < share < math.inf:
+            faults.append(f"{data}: {name}: share {number} is not above 0")
+    if faults:
+        raise UserError(*faults)
+    return [
+        replace(_source(name), share=_number(number) or 0.0, held_out=True if number == HELD_OUT else None)
+        for name, _, number in parts
+    ]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def of(record: Mapping[str, Any]) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import kept, types
+from pipeline.data.mixture import Part
 from pipeline.data.types import Row
 from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
@@ -33,6 +35,7 @@ class Rows:
     origins: Sequence[str] = field(default_factory=list)  # of the kept rows, where they were read from files
     name: str = ""  # of the recipe
     validation: Sequence[Row] = field(default_factory=list)  # rows for training that are only looked at while it goes on
+    parts: Sequence[Part] = ()  # where each source stands among the kept rows, where sources have shares of the tokens
     notes: Sequence[str] = ()  # what the user should know of how they were read
     identity: str = ""  # digest of all that decides the rows, by which what is made from them is kept; empty for none
 
@@ -52,6 +55,9 @@ class Rows:
         back, left = ([number for number, out in enumerate(wanted) if out == side] for side in (1, 0))
         self.validation, self.kept = chosen(self.kept, back), chosen(self.kept, left)
         self.origins = chosen(self.origins, left) if self.origins else []
+        self.parts = [
+            part._replace(start=bisect_left(left, part.start), stop=bisect_left(left, part.stop)) for part in self.parts
+        ]
         self.identity = self.identity and cache.key(self.identity, share, seed)
         if not self.validation or not self.kept:
             raise UserError(

@@ -15,6 +15,7 @@ from pipeline.data import kept, sources, split, types
 from pipeline.data.base import Recipe, listing
 from pipeline.data.convert import Converter
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
+from pipeline.data.mixture import Part
 from pipeline.data.rows import SPLITS, Rows
 from pipeline.data.types import Row
 from pipeline.data.types.text import cut
@@ -35,6 +36,7 @@ class Source:
     holds: str = ""  # dataset type of its rows, where it is another than the recipe's
     columns: Mapping[str, str] = field(default_factory=dict)  # a column's name in the source → its name in a format
     ignored: tuple[str, ...] = ()  # columns, and keys of messages, that are left out on purpose
+    share: float = 0.0  # of the training tokens, before all shares are made to add up to 1; 0: rows are read as they are
     held_out: bool | None = None  # whether all of it is held out; None: the files that are named as a split
 
     @functools.cached_property
@@ -92,7 +94,12 @@ class SourceRecipe(Recipe):
         self.held_out = (0.0 if self.named else HELD_OUT) if held_out is None else held_out
 
     def digest(self, type: str) -> str:
-        """Return the digest of the sources' content and of what is done to it."""
+        """Return the digest of the sources' content and of what is done to it, their shares among that."""
+        shares = [source.share for source in self.given]
+        return hashes.digest([self._content(type), shares]) if any(shares) else self._content(type)
+
+    def _content(self, type: str) -> str:
+        """Return the digest of all that decides the rows; their shares only decide how often they are read."""
         self._check(type)
         identities = [
             [source.identity(), source.weight, source.holds, dict(source.columns), list(source.ignored)]
@@ -115,12 +122,12 @@ class SourceRecipe(Recipe):
     def rows(self, type: str, split: str, seed: int) -> Rows:
         """Return the rows of a split: told apart by name, by group or else by what they ask, so that no prompt is on both sides."""
         self._check(type)
-        identity = "" if any(source.moves for source in self.given) else cache.key(self.digest(type), seed)
+        identity = "" if any(source.moves for source in self.given) else cache.key(self._content(type), seed)
         if identity:
 
             def make(folder: Path) -> None:
                 self._pass(folder, seed)
-                if cache.key(self.digest(type), seed) != identity:
+                if cache.key(self._content(type), seed) != identity:
                     raise UserError(f"{self.name}: was changed while it was read; run the same command again")
 
             return self._read(cache.made(f"rows-{identity}", make), split, f"{identity}-{split}").usable(split)
@@ -137,6 +144,8 @@ class SourceRecipe(Recipe):
         found = dict(sides.writers)
         parts = [part for source in self.given for part in source.sides]
         for source, out in sorted(parts, key=lambda part: not part[1]):  # those that are held out by name first
+            if not out:
+                sides.begin()
             for where, row in self._parts(source, counted, faults, notes):
                 progress.tell(lambda: f"{found['train'].rows:,} rows read, and {found['held_out'].rows:,} held out")
                 type = types.load(source.holds or self.type)
@@ -152,7 +161,7 @@ class SourceRecipe(Recipe):
             notes.append(
                 f"no row is held out, so nothing can be measured: {self.name} has a single prompt or text; `cut` or `separator` in a recipe cuts a text"
             )
-        counts = {"dropped": counted.dropped, "formats": counted.formats, "notes": notes}
+        counts = {"dropped": counted.dropped, "formats": counted.formats, "notes": notes, "parts": sides.parts}
         (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
 
     def _passed_over(self, row: Row, source: Source, seed: int, seen: set[str]) -> str | None:
@@ -170,9 +179,15 @@ class SourceRecipe(Recipe):
         found = {name: kept.load(folder / f"{name}.arrow") for name in SPLITS}
         counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
         rows, origins = found[split]
+        trained = [source for source in self.given if not source.held_out]
+        parts = [
+            Part(source.name, start, stop, source.share)
+            for source, (start, stop) in zip(trained, counts["parts"], strict=True) if source.share
+        ]  # fmt: skip
         return Rows(
             rows, Counter(counts["dropped"]), formats=Counter(counts["formats"]), held_out=len(found["held_out"][0]),
             origins=origins, name=self.name, identity=identity, notes=counts["notes"],
+            parts=parts if split == "train" else (),
         )  # fmt: skip
 
     def _parts(self, source: Source, result: Rows, faults: sources.Faults, notes: list[str]) -> Iterator[tuple[str, Row]]:

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from pipeline.data import kept
@@ -59,8 +60,19 @@ class Sides:
     def __init__(self, folder: Path, share: float) -> None:
         self._folder, self._share = folder, share
         self.writers = {split: kept.Writer(folder / f"{split}.arrow") for split in SPLITS}
+        self._begun: list[dict[str, int]] = []  # rows of each file at the beginning of a source
         self._named: set[bytes] = set()  # keys of rows that are held out by name
         self._groups: dict[bytes, array[int]] | None = {}  # key → numbers of its rows, while all rows are on one side
+
+    def begin(self) -> None:
+        """Say that rows of another source follow."""
+        self._begun.append({split: writer.rows for split, writer in self.writers.items()})
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Where the rows of each source stand among those for training: the first, and the one after the last."""
+        begun = [at[TRAIN] for at in self._begun]
+        return list(pairwise([*begun, self.writers[TRAIN].rows]))
 
     def add(self, row: Row, where: str, key: bytes, held_out: bool) -> str | None:
         """Write a row to its side, or return why it is dropped; rows that are `held_out` by name come before all others."""
@@ -91,9 +103,14 @@ class Sides:
         source = next(split for split in SPLITS if self.writers[split].rows)
         given = kept.load(self._folder / f"{source}.arrow")
         made = {split: kept.Writer(self._folder / f"{split}.again") for split in SPLITS}
+        begun, starts = [dict.fromkeys(SPLITS, 0) for _ in self._begun], [at[source] for at in self._begun]
         for number, (row, where) in enumerate(zip(*given, strict=True)):
+            for at in (at for at, start in zip(begun, starts, strict=True) if start == number):
+                at |= {split: writer.rows for split, writer in made.items()}
             made[HELD_OUT if number in out else TRAIN].add(row, where)
         for split, writer in made.items():
             writer.close()
+            for at, start in zip(begun, starts, strict=True):
+                at[split] = writer.rows if start >= len(given[0]) else at[split]
             (self._folder / f"{split}.again").replace(self._folder / f"{split}.arrow")
-        self.writers = made
+        self.writers, self._begun = made, begun

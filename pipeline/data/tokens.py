@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import re
@@ -247,9 +248,15 @@ def pack(dataset: Dataset, max_length: int, say: Callable[[str], Any] = str) -> 
 
     if not dataset.cache_files:
         return datasets.Dataset(pa.concat_tables(_packed(dataset, max_length, say)))
-    path = Path(dataset.cache_files[0]["filename"]).with_name(f"packed-{max_length}.arrow")
+    path = Path(dataset.cache_files[0]["filename"]).with_name(f"packed-{max_length}{_selected(dataset)}.arrow")
     cache.once(path, lambda partial: _write_tables(_packed(dataset, max_length, say), partial))
     return datasets.Dataset.from_file(str(path))
+
+
+def _selected(dataset: Dataset) -> str:
+    """Return what tells a selection of examples from another; empty where it is all of them."""
+    chosen = dataset._indices
+    return f"-{hashlib.sha256(chosen.column(0).to_numpy().tobytes()).hexdigest()[:16]}" if chosen is not None else ""
 
 
 def _packed(dataset: Dataset, max_length: int, say: Callable[[str], Any]) -> Iterator[pa.Table]:

@@ -11,6 +11,8 @@ r"""A recipe that is a YAML file: rows of one type, from files, hub data sets an
     sources:                    # one after the other; every format of the type is recognised
       - files: chats/*.jsonl    # a file, a folder or a glob: txt, md, json, jsonl, csv, tsv, parquet, also compressed
         weight: 0.5             # share of this source's rows that is used, above 0 and at most 1 (default 1)
+        share: 0.7              # share of the training tokens that come from this source; it is read more than once, or in part,
+                                # so that they do (default: every row is read once)
         holds: messages         # type of the rows in the source, where the recipe is of type text and what they say is its
                                 # text; a recipe of that type holds the same rows out (default: the recipe's)
         columns: {question: prompt}    # what a column is called here, and by which name of a format it is read
@@ -29,6 +31,7 @@ Rows with the same "group", or else with the same prompt, stay on one side of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +43,7 @@ from pipeline.system.errors import UserError
 
 _KEYS = ("type", "sources", "held_out", "deduplicate", "cut", "separator")
 _SOURCE_KEYS = {"files": {"files"}, "package": {"package", "pattern"}, "hub": {"hub", "subset", "split", "revision"}}
-_SHARED = {"weight", "holds", "held_out", "columns", "ignore"}  # keys of every source
+_SHARED = {"weight", "holds", "held_out", "columns", "ignore", "share"}  # keys of every source
 
 
 def from_yaml(path: Path) -> SourceRecipe:
@@ -71,6 +74,9 @@ def from_yaml(path: Path) -> SourceRecipe:
             given.append(_source(entry, f"{path}: sources"))
         except UserError as error:
             faults += error.faults
+    trained = [source for source in given if not source.held_out]
+    if any(source.share for source in trained) and not all(source.share for source in trained):
+        faults.append(f"{path}: sources: share: every source has one, or none has")
     if loaded.get("type") != "text" and any(source.holds for source in given):
         faults.append(f"{path}: sources: holds: is for recipes of type text alone")
     if faults:
@@ -94,7 +100,10 @@ def _source(entry: Any, where: str) -> Source:
         raise UserError(f"{where}: columns: expected names, as in {{question: prompt}}, found {named!r}")
     if not isinstance(ignored, list) or not all(isinstance(name, str) for name in ignored):
         raise UserError(f"{where}: ignore: expected a list of columns, found {ignored!r}")
-    shared |= {"columns": dict(named), "ignored": tuple(ignored)}
+    share = entry.get("share")
+    if share is not None and not (isinstance(share, (int, float)) and not isinstance(share, bool) and 0 < share < math.inf):
+        raise UserError(f"{where}: share {share} is not above 0 (the source's share of the training tokens)")
+    shared |= {"share": float(share or 0), "columns": dict(named), "ignored": tuple(ignored)}
     if not isinstance(shared["held_out"], bool | None):
         raise UserError(f"{where}: held_out: of a source is yes or no, found {shared['held_out']!r}")
     if shared["holds"] and shared["holds"] not in types.known():

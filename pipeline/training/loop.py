@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.chain import resume
 from pipeline.chain.run import Run
-from pipeline.data import shards
+from pipeline.data import mixture, shards
 from pipeline.data.recipe import Rows
 from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
@@ -75,6 +75,9 @@ def prepare(
     run.say(
         f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}{held_out}; dropped: {lost}"
     )
+    if rows.parts:
+        dataset, run.record["recipe"]["mixture"], told = mixture.mixed(dataset, rows.parts, run.seed)
+        run.say(f"mixture: {told}")
     if dropped.total() > kept:
         run.say(_mostly_dropped(rows, kept, dropped.total()))
     return dataset
