@@ -30,10 +30,10 @@ RUN      := $(VENV)/bin/python -m pipeline.commands
 COMMANDS := $(subst _,-,$(filter-out __init__ __main__ help make,$(basename $(notdir $(wildcard pipeline/commands/*.py)))))
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data test lint prove measure torture torture-push help $(COMMANDS)
+.PHONY: all setup setup-data test lint prove measure torture torture-push zoo help $(COMMANDS)
 .SUFFIXES:
 
-all $(COMMANDS) setup setup-data test lint prove measure torture torture-push help: export GOAL :=
+all $(COMMANDS) setup setup-data test lint prove measure torture torture-push zoo help: export GOAL :=
 
 all: $(READY)
 	@$(RUN) make
@@ -78,6 +78,10 @@ torture: $(READY)
 
 torture-push: $(READY)
 	@python -m pytest -m slow tests/test_push_faults.py -k killed
+
+# Faults that people make, planted into tristage and into plain scripts of the libraries; writes docs/zoo.md.
+zoo: $(READY)
+	@OMP_NUM_THREADS=1 python -m tests.zoo --write
 
 help:
 	@$(PYTHON) pipeline/commands/help.py
