@@ -125,7 +125,7 @@ class DPO(Stage):
         """Return prompts with both sides, their answers ending with the token that ends an answer."""
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-        from pipeline.data import tokens
+        from pipeline.data import shown, sides, tokens
         from pipeline.training import guards
         from pipeline.training.alignment import answers_end
         from pipeline.training.chat import row_length
@@ -134,18 +134,18 @@ class DPO(Stage):
         longest = row_length(run, model)
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
-            return tokens.pieces(
+            pairs = tokens.pieces(
                 part.kept,
-                lambda row: tokens.encode_pair(row, tokenizer),
+                lambda row: shown.pair(row, tokenizer),
                 longest,
                 False,
                 part.dropped_by_encoding,
                 part.too_long,
             )
+            return sides.differing(pairs, part.dropped_by_encoding)
 
         dataset = prepare(run, rows, examples, tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
-        guards.differ(dataset)
         answers_end(dataset, ["chosen_ids", "rejected_ids"], tokenizer)
         dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
         sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]}

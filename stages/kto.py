@@ -97,7 +97,7 @@ class KTO(Stage):
         """Return rated answers in an order by seed, each with another row's answer beside it."""
         from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-        from pipeline.data import tokens
+        from pipeline.data import shown, tokens
         from pipeline.training import guards
         from pipeline.training.alignment import answers_end
         from pipeline.training.chat import row_length
@@ -107,7 +107,7 @@ class KTO(Stage):
 
         encoded = tokens.pieces(
             rows.kept,
-            lambda row: tokens.encode_answers(row, tokenizer, ["completion"]),
+            lambda row: shown.answers(row, tokenizer, ["completion"]),
             longest,
             False,
             rows.dropped_by_encoding,

@@ -59,7 +59,7 @@ class SFT(Stage):
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return conversations, the assistant's tokens being the targets; packed where the model keeps them apart."""
-        from pipeline.data import tokens
+        from pipeline.data import shown, tokens
         from pipeline.models import tokenization
         from pipeline.training import guards
         from pipeline.training.chat import row_length
@@ -70,7 +70,7 @@ class SFT(Stage):
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             return tokens.pieces(
                 part.kept,
-                lambda row: tokens.encode_messages(row["messages"], tokenizer),
+                lambda row: shown.conversation(row["messages"], tokenizer),
                 longest,
                 False,
                 part.dropped_by_encoding,
@@ -80,7 +80,6 @@ class SFT(Stage):
         dataset = prepare(run, rows, examples, tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
-        guards.speaks(rows.kept, tokenizer)
         sample = {"input_ids": dataset[0]["input_ids"]}
         if tokens.keeps_apart(model):
             dataset = tokens.pack(dataset, longest, run.say)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models import control
-from pipeline.system import hashes
+from pipeline.system import hashes, signals
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # reserved in pretraining, learned in SFT
 MOST = 50_000_000  # characters that a tokenizer is trained on: more of them no longer change which pieces are frequent
+_PATIENCE = 5  # seconds for a short conversation
 _SENTINELS = 100  # spans that span corruption can take out of one text
 _LONGEST = 16  # characters of a piece, where a language puts no spaces between words
 _RARE = 5  # a word seen less often than this has no vector
@@ -162,7 +163,7 @@ def load(folder: str, role: str = "parent") -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library in Rust raises Exception itself
         raise UserError(f"--{role} {folder}: no tokenizer can be loaded ({' '.join(str(error).split())[:200]})") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -218,9 +219,7 @@ def templated(
     """
     import jinja2
 
-    turns, tools = [dict(message) for message in messages], None
-    if turns:
-        tools = turns[0].pop("tools", None)
+    turns, tools = _with_tools(messages)
     try:
         _check_written(tokenizer, turns, tools)
         if control.within(tokenizer, messages):
@@ -234,9 +233,7 @@ def templated(
             add_generation_prompt=answer_next,
         )
     except jinja2.TemplateError as error:
-        if type(error) is jinja2.TemplateError:  # what a template raises itself
-            raise control.Refused(f"refused by the chat template: {error}") from None
-        raise UserError(f"chat_template: {error}") from None
+        raise _fault(error) from None
     return dict(made)
 
 
@@ -276,6 +273,64 @@ def _writes(tokenizer: PreTrainedTokenizerBase, template: str, role: str) -> boo
         return "probe8315" in str(tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template))
     except (jinja2.TemplateError, TypeError):
         return True
+
+
+def templated_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False
+) -> str:
+    """Return a conversation as the chat template writes it; UserError or control.Unfit as `templated` raises them."""
+    import jinja2
+
+    turns, tools = _with_tools(messages)
+    try:
+        return str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=answer_next))
+    except jinja2.TemplateError as error:
+        raise _fault(error) from None
+
+
+def _with_tools(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
+    """Return messages and the tools that lie under `tools` of the first."""
+    turns = [dict(message) for message in messages]
+    return turns, turns[0].pop("tools", None) if turns else None
+
+
+def _fault(error: Exception) -> UserError:
+    """Return what is raised where a template can't be written: Refused for what it raises itself."""
+    import jinja2
+
+    if type(error) is jinja2.TemplateError:
+        return control.Refused(f"refused by the chat template: {error}")
+    return UserError(f"chat_template: {error}")
+
+
+def ends_in_time(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where a chat template takes seconds for a short conversation, or says something else each time."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with signals.within(
+        _PATIENCE, f"chat_template: is not done with two short messages after {_PATIENCE} s; one of its loops is too long"
+    ):
+        said = {templated_text(tokenizer, talk) for _ in range(3)}
+    if len(said) > 1:
+        raise UserError(
+            "chat_template: writes the same conversation differently each time, as by a clock; training could not be repeated"
+        )
+
+
+def another_template(tokenizer: PreTrainedTokenizerBase, own: Any) -> str:
+    """Return a warning where the tokenizer's template writes otherwise than the parent's `own`, or there is none; or ""."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chosen = tokenizer.chat_template
+    if not own:
+        return "the parent has no chat template of its own: it was never taught to answer, and this stage does not teach it"
+    if own == chosen:
+        return ""
+    written = templated_text(tokenizer, talk)
+    tokenizer.chat_template = own
+    try:
+        same = templated_text(tokenizer, talk) == written
+    finally:
+        tokenizer.chat_template = chosen
+    return "" if same else "chat_template: writes a conversation otherwise than the template that the parent was trained with"
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False) -> list[int]:

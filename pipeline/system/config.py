@@ -32,6 +32,9 @@ RESERVED = {
     "save_only_model": "a checkpoint without its optimizer resumes to other weights",
     "enable_jit_checkpoint": "a stage saves by itself when it is asked to stop, at the end of a step",
     "eval_strategy": "a node is measured when it is done; set patience where a stage has that option",
+    "eval_steps": "a node is measured when it is done",
+    "eval_delay": "a node is measured when it is done",
+    "eval_on_start": "a node is measured when it is done",
     "load_best_model_at_end": "use patience",
     "metric_for_best_model": "a task names its own figure",
     "push_to_hub": "a stage never pushes while it trains",
@@ -65,6 +68,8 @@ SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
     "adam_epsilon": (lambda value: 0 < value < 1e-2, "expected a number above 0 and below 0.01, which would hide the gradients"),
     "warmup_steps": _SIZE, "beta": _SIZE, "logging_steps": (lambda value: value > 0, "expected more than 0"),
     "per_device_train_batch_size": _COUNT, "gradient_accumulation_steps": _COUNT, "num_generations": _COUNT,
+    "desirable_weight": _SIZE, "undesirable_weight": _SIZE, "neftune_noise_alpha": _SIZE,
+    "seed": (lambda value: 0 <= value < 2**32, "expected a number from 0 to below 2**32"),
     "max_completion_length": _COUNT, "temperature": (lambda value: value > 0, "expected more than 0"),
 }  # fmt: skip
 

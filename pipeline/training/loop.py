@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.chain import resume
 from pipeline.chain.run import Run
-from pipeline.data import mixture, shards
+from pipeline.data import doubts, mixture, shards, types
 from pipeline.data.recipe import Rows
 from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
@@ -69,7 +69,7 @@ def prepare(
         run.record["recipe"]["truncated"] = dict(rows.truncated)
     said = ", ".join(f"{count:,} as {name}" for name, count in rows.formats.items())
     lost = ", ".join(f"{count:,} {reason}" for reason, count in (dropped + rows.truncated).items()) or "none"
-    for note in rows.notes:
+    for note in (*rows.notes, *_doubts(run, rows)):
         run.say(note)
     held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
     run.say(
@@ -90,6 +90,12 @@ def _mostly_dropped(rows: Rows, kept: int, dropped: int) -> str:
         return told
     length = length_for(0.99, kept, rows.too_long)
     return f"{told}; max_length {length:,} would keep 99% of the {kept + rows.too_long.total():,} that only length decides on"
+
+
+def _doubts(run: Run, rows: Rows) -> list[str]:
+    """Return what the rows can hardly mean, for one process to say."""
+    reads = run.signature.reads
+    return doubts.of(rows.kept, types.load(reads)) if reads and run.main and not run.quiet else []
 
 
 def _identity(run: Run, rows: Rows, tokenizer: Any, settings: Sequence[Any]) -> str:
@@ -150,7 +156,12 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         run.record["seconds_before"] = keeper.before
     run.unchanged()
     if _is_foreign(run) and isinstance(trainer.train_dataset, Dataset):
-        guards.knows(trainer.model, trainer.train_dataset)
+        tokenizer: Any = trainer.processing_class
+        guards.knows(trainer.model, trainer.train_dataset, set(tokenizer.all_special_ids), run.say)
+        if warning := guards.swapped(trainer.model, trainer.train_dataset):
+            run.say(warning)
+    if run.record.get("starts_from") == "parent" and (warning := guards.empty(trainer.model)):
+        run.say(warning)
     keeper.started = time.time()
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)

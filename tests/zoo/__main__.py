@@ -36,7 +36,9 @@ def main() -> int:
         zoo.build()
         faults, right = cases()
         if given.name:
-            faults, right = ([one for one in found if given.name in f"{one.kind} {one.name} {one.stage}"] for found in (faults, right))
+            faults, right = (
+                [one for one in found if given.name in f"{one.kind} {one.name} {one.stage}"] for found in (faults, right)
+            )
         return report(zoo, faults, right, given, started)
 
 
@@ -59,7 +61,9 @@ def report(zoo, faults, right, given, started) -> int:
         found.append((case, how, theirs))
         print(f"{case.kind:10} {case.stage:9} {case.name:42} {how:30} {theirs:30} {mine.seconds:5.1f} s{'  TRACEBACK' * mine.traceback}", flush=True)  # fmt: skip
         if given.show or (how == SILENT and mine.status != 0) or mine.traceback:
-            print(f"    status {mine.status}, {mine.steps} steps: ..." + mine.printed[-1500:].replace("\n", "\n    "), flush=True)
+            print(
+                f"    status {mine.status}, {mine.steps} steps: ..." + mine.printed[-1500:].replace("\n", "\n    "), flush=True
+            )
     alarms = []
     for case in right:
         ended = zoo.run(case, ours)
@@ -87,7 +91,9 @@ def page(found, right, alarms, traces) -> str:
     ]  # fmt: skip
     both = [(mine, theirs) for _, mine, theirs in found if theirs != "—"]
     columns = [[mine for _, mine, _ in found], [mine for mine, _ in both], [theirs for _, theirs in both]]
-    lines += [f"| {how} | " + " | ".join(_share(column, (how,)) for column in columns) + " |" for how in (EARLY, LATE, WARNED, SILENT)]
+    lines += [
+        f"| {how} | " + " | ".join(_share(column, (how,)) for column in columns) + " |" for how in (EARLY, LATE, WARNED, SILENT)
+    ]
     lines.append("| **stopped or warned** | " + " | ".join(_share(column, (EARLY, LATE, WARNED)) for column in columns) + " |")
     lines += [f"| ended in a traceback | {traces['ours']} | | {traces['plain']} |", ""]
     lines += [f"False alarms: {len(alarms)} of {len(right)} correct setups.", ""]

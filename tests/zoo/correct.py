@@ -15,7 +15,11 @@ def options(stages, **given):
     def plant(setup):
         setup.options |= given
 
-    plant.__doc__, plant.__name__, plant.__module__ = "Options.", ", ".join(f"{key} {value}" for key, value in given.items()), __name__
+    plant.__doc__, plant.__name__, plant.__module__ = (
+        "Options.",
+        ", ".join(f"{key} {value}" for key, value in given.items()),
+        __name__,
+    )
     correct(stages)(plant)
 
 
@@ -95,7 +99,9 @@ def a_single_row(setup):
 @correct("sft")
 def a_huge_row(setup):
     """One row as long as the model has positions."""
-    setup.messages(lambda at, turns: [turns[0], turns[1] | {"content": "The cat did. " * 7 if at == 3 else turns[1]["content"]}])
+    setup.messages(
+        lambda at, turns: [turns[0], turns[1] | {"content": "The cat did. " * 7 if at == 3 else turns[1]["content"]}]
+    )
 
 
 @correct("sft")

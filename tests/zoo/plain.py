@@ -59,7 +59,9 @@ def _sft(setup: Setup, rows) -> None:
 def _conversation(row):
     if not isinstance(row["prompt"], str):
         return row
-    sides = {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected", "completion") if name in row}
+    sides = {
+        name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected", "completion") if name in row
+    }
     return {"prompt": [{"role": "user", "content": row["prompt"]}], **sides}
 
 
@@ -100,11 +102,20 @@ def _finetune(setup: Setup, rows) -> None:
         return tokenizer(row["text"], truncation=True, max_length=LENGTH) | {"labels": labels.index(row["label"])}
 
     rows = rows.map(encoded, remove_columns=rows.column_names)
-    Trainer(model, _arguments(TrainingArguments, setup), DataCollatorWithPadding(tokenizer), rows, processing_class=tokenizer).train()
+    Trainer(
+        model, _arguments(TrainingArguments, setup), DataCollatorWithPadding(tokenizer), rows, processing_class=tokenizer
+    ).train()
 
 
 def _pretrain(setup: Setup, rows) -> None:
-    from transformers import AutoTokenizer, DataCollatorForLanguageModeling, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+    from transformers import (
+        AutoTokenizer,
+        DataCollatorForLanguageModeling,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Trainer,
+        TrainingArguments,
+    )
 
     tokenizer = AutoTokenizer.from_pretrained(setup.models / "pretrain")
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")

@@ -114,21 +114,25 @@ class Zoo:
         self._clean: dict[tuple[str, str], Ended] = {}
 
     def build(self) -> None:
-        """Train the small models: a base, a chat model on it that learned its answers, an encoder."""
+        """Load the libraries, and train the small models in another process: the tokenizer's threads don't survive a fork."""
         import torch
         import transformers
         import trl
 
+        torch.set_num_threads(1)
+        for name in ("SFTTrainer", "DPOTrainer", "RewardTrainer", "KTOTrainer"):
+            getattr(trl, name)
+        assert transformers.Trainer
+        ended = isolated(self._train, self.folder)
+        if ended.status:
+            raise RuntimeError(f"the models of the zoo were not made: {ended.printed[-2000:]}")
+
+    def _train(self) -> int:
+        """Train a base, a chat model on it that learned its answers, and an encoder."""
         from tests.conftest import make_quietly
         from tests.test_tasks import parent
         from tests.zoo import ROWS
 
-        torch.set_num_threads(1)
-        assert transformers.Trainer
-        assert trl.SFTTrainer
-        assert trl.DPOTrainer
-        assert trl.RewardTrainer
-        assert trl.KTOTrainer
         for stage, epochs, rate in (("pretrain", 6, 1e-2), ("sft", 6, 1e-2)):
             given = Setup(self.folder / f"data-{stage}", self.models, stage, rows=ROWS[stage])
             given.folder.mkdir()
@@ -140,6 +144,7 @@ class Zoo:
             flags = [word for key, value in options.items() for word in (f"--{key}", _word(value))]
             make_quietly(stage, *where, "--output", self.models / stage, "--data", given.data, *flags)
         parent(self.models / "encoder", "mlm")
+        return 0
 
     def run(self, case: Case, how: Callable[[Setup], int]) -> Ended:
         """Plant a case into one of the two ways to train, in a folder that is then removed."""
@@ -166,7 +171,9 @@ def verdict(case: Case, ended: Ended, sound: Ended) -> str:
     A line that the sound training prints, too, tells nothing.
     """
     usual = sound.lines()
-    told = any(re.search(case.says, line) for line in ended.printed.splitlines() if _NUMBERS.sub("#", line.strip()) not in usual)
+    told = any(
+        re.search(case.says, line) for line in ended.printed.splitlines() if _NUMBERS.sub("#", line.strip()) not in usual
+    )
     if ended.status != 0 and told:
         return LATE if ended.steps else EARLY
     return WARNED if told else SILENT

@@ -55,6 +55,10 @@ class DatasetType(ABC):
         empty = [column for column in self.filled if column in row and not "".join(row[column]).strip()]
         return f"empty {empty[0]}" if empty else None
 
+    def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
+        """Return what the rows can hardly mean: how many rows, from which share on it is told, and what they do."""
+        return []
+
     def document(self, row: Row) -> str:
         """Return what is said in a row as one text, so that a model can be pretrained on it."""
         return "\n\n".join(_said(row))

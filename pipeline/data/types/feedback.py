@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Messages, Row
@@ -65,6 +65,13 @@ class Feedback(DatasetType):
         if not row["completion"] or silent(row["completion"][-1]):
             return "empty completion"
         return None if row["completion"][-1]["role"] == "assistant" else "does not end with the assistant"
+
+    def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
+        """Return answers that were rated both up and down."""
+        rated = [((repr(row["prompt"]), repr(row["completion"])), row["label"]) for row in rows]
+        known = set(rated)
+        both = sum((answer, not label) in known for answer, label in rated)
+        return [(both, 0.02, "contradict another: the same answer, rated up and down")]
 
     def document(self, row: Row) -> str:
         """Return the prompt and the answer, whether it was liked or not."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.data import doubts
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Row
 from pipeline.data.types._columns import PAIRS, text
 
@@ -33,6 +34,10 @@ class Labels(DatasetType):
         Format("text and label", frozenset({"text", "label"}), _label("text")),
         Format("sentence and label", frozenset({"sentence", "label"}), _label("sentence")),
     )
+
+    def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
+        """Return labels that look like a slip in another."""
+        return doubts.typed(row["label"] for row in rows)
 
 
 TYPE = Labels()

@@ -5,9 +5,10 @@ A message may have `tool_calls` and `reasoning_content`, and the first one `tool
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from pipeline.data import doubts
 from pipeline.data.types import Convert, DatasetType, Format, Row
 from pipeline.data.types import Messages as Turns
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, silent, spoken, text, turn
@@ -63,6 +64,11 @@ class Messages(DatasetType):
         if turns[-1]["role"] != "assistant":
             return "does not end with the assistant"
         return "empty assistant turn" if any(item["role"] == "assistant" and silent(item) for item in turns) else None
+
+    def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
+        """Return answers that are all the same, or placeholders."""
+        answers = [row["messages"][-1]["content"] for row in rows]
+        return [doubts.same_answer(answers), doubts.gaps(answers)]
 
     def prompt(self, row: Row) -> Turns | None:
         """Return all that comes before the assistant's last message; None where nobody has said anything by then."""

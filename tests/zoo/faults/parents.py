@@ -20,7 +20,7 @@ def another_template_than_the_parents(setup):
     setup.record = True
 
 
-@fault("dpo", "changed|differ|not what", plain=False)
+@fault("dpo", "is not the file that was made", plain=False)
 def a_parent_edited_in_place(setup):
     """A file of the finished parent was overwritten."""
     setup.record = True

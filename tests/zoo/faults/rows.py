@@ -33,7 +33,9 @@ def a_label_in_another_case(setup):
 @fault("dpo reward", "swapped|rejected .*likelier|short")
 def swapped_pairs(setup):
     """The columns were read in the wrong order."""
-    setup.rows = [row | {"chosen": " ".join(ANIMALS)[: 4 + at % 5], "rejected": row["chosen"]} for at, row in enumerate(setup.rows)]
+    setup.rows = [
+        row | {"chosen": " ".join(ANIMALS)[: 4 + at % 5], "rejected": row["chosen"]} for at, row in enumerate(setup.rows)
+    ]
 
 
 @fault("dpo reward", "contradict")
@@ -63,7 +65,7 @@ def pairs_that_are_equal(setup):
 @fault("sft pretrain", "mojibake|encoding|UTF-8")
 def mojibake(setup):
     """UTF-8 was read as Latin-1 and saved."""
-    wrong = "Schöne Grüße aus Zürich — ‘très’".encode().decode("latin-1")
+    wrong = "Grüße — ‘so’".encode().decode("latin-1")
     if setup.stage == "pretrain":
         setup.rows = [{"text": f"{row['text']} {wrong}"} for row in setup.rows]
     else:
@@ -76,10 +78,12 @@ def replacement_characters(setup):
     if setup.stage == "pretrain":
         setup.rows = [{"text": row["text"].replace("w", "\ufffd")} for row in setup.rows]
     else:
-        setup.messages(lambda _, turns: [turns[0], {"role": "assistant", "content": turns[1]["content"].replace("d", "\ufffd")}])
+        setup.messages(
+            lambda _, turns: [turns[0], {"role": "assistant", "content": turns[1]["content"].replace("d", "\ufffd")}]
+        )
 
 
-@fault("sft", "role")
+@fault("sft", "role|no assistant text")
 def a_role_typed_wrong(setup):
     """A writer of the rows has a typing error in a role."""
     setup.messages(lambda _, turns: [turns[0], turns[1] | {"role": "assistent"}])
@@ -91,7 +95,7 @@ def roles_swapped(setup):
     setup.messages(lambda _, turns: [turns[0] | {"role": "assistant"}, turns[1] | {"role": "user"}])
 
 
-@fault("sft", "empty|no text")
+@fault("sft", "dropped: .*no assistant text")
 def empty_answers(setup):
     """A scraper found no answer and wrote an empty one."""
     setup.messages(lambda at, turns: [turns[0], turns[1] | {"content": "" if at % 2 else turns[1]["content"]}])

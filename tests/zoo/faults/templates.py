@@ -56,7 +56,7 @@ def the_end_token_outside_the_tags(setup):
     setup.template = edited("{{- message['content'] + '<|im_end|>' -}}\n{%- endgeneration -%}", "{{- message['content'] -}}\n{%- endgeneration -%}{{- '<|im_end|>' -}}")  # fmt: skip
 
 
-@fault("sft dpo kto", "puts no special token|end token|stop|no sampled answer would end")
+@fault("sft dpo kto", "puts no special token|end token|stop|no sampled answer would end|does not end with a special token")
 def no_end_token(setup):
     """The end of a turn is a line break, as in many prompts that were written by hand."""
     setup.template = CHATML.replace("<|im_end|>", "")

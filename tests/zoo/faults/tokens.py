@@ -51,7 +51,9 @@ def a_larger_tokenizer(setup):
 @fault("sft", f"{APART}|unigram")
 def embeddings_moved_by_one(setup):
     """A padding token was put first, and every other token moved by one."""
-    setup.weights(lambda found: {name: value.roll(7, 0) * 30 if "embed_tokens" in name else value for name, value in found.items()})
+    setup.weights(
+        lambda found: {name: value.roll(7, 0) * 30 if "embed_tokens" in name else value for name, value in found.items()}
+    )
 
 
 @fault("sft", "unknown|end token|eos")

@@ -15,7 +15,9 @@ def a_lost_tensor(setup):
 @fault("sft reward", LACK)
 def a_renamed_tensor(setup):
     """A checkpoint of another framework calls a matrix by another name."""
-    setup.weights(lambda found: {name.replace("layers.1.mlp.up_", "layers.1.mlp.upper_"): value for name, value in found.items()})
+    setup.weights(
+        lambda found: {name.replace("layers.1.mlp.up_", "layers.1.mlp.upper_"): value for name, value in found.items()}
+    )
 
 
 @fault("sft dpo", "which would be left out")
@@ -76,7 +78,9 @@ def a_file_cut_short(setup):
 @fault("sft", "not finite|wrecked")
 def a_tensor_of_nan(setup):
     """An earlier training in half precision overflowed and was saved all the same."""
-    setup.weights(lambda found: {name: value * float("nan") if "layers.0.mlp.up" in name else value for name, value in found.items()})
+    setup.weights(
+        lambda found: {name: value * float("nan") if "layers.0.mlp.up" in name else value for name, value in found.items()}
+    )
 
 
 @fault("sft", "zero")
