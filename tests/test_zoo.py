@@ -5,33 +5,31 @@ import pytest
 from tests.zoo.runner import EARLY, SILENT, WARNED, Zoo, alarm, cases, ours, verdict
 
 TOLD = {
-    ("weights", "a lost tensor", "reward"): EARLY, ("tokens", "another order of tokens", "sft"): EARLY,
-    ("templates", "no generation prompt", "dpo"): EARLY, ("templates", "the users text as a target", "sft"): EARLY,
-    ("stuck", "learning rate 0", "pretrain"): EARLY, ("arguments", "fp16 True", "sft"): EARLY,
-    ("rows", "pairs that contradict each other", "dpo"): WARNED, ("rows", "a label typed wrong", "finetune"): WARNED,
-    ("parents", "another template than the parents", "kto"): WARNED,
+    ("weights", "a lost tensor"): EARLY, ("tokens", "another order of tokens"): EARLY, ("stuck", "learning rate 0"): EARLY,
+    ("templates", "the users text as a target"): EARLY, ("arguments", "fp16 True"): EARLY,
+    ("rows", "one answer for all"): WARNED, ("parents", "a parent in pickle"): EARLY,
 }  # fmt: skip
-RIGHT = [("trimming makes a few pairs equal", "dpo"), ("a tokenizer in lower case", "sft"), ("yes or no", "sft")]
+RIGHT = ["a tokenizer in lower case", "yes or no"]
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     made = Zoo(tmp_path_factory.mktemp("zoo"))
-    made.build()
+    made.build(encoder=False)
     return made
 
 
 def test_a_sample_of_faults_is_told(zoo):
-    sample = [case for case in cases()[0] if (case.kind, case.name, case.stage) in TOLD]
+    sample = [case for case in cases()[0] if (case.kind, case.name) in TOLD and case.stage == "sft"]
     assert len(sample) == len(TOLD)
-    found = {(case.kind, case.name, case.stage): verdict(case, zoo.run(case, ours), zoo.clean(case, ours)) for case in sample}
+    found = {(case.kind, case.name): verdict(case, zoo.run(case, ours), zoo.clean(case, ours)) for case in sample}
     assert found == TOLD
 
 
 def test_a_sample_of_correct_setups_trains(zoo):
     faults, right = cases()
-    warnings = {case.says for case in faults if TOLD.get((case.kind, case.name, case.stage)) == WARNED}
-    sample = [case for case in right if (case.name, case.stage) in RIGHT]
+    warnings = {case.says for case in faults if TOLD.get((case.kind, case.name)) == WARNED}
+    sample = [case for case in right if case.name in RIGHT and case.stage == "sft"]
     assert [alarm(case, zoo.run(case, ours), warnings) for case in sample] == [""] * len(RIGHT)
 
 

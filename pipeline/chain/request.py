@@ -243,7 +243,7 @@ def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) 
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architectures, outputs = settings.get("architectures") or [], len(settings.get("id2label") or {})
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise UserError(f"--{role} {parent}: no model folder: config.json is missing or broken") from None
     family = family_of(architectures[0], outputs) if architectures else ""
     if family and family not in families:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +54,17 @@ def _agrees(messages: Messages, start: int, tokenizer: PreTrainedTokenizerBase) 
     """Raise UserError where a conversation is not what asks for the message at `start`, followed by it, or lacks a text.
 
     Texts are compared, since a token may reach over the border. What an assistant said before its last turn may be left out:
-    templates of models that reason do so.
+    templates of models that reason do so. Some put what the system says before the last question, and write what a tool says as JSON.
     """
     shown = templated_text(tokenizer, messages)
     letters, at = _letters(shown), 0
     for number, turn in enumerate(messages):
         said = _letters(turn["content"])
         found = letters.find(said, at)
+        if turn["role"] not in ("user", "assistant") and (
+            said in letters or _letters(json.dumps(turn["content"])[1:-1]) in letters
+        ):
+            continue
         if found >= 0:
             at = found + len(said)
         elif turn["role"] != "assistant" or number == len(messages) - 1:

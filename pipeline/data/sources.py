@@ -27,6 +27,7 @@ from pipeline.system.errors import UserError
 _SHOWN = 10  # faults printed before the rest is only counted
 _ABOUT = r"(readme|license|licence|changelog|citation)\b.*|dataset_infos?\.json|state\.json"  # names of what is no data
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_DEEP = "brackets are nested thousands of levels deep"
 Raw = tuple[str, dict[str, Any]]  # where it stands, and its columns
 
 
@@ -108,6 +109,9 @@ def _read_jsonl(path: Path, faults: Faults) -> Iterator[Raw]:
         except json.JSONDecodeError as error:
             faults.add(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})")
             continue
+        except RecursionError:
+            faults.add(f"{path}:{number}: {_DEEP}")
+            continue
         if "\\ud" in line.lower() and not _encodable(row):
             faults.add(f"{path}:{number}: half of a surrogate pair (\\ud...), which is no text")
         elif isinstance(row, dict):
@@ -133,6 +137,9 @@ def _read_json(path: Path, faults: Faults) -> Iterator[Raw]:
             yield from _read_jsonl(path, faults)
             return
         faults.add(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})")
+        return
+    except RecursionError:
+        faults.add(f"{path}: {_DEEP}")
         return
     for number, row in enumerate(loaded if isinstance(loaded, list) else [loaded], start=1):
         if isinstance(row, dict):

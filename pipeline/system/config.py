@@ -14,6 +14,7 @@ import difflib
 import enum
 import importlib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,7 @@ RESERVED = {
 }
 
 
+_MOST_VALUES = 100_000  # of a YAML file, aliases written out
 _SIZE = (lambda value: value >= 0, "expected at least 0")
 _SHARE = (lambda value: 0 <= value < 1, "expected a number from 0 to below 1")
 _COUNT = (lambda value: value >= 1, "expected at least 1")
@@ -111,10 +113,40 @@ def normal(value: Any) -> Any:
     return value
 
 
+def read_yaml(text: str) -> Any:
+    """Return what a YAML text holds; yaml.YAMLError also where it is nested too deeply, or grows beyond reason by its aliases."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is not None and _size(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases make more than {_MOST_VALUES:,} values of it")
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply, or an alias stands within what it names") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node has, those of an alias counted wherever it stands."""
+    if id(node) not in known:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [child for item in inner for child in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]
+
+
+def named_in(text: str, values: Mapping[str, Any]) -> str:
+    """Return the settings that a library's complaint is about, by their keys or by words among their values, for its line."""
+    found = []
+    for key, value in values.items():
+        words = [key, *([value] if isinstance(value, str) and len(value) > 3 else [])]
+        if any(re.search(rf"(?<![\w/]){re.escape(word)}(?![\w/])", text, re.IGNORECASE) for word in words):
+            found.append(f"{key}: {value}")
+    return f" ({', '.join(found)})" if found else ""
+
+
 def read_profile(path: Path) -> dict[str, Any]:
     """Return the flat mapping in a profile; UserError if the file is missing, not YAML or not a mapping."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such profile file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -155,7 +187,7 @@ def read_flags(argv: Sequence[str], roles: Sequence[str] = ("parent",)) -> tuple
             flags[key] = text
         else:
             try:
-                flags[key] = normal(yaml.safe_load(text)) if text else ""
+                flags[key] = normal(read_yaml(text)) if text else ""
             except yaml.YAMLError:
                 faults.append(f"command line: --{key} {text!r} can't be read as a value")
     return flags, faults

@@ -128,6 +128,12 @@ def execute(body: Callable[[], int]) -> int:
         kept = _KEPT if error.errno in _DISK_ERRORS else ""
         print(f"{name}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}{kept}", file=sys.stderr)
         return 1
+    except RecursionError:
+        print(
+            f"{name}: something that was read is nested thousands of levels deep; look at its JSON and YAML files",
+            file=sys.stderr,
+        )
+        return 2
     except Exception as error:
         said = " ".join(str(error).split())
         if any(word in said for word in _DISK):

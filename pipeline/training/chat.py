@@ -44,6 +44,8 @@ def open_parent(run: Run) -> Opened:
     options: ChatOptions = run.options
     tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent)
     guards.fits_parent(model, tokenizer, _given_length(run))
+    if warning := guards.ends_text(model, tokenizer):
+        run.say(warning)
     own = tokenizer.chat_template
     added = tokenization.set_template(tokenizer, options.chat_template, run.parent)
     tokenization.ends_in_time(tokenizer)

@@ -113,6 +113,24 @@ def _nats(model: Any, rows: Sequence[Any], exchange: Mapping[int, int] | None = 
     return _Nats(sums[0] / counts[0], sums[1] / counts[1]) if all(counts) else None
 
 
+def adapts(model: Any, given: str | Sequence[str]) -> None:
+    """Raise UserError where a name among `target_modules` is that of no layer; peft passes over it without a word."""
+    found = [f".{name}" for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    if isinstance(given, str) or not found:
+        return
+    lost = sorted(one for one in given if not any(name.endswith(f".{one}") for name in found))
+    if lost:
+        raise UserError(f"target_modules: no layer of the model is called {', '.join(lost)}")
+
+
+def ends_text(model: Any, tokenizer: Any) -> str:
+    """Return a warning where the model's configuration names a token that ends a text, and the tokenizer has none; or ""."""
+    named = model.config.get_text_config().eos_token_id
+    if named is None or tokenizer.eos_token_id is not None:
+        return ""
+    return f"config.json says that token {named} ends a text, but the tokenizer has no eos_token: texts will not end with one"
+
+
 def empty(model: Any) -> str:
     """Return a warning naming the matrices of a model that hold nothing but zeros, or ""; adapters begin so and are left out."""
     names = [name for name, one in model.named_parameters() if one.dim() > 1 and not _ADAPTERS.search(name) and not one.any()]

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline.chain import resume
+from pipeline.chain import directory, resume
 from pipeline.chain.run import Run
 from pipeline.data import doubts, mixture, shards, types
 from pipeline.data.recipe import Rows
@@ -22,7 +22,7 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, process, signals
 from pipeline.system.errors import Stopped, WorldError
-from pipeline.training import guards
+from pipeline.training import guards, outcome
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.trainer import StageTrainer
@@ -155,6 +155,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         keeper.before = float(json.loads(spent.read_text(encoding="utf-8"))["seconds"]) if spent.exists() else 0.0
         run.record["seconds_before"] = keeper.before
     run.unchanged()
+    guards.adapts(trainer.model, getattr(run.options, "target_modules", ""))
     if _is_foreign(run) and isinstance(trainer.train_dataset, Dataset):
         tokenizer: Any = trainer.processing_class
         guards.knows(trainer.model, trainer.train_dataset, set(tokenizer.all_special_ids), run.say)
@@ -162,6 +163,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
             run.say(warning)
     if run.record.get("starts_from") == "parent" and (warning := guards.empty(trainer.model)):
         run.say(warning)
+    before = outcome.losses(trainer)
     keeper.started = time.time()
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -171,6 +173,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
             keeper.stopped,
             f"{run.name}: stopped; checkpoint-{state.global_step} is saved and the same command goes on from there",
         )
+    trainer.worse = outcome.worse(before, outcome.losses(trainer)) or outcome.less_rewarded(progress.entries)
     run.record |= {
         "training_seconds": keeper.seconds(), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip
@@ -208,4 +211,12 @@ def hand_over(
             raise WorldError(f"{run.name}: {said}; nothing is handed on")
         run.say(said)
     save(model, tokenizer, run.result)
+    if trainer.worse:
+        if run.arguments.get("max_steps", -1) <= 0:
+            kept = directory.set_result_aside(run)
+            raise WorldError(
+                f"{run.name}: {trainer.worse}; nothing is handed on, and the model is kept in {kept}. Lower learning_rate, "
+                "or look at the rows"
+            )
+        run.say(trainer.worse)
     (run.output / "README.md").unlink(missing_ok=True)  # trl's card of a checkpoint, without base or figures

@@ -113,7 +113,7 @@ class Zoo:
         self.models = folder / "models"
         self._clean: dict[tuple[str, str], Ended] = {}
 
-    def build(self) -> None:
+    def build(self, encoder: bool = True) -> None:
         """Load the libraries, and train the small models in another process: the tokenizer's threads don't survive a fork."""
         import torch
         import transformers
@@ -123,11 +123,11 @@ class Zoo:
         for name in ("SFTTrainer", "DPOTrainer", "RewardTrainer", "KTOTrainer"):
             getattr(trl, name)
         assert transformers.Trainer
-        ended = isolated(self._train, self.folder)
+        ended = isolated(lambda: self._train(encoder), self.folder)
         if ended.status:
             raise RuntimeError(f"the models of the zoo were not made: {ended.printed[-2000:]}")
 
-    def _train(self) -> int:
+    def _train(self, encoder: bool) -> int:
         """Train a base, a chat model on it that learned its answers, and an encoder."""
         from tests.conftest import make_quietly
         from tests.test_tasks import parent
@@ -143,7 +143,8 @@ class Zoo:
             where = ["--parent", self.models / "pretrain"] if stage == "sft" else []
             flags = [word for key, value in options.items() for word in (f"--{key}", _word(value))]
             make_quietly(stage, *where, "--output", self.models / stage, "--data", given.data, *flags)
-        parent(self.models / "encoder", "mlm")
+        if encoder:
+            parent(self.models / "encoder", "mlm")
         return 0
 
     def run(self, case: Case, how: Callable[[Setup], int]) -> Ended:
