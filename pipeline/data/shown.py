@@ -81,7 +81,7 @@ def _agrees(messages: Messages, start: int, tokenizer: PreTrainedTokenizerBase) 
             f"chat_template: generation asks with {asked[max(0, at - 20) : at + 30]!r} where training shows "
             f"{shown[max(0, at - 20) : at + 30]!r}; what add_generation_prompt adds must be what stands before an answer"
         )
-    before = shown[len(asked) :].partition(answer)[0]
+    before = shown[len(asked) :].partition(answer)[0] if answer else ""  # an answer may be a call of a tool
     if _letters(before) and templated_text(tokenizer, prompt) == asked:
         raise UserError(
             f"chat_template: add_generation_prompt adds nothing, while training shows {before!r} before an answer, which "

@@ -275,9 +275,7 @@ def _writes(tokenizer: PreTrainedTokenizerBase, template: str, role: str) -> boo
         return True
 
 
-def templated_text(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False
-) -> str:
+def templated_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False) -> str:
     """Return a conversation as the chat template writes it; UserError or control.Unfit as `templated` raises them."""
     import jinja2
 

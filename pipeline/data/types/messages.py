@@ -67,8 +67,11 @@ class Messages(DatasetType):
 
     def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
         """Return answers that are all the same, or placeholders."""
-        answers = [row["messages"][-1]["content"] for row in rows]
-        return [doubts.same_answer(answers), doubts.gaps(answers)]
+        last = [row["messages"][-1] for row in rows]
+        return [
+            doubts.same_answer([f"{turn['content']}{turn.get('tool_calls', '')}" for turn in last]),
+            doubts.gaps(turn["content"] for turn in last),
+        ]
 
     def prompt(self, row: Row) -> Turns | None:
         """Return all that comes before the assistant's last message; None where nobody has said anything by then."""
