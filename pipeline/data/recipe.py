@@ -26,16 +26,20 @@ __all__ = ["EMPTY", "FOLDER", "SPLITS", "Recipe", "Rows", "from_data", "listing"
 
 
 def load(name: str) -> Recipe:
-    """Return a recipe by name (in data_recipes) or path; UserError if there is none or it is malformed."""
+    """Return a recipe by name (in data_recipes) or path; UserError if there is none or it is malformed.
+
+    `NAME:SUBSET` reads another subset of its hub data sets, such as another language.
+    """
+    whole, (name, _, subset) = name, name.partition(":")
     for path in (Path(name), FOLDER / f"{name}.py", FOLDER / f"{name}.yaml"):
-        if path.suffix == ".py" and path.is_file():
+        if path.suffix == ".py" and path.is_file() and not subset:
             return python_recipe.loaded(path, path.stat().st_mtime_ns)
         if path.suffix == ".yaml" and path.is_file():
-            return yaml_recipe.from_yaml(path)
+            return yaml_recipe.from_yaml(path, subset)
     known = sorted(item.stem for item in FOLDER.glob("*") if item.suffix in (".py", ".yaml") and item.stem != "__init__")
     close = difflib.get_close_matches(name, known, n=1)
     remedy = f"did you mean {close[0]}? Known are" if close else "known are"
-    raise UserError(f"recipe: {name}: no such recipe; {remedy} {', '.join(known)}, or give a path")
+    raise UserError(f"recipe: {whole}: no such recipe; {remedy} {', '.join(known)}, or give a path")
 
 
 def from_data(data: str, type: str) -> Recipe:

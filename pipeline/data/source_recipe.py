@@ -194,6 +194,7 @@ class SourceRecipe(Recipe):
         """Yield the usable rows of a source; long documents in parts, where the recipe cuts them."""
         type = source.holds or self.type
         documents = Documents(self.cut, self.separator) if type == "text" else None
+        before = result.formats.total()
         converter = Converter(type, result, faults, source.columns, source.ignored)
         for where, row in converter.rows(_raw(source, documents, notes, faults)):
             if self.cut and not source.holds and len(row["text"]) > self.cut:
@@ -202,6 +203,8 @@ class SourceRecipe(Recipe):
                     yield f"{where}, part {number}" if len(parts) > 1 else where, row | {"text": part}
             else:
                 yield where, row
+        if result.formats.total() == before and not faults.count:
+            faults.add(f"{source.name}: is empty; it holds no row")
         if converter.unread:
             notes.append(f"{source.name}: not read: {', '.join(converter.unread)}")
 

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ _SOURCE_KEYS = {"files": {"files"}, "package": {"package", "pattern"}, "hub": {"
 _SHARED = {"weight", "holds", "held_out", "columns", "ignore", "share"}  # keys of every source
 
 
-def from_yaml(path: Path) -> SourceRecipe:
-    """Return the recipe that a YAML file describes; UserError with every fault in it."""
+def from_yaml(path: Path, subset: str = "") -> SourceRecipe:
+    """Return the recipe that a YAML file describes, its hub data sets read by another `subset` if given; UserError with every fault."""
     loaded = read_profile(path)
     faults = [f"{path}: {key}: unknown key; a recipe has {', '.join(_KEYS)}" for key in sorted(set(loaded) - set(_KEYS))]
     if loaded.get("type") not in types.known():
@@ -79,9 +80,15 @@ def from_yaml(path: Path) -> SourceRecipe:
         faults.append(f"{path}: sources: share: every source has one, or none has")
     if loaded.get("type") != "text" and any(source.holds for source in given):
         faults.append(f"{path}: sources: holds: is for recipes of type text alone")
+    if subset and not any("subset" in source.hub for source in given):
+        faults.append(f"recipe: {path.stem}:{subset}: none of its sources has a subset")
     if faults:
         raise UserError(*faults)
-    return SourceRecipe(path.stem, given, loaded["type"], held_out, deduplicate, longest, separator)
+    if subset:
+        given = [replace(source, hub=source.hub | {"subset": subset}) if source.hub else source for source in given]
+    return SourceRecipe(
+        f"{path.stem}:{subset}" if subset else path.stem, given, loaded["type"], held_out, deduplicate, longest, separator
+    )
 
 
 def _source(entry: Any, where: str) -> Source:
