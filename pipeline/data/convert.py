@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +27,16 @@ class Converter:
     ignored: Sequence[str] = ()  # columns and keys that are left out on purpose
     unread: dict[str, None] = field(default_factory=dict)  # columns that no format read
 
+    @functools.cached_property
+    def _kind(self) -> types.DatasetType:
+        return types.load(self.type)
+
     def rows(self, given: Iterator[sources.Raw]) -> Iterator[tuple[str, Row]]:
         """Yield the usable rows among raw ones; count the others and gather what is broken."""
-        fault: Callable[[Row], str | None] = types.load(self.type).fault
+        fault: Callable[[Row], str | None] = self._kind.fault
         found: Format | None = None
         names: Any = None
-        choices = types.load(self.type).formats
+        choices = self._kind.formats
         sure = all(choice.when is None for choice in choices)
         for where, raw in self._gathered(given, any(choice.columns == TREE for choice in choices)):
             try:
@@ -70,12 +75,12 @@ class Converter:
     def _check(self, row: Mapping[str, Any], found: Format) -> None:
         """Take note of columns that are not read; Malformed where one of them matters."""
         others = row.keys() - found.columns - found.more - {"group"}
-        if not others or (kind := types.load(self.type)).reads_all:
+        if not others or self._kind.reads_all:
             return
-        for name in sorted(others & kind.matters.keys()):
+        for name in sorted(others & self._kind.matters.keys()):
             if row[name] if name != "label" else thumb(row[name]) is not None:
                 raise Malformed(
-                    f"{name} {kind.matters[name]}, but rows of type {self.type} ({found.name}) don't hold it; "
+                    f"{name} {self._kind.matters[name]}, but rows of type {self.type} ({found.name}) don't hold it; "
                     f"{'rows of type feedback do, or' if name == 'label' else 'another format or type may, or'} "
                     f"`ignore: [{name}]` in a recipe leaves it out"
                 )

@@ -144,11 +144,11 @@ class SourceRecipe(Recipe):
         found = dict(sides.writers)
         parts = [part for source in self.given for part in source.sides]
         for source, out in sorted(parts, key=lambda part: not part[1]):  # those that are held out by name first
+            type = types.load(source.holds or self.type)
             if not out:
                 sides.begin()
             for where, row in self._parts(source, counted, faults, notes):
                 progress.tell(lambda: f"{found['train'].rows:,} rows read, and {found['held_out'].rows:,} held out")
-                type = types.load(source.holds or self.type)
                 if reason := self._passed_over(row, source, seed, seen):
                     counted.dropped[reason] += 1
                     continue

@@ -21,16 +21,16 @@ TRAIN, HELD_OUT = SPLITS
 SAME = "the same prompt or text as a held-out row"
 _NAMED = r"(?:test|validation|valid|val|dev|eval|held[-_]?out)"
 _STEM = re.compile(rf"{_NAMED}(?:[-_.](?:\d[\w.-]*|[a-z0-9]+(?:[-_.]\d[\w.-]*)?))?", re.IGNORECASE)
-_ASCII = bytes(code if chr(code).isalnum() and code < 128 else 32 for code in range(256))
+_ASCII = bytes(code if code > 127 or chr(code).isalnum() else 32 for code in range(256))  # of UTF-8, blanks for ASCII's marks
+_MARKS = re.compile(r"[^\x00-\x7f\w]+")  # of other scripts
 
 
 def normalised(text: str) -> str:
     """Return the words of a text in lower case; the text itself where it has none."""
-    if text.isascii():
-        words = b" ".join(text.lower().encode().translate(_ASCII).split()).decode()
-    else:
-        words = " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
-    return words or text.strip()
+    words = text.lower() if text.isascii() else _MARKS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
+    return (
+        b" ".join(words.encode(errors="surrogatepass").translate(_ASCII).split()).decode(errors="surrogatepass") or text.strip()
+    )
 
 
 def key(row: Row, asked: str) -> bytes:

@@ -52,7 +52,7 @@ class DatasetType(ABC):
 
     def fault(self, row: Row) -> str | None:
         """Return why a row can't be used (a reason to count), or None."""
-        empty = [column for column in self.filled if column in row and not "".join(row[column]).strip()]
+        empty = [column for column in self.filled if column in row and _blank(row[column])]
         return f"empty {empty[0]}" if empty else None
 
     def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
@@ -74,6 +74,11 @@ class DatasetType(ABC):
     def prompt(self, row: Row) -> Messages | None:
         """Return the messages that a chat model can reply to, or None where a row holds no such thing."""
         return None
+
+
+def _blank(value: str | Sequence[str]) -> bool:
+    """Say whether a text, or a list of texts, holds nothing but blanks."""
+    return (not value or value.isspace()) if isinstance(value, str) else all(map(_blank, value))
 
 
 def _said(value: Any) -> Iterator[str]:
