@@ -195,7 +195,6 @@ SMALL = {
 }
 
 
-@pytest.mark.slow
 def test_profile_smol_chains_these_data_sets(hub, run, tmp_path):
     """With the profile's own files, a few rows and a tiny model in place of its sizes."""
     parent = []
