@@ -81,14 +81,20 @@ SWITCHES = ("upstream", "strict", "why", "check")  # flags of every stage that a
 
 
 def option(
-    default: Any, text: str, at_least: float | None = None, at_most: float | None = None, by_content: bool = False
+    default: Any,
+    text: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    by_content: bool = False,
+    omitted: bool = False,
 ) -> Any:
     """Declare one of our options with its default, the line that --help shows, and its bounds.
 
     `by_content`: a file given here enters the stage's inputs by its bytes and not by its name; a folder by what the
-    stage's `sources` lists of it.
+    stage's `sources` lists of it. `omitted`: at its default it does not enter the inputs, so that nodes which were
+    finished before there was such an option stay up to date.
     """
-    metadata = {"help": text, "at_least": at_least, "at_most": at_most, "by_content": by_content}
+    metadata = {"help": text, "at_least": at_least, "at_most": at_most, "by_content": by_content, "omitted": omitted}
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
