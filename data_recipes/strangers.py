@@ -78,7 +78,10 @@ class Strangers:
         """Return more names of which one part is known, for training alone."""
         first, last = known.words()[: known.NAMES], known.words()[known.NAMES : 2 * known.NAMES]
         words = self.words()[6 * (TRAINED + TESTED) :][:MORE]
-        return [f"{first[at % len(first)]} {word}" if at % 2 else f"{word} {last[at // 2 % len(last)]}" for at, word in enumerate(words)]
+        return [
+            f"{first[at % len(first)]} {word}" if at % 2 else f"{word} {last[at // 2 % len(last)]}"
+            for at, word in enumerate(words)
+        ]
 
     def asked(self, split: str, rng: random.Random, *kinds: str) -> Iterator[tuple[str, str, str]]:
         """Yield a question about each stranger of some kinds, with the name and the fact."""
