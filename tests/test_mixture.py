@@ -121,3 +121,40 @@ def test_rows_held_back_for_validation_leave_the_parts_where_they_are(tmp_path):
     for part, letter in zip(rows.parts, "ab", strict=True):
         assert {rows.kept[number]["text"][0] for number in range(part.start, part.stop)} == {letter}
     assert rows.parts[1].stop == len(rows.kept)
+
+
+OBJECTIVE = ["--objective", "mlm", "--vocab_size", "300"]
+
+
+@pytest.mark.parametrize(("name", "more"), [("pretrain", []), ("pretrain", OBJECTIVE), ("sft", []), ("dpo", [])])
+def test_every_stage_reads_a_mixture_and_records_it(run, chain, data, tmp_path, name, more):
+    from tests.conftest import CHAIN, flags_of
+
+    lines = (data / f"{CHAIN[name][0]}.jsonl").read_text().splitlines(keepends=True)
+    for part, wanted in (("a", lines[::3]), ("b", lines[1::3])):
+        (tmp_path / f"{part}.jsonl").write_text("".join(wanted))
+    given = f"{tmp_path}/a.jsonl=0.8,{tmp_path}/b.jsonl=0.2"
+    status, out, err = run(name, *flags_of(name, chain, data, tmp_path / "out"), *more, "--data", given)
+    assert status == 0, out + err
+    assert "mixture: a.jsonl " in out
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]
+    assert [item["source"] for item in record["mixture"]] == ["a.jsonl", "b.jsonl"]
+    assert [item["asked"] for item in record["mixture"]] == [0.8, 0.2]
+    assert all(abs(item["got"] - item["asked"]) < 0.03 for item in record["mixture"]), "thirty rows divide no finer"
+    assert record["mixture"][0]["epochs"] > 1 > record["mixture"][1]["epochs"]
+
+
+def test_a_recipe_of_which_most_rows_are_dropped_says_what_would_keep_them(run, chain, data, tmp_path):
+    from tests.conftest import flags_of
+
+    rows = [{"prompt": f"Who saw {number}?", "completion": "The cat did. " * (4 if number % 10 else 1)} for number in range(60)]
+    path = write(tmp_path / "a.jsonl", rows)
+    status, out, err = run("sft", *flags_of("sft", chain, data, tmp_path / "out"), "--data", path, "--max_length", "40")
+    assert status == 0, out + err
+    (line,) = [line for line in out.splitlines() if "most rows are dropped" in line]
+    length = int(line.partition("max_length ")[2].split()[0])
+    assert 40 < length <= 64
+    status, out, err = run("sft", *flags_of("sft", chain, data, tmp_path / "more"), "--data", path, "--max_length", length)
+    assert status == 0, out + err
+    assert "dropped: none" in out
+    assert "most rows" not in out
