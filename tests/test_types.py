@@ -71,6 +71,7 @@ def test_malformed_rows_are_refused(type, row):
     [("text", {"text": " \n"}, "empty text"), ("messages", {"messages": [U]}, "no assistant text"),
      ("messages", {"messages": [U, A, U]}, "does not end with the assistant"),
      ("preference", {"prompt": [U], "chosen": [A], "rejected": [A]}, "chosen equals rejected"),
+     ("preference", {"prompt": [U], "chosen": [A, U], "rejected": [B]}, "chosen does not end with the assistant"),
      ("preference", {"prompt": [], "chosen": [A], "rejected": [B]}, "no prompt"),
      ("prompts", {"prompt": []}, "no prompt"), ("prompts", {"prompt": [{"role": "user", "content": " "}]}, "no prompt"),
      ("prompts", {"prompt": [U, A]}, "ends with the assistant"),
@@ -210,6 +211,7 @@ def test_a_tree_of_messages_gives_its_best_answers_or_pairs():
     assert recognise(TREE, "preference", "f").convert(TREE) == [
         {"prompt": [U], "chosen": [A], "rejected": [{"role": "assistant", "content": "So"}]}
     ]
+    assert recognise(TREE, "messages", "f").name == "OpenAssistant trees"
     with pytest.raises(Malformed, match="the tree t is not whole"):
         recognise(TREE, "messages", "f").convert(tree(("p", "x", "prompter", "Hi", None)))
 
@@ -253,3 +255,15 @@ def test_what_is_ignored_on_purpose_or_of_no_matter_is_named_once(tmp_path):
 )  # fmt: skip
 def test_an_answer_that_says_nothing_is_dropped_unless_it_calls(turns, reason):
     assert types.load("messages").fault({"messages": turns}) == reason
+
+
+def test_rows_of_a_tree_are_gathered_and_those_of_ready_conversations_are_not(tmp_path):
+    numbered = [item | {"message_tree_id": f"t{n}"} for n in range(30) for item in TREE["message_tree_id"]]
+    ready = [{"messages": [U | {"content": f"Hi {n}"}, A], "message_tree_id": "t"} for n in range(30)]
+    for given, count in ((numbered, 30), (ready, 30)):
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+        found = recipe.from_data(str(tmp_path / "a.jsonl"), "messages").rows("messages", "train", 1)
+        assert len(found.kept) + found.held_out == count
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*numbered[::2], *numbered[1::2]]))
+    with pytest.raises(UserError, match=r"the tree t\d+ is not whole, or its messages don't follow each other"):
+        recipe.from_data(str(tmp_path / "a.jsonl"), "messages").rows("messages", "train", 1)

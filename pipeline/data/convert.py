@@ -12,7 +12,7 @@ from pipeline.data import sources, types
 from pipeline.data.rows import Rows
 from pipeline.data.types import Format, Malformed, Row
 from pipeline.data.types._columns import thumb
-from pipeline.data.types._trees import COLUMN, TREE
+from pipeline.data.types._trees import COLUMN, MESSAGE, TREE
 from pipeline.system.errors import UserError
 
 
@@ -91,7 +91,9 @@ class Converter:
         if not trees:
             yield from given
             return
-        for number, group in itertools.groupby(given, key=lambda item: item[1].get(COLUMN)):
+        for number, group in itertools.groupby(
+            given, key=lambda item: item[1].get(COLUMN) if item[1].keys() >= MESSAGE else None
+        ):
             if number is None:
                 yield from group
             else:

@@ -68,7 +68,7 @@ def mixed(dataset: Dataset, parts: Sequence[Part], seed: int) -> tuple[Dataset, 
 
 def _counted(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of each example, and the number of the row that it was made from."""
-    columns = [name for name in dataset.column_names if name.endswith("ids")]
+    columns = [name for name in dataset.column_names if name.endswith("_ids") and not name.endswith("type_ids")]
     arrow, lengths, rows = dataset.select_columns([*columns, "row"]).with_format("arrow"), [], []
     for start in range(0, len(dataset), _READ):
         table = arrow[start : start + _READ]

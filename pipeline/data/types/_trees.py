@@ -9,6 +9,7 @@ from pipeline.data.types import Malformed, Messages, Row
 from pipeline.data.types._columns import text
 
 COLUMN = "message_tree_id"  # of which rows with the same value are one tree
+MESSAGE = frozenset({COLUMN, "message_id", "parent_id", "role", "text"})  # columns of a row that is one message
 TREE = frozenset({COLUMN})  # which then holds the rows of its tree
 _ROLES = {"prompter": "user", "assistant": "assistant"}
 

@@ -85,6 +85,8 @@ class Preference(DatasetType):
         for side in ("chosen", "rejected"):
             if not row[side] or silent(row[side][-1]):
                 return f"empty {side}"
+            if row[side][-1]["role"] != "assistant":
+                return f"{side} does not end with the assistant"
         return "chosen equals rejected" if row["chosen"] == row["rejected"] else None
 
     def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
