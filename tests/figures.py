@@ -93,6 +93,13 @@ FIGURES: dict[str, list[Figure]] = {
         ("dpo-round2: win rate over dpo-round1, lower end", at("dpo-round2", "win_rate", part="low"), lambda x: x > 0.5, "> 0.5"),
         aligned("dpo-round2", "dpo-round1")[1],
     ],
+    "reasoning": [
+        ("solved, greedy, SFT: sometimes", at("sft", "exact_match"), lambda x: 0.1 < x < 0.7, "0.1 to 0.7"),
+        *(
+            (f"solved, {how}, RLOO - {other}: lower end", change("rlhf", other, metric, "low"), lambda x: x > 0, "> 0")
+            for how, metric in (("greedy", "exact_match"), ("sampled", "sampled_reward")) for other in ("sft", "rlhf-format")
+        ),
+    ],
     "distill": [
         ("held-out loss with the teacher - without it, as long: upper end", change("distill", "distill-alone", "loss", "high"), lambda x: x < 0, "< 0"),
         ("KL to the teacher, of it - without it: upper end", change("distill", "distill-alone", "kl_to_teacher", "high"), lambda x: x < 0, "< 0"),
