@@ -56,7 +56,7 @@ def test_a_row_that_says_something_else_is_malformed(type, row, said):
 def test_a_hub_data_set_names_its_labels(tmp_path):
     import datasets
 
-    from pipeline.data.sources import read_hub
+    from pipeline.data.hubs import read
 
     features = datasets.Features(
         {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-X"])),
@@ -64,7 +64,7 @@ def test_a_hub_data_set_names_its_labels(tmp_path):
     )  # fmt: skip
     rows = {"tokens": [["a", "b"], ["c"]], "ner_tags": [[1, 0], [0]], "label": [1, -1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
-    found = [row for _, row in read_hub(str(tmp_path))]
+    found = [row for _, row in read(str(tmp_path))]
     assert [row["ner_tags"] for row in found] == [["B-X", "O"], ["O"]]
     assert [row["label"] for row in found] == ["yes", -1]
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pipeline import ROOT
-from pipeline.data import recipe, sources, split, types
+from pipeline.data import hubs, recipe, split, types
 from pipeline.system.errors import UserError
 
 WEB = {"id": "<urn:uuid:1>", "dump": "CC-MAIN-2024-10", "url": "https://a.example/1"}
@@ -170,7 +170,7 @@ def test_a_hub_that_fails_in_the_middle_is_asked_again(hub, monkeypatch, capsys,
         return load(*given, **named)
 
     monkeypatch.setattr(datasets, "load_dataset", failing)
-    monkeypatch.setattr(sources, "_WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(hubs, "_WAITS", (0.0, 0.0, 0.0))
     if works:
         assert recipe.load("wikipedia").rows("text", "train", 1).kept
     else:

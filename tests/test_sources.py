@@ -5,7 +5,7 @@ import lzma
 
 import pytest
 
-from pipeline.data import recipe, sources
+from pipeline.data import hubs, recipe, sources
 from pipeline.data.source_recipe import Source
 from pipeline.system.errors import UserError
 
@@ -102,9 +102,9 @@ def test_hub_ids_load_by_datasets(tmp_path):
     """A local folder of the form that a hub repository has goes through the same call."""
     (tmp_path / "ds" / "data").mkdir(parents=True)
     (tmp_path / "ds" / "data" / "train-00000.jsonl").write_bytes(jsonl())
-    assert [row for _, row in sources.read_hub(str(tmp_path / "ds"))] == ROWS
+    assert [row for _, row in hubs.read(str(tmp_path / "ds"))] == ROWS
     with pytest.raises(UserError, match="can't load split 'test'"):
-        list(sources.read_hub(str(tmp_path / "ds"), split="test"))
+        list(hubs.read(str(tmp_path / "ds"), split="test"))
     for name in ("somebody/rows", "teknium/OpenHermes-2.5"):
         assert recipe.from_data(name, "text").given[0].hub == {"name": name}
     known = Source(hub={"name": str(tmp_path / "ds")}).identity()

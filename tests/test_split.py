@@ -141,3 +141,13 @@ def test_one_group_is_trained_on_and_it_is_said_that_none_is_held_out(tmp_path):
         train, held_out = sides(write(tmp_path / "a.jsonl", rows), "preference")
         assert (len(train.kept), len(held_out.kept)) == (5, 0)
         assert "no row is held out, so nothing can be measured" in train.notes[0]
+
+
+def test_what_tells_groups_apart_is_not_kept_longer_than_it_is_needed(tmp_path):
+    """Memory stays flat: neither where both sides have rows, nor where none is to be held out."""
+    for share in (0.0, 0.05):
+        made = split.Sides(tmp_path, share)
+        for number in range(1000):
+            made.add({"text": str(number)}, "here", split.key({}, str(number)), False)
+        assert not made._groups
+        made.close()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import kept, sources, split, types
+from pipeline.data import hubs, kept, sources, split, types
 from pipeline.data.base import Recipe, listing
 from pipeline.data.convert import Converter
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
@@ -56,7 +56,7 @@ class Source:
 
     def raw(self, documents: Documents | None = None, notes: list[str] | None = None) -> Iterator[sources.Raw]:
         """Yield the raw rows with where each comes from."""
-        return sources.read_hub(**self.hub) if self.hub else sources.read_files(list(self.files), documents, notes)
+        return hubs.read(**self.hub) if self.hub else sources.read_files(list(self.files), documents, notes)
 
     @property
     def large(self) -> bool:

@@ -1,4 +1,4 @@
-"""Where rows come from: files of any common kind, a hub id, or files inside an installed distribution.
+"""Where rows come from: files of any common kind, also inside an installed distribution.
 
 Each row is yielded with its origin, such as `chats.jsonl:12`. Lines that are not UTF-8 or not JSON are the user's
 fault: they are gathered, the first ten are shown, the rest is counted, and nothing is trained.
@@ -15,7 +15,6 @@ import json
 import lzma
 import re
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,12 +22,10 @@ from typing import IO, Any
 
 from pipeline.data import encodings
 from pipeline.data.documents import Documents, NotText
-from pipeline.system import process
 from pipeline.system.errors import UserError
 
 _SHOWN = 10  # faults printed before the rest is only counted
 _ABOUT = r"(readme|license|licence|changelog|citation)\b.*|dataset_infos?\.json|state\.json"  # names of what is no data
-_WAITS = (1.0, 4.0, 16.0)  # seconds before a hub that failed is asked again
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _DEEP = "brackets are nested thousands of levels deep"
 Raw = tuple[str, dict[str, Any]]  # where it stands, and its columns
@@ -234,65 +231,11 @@ def read_files(paths: list[Path], documents: Documents | None = None, notes: lis
     faults.stop()
 
 
-def read_hub(name: str, subset: str | None = None, split: str = "train", revision: str | None = None) -> Iterator[Raw]:
-    """Yield the raw rows of a data set on a hub, or of a local folder of the same form, by `datasets`."""
-    rows = _loaded(name, subset, split, revision)
-    named = {column: kind for column, kind in (rows.features or {}).items() if _names(kind)}
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}: row {number}", dict(row) | {column: _named(row[column], kind) for column, kind in named.items()}
-
-
 def _read(path: Path, faults: Faults, documents: Documents | None, notes: list[str] | None) -> Iterator[Raw]:
     if documents and READERS[kind(path)] is _read_text:
         told = documents.read(path, _open, notes if notes is not None else [])
         return ((where, {"text": text}) for where, text in told)
     return READERS[kind(path)](path, faults)
-
-
-def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> Any:
-    """Return a data set, from a hub that failed after some time; UserError where it goes on failing, or lacks what was named."""
-    import datasets
-
-    for wait in (*_WAITS, None):
-        try:
-            return datasets.load_dataset(name, subset, split=split, revision=revision)
-        except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named or the network
-            said = " ".join(str(error).split())[:300]
-            if not _network(error):
-                raise UserError(f"{name}: datasets can't load split {split!r}: {said}") from None
-            if wait is None:
-                raise UserError(
-                    f"{name}: the hub failed {len(_WAITS) + 1} times, lastly with: {said}; what was loaded is kept, "
-                    "so run the same command again"
-                ) from None
-            process.say("data", f"{name}: the hub failed ({said[:80]}); is asked again in {wait:g} s")
-            time.sleep(wait)
-    raise AssertionError("not reached")
-
-
-def _network(error: BaseException | None) -> bool:
-    """Say whether an error, or one that it came from, is one of the network."""
-    while error is not None:
-        if type(error).__name__ in ("OfflineModeIsEnabled", "DatasetNotFoundError"):
-            return False
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        known = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith(("httpx", "httpcore"))
-        if known if status is None else int(status) >= 500:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _names(kind: Any) -> Any:
-    """Return the names of a column of labels, or of lists of them; nothing for other columns."""
-    return getattr(getattr(kind, "feature", kind), "names", None)
-
-
-def _named(value: Any, kind: Any) -> Any:
-    """Return the names of labels that a data set holds as numbers; -1 says that there is none."""
-    if isinstance(value, list):
-        return [_named(item, kind) for item in value]
-    return _names(kind)[value] if isinstance(value, int) and value >= 0 else value
 
 
 def package_files(distribution: str, pattern: str) -> list[Path]:

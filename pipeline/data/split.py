@@ -62,7 +62,7 @@ class Sides:
         self.writers = {split: kept.Writer(folder / f"{split}.arrow") for split in SPLITS}
         self._begun: list[dict[str, int]] = []  # rows of each file at the beginning of a source
         self._named: set[bytes] = set()  # keys of rows that are held out by name
-        self._groups: dict[bytes, array[int]] | None = {}  # key → numbers of its rows, while all rows are on one side
+        self._groups: dict[bytes, array[int]] | None = {} if share else None  # key → its rows, while all are on one side
 
     def begin(self) -> None:
         """Say that rows of another source follow."""
