@@ -126,7 +126,10 @@ def test_rows_held_back_for_validation_leave_the_parts_where_they_are(tmp_path):
 OBJECTIVE = ["--objective", "mlm", "--vocab_size", "300"]
 
 
-@pytest.mark.parametrize(("name", "more"), [("pretrain", []), ("pretrain", OBJECTIVE), ("sft", []), ("dpo", [])])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("pretrain", []), ("pretrain", OBJECTIVE), ("sft", []), ("dpo", []), ("dpo", ["--precompute_ref_log_probs", "true"])],
+)
 def test_every_stage_reads_a_mixture_and_records_it(run, chain, data, tmp_path, name, more):
     from tests.conftest import CHAIN, flags_of
 

@@ -10,7 +10,8 @@ from pipeline.data.sources import Raw
 from pipeline.system import process
 from pipeline.system.errors import UserError
 
-_WAITS = (1.0, 4.0, 16.0)  # seconds before a hub that failed is asked again
+_WAITS = (5.0,)  # seconds before a hub is asked again whose client gave up; it has tried each request six times by then
+_silent: list[str] = []  # hubs that went on failing; they are asked once for each further data set
 
 
 def read(name: str, subset: str | None = None, split: str = "train", revision: str | None = None) -> Iterator[Raw]:
@@ -25,7 +26,9 @@ def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> 
     """Return a data set, from a hub that failed after some time; UserError where it goes on failing, or lacks what was named."""
     import datasets
 
-    for wait in (*_WAITS, None):
+    hub = datasets.config.HF_ENDPOINT
+    waits = () if hub in _silent else _WAITS
+    for wait in (*waits, None):
         try:
             return datasets.load_dataset(name, subset, split=split, revision=revision)
         except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named or the network
@@ -33,9 +36,9 @@ def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> 
             if not _network(error):
                 raise UserError(f"{name}: datasets can't load split {split!r}: {said}") from None
             if wait is None:
+                _silent.append(hub)
                 raise UserError(
-                    f"{name}: the hub failed {len(_WAITS) + 1} times, lastly with: {said}; what was loaded is kept, "
-                    "so run the same command again"
+                    f"{name}: the hub failed: {said}; what was loaded is kept, so run the same command again"
                 ) from None
             process.say("data", f"{name}: the hub failed ({said[:80]}); is asked again in {wait:g} s")
             time.sleep(wait)
