@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.data.sources import Raw
@@ -11,7 +12,7 @@ from pipeline.system import process
 from pipeline.system.errors import UserError
 
 _WAITS = (5.0,)  # seconds before a hub is asked again whose client gave up; it has tried each request six times by then
-_silent: list[str] = []  # hubs that went on failing; they are asked once for each further data set
+_silent: list[str] = []  # hubs that went on failing, which this process does not ask again
 
 
 def read(name: str, subset: str | None = None, split: str = "train", revision: str | None = None) -> Iterator[Raw]:
@@ -27,19 +28,19 @@ def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> 
     import datasets
 
     hub = datasets.config.HF_ENDPOINT
-    waits = () if hub in _silent else _WAITS
-    for wait in (*waits, None):
+    if hub in _silent and not Path(name).is_dir():
+        raise UserError(f"{name}: is not asked for, since {hub} failed before")
+    for wait in (*_WAITS, None):
         try:
             return datasets.load_dataset(name, subset, split=split, revision=revision)
         except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named or the network
             said = " ".join(str(error).split())[:300]
             if not _network(error):
                 raise UserError(f"{name}: datasets can't load split {split!r}: {said}") from None
-            if wait is None:
+            if wait is None or said.startswith("Couldn't reach"):
                 _silent.append(hub)
-                raise UserError(
-                    f"{name}: the hub failed: {said}; what was loaded is kept, so run the same command again"
-                ) from None
+                kept = "what was loaded is kept, so run the same command again"
+                raise UserError(f"{name}: the hub failed: {said}; {kept}") from None
             process.say("data", f"{name}: the hub failed ({said[:80]}); is asked again in {wait:g} s")
             time.sleep(wait)
     raise AssertionError("not reached")
