@@ -123,3 +123,38 @@ def test_a_tokenizer_that_is_not_the_parents_stops(tokenizer):
         "max_length: 64 does not fit the parent, which has 32 positions",
         "--parent: the tokenizer has 260 tokens, but the model only 100 embeddings; they don't belong together",
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "said"),
+    [
+        ("messages", [[f"q{at}", "I do not know."] for at in range(30)], "30 of 30 rows have the same answer"),
+        ("messages", [[f"q{at}", "nan" if at % 2 else f"a{at}"] for at in range(30)], "15 of 30 rows are answered by a placeholder"),
+        ("messages", [[f"q{at}", f"a{at} \ufffd"] for at in range(30)], "30 of 30 rows hold the replacement character"),
+        ("messages", [[f"q{at}", f"a{at} GrÃ¼ÃŸe"] for at in range(30)], "30 of 30 rows look like UTF-8"),
+    ],
+)  # fmt: skip
+def test_rows_that_can_mean_nothing_are_refused(kind, rows, said):
+    from pipeline.data import doubts, types
+
+    roles = ("user", "assistant")
+    made = [{"messages": [{"role": role, "content": text} for role, text in zip(roles, row, strict=True)]} for row in rows]
+    with pytest.raises(UserError, match=said):
+        doubts.of(made, types.load(kind))
+    well = [{"messages": [{"role": role, "content": f"{role} {at}"} for role in roles]} for at in range(3000)]
+    assert len(doubts.of(made + well, types.load(kind))) <= 1  # a few of many are told, or pass
+
+
+def test_labels_in_another_case_are_told_however_many():
+    from pipeline.data import doubts, types
+
+    rows = [{"text": f"t{at}", "label": ("Glad", "glad", "sad")[at % 3]} for at in range(30)]
+    assert doubts.of(rows, types.load("labels")) == ["10 of 30 rows have the label 'Glad', which looks like a slip in 'glad'"]
+
+
+def test_one_name_stands_for_a_list_of_a_library_and_of_no_option_of_ours():
+    from pipeline.system import config
+    from pipeline.training.adapter import AdapterOptions
+
+    assert config.check({"loss_type": "ipo"}, {}, AdapterOptions, "trl.DPOConfig") == []
+    assert config.check({"loss_type": 3}, {}, AdapterOptions, "trl.DPOConfig")

@@ -64,7 +64,7 @@ class StageModel:
         """The model's configuration, as transformers reads it."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.where)
+        return AutoConfig.from_pretrained(self.where, trust_remote_code=False)
 
     @cached_property
     def family(self) -> str:

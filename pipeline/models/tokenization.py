@@ -162,7 +162,7 @@ def load(folder: str, role: str = "parent") -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library in Rust raises Exception itself
         raise UserError(f"--{role} {folder}: no tokenizer can be loaded ({' '.join(str(error).split())[:200]})") from None
     if tokenizer.pad_token is None:

@@ -276,7 +276,7 @@ def check(
                 else "; known are our options" + (f" and those of {library}" if library else "")
             )
             faults.append(f"{where}: {key}: unknown key{remedy}")
-        elif not fits(value, known[key]):
+        elif not fits(value, known[key]) and (key in ours or not fits([value], known[key])):  # trl makes a list of one name
             faults.append(f"{where}: {key}: expected {_named(known[key])}, found {value!r}")
         elif least.get(key) is not None and value is not None and value < least[key]:
             faults.append(f"{where}: {key}: expected at least {least[key]}, found {value}")

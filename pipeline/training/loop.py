@@ -93,9 +93,9 @@ def _mostly_dropped(rows: Rows, kept: int, dropped: int) -> str:
 
 
 def _doubts(run: Run, rows: Rows) -> list[str]:
-    """Return what the rows can hardly mean, for one process to say."""
+    """Return what the rows can hardly mean; UserError for what they can't."""
     reads = run.signature.reads
-    return doubts.of(rows.kept, types.load(reads)) if reads and run.main and not run.quiet else []
+    return doubts.of(rows.kept, types.load(reads)) if reads and not run.quiet else []
 
 
 def _identity(run: Run, rows: Rows, tokenizer: Any, settings: Sequence[Any]) -> str:
@@ -136,7 +136,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
 
     Raises Stopped after a signal, with a checkpoint saved.
     """
-    progress = Progress(run, trainer.progress)
+    progress = Progress(run, trainer)
     keep = resume.kept(trainer.args)
     trainer.remove_callback(PrinterCallback)
     keeper = Keeper(run, keep, trainer.resumes_exactly)

@@ -84,6 +84,8 @@ class StageTrainer(Trainer):
             given = [vars(one) for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]
             told = {key: value for settings in given for key, value in settings.items() if value}
             raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
+        if self.args.label_smoothing_factor:
+            raise UserError("label_smoothing_factor: this loss does not read it; leave it out")
         self.data_collator: Traced = Traced(self.data_collator)
         self._seen: list[tuple[torch.Tensor, list[int]]] = []  # losses and rows since the last step of the optimizer
 

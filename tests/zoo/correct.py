@@ -147,6 +147,12 @@ def answers_shared_by_pairs(setup):
 
 
 @correct("kto")
+def thumbs_as_words(setup):
+    """A spreadsheet wrote True and False as words."""
+    setup.rows = [row | {"label": str(row["label"])} for row in setup.rows]
+
+
+@correct("kto")
 def few_thumbs_down(setup):
     """One thumb in ten is down."""
     setup.rows = [

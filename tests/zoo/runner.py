@@ -73,7 +73,7 @@ def isolated(action: Callable[[], int], folder: Path) -> Ended:
             os._exit(status)
     _, code = os.waitpid(child, 0)
     status = os.waitstatus_to_exitcode(code)
-    text = log.read_text(errors="replace") if log.exists() else ""
+    text = log.read_text(errors="replace").replace(str(folder), "FOLDER") if log.exists() else ""
     return Ended(status, steps.stat().st_size if steps.exists() else 0, text, time.monotonic() - started)
 
 

@@ -149,7 +149,7 @@ def _loaded(where: str) -> Base:
     from transformers import AutoConfig, AutoModel
 
     try:
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         with torch.device("meta"):
             parameters = AutoModel.from_config(config).num_parameters()
     except (OSError, ValueError, KeyError) as error:

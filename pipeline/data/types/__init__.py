@@ -12,6 +12,7 @@ from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from pipeline.data.doubts import Doubt
 from pipeline.system.errors import UserError
 
 Row = dict[str, Any]
@@ -55,8 +56,8 @@ class DatasetType(ABC):
         empty = [column for column in self.filled if column in row and _blank(row[column])]
         return f"empty {empty[0]}" if empty else None
 
-    def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
-        """Return what the rows can hardly mean: how many rows, from which share on it is told, and what they do."""
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return what the rows can hardly mean."""
         return []
 
     def document(self, row: Row) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Messages, Row
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, said, silent, spoken, thumb
 
@@ -66,12 +67,12 @@ class Feedback(DatasetType):
             return "empty completion"
         return None if row["completion"][-1]["role"] == "assistant" else "does not end with the assistant"
 
-    def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return answers that were rated both up and down."""
         rated = [((repr(row["prompt"]), repr(row["completion"])), row["label"]) for row in rows]
         known = set(rated)
         both = sum((answer, not label) in known for answer, label in rated)
-        return [(both, 0.02, "contradict another: the same answer, rated up and down")]
+        return [Doubt(both, 0.02, "contradict another: the same answer, rated up and down", 0.9)]
 
     def document(self, row: Row) -> str:
         """Return the prompt and the answer, whether it was liked or not."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.data import doubts
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Row
 from pipeline.data.types._columns import PAIRS, text
 
@@ -35,7 +36,7 @@ class Labels(DatasetType):
         Format("sentence and label", frozenset({"sentence", "label"}), _label("sentence")),
     )
 
-    def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return labels that look like a slip in another."""
         return doubts.typed(row["label"] for row in rows)
 

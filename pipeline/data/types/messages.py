@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pipeline.data import doubts
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, DatasetType, Format, Row
 from pipeline.data.types import Messages as Turns
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, silent, spoken, text, turn
@@ -65,7 +66,7 @@ class Messages(DatasetType):
             return "does not end with the assistant"
         return "empty assistant turn" if any(item["role"] == "assistant" and silent(item) for item in turns) else None
 
-    def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return answers that are all the same, or placeholders."""
         last = [row["messages"][-1] for row in rows]
         return [

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pipeline.data import doubts
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Messages, Row
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, said, silent, spoken, turn
 from pipeline.data.types._trees import TREE, ranked_pairs
@@ -89,15 +90,15 @@ class Preference(DatasetType):
                 return f"{side} does not end with the assistant"
         return "chosen equals rejected" if row["chosen"] == row["rejected"] else None
 
-    def doubts(self, rows: Sequence[Row]) -> list[tuple[int, float, str]]:
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return pairs of which the opposite is there, too, or whose sides differ in blanks or case alone."""
         sides = [(repr(row["prompt"]), repr(row["chosen"]), repr(row["rejected"])) for row in rows]
         known = set(sides)
         opposite = sum((prompt, rejected, chosen) in known for prompt, chosen, rejected in sides)
         alike = sum(doubts.plain(left) == doubts.plain(right) for _, left, right in sides)
         return [
-            (opposite, 0.02, "are contradicted by another: the same answers, the other one chosen"),
-            (alike, 0.1, "have sides that differ in blanks or case alone"),
+            Doubt(opposite, 0.02, "are contradicted by another: the same answers, the other one chosen", 0.9),
+            Doubt(alike, 0.1, "have sides that differ in blanks or case alone", 0.9),
         ]
 
     def document(self, row: Row) -> str:

@@ -113,12 +113,6 @@ def all_thumbs_up(setup):
     setup.rows = [row | {"label": True} for row in setup.rows]
 
 
-@fault("kto", "label")
-def labels_as_words(setup):
-    """A spreadsheet wrote False as a word, which is true in Python."""
-    setup.rows = [row | {"label": str(row["label"])} for row in setup.rows]
-
-
 @fault("kto", "both|contradict")
 def thumbs_that_contradict_each_other(setup):
     """The same answer was rated up and down."""
@@ -147,13 +141,19 @@ def a_broken_line(setup):
     setup.text = "\n".join(lines) + "\n"
 
 
+@fault("sft", "nested")
+def a_row_of_brackets(setup):
+    """A broken writer left 200,000 brackets in a line."""
+    setup.text = '{"messages": ' + "[" * 200_000 + "\n"
+
+
 @fault("sft", "messages")
 def another_type_of_rows(setup):
     """Pairs were given where conversations are read."""
     setup.rows = [{"prompt": f"Who saw the {a}?", "score": 1} for a in ANIMALS]
 
 
-@fault("sft dpo pretrain", "dropped: .*(equal|twice|duplicate|same)|repeat|twice|duplicate")
+@fault("sft dpo pretrain", "dropped: .*(equal|twice|duplicate|same)|repeat|twice|duplicate|the same as another")
 def the_same_row_many_times(setup):
     """An export was appended to itself."""
     setup.rows = setup.rows[:3] * 40

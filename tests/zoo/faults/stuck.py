@@ -44,6 +44,7 @@ option("lora_dropout", 1.0, "lora_dropout: ", "A share was read as a switch.", "
 option("beta", 0, "beta: |likelihood|unlikely|coin", "The pull to the parent was to be switched off.", "dpo")
 option("beta", -0.1, "beta: ", "A sign slipped in, and the rejected side is preferred.", "dpo kto")
 option("target_modules", "nothing", "target_modules", "The names of another architecture's layers.", "sft")
+option("target_modules", "[q_proj, v_prjo]", "v_prjo", "A letter slipped in one of the names of layers.", "sft dpo", False)
 option("label_smoothing", 0.5, "label_smoothing: ", "Half of the labels wrong: the loss has no gradient left.", "dpo")
 option("lr_scheduler_type", "lineer", "lr_scheduler_type", "A typing error.", "sft")
 option("max_length", 4, "max_length|no row is left", "Characters were meant in thousands.", "sft dpo")
