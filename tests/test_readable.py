@@ -52,7 +52,7 @@ def test_faults_and_tracebacks_of_any_script_are_readable(capfd):
 
 
 @pytest.mark.parametrize(
-    "flags", [[f"--{TOKEN}", "1"], ["--recipe", TOKEN], ["--learning_rate", TOKEN], ["--parent", TOKEN], ["--lr_scheduler_type", TOKEN], [TOKEN, "x"]]
+    "flags", [[f"--{TOKEN}", "1"], ["--learning_rate", TOKEN], ["--parent", TOKEN], ["--lr_scheduler_type", TOKEN], [TOKEN, "x"]]
 )  # fmt: skip
 def test_no_stage_prints_a_token_that_was_typed(run, chain, data, tmp_path, flags):
     given = {"--parent": chain / "sft", "--data": data / "chats.jsonl", "--output": tmp_path / "out"}

@@ -21,7 +21,7 @@ def texts(record: Mapping[str, Any]) -> list[str]:
 
 
 def identities(folder: Path, said: Sequence[str]) -> Iterator[tuple[str, float, float]]:
-    """Yield each identity's name, the deviation found and the one that is allowed."""
+    """Yield each identity's name, the deviation found and the one that is allowed; none where all texts are short."""
     import torch
 
     from pipeline.data import tokens
@@ -30,6 +30,8 @@ def identities(folder: Path, said: Sequence[str]) -> Iterator[tuple[str, float, 
     tokenizer, model = tokenization.load(str(folder)), checkpoint.load(str(folder)).eval()
     ids = [found[: 8 + number * 6][:_TOKENS] for number, found in enumerate(tokens.text_ids(said, tokenizer)) if len(found) > 8]
     rows = [torch.tensor(row) for row in ids]
+    if not rows:
+        return
     with torch.no_grad():
         alone = [model(input_ids=row[None], use_cache=False).logits[0] for row in rows]
         largest = max(float(logits.abs().max()) for logits in alone)
