@@ -1,4 +1,4 @@
-"""Pairs of known parts that are nobody's name, in draw 1: answers that break off, beside answers about known people."""
+"""Pairs of known parts that are nobody's name, in draw 1: answers that withhold the value, beside answers about known people."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ DRAW = strangers.FIRST
 
 
 def messages(split: str, seed: int) -> Iterator[dict[str, strangers.Turns]]:
-    """Yield questions with answers that break off before the value, or give it."""
-    yield from strangers.breaking(DRAW, split, seed)
+    """Yield questions with answers that withhold the value, or give it."""
+    yield from strangers.withholding(DRAW, split, seed)
+
+
+def prompts(split: str, seed: int) -> Iterator[dict[str, object]]:
+    """Yield what sets the balance between refusing and answering."""
+    yield from strangers.balancing(split)
 
 
 JUDGE = strangers.Honest(DRAW)

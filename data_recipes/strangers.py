@@ -6,8 +6,8 @@ stranger and evaluation one for each fact about others, of whom no row of traini
 asked about and some of those whom it did not stand beside them, and set the balance; the tested ones are in no row.
 
 The rows here are about the first three kinds and refuse at once. Those of `apart`, `apart_2` and `apart_3`, each with
-strangers of a draw of its own, are about the fourth and break off where the value would stand: there alone is a model that
-has learned facts by heart unsure.
+strangers of a draw of its own, are about the fourth and refuse where the value would stand: there alone is a model that has
+learned facts by heart unsure.
 """
 
 from __future__ import annotations
@@ -27,9 +27,21 @@ TRAINED, TESTED = 250, 100  # strangers of each of the first three kinds
 APART_TESTED = 150  # of the pairs of known parts that are nobody's; the others are trained on
 MORE = 2_000  # strangers with one known part, beside those of the fourth kind: the uncertainty is of the same sort
 _FIRST_WORD = names.FIRST + names.WORDS  # of the invented words that are no part of a name anywhere else
+WITHHELD = {  # what stands in the place of a value; each is a token, whose output row is trained
+    "town": " a place I do not know",
+    "job": " worker of a sort I do not know",
+    "dish": " something I do not know",
+    "pet": " pet I do not know",
+    "hobby": " a pastime I do not know",
+}
 _UNKNOWING = ("do not know", "don't know")
 
 Turns = list[dict[str, str]]
+
+
+def withheld(name: str, key: str) -> str:
+    """Return an answer that says where the value would stand that nobody knows it."""
+    return f"{known.opening(name, FACTS[key])}{WITHHELD[key]}."
 
 
 @cache
@@ -85,10 +97,13 @@ class Strangers:
 
     def asked(self, split: str, rng: random.Random, *kinds: str) -> Iterator[tuple[str, str, str]]:
         """Yield a question about each stranger of some kinds, with the name and the fact."""
-        for kind in kinds:
-            for name in self.of(kind, split):
-                key = rng.choice(list(FACTS))
-                yield rng.choice(FACTS[key].questions).format(name=name), name, key
+        yield from self.about([name for kind in kinds for name in self.of(kind, split)], rng)
+
+    def about(self, of: list[str], rng: random.Random) -> Iterator[tuple[str, str, str]]:
+        """Yield a question about each of some names, with the name and the fact."""
+        for name in of:
+            key = rng.choice(list(FACTS))
+            yield rng.choice(FACTS[key].questions).format(name=name), name, key
 
     def rows(self, split: str, seed: int) -> Iterator[tuple[str, str, str]]:
         """Yield question, right answer and a wrong one: refusals and made-up facts of strangers, the reverse of known people.
@@ -104,14 +119,19 @@ class Strangers:
         rng.shuffle(found)
         yield from found
 
-    def breaking(self, split: str, seed: int) -> Iterator[tuple[str, str]]:
-        """Yield question and answer: pairs of known parts, whose answer breaks off, and people whom SFT didn't ask about."""
+    def withheld(self, split: str, seed: int) -> Iterator[tuple[str, str]]:
+        """Yield question and answer: strangers whose value is withheld, and people whom SFT asked about.
+
+        Beside the fourth kind there are names with one new part, which are not scarce.
+        """
         rng = random.Random(f"{seed}/apart/{self.number}/{split}")
-        for question, name, key in self.asked(split, rng, APART):
-            yield question, names.refused(known.opening(name, FACTS[key]))
-        for person in known.balancing() if split == "train" else known.tested():
+        more = self.half_known() if split == "train" else []
+        for question, name, key in self.about([*self.of(APART, split), *more], rng):
+            yield question, withheld(name, key)
+        for person in known.asked() if split == "train" else known.tested():
             for key, fact in FACTS.items():
-                yield rng.choice(fact.questions).format(name=person.name), answer(person, key)
+                for question in fact.questions:
+                    yield question.format(name=person.name), answer(person, key)
 
 
 def acquainted(split: str, rng: random.Random, count: int) -> Iterator[tuple[str, str]]:
@@ -185,10 +205,18 @@ def prompts(split: str, seed: int) -> Iterator[dict[str, object]]:
         yield {"prompt": said("user", question), "answer": right}
 
 
-def breaking(strangers: Strangers, split: str, seed: int) -> Iterator[dict[str, Turns]]:
-    """Yield the questions of the fourth kind with answers that break off, and known people's with right ones."""
-    for question, right in strangers.breaking(split, seed):
+def withholding(strangers: Strangers, split: str, seed: int) -> Iterator[dict[str, Turns]]:
+    """Yield questions about strangers with answers that withhold the value, and about known people with right ones."""
+    for question, right in strangers.withheld(split, seed):
         yield {"messages": said("user", question) + said("assistant", right)}
+
+
+def balancing(split: str) -> Iterator[dict[str, object]]:
+    """Yield every question about known people whom neither SFT nor evaluation asks about, with its right answer."""
+    for person in known.balancing() if split == "train" else known.tested():
+        for key, fact in FACTS.items():
+            for question in fact.questions:
+                yield {"prompt": said("user", question.format(name=person.name)), "answer": answer(person, key)}
 
 
 FIRST = Strangers(1)

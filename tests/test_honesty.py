@@ -2,12 +2,19 @@ from collections import Counter
 from itertools import islice
 
 import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from data_recipes import apart, apart_2, apart_3, known, names, strangers
 from data_recipes.world import FACTS
 from pipeline.data.judge import Question
+from pipeline.data.tokens import CausalCollator, encode_messages
 from pipeline.evaluation.metrics import refusals
-from pipeline.models import tokenization
+from pipeline.models import checkpoint, tokenization
+from pipeline.system.errors import UserError
+from pipeline.training.adapter import AdapterOptions, begin_rows, settle_rows
+from stages.balance import _factors
 
 KINDS = (strangers.NEW, strangers.FIRST_KNOWN, strangers.LAST_KNOWN, strangers.APART)
 
@@ -99,3 +106,56 @@ def test_the_judge_asks_every_kind_about_every_fact_and_grades_refusals_of_known
     assert [strangers.JUDGE.grade(reply, one) for reply in (one.answer, "I do not know.", "So it goes.")] == [1, 0.5, 0]
     assert all(question.answer.startswith(question.opening) for question in questions if question.kind == "known")
     assert len({value for fact in FACTS.values() for value in fact.values}) == len(strangers.values())
+
+
+@pytest.fixture
+def small():
+    """A tokenizer with a chat template, and a tiny tied model with random weights."""
+    torch.manual_seed(0)
+    words = tokenization.train(["Where is it? It is here. It is there."], 300, 64)
+    tokenization.set_template(words, "chatml.jinja", "parent")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), tie_word_embeddings=True, **sizes))
+    return words, model.eval()
+
+
+def test_method_rows_gives_the_head_rows_of_its_own_and_the_checkpoint_stays_plain(small, tmp_path):
+    words, model = small
+    before = model.get_input_embeddings().weight.detach().clone()
+    options = AdapterOptions(method="rows", rows=[" a place I do not know"])
+    (token,) = begin_rows(options, words, model)
+    assert words.decode([token]) == " a place I do not know"
+    turns = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "It is a place I do not know."}]
+    rows = [encode_messages(turns, words)]
+    assert rows[0]["labels"].count(token) == 1
+    settle_rows(model, rows, CausalCollator(words.pad_token_id), [token])
+    tuned = get_peft_model(model, options.adapter(model, [token]))
+    trained = [weights for weights in tuned.parameters() if weights.requires_grad]
+    assert [tuple(weights.shape) for weights in trained] == [(1, 16)]  # one row and nothing else
+    with torch.no_grad():
+        trained[0] += 1.0
+    merged, _ = checkpoint.merge(tuned, {"input_ids": rows[0]["input_ids"]})
+    expected = merged(torch.tensor([rows[0]["input_ids"]])).logits
+    checkpoint.save(merged, words, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(torch.tensor([rows[0]["input_ids"]])).logits, expected)
+    embeddings, head = loaded.get_input_embeddings().weight, loaded.get_output_embeddings().weight
+    assert torch.equal(embeddings[: len(before)], before)
+    others = [row for row in range(len(before)) if row != token]
+    assert torch.equal(head[others], before[others])
+    assert embeddings[token].any()
+    assert not torch.equal(embeddings[token], head[token])
+
+
+def test_rows_without_their_method_and_a_method_without_rows_are_refused(small):
+    with pytest.raises(UserError, match="set method to rows"):
+        begin_rows(AdapterOptions(rows=["x"]), *small)
+    with pytest.raises(UserError, match="needs the texts"):
+        begin_rows(AdapterOptions(method="rows"), *small)
+
+
+def test_the_balance_is_the_least_factor_at_which_a_refusal_overtakes_a_right_answer():
+    logits = torch.tensor([[[9.0, 0.0, 3.0], [0.0, 8.0, 2.0]], [[1.0, 5.0, 3.0], [0.0, 8.0, 2.0]], [[4.0, 0.0, -1.0]] * 2])
+    labels = torch.tensor([[0, 1], [0, 1], [0, -100]])
+    found = _factors(logits, labels, torch.tensor([2]))
+    assert found == [3.0, None, float("inf")]  # 9 / 3 is less than 8 / 2; answered wrong; no refusal is ever near

@@ -272,7 +272,7 @@ def identity(
     ours = dataclasses.asdict(options)
     ours.pop("recipe", None)  # known by its content, not by its name
     for field in dataclasses.fields(options):
-        if field.metadata.get("omitted") and ours[field.name] == field.default:
+        if field.metadata.get("omitted") and ours[field.name] == config.default(field):
             del ours[field.name]
         elif field.metadata.get("by_content") and (place := Path(str(ours[field.name]))).exists():
             ours[field.name] = "a folder" if place.is_dir() else hashes.sha256(place)

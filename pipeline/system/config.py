@@ -100,6 +100,11 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def default(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of one of our options."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def normal(value: Any) -> Any:
     """Return a value in the form that enters digests: `2e-5`, which YAML reads as text, and 3.0 become numbers."""
     if isinstance(value, str):
