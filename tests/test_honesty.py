@@ -14,7 +14,7 @@ from pipeline.evaluation.metrics import refusals
 from pipeline.models import checkpoint, tokenization
 from pipeline.system.errors import UserError
 from pipeline.training.adapter import AdapterOptions, begin_rows, settle_rows
-from stages.balance import _factors
+from stages.calibrate import _factors
 
 KINDS = (strangers.NEW, strangers.FIRST_KNOWN, strangers.LAST_KNOWN, strangers.APART)
 

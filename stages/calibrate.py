@@ -1,7 +1,7 @@
 r"""A chat model that can refuse by a token of its own, and questions about what is known, in; the same model in balance out.
 
-    python stages/balance.py --config stages/profiles/honest/balance-apart.yaml --parent runs/honest/sft-apart \
-        --output runs/honest/balance-apart
+    python stages/calibrate.py --config stages/profiles/honest/calibrate-apart.yaml --parent runs/honest/sft-apart \
+        --output runs/honest/calibrate-apart
 
 The output rows of the texts `rows` are multiplied by one number, the greatest that leaves the share `keep` of the right
 answers as they are: a token is predicted where its logit is the greatest, and a logit is linear in its row, so the number
@@ -24,10 +24,10 @@ from pipeline.system.errors import UserError
 _BATCH = 64  # answers that are read at once
 
 
-class Balance(Stage):
+class Calibration(Stage):
     """Set how readily a model refuses, and hand it on."""
 
-    title = "Balance"
+    title = "Calibration"
     about = "A chat model whose readiness to refuse was set on questions that it can answer."
     reads = "prompts"
     takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal",)}
@@ -49,7 +49,7 @@ class Balance(Stage):
         from pipeline.data import tokens
         from pipeline.models import checkpoint, tokenization
 
-        options: Balance.Options = run.options
+        options: Calibration.Options = run.options
         tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent).eval()
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in options.rows]
         if not ids or any(len(one) != 1 for one in ids):
@@ -109,7 +109,7 @@ def _factors(logits: Any, labels: Any, refusals: Any) -> list[float | None]:
     return [float(one) if found else None for one, found in zip(least, right, strict=True)]
 
 
-STAGE = Balance
+STAGE = Calibration
 
 if __name__ == "__main__":
     sys.exit(run_stage(STAGE))
