@@ -25,6 +25,7 @@ from pipeline.data.types import Row
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
 from pipeline.training.chat import ChatOptions
+from pipeline.training.references import kept_and_moved
 
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # losses that read label_smoothing
 BY_ROW = {
@@ -67,11 +68,7 @@ def check_losses(arguments: Any) -> None:
         faults.append("label_smoothing: exo_pair needs one above 0, such as 0.001")
     if arguments.use_weighting and (others := sorted(set(arguments.loss_type) - WEIGHED)):
         faults.append(f"use_weighting: trl can't weigh {', '.join(others)}; leave one of them out")
-    if arguments.sync_ref_model and arguments.precompute_ref_log_probs:
-        faults.append(
-            "precompute_ref_log_probs: sync_ref_model moves the reference, so it can't be kept; leave one of them out"
-        )
-    if faults:
+    if faults := [*faults, *kept_and_moved(arguments)]:
         raise UserError(*faults)
 
 
