@@ -29,11 +29,13 @@ class AnchoredTrainer(AlignmentTrainer):
     """
 
     model: Any
+    ref_model: Any  # of trl
+    aux_loss_enabled: bool  # of trl
     columns: tuple[str, ...]  # of the answers that follow a row's prompt
     together = False  # whether two answers to a prompt are one row of a forward pass
 
     def __init__(self, run: Run, model: Any, arguments: Any, **named: Any) -> None:
-        self.run, self.joins = run, False
+        self.run, self.joins, self.pad_id = run, False, int(named["processing_class"].pad_token_id)
         whole = passes(arguments, len(named["train_dataset"])) >= 1  # then one pass before it saves more than it costs
         keeps = not arguments.sync_ref_model and bool(run.arguments.get("precompute_ref_log_probs", whole))
         arguments.precompute_ref_log_probs = keeps
@@ -72,7 +74,7 @@ class AnchoredTrainer(AlignmentTrainer):
         """Return the log-probabilities of the model as it is, (columns · rows, length - 1), 0 outside of the answers."""
         answers = [(row["prompt_ids"], row[column]) for column in self.columns for row in rows]
         columns = [{"input_ids": [*asked, *ids], "labels": [IGNORED] * len(asked) + ids} for asked, ids in answers]
-        batch = self._prepare_inputs(pad(columns, self.data_collator.pad_token_id))
+        batch = self._prepare_inputs(pad(columns, self.pad_id))
         training, together = self.model.training, self.together
         self.model.eval()
         self.together = True
