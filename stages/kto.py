@@ -2,10 +2,11 @@
 
     python stages/kto.py --config stages/profiles/feedback/kto.yaml --parent runs/feedback/sft --output runs/feedback/kto
 
-Ethayarajh et al. 2024, eq. 7 and 8. The reference is the parent itself: the merged model with the adapter off. What an
-answer's gain is held against is an estimate of the KL divergence to the parent, from prompts with answers to others: of
-a batch on one device, each prompt with the answer of the row before it. So per_device_train_batch_size decides which
-rows are put together and how well the estimate is averaged, and gradient_accumulation_steps does not stand in for it.
+Ethayarajh et al. 2024, eq. 7 and 8. The reference is the parent itself. What an answer's gain is held against is an
+estimate of the KL divergence to the parent, from prompts with answers to others: of a batch on one device, each prompt
+with the answer of the row before it. So per_device_train_batch_size decides which rows are put together and how well the
+estimate is averaged, and gradient_accumulation_steps does not stand in for it. Where every row is read at least once,
+what the parent says of both answers is computed once and kept (pipeline/training/references.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.data.recipe import Rows
 from pipeline.data.tokens import Tokens
 from pipeline.system.errors import UserError
 from pipeline.training.chat import ChatOptions
+from pipeline.training.references import kept_and_moved
 
 
 def mismatched(examples: Sequence[Tokens], size: int) -> list[Tokens]:
@@ -36,6 +38,20 @@ def mismatched(examples: Sequence[Tokens], size: int) -> list[Tokens]:
         others = [batch[number - 1] for number in range(len(batch))] if len(batch) > 1 else [examples[start - 1]]
         found += [row | {"KL_completion_ids": other["completion_ids"]} for row, other in zip(batch, others, strict=True)]
     return found
+
+
+def shorten(examples: Sequence[Tokens], longest: int) -> int:
+    """Cut what stands after another prompt for the KL alone, so that no row is longer than `longest`; return how many."""
+    cut = 0
+    for row in examples:
+        room = longest - len(row["prompt_ids"])
+        cut += len(row["KL_completion_ids"]) > room
+        row["KL_completion_ids"] = row["KL_completion_ids"][:room]
+    return cut
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    return len(row["prompt_ids"]) + max(len(row["completion_ids"]), len(row.get("KL_completion_ids", ())))
 
 
 def balance(run: Run, arguments: Any, labels: Sequence[int]) -> None:
@@ -82,6 +98,8 @@ class KTO(Stage):
         from pipeline.training.loop import DEFAULTS, FORCED
 
         arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+        if faults := kept_and_moved(arguments):
+            raise UserError(*faults)
         if arguments.loss_type not in ("kto", "apo_zero_unpaired"):
             raise UserError(f"loss_type: {arguments.loss_type}: known are kto, apo_zero_unpaired")
         if arguments.loss_type == "kto" and arguments.per_device_train_batch_size < 2:
@@ -97,7 +115,7 @@ class KTO(Stage):
         """Return rated answers in an order by seed, each with another row's answer beside it."""
         from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-        from pipeline.data import tokens
+        from pipeline.data import shown, tokens
         from pipeline.training import guards
         from pipeline.training.alignment import answers_end
         from pipeline.training.chat import row_length
@@ -107,20 +125,23 @@ class KTO(Stage):
 
         encoded = tokens.pieces(
             rows.kept,
-            lambda row: tokens.encode_answers(row, tokenizer, ["completion"]),
+            lambda row: shown.answers(row, tokenizer, ["completion"]),
             longest,
             False,
             rows.dropped_by_encoding,
+            rows.too_long,
         )
         examples = [row | {"label": int(rows.kept[row["row"]]["label"])} for row in encoded]
         random.Random(f"{run.seed}/order").shuffle(examples)
+        cut = 0
         if arguments.loss_type == "kto":
             examples = mismatched(examples, arguments.per_device_train_batch_size)
+            cut = shorten(examples, longest)
         dataset = prepare(run, rows, examples)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         both_kinds(dataset["label"], rows.dropped + rows.dropped_by_encoding)
         answers_end(dataset, ["completion_ids"], tokenizer)
-        cut = sum(len(row["prompt_ids"]) + len(row.get("KL_completion_ids", [])) > longest for row in dataset)
+        dataset = dataset.add_column("length", [_length(row) for row in dataset])  # by which the parent reads them
         if cut:
             run.say(f"{cut:,} answers are cut at max_length {longest} where they stand after another prompt, for the KL alone")
         sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["completion_ids"]}
@@ -130,36 +151,13 @@ class KTO(Stage):
         return Batches(dataset, collator, sample)
 
     def train(self, run: Run) -> None:
-        """Train the adapter against the model without it, or every parameter against a frozen copy."""
-        import copy
-
+        """Train the adapter, or every parameter, against what the parent says."""
         from transformers import set_seed
-        from trl import KTOTrainer
 
-        from pipeline.training.alignment import AlignmentTrainer, without_dropout
+        from pipeline.training.alignment import without_dropout
         from pipeline.training.chat import open_parent, row_length
         from pipeline.training.loop import fit, hand_over
-
-        class Thumbs(AlignmentTrainer, KTOTrainer):
-            """trl's trainer on rows that went through our chat template already."""
-
-            def _prepare_dataset(self, dataset: Any, *_: object) -> Any:
-                return dataset
-
-            def items(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-                up, mask = batch["label"] > 0, batch["completion_mask"][:, 1:]
-                return {"rows": len(up), "liked": up.sum(), "tokens": mask[up].sum()}
-
-            def compute_loss(self, model: Any, inputs: Any, *more: Any, num_items_in_batch: Any = None) -> Any:
-                factor, given = (
-                    self.factors(inputs, num_items_in_batch)["rows"],
-                    (self.desirable_weight, self.undesirable_weight),
-                )
-                self.desirable_weight, self.undesirable_weight = (weight * factor for weight in given)
-                try:
-                    return super().compute_loss(model, inputs, *more)
-                finally:
-                    self.desirable_weight, self.undesirable_weight = given
+        from pipeline.training.unpaired import ThumbsTrainer
 
         arguments = self.arguments(run)
         rows = self.rows(run)
@@ -169,12 +167,10 @@ class KTO(Stage):
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
         balance(run, arguments, made.dataset["label"])
-        adapter = run.options.adapter()
-        trainer = Thumbs(
-            model, None if adapter else copy.deepcopy(model), arguments, data_collator=made.collator, train_dataset=made.dataset,
-            processing_class=tokenizer, peft_config=adapter,
+        trainer = ThumbsTrainer(
+            run, model, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer,
+            peft_config=run.options.adapter(),
         )  # fmt: skip
-        trainer.say = run.say
         fit(run, trainer, rows)
         hand_over(run, trainer, tokenizer, made.sample)
 

@@ -52,6 +52,9 @@ class Pretraining(Stage):
         num_hidden_layers: int = option(4, "depth of the model", at_least=1)
         num_attention_heads: int = option(4, "attention heads a layer", at_least=1)
         vocab_size: int = option(1024, "tokens of the vocabulary that is trained on the text", at_least=1)
+        tokenizer_recipe: str = option(
+            "", "data recipe whose text the vocabulary is trained on; empty: the text itself", omitted=True
+        )
         max_length: int = option(256, "tokens in a row; longer documents are split, none is lost", at_least=8)
         language: str = option("en", "of the text, for objectives that read sentences")
         flops: float = option(
@@ -67,6 +70,13 @@ class Pretraining(Stage):
         """Return the objective's families."""
         objective = options.chosen
         return Signature(self.reads, {PARENT: objective.accepts}, objective.family, optional=self.optional)
+
+    def digests(self, options: Options) -> dict[str, str]:
+        """Return that of the text that the tokenizer is trained on, where it is another."""
+        from pipeline.data import recipe as recipes
+
+        other = options.tokenizer_recipe
+        return {"text of the tokenizer": recipes.load(other).digest("text")} if other else {}
 
     def families(self) -> tuple[str, ...]:
         """Return what any objective goes on from."""
@@ -192,7 +202,7 @@ class Pretraining(Stage):
         if run.parent:
             run.say(f"tokenizer and sizes from {run.parent}")
             return tokenization.load(run.parent), objective.load_model(run.parent)
-        texts, said = sample(rows.kept, tokenization.MOST, run.seed)
+        texts, said = sample(_vocabulary(run, rows), tokenization.MOST, run.seed)
         run.say(f"trains a tokenizer of {options.vocab_size:,} tokens on {said}")
         tokenizer = tokenization.train(texts, options.vocab_size, options.max_length, objective.tokenizer_type)
         return tokenizer, objective.build_model(
@@ -200,6 +210,14 @@ class Pretraining(Stage):
             num_hidden_layers=options.num_hidden_layers, num_attention_heads=options.num_attention_heads,
             max_position_embeddings=options.max_length,
         )  # fmt: skip
+
+
+def _vocabulary(run: Run, rows: Rows) -> Sequence[Row]:
+    """Return the rows that the tokenizer is trained on."""
+    from pipeline.data import recipe as recipes
+
+    other = run.options.tokenizer_recipe
+    return recipes.load(other).rows("text", "train", run.seed).kept if other else rows.kept
 
 
 STAGE = Pretraining

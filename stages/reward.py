@@ -27,7 +27,7 @@ class Reward(Stage):
     title = "Reward model"
     about = "A reward model: a score for an answer, trained on pairs of answers (Ouyang et al. 2022)."
     reads = "preference"
-    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal", "masked")}
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal", "masked", "embedder")}
     gives = "reward"
     library = "trl.RewardConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-4}

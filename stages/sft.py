@@ -59,7 +59,7 @@ class SFT(Stage):
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return conversations, the assistant's tokens being the targets; packed where the model keeps them apart."""
-        from pipeline.data import tokens
+        from pipeline.data import shown, tokens
         from pipeline.models import tokenization
         from pipeline.training import guards
         from pipeline.training.chat import row_length
@@ -70,16 +70,16 @@ class SFT(Stage):
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             return tokens.pieces(
                 part.kept,
-                lambda row: tokens.encode_messages(row["messages"], tokenizer),
+                lambda row: shown.conversation(row["messages"], tokenizer),
                 longest,
                 False,
                 part.dropped_by_encoding,
+                part.too_long,
             )
 
         dataset = prepare(run, rows, examples, tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
-        guards.speaks(rows.kept, tokenizer)
         sample = {"input_ids": dataset[0]["input_ids"]}
         if tokens.keeps_apart(model):
             dataset = tokens.pack(dataset, longest, run.say)
@@ -90,7 +90,7 @@ class SFT(Stage):
         from transformers import set_seed
         from trl import SFTTrainer
 
-        from pipeline.training.adapter import give_head_a_bias
+        from pipeline.training.adapter import begin_rows, give_head_a_bias, settle_rows
         from pipeline.training.chat import open_parent, row_length, turn_markers
         from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
         from pipeline.training.trainer import StageTrainer
@@ -102,9 +102,12 @@ class SFT(Stage):
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
+        only = begin_rows(run.options, tokenizer, model)
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
-        adapter = run.options.adapter(model, turn_markers(tokenizer, made.sample["input_ids"]))
+        if only:
+            settle_rows(model, made.dataset, made.collator, only)
+        adapter = run.options.adapter(model, only or turn_markers(tokenizer, made.sample["input_ids"]))
         trainer = Conversations(
             model, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer, peft_config=adapter
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """A copy of the project with stages and profiles that it does not ship, as somebody would add them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from pipeline import ROOT
 
 STAGES = ROOT / "tests" / "stages"  # a stage of two parents, and one that hands on rows
+_CLOCK = {"train_runtime", "train_tokens_per_second", "step_time"}  # and what lies under "profiling/"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "profiles")
 
 
@@ -56,3 +58,12 @@ def call(checkout, *words, **variables):
 def runs(checkout, profile):
     """Return where the nodes of a profile lie."""
     return Path(checkout) / "runs" / profile
+
+
+def logged(folder: Path) -> list[dict[str, object]]:
+    """Return the trainer's log without what a clock says; nothing where nothing was trained."""
+    if not (folder / "log.jsonl").exists():
+        return []
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    timed = {key for line in lines for key in line if key in _CLOCK or key.startswith("profiling/")}
+    return [{key: repr(value) for key, value in line.items() if key not in timed} for line in lines]

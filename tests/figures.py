@@ -70,6 +70,16 @@ def aligned(node: str, parent: str = "sft") -> list[Figure]:
     ]
 
 
+def told_apart(node: str) -> list[Figure]:
+    """Return what is promised of a reward model: right more often than chance, and than the shorter or the longer answer."""
+    longer, shorter = (change(node, f"{which} answer", "reward_accuracy", "low") for which in ("longer", "shorter"))
+    return [
+        (f"{node}: right on held-out pairs, lower end", at(node, "reward_accuracy", part="low"), lambda x: x > 0.5, "> 0.5"),
+        (f"{node}: over the longer answer, lower end", longer, lambda x: x > 0, "> 0"),
+        (f"{node}: over the shorter answer, lower end", shorter, lambda x: x > 0, "> 0"),
+    ]
+
+
 FIGURES: dict[str, list[Figure]] = {
     "tiny": [
         ("held-out loss over the entropy floor", at("pretrain", "loss_over_floor"), lambda x: x <= 1.15, "<= 1.15"),
@@ -88,10 +98,18 @@ FIGURES: dict[str, list[Figure]] = {
     ],
     "smollm2": real("adopt"),
     "feedback": [figure for node in ("kto", "rlhf", "rlhf-grpo", "self_train") for figure in aligned(node)],
+    "plays": told_apart("reward"),
     "rounds": [
         *aligned("dpo-round1"),
         ("dpo-round2: win rate over dpo-round1, lower end", at("dpo-round2", "win_rate", part="low"), lambda x: x > 0.5, "> 0.5"),
         aligned("dpo-round2", "dpo-round1")[1],
+    ],
+    "reasoning": [
+        ("solved, greedy, SFT: sometimes", at("sft", "exact_match"), lambda x: 0.1 < x < 0.7, "0.1 to 0.7"),
+        *(
+            (f"solved, {how}, RLOO - {other}: lower end", change("rlhf", other, metric, "low"), lambda x: x > 0, "> 0")
+            for how, metric in (("greedy", "exact_match"), ("sampled", "sampled_reward")) for other in ("sft", "rlhf-format")
+        ),
     ],
     "distill": [
         ("held-out loss with the teacher - without it, as long: upper end", change("distill", "distill-alone", "loss", "high"), lambda x: x < 0, "< 0"),

@@ -91,6 +91,25 @@ def test_a_profile_that_is_no_mapping_is_refused(tmp_path):
         read_profile(tmp_path / "q.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: " + "[" * 200_000, "nested too deeply"),
+        ("a: &a [x, x]\n" + "".join(f"{n}: &{n} [*{p}, *{p}, *{p}, *{p}]\n" for p, n in zip("abcdefghijkl", "bcdefghijklm", strict=True)), "values of it"),
+        ("a: &a [*a]\n", "within what it names"),
+    ],
+)  # fmt: skip
+def test_a_profile_that_explodes_is_refused(tmp_path, text, said):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"p.yaml: not YAML: .*{said}"):
+        read_profile(tmp_path / "p.yaml")
+
+
+def test_aliases_of_a_profile_are_read(tmp_path):
+    (tmp_path / "p.yaml").write_text("a: &a {x: 1}\nb: *a\n")
+    assert read_profile(tmp_path / "p.yaml") == {"a": {"x": 1}, "b": {"x": 1}}
+
+
 def test_there_are_profiles():
     assert len(PROFILES) >= 12
 

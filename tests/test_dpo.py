@@ -201,8 +201,8 @@ def test_a_mixture_with_the_likelihood_is_exact_under_accumulation(dpo, chain, t
 
 
 def test_a_chosen_side_that_collapses_is_warned_of_once(dpo, tmp_path):
-    status, out, err = dpo("--learning_rate", "0.3", "--logging_steps", "1", "--max_steps", "12", "--beta", "0.01")
+    status, out, err = dpo("--learning_rate", "0.3", "--logging_steps", "1", "--max_steps", "24", "--beta", "0.01")
     assert status == 0, err
     log = (tmp_path / "dpo" / "log.jsonl").read_text()
-    assert log.count('"change/chosen"') == log.count('"logps/chosen"') == 12
+    assert log.count('"change/chosen"') == log.count('"logps/chosen"') == 24
     assert out.count("the answers that were liked have become unlikely, by") == 1

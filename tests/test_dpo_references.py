@@ -52,8 +52,8 @@ def files(folder):
 
 def test_it_is_computed_once_and_never_again_for_a_rate_a_beta_a_loss_or_more_epochs(dpo, passes, tmp_path):
     out = dpo()
-    assert "reference: one pass of the parent over 86 rows" in out
-    assert sum(passes) == 86
+    assert "reference: one pass of the parent over 81 rows" in out
+    assert sum(passes) == 81
     assert manifest.read(tmp_path / "dpo")["reference"]["reused"] is False
     before = len(passes)
     others = ["--learning_rate", "1e-3", "--loss_type", "[ipo, sft]", "--ld_alpha", "0.5", "--num_train_epochs", "2"]

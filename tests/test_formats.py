@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.data import types
+from pipeline.system.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from pipeline.data import types
     ],
 )  # fmt: skip
 def test_formats_of_public_data_sets(type, row, wanted):
-    _, convert = types.recognise(row, type, "here")
+    convert = types.recognise(row, type, "here").convert
     found = convert(row)
     if "group" in wanted:  # of a context, whatever is asked about it
         wanted = wanted | {"group": found["group"]}
@@ -49,13 +50,13 @@ def test_formats_of_public_data_sets(type, row, wanted):
 )  # fmt: skip
 def test_a_row_that_says_something_else_is_malformed(type, row, said):
     with pytest.raises(types.Malformed, match=said):
-        types.recognise(row, type, "here")[1](row)
+        types.recognise(row, type, "here").convert(row)
 
 
 def test_a_hub_data_set_names_its_labels(tmp_path):
     import datasets
 
-    from pipeline.data.sources import read_hub
+    from pipeline.data.hubs import read
 
     features = datasets.Features(
         {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-X"])),
@@ -63,6 +64,37 @@ def test_a_hub_data_set_names_its_labels(tmp_path):
     )  # fmt: skip
     rows = {"tokens": [["a", "b"], ["c"]], "ner_tags": [[1, 0], [0]], "label": [1, -1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
-    found = [row for _, row in read_hub(str(tmp_path))]
+    found = [row for _, row in read(str(tmp_path))]
     assert [row["ner_tags"] for row in found] == [["B-X", "O"], ["O"]]
     assert [row["label"] for row in found] == ["yes", -1]
+
+
+def test_squad_s_own_file_and_conll(tmp_path):
+    import json
+
+    from pipeline.data import recipe
+
+    asked = [
+        {"id": str(number), "question": f"Who {number}?", "answers": [{"text": "cat", "answer_start": 2}]}
+        for number in range(2)
+    ]
+    asked.append({"id": "3", "question": "Why?", "answers": [], "is_impossible": True, "plausible_answers": []})
+    whole = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "A cat.", "qas": asked}]}]}
+    (tmp_path / "dev-v2.0.json").write_text(json.dumps(whole))
+    found = recipe.from_data(str(tmp_path / "dev-v2.0.json"), "answers").rows("answers", "train", 1)
+    assert [row["answers"] for row in found.kept] == [[{"text": "cat", "start": 2}]] * 2 + [[]]
+    assert found.formats == {"SQuAD's own file": 1}
+    (tmp_path / "a.conll").write_text("-DOCSTART- -X- O O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\nPeter NNP B-NP B-PER\n")
+    (tmp_path / "b.txt").write_text("Paris\tB-LOC\n.\tO\n")
+    given = [
+        recipe.from_data(str(tmp_path / name), "tags").rows("tags", split, 1)
+        for name in ("a.conll", "b.txt")
+        for split in ("train", "held_out")
+    ]
+    rows = [row for found in given for row in found.kept]
+    assert sorted(rows, key=str) == [
+        {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}, {"tokens": ["Paris", "."], "tags": ["B-LOC", "O"]}, {"tokens": ["Peter"], "tags": ["B-PER"]},
+    ]  # fmt: skip
+    (tmp_path / "c.conll").write_text("It is a sentence\nand\n")
+    with pytest.raises(UserError, match=r"c\.conll: line 2: a word without a tag: 'and'"):
+        recipe.from_data(str(tmp_path / "c.conll"), "tags").rows("tags", "train", 1)

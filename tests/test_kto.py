@@ -1,5 +1,6 @@
 """Alignment by thumbs: what is refused, what the batches hold, exactness, resuming, and figures."""
 
+import copy
 import json
 import math
 import signal
@@ -7,14 +8,20 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from pipeline.chain import finished, manifest, resume
 from pipeline.evaluation.metrics.thumbs import auc
 from pipeline.report import batches
 from pipeline.system import hashes
-from stages.kto import mismatched
+from pipeline.system.errors import UserError
+from pipeline.training import loop
+from pipeline.training.unpaired import ThumbsTrainer
+from stages.kto import mismatched, shorten
 from tests.conftest import command, last
+from tests.test_dpo import gradient, moved
 from tests.test_resume import wait_for
 
 SMALL = ["--max_length", "64", "--max_steps", "4", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3"]
@@ -110,6 +117,7 @@ def test_thumbs_of_one_kind_after_long_rows_were_dropped(kto, thumbs, tmp_path):
         (["--train_sampling_strategy", "group_by_length"], "train_sampling_strategy: group_by_length would tear apart"),
         (["--loss_type", "bco"], "loss_type: bco: known are kto, apo_zero_unpaired"),
         (["--lora_dropout", "0.1"], "lora_dropout: has no effect here"),
+        (["--sync_ref_model", "true", "--precompute_ref_log_probs", "true"], "precompute_ref_log_probs: sync_ref_model moves"),
         (["--disable_dropout", "false"], "disable_dropout: false would draw the reference at random"),
     ],
 )
@@ -153,6 +161,93 @@ def test_batches_of_other_sizes_count_by_their_rows(kto, chain, tmp_path):
     moved = max((one[name] - before[name]).abs().max().item() for name in before)
     assert moved > 1e-6
     assert max((one[name] - other[name]).abs().max().item() for name in one) < 2e-3 * moved
+
+
+@pytest.fixture
+def at_first_step(kto, monkeypatch):
+    """Run the stage up to its first step, look at the trainer there, and return what the stage said."""
+
+    def call(look, *flags):
+        def first_step(run, trainer, rows):
+            look(run, trainer, next(iter(trainer.get_train_dataloader())))
+            raise UserError("seen enough")
+
+        monkeypatch.setattr(loop, "fit", first_step)
+        status, out, err = kto("--beta", "0.7", "--per_device_train_batch_size", "8", *flags)
+        assert (status, "seen enough" in err) == (2, True), err
+        return out
+
+    return call
+
+
+@pytest.mark.parametrize("keeps", ["true", "false"])
+@pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_loss_and_gradient_are_trls_at_a_margin(at_first_step, chain, method, loss, keeps):
+    """Answers scored alone and a kept reference, that of the KL included, against trl's trainer as it comes."""
+    from trl import KTOTrainer
+
+    class Stock(KTOTrainer):
+        def _prepare_dataset(self, dataset, *_):
+            return dataset
+
+    seen = []
+
+    def look(run, trainer, batch):
+        arguments = copy.copy(trainer.args)
+        arguments.precompute_ref_log_probs = False
+        model, copied = (AutoModelForCausalLM.from_pretrained(chain / "sft") for _ in range(2))
+        adapter = run.options.adapter()
+        stock = Stock(model, None if adapter else copied, arguments, train_dataset=trainer.train_dataset,
+                      processing_class=trainer.processing_class, peft_config=adapter)  # fmt: skip
+        assert {"ref_logps", "ref_KL_logps"} & batch.keys() == ({"ref_logps"} if keeps == "true" else set()) | (
+            {"ref_KL_logps"} if keeps == "true" and loss == "kto" else set()
+        )
+        given = {name: column for name, column in batch.items() if not name.startswith("ref_")}
+        if kept := batch.get("ref_KL_logps") is not None:
+            assert torch.allclose(batch["ref_KL_logps"], stock._compute_kl_logps(stock.model, given), atol=1e-4)
+        moved(trainer.model)
+        moved(stock.model)
+        if loss == "kto":
+            ours, theirs = (one._compute_kl_logps(one.model, given) for one in (trainer, stock))
+            assert torch.allclose(ours, theirs, atol=1e-4)
+        (value, ours), (expected, theirs) = gradient(trainer, batch), gradient(stock, given)
+        assert value == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm())
+        assert trainer._metrics["train"]["kl"] == pytest.approx(stock._metrics["train"]["kl"], rel=1e-3, abs=1e-4)
+        assert trainer._metrics["train"]["entropy"] == pytest.approx(stock._metrics["train"]["entropy"], rel=1e-4)
+        seen.append(kept)
+
+    out = at_first_step(look, "--method", method, "--loss_type", loss, "--precompute_ref_log_probs", keeps)
+    assert ("reference: kept in" in out) is (keeps == "true")
+    assert seen == [keeps == "true" and loss == "kto"]
+
+
+def test_the_reference_is_computed_once_and_again_where_other_answers_are_put_together(kto, tmp_path, monkeypatch):
+    asked = []
+    scores = ThumbsTrainer._parent_scores
+    monkeypatch.setattr(ThumbsTrainer, "_parent_scores", lambda self, rows: asked.append(len(rows)) or scores(self, rows))
+    whole = ["--max_steps", "-1", "--num_train_epochs", "1"]
+    assert "reference: kept in" in kto(*whole)[1]
+    assert sum(asked) == manifest.read(tmp_path / "kto")["recipe"]["kept"]
+    before = len(asked)
+    out = kto(*whole, "--beta", "0.5", "--learning_rate", "1e-2", "--num_train_epochs", "2", "--output", tmp_path / "b")[1]
+    assert "reference: kept (reused) in" in out
+    kto(*whole, "--output", tmp_path / "again")
+    assert len(asked) == before
+    read = [hashes.read(tmp_path / name / "model.safetensors") for name in ("kto", "again")]
+    assert read[0] == read[1]
+    kto(*whole, "--per_device_train_batch_size", "8", "--output", tmp_path / "c")
+    assert len(asked) > before
+    before = len(asked)
+    assert "reference: asked in each step" in kto("--output", tmp_path / "short")[1]
+    assert len(asked) == before
+
+
+def test_an_answer_behind_another_prompt_is_cut_for_the_kl_alone():
+    rows = [{"prompt_ids": [1] * 5, "KL_completion_ids": [2] * 4}, {"prompt_ids": [1] * 7, "KL_completion_ids": [2] * 4}]
+    assert shorten(rows, 10) == 1
+    assert [len(row["KL_completion_ids"]) for row in rows] == [4, 3]
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])

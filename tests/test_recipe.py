@@ -30,7 +30,7 @@ def test_a_single_book_is_for_training(tmp_path):
 
 
 def test_a_few_equal_pairs_are_dropped_and_do_not_stop_the_evaluation(tmp_path):
-    pairs = [{"prompt": "q", "chosen": f"a{number}", "rejected": "b"} for number in range(100)]
+    pairs = [{"prompt": f"q{number}", "chosen": f"a{number}", "rejected": "b"} for number in range(100)]
     given = recipe.from_data(
         write(tmp_path / "a.jsonl", pairs + [{"prompt": "q", "chosen": "a", "rejected": "a"}] * 8), "preference"
     )
@@ -65,7 +65,9 @@ def test_wrong_columns_are_all_reported(tmp_path):
     given = recipe.from_data(write(tmp_path / "a.jsonl", [{"a": 1}] * 12), "messages")
     with pytest.raises(UserError) as error:
         given.rows("messages", "train", 1)
-    assert error.value.faults[0].endswith("{conversations} or {instruction, output} or {completion, prompt}")
+    assert error.value.faults[0].endswith(
+        "or {completion, prompt} or {prompt, response} or {answer, question} or {question, response}"
+    )
     assert len(error.value.faults) == 11
 
 
@@ -119,8 +121,8 @@ def test_a_key_that_a_source_would_ignore_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         recipe.load(str(path))
     assert [fault.partition("sources: ")[2][:50] for fault in error.value.faults] == [
-        "split: unknown key; a source of files has files, h",
-        "wieght: unknown key; a source of hub has holds, hu",
+        "split: unknown key; a source of files has columns,",
+        "wieght: unknown key; a source of hub has columns, ",
         "a package needs a pattern that says which of its f",
         "weight 2 is not above 0 and at most 1 (the share o",
         "a source names one of files, package and hub; foun",
@@ -128,13 +130,13 @@ def test_a_key_that_a_source_would_ignore_is_refused(tmp_path):
 
 
 def test_every_key_of_a_yaml_recipe_is_explained():
-    from pipeline.data import source_recipe
+    from pipeline.data import yaml_recipe as source_recipe
 
     keys = set(source_recipe._KEYS) | source_recipe._SHARED.union(*source_recipe._SOURCE_KEYS.values())
     # the example in the docstring is YAML, and each of its lines says what its key is for
     example = yaml.safe_load("\n".join(line for line in source_recipe.__doc__.splitlines() if line.startswith("    ")))
     assert set(example) == set(source_recipe._KEYS)
-    assert {key for entry in example["sources"] for key in entry} == keys - set(example)
+    assert {key for entry in example["sources"] for key in entry} == keys - set(example) | {"held_out"}
 
 
 def test_a_python_recipe(tmp_path):

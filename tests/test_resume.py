@@ -12,6 +12,8 @@ import pytest
 
 from pipeline.chain import manifest, resume
 from pipeline.system import hashes
+from pipeline.training.trainer import StageTrainer
+from tests import checkout
 from tests.conftest import CHAIN, Fails, command, flags_of
 
 
@@ -362,3 +364,16 @@ def test_a_log_is_the_same_after_a_resume_with_a_save_at_each_epoch(run, chain, 
         assert run("sft", *flags)[0] == 1
     assert run("sft", *flags)[0] == 0
     assert figures(tmp_path / "sft") == figures(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_the_log_of_a_resumed_stage_has_the_same_numbers(run, chain, data, tmp_path, monkeypatch, name):
+    more = ["--logging_steps", "1", "--save_steps", "2", "--lr_scheduler_type", "constant"]
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", Fails(StageTrainer.training_step, 4))
+        assert run(name, *flags_of(name, chain, data, tmp_path / "killed"), *more)[0] == 1
+    status, out, err = run(name, *flags_of(name, chain, data, tmp_path / "killed"), *more)
+    assert (status, "goes on from checkpoint-2" in out) == (0, True), err
+    assert run(name, *flags_of(name, chain, data, tmp_path / "whole"), *more)[0] == 0
+    assert len(checkout.logged(tmp_path / "whole")) == (6 if name == "pretrain" else 4)
+    assert checkout.logged(tmp_path / "killed") == checkout.logged(tmp_path / "whole")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline import rewards
 from pipeline.chain import manifest
@@ -24,7 +24,7 @@ from pipeline.evaluation.metrics.reward_accuracy import EVALUATOR, calibration
 from pipeline.models import reward_model, tokenization
 from pipeline.models.families import family_of
 from pipeline.rewards import Completion
-from tests.conftest import Fails, make_quietly
+from tests.conftest import Fails, last, make_quietly
 from tests.test_tasks import parent
 
 SMALL = ["--max_length", "64", "--max_steps", "6", "--per_device_train_batch_size", "4", "--learning_rate", "1e-2"]
@@ -279,10 +279,23 @@ def test_an_encoder_with_an_adapter(run, encoder, data, tmp_path):
     assert {"classifier", "pooler"} <= set(saved)
 
 
+def test_an_encoder_without_a_head_keeps_its_weights(run, encoder, data, tmp_path):
+    bare = AutoModel.from_pretrained(encoder)
+    bare.save_pretrained(tmp_path / "bare")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "bare")
+    status, _, err = run("reward", *last([*flags(tmp_path / "bare", data, tmp_path / "reward"), "--max_steps", "1", "--learning_rate", "1e-9"]))  # fmt: skip
+    assert status == 0, err
+    body = reward_model.load(str(tmp_path / "reward")).base_model.state_dict()
+    assert all(torch.allclose(body[name], weights, atol=1e-6) for name, weights in bare.state_dict().items())
+
+
 def test_bad_input_is_told_in_one_line(run, made, encoder, data, tmp_path):
     out = tmp_path / "reward"
     for given, told in [
-        (flags(made / "reward", data, out), "made a model of family reward, but reward takes causal or masked as its parent"),
+        (
+            flags(made / "reward", data, out),
+            "made a model of family reward, but reward takes causal or masked or embedder as its parent",
+        ),
         (
             flags(encoder, data, out, "--chat_template", "chatml.jinja"),
             "chat_template: an encoder reads prompt and answer as two texts",

@@ -47,9 +47,11 @@ def test_length_by_hand():
 
 def test_reasoning_gym_is_asked_with_stripped_text_and_only_a_full_score_counts(monkeypatch):
     """A stand-in with the library's habits: partial credit for containing the answer, blanks count."""
-    asked = []
+    asked, made = [], []
 
     def scorer(task):
+        made.append(task)
+
         def score(text, entry):
             asked.append((task, text))
             return 1.0 if text == entry["answer"] else 0.5 if entry["answer"] in text else 0.0
@@ -64,6 +66,7 @@ def test_reasoning_gym_is_asked_with_stripped_text_and_only_a_full_score_counts(
     given = [Completion(**vars(one) | {"row": one.row | {"metadata": '{"source_dataset": "chain_sum"}'}}) for one in given]
     assert scores("reasoning_gym", *given) == [1, 0, 0]
     assert asked == [("chain_sum", "4"), ("chain_sum", "it is 4"), ("chain_sum", "5")]
+    assert made == ["chain_sum"], "the library takes long to make a scorer"
     assert scores("reasoning_gym", said("4", answer="4"), task="count_bits") == [1]
 
 

@@ -95,7 +95,8 @@ def test_what_can_not_be_read_from_a_node_is_one_plain_line(tmp_path):
 def test_a_manifest_of_somebody_else_is_no_node(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "manifest.json").write_text('{"text": "not ours"}')
-    assert len(recipe.from_data(str(tmp_path), "text").rows("text", "train", 1).kept) == 2
+    found = recipe.from_data(str(tmp_path), "text").rows("text", "train", 1)
+    assert len(found.kept) + found.held_out == 2
 
 
 def test_rows_are_held_back_for_validation_by_group(tmp_path):

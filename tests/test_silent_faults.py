@@ -121,6 +121,62 @@ def test_a_stage_that_moved_nothing_does_not_say_done(run, chain, files, tmp_pat
     assert (status, "moved no weight by more than rounding" in out) == (0, True)
 
 
+def test_a_stage_that_made_its_rows_unlikelier_keeps_the_result_aside(run, chain, files, tmp_path):
+    wrecks = ("--learning_rate", "0.9", "--lr_scheduler_type", "constant", "--method", "full")
+    flags = (
+        "--data",
+        files["sft"],
+        "--output",
+        tmp_path / "out",
+        "--max_length",
+        "64",
+        "--per_device_train_batch_size",
+        "2",
+        *wrecks,
+    )
+    whole = (*flags, "--num_train_epochs", "0.5")
+    status, _, err = run("sft", "--parent", chain / "sft", *whole)
+    assert (status, err.count("\n")) == (1, 1), err
+    assert "the loss of its own first rows rose from" in err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    [kept] = (tmp_path / ".aside").glob("out-*-result")
+    assert str(kept) in err
+    assert (kept / "model.safetensors").is_file()
+    status, _, again = run("sft", "--parent", chain / "sft", *whole)
+    assert (status, again) == (1, err)
+    status, out, _ = run("sft", "--parent", chain / "sft", *flags, "--max_steps", "12")
+    assert (status, "the loss of its own first rows rose from" in out) == (0, True)
+
+
+def test_measuring_before_and_after_changes_no_random_number_and_finds_only_what_is_clear():
+    from pipeline.training import outcome
+
+    assert outcome.worse([1.0, 2.0, 3.0, 2.0], [1.5, 2.6, 3.5, 2.4])
+    assert not outcome.worse([1.0, 2.0, 3.0, 2.0], [1.9, 1.2, 3.9, 1.9])
+    assert not outcome.worse([1.0, 2.0, 3.0, 2.0], [1.001, 2.001, 3.001, 2.001])
+    assert outcome.worse([1.0, 2.0, 3.0, 2.0], [float("nan")] * 4)
+    rewards = [{"mean_reward": value} for value in (1.0, 0.9, 1.1, 1.0, 0.2, 0.3, 0.25, 0.2)]
+    assert "fell from 1.000 to 0.237" in outcome.less_rewarded(rewards)
+    assert not outcome.less_rewarded(rewards[::-1])
+    assert not outcome.less_rewarded([{"loss": 1.0}] * 9)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--target_modules", "nothing"], "target_modules: nothing"),
+        (["--target_modules", "[q_proj, v_prjo]"], "target_modules: no layer of the model is called v_prjo"),
+        (["--fsdp", "full_shard"], "in distributed training. (fsdp: True)"),
+        (["--report_to", "wandb"], "wandb"),
+        (["--lr_scheduler_type", "lineer"], "lr_scheduler_type: lineer"),
+    ],
+)  # fmt: skip
+def test_what_a_library_refuses_is_a_plain_line_with_the_key(run, chain, files, tmp_path, flags, said):
+    given = ("--parent", chain / "sft", "--data", files["sft"], "--output", tmp_path / "out", "--max_length", "64")
+    status, _, err = run("sft", *given, *flags)
+    assert (status, err.count("\n"), said in err) == (2, 1, True), err
+
+
 def test_an_adapter_beside_the_weights_is_refused(run, broken, files, tmp_path):
     parent = broken()
     (parent / "adapter_config.json").write_text("{}")

@@ -5,7 +5,7 @@ import lzma
 
 import pytest
 
-from pipeline.data import recipe, sources
+from pipeline.data import hubs, recipe, sources
 from pipeline.data.source_recipe import Source
 from pipeline.system.errors import UserError
 
@@ -55,12 +55,12 @@ def test_zstandard(tmp_path):
 
 def test_ten_broken_lines_are_shown_and_the_rest_is_counted(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "fine"}\n\xff\xfe\n' + b"{broken\n" * 30)
+    path.write_bytes(b'{"text": "fine"}\n' * 100 + b"\xff\xfe\n" + b"{broken\n" * 30)
     with pytest.raises(UserError) as error:
         rows(path)
     faults = error.value.faults
-    assert faults[0] == f"{path}:2: not UTF-8 (byte 0xff at column 1)"
-    assert faults[1].startswith(f"{path}:3: not JSON (")
+    assert faults[0] == f"{path}:101: not UTF-8 (byte 0xff at column 1)"
+    assert faults[1].startswith(f"{path}:102: not JSON (")
     assert len(faults) == 11
     assert faults[-1] == "... and 21 more faults of this kind"
 
@@ -102,9 +102,9 @@ def test_hub_ids_load_by_datasets(tmp_path):
     """A local folder of the form that a hub repository has goes through the same call."""
     (tmp_path / "ds" / "data").mkdir(parents=True)
     (tmp_path / "ds" / "data" / "train-00000.jsonl").write_bytes(jsonl())
-    assert [row for _, row in sources.read_hub(str(tmp_path / "ds"))] == ROWS
+    assert [row for _, row in hubs.read(str(tmp_path / "ds"))] == ROWS
     with pytest.raises(UserError, match="can't load split 'test'"):
-        list(sources.read_hub(str(tmp_path / "ds"), split="test"))
+        list(hubs.read(str(tmp_path / "ds"), split="test"))
     for name in ("somebody/rows", "teknium/OpenHermes-2.5"):
         assert recipe.from_data(name, "text").given[0].hub == {"name": name}
     known = Source(hub={"name": str(tmp_path / "ds")}).identity()
@@ -115,3 +115,35 @@ def test_hub_ids_load_by_datasets(tmp_path):
 def test_a_missing_package_names_the_remedy():
     with pytest.raises(UserError, match="the package no-such-thing is not installed; `make setup-data` installs it"):
         sources.package_files("no-such-thing", "*")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_csv_file_says_by_its_header_how_it_is_cut(tmp_path, delimiter):
+    (tmp_path / "a.csv").write_text(f'text{delimiter}"a,b;c"\n"x, y; z\nw"{delimiter}1\n')
+    assert rows(tmp_path / "a.csv") == [{"text": "x, y; z\nw", "a,b;c": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "name"),
+    [("gb18030", "话说天下大势，分久必合，合久必分。周末七国分争，并入于秦。", "GB18030"), ("utf-16", "Hello, world", "UTF-16"),
+     ("cp1252", "Der Bär läßt die Äpfel stehen. Où est la bibliothèque, garçon ?", "CP1252"),
+     ("cp1251", "Это русский текст для проверки кодировки файла.", "CP1251")],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", ["txt", "csv"])
+def test_an_encoding_is_named_with_the_remedy(tmp_path, encoding, text, name, ending):
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(f"text\n{text}\n".encode(encoding) * 20)
+    with pytest.raises(UserError) as error:
+        rows(path)
+    assert f"; it looks like {name}: `iconv -f {name} -t UTF-8 a.{ending}` converts it" in error.value.faults[0]
+
+
+def test_what_tells_of_a_folder_s_data_is_none(tmp_path):
+    (tmp_path / ".cache").mkdir()
+    for name in ("README.md", "dataset_infos.json", "LICENSE.txt", ".cache/b.jsonl"):
+        (tmp_path / name).write_text("# About")
+    with pytest.raises(UserError, match="no readable file in that folder"):
+        sources.expand(str(tmp_path))
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    assert rows(tmp_path) == ROWS
+    assert rows(tmp_path / "README.md") == [{"text": "# About"}]

@@ -196,3 +196,17 @@ def test_objective_builds_what_transformers_loads(tmp_path, tokenizer):
         objectives.load("causla")
     with pytest.raises(UserError, match="architecture: llamma: transformers builds no causal model"):
         objectives.load("causal").build_model(tokenizer, "llamma", hidden_size=16, num_attention_heads=2)
+
+
+def test_lengths_of_what_is_too_long_say_what_would_keep_it():
+    from pipeline.data.rows import length_for
+
+    too_long = Counter()
+    rows = [{"ids": [0] * length} for length in (10, 100, 120, 400, 1000)]
+    encode = lambda row: {"input_ids": row["ids"], "labels": row["ids"]}  # noqa: E731
+    dropped = Counter()
+    assert len(list(tokens.pieces(rows, encode, 50, False, dropped, too_long))) == 1
+    assert dropped == {"longer than max_length 50": 4}
+    assert length_for(0.99, 1, too_long) >= 1000
+    assert 120 <= length_for(0.6, 1, too_long) < 130
+    assert all(length <= tokens.rounded(length) < 1.07 * length + 1 for length in range(1, 5000))

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from pipeline.data import recipe, types
@@ -40,7 +42,7 @@ FORMATS = [
 
 @pytest.mark.parametrize(("type", "format", "row", "wanted"), FORMATS)
 def test_formats_are_recognised_and_converted(type, format, row, wanted):
-    name, convert = recognise(row, type, "f:1")
+    name, _, convert, *_ = recognise(row, type, "f:1")
     assert name == format
     assert convert(row) == wanted
     assert types.load(type).fault(wanted) is None
@@ -59,7 +61,7 @@ def test_an_unknown_format_says_what_was_found_and_expected():
      *(("feedback", {"prompt": "Hi", "completion": "Ho", "label": label}) for label in (None, 2, -1, 0.5, "maybe", "", [True]))],
 )  # fmt: skip
 def test_malformed_rows_are_refused(type, row):
-    _, convert = recognise(row, type, "f:1")
+    convert = recognise(row, type, "f:1").convert
     with pytest.raises(Malformed):
         convert(row)
 
@@ -69,6 +71,7 @@ def test_malformed_rows_are_refused(type, row):
     [("text", {"text": " \n"}, "empty text"), ("messages", {"messages": [U]}, "no assistant text"),
      ("messages", {"messages": [U, A, U]}, "does not end with the assistant"),
      ("preference", {"prompt": [U], "chosen": [A], "rejected": [A]}, "chosen equals rejected"),
+     ("preference", {"prompt": [U], "chosen": [A, U], "rejected": [B]}, "chosen does not end with the assistant"),
      ("preference", {"prompt": [], "chosen": [A], "rejected": [B]}, "no prompt"),
      ("prompts", {"prompt": []}, "no prompt"), ("prompts", {"prompt": [{"role": "user", "content": " "}]}, "no prompt"),
      ("prompts", {"prompt": [U, A]}, "ends with the assistant"),
@@ -139,3 +142,128 @@ def test_a_new_type_is_one_new_file(tmp_path, monkeypatch):
             {"poem": 2},
         )
     assert recipe.load(str(tmp_path / "made.py")).types() == ["verses"]
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+CALLED = [U, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "2"}, A]
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+HH = "\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: Hi\n\nAssistant: "
+
+MORE = [
+    ("messages", "OpenAI messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}, A]},
+     {"messages": [U, A]}),
+    ("messages", "OpenAI messages", {"messages": [{"role": "developer", "content": "Be"}, U, A]}, {"messages": [S, U, A]}),
+    ("messages", "OpenAI messages",
+     {"messages": [U, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}], "name": None},
+                   {"role": "tool", "content": "2"}, A], "tools": json.dumps(TOOLS)},
+     {"messages": [U | {"tools": TOOLS}, *CALLED[1:]]}),
+    ("messages", "ShareGPT",
+     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+                        {"from": "observation", "value": "2"}, {"from": "gpt", "value": "Ho"}], "system": "Be", "tools": TOOLS},
+     {"messages": [S | {"tools": TOOLS}, *CALLED]}),
+    ("messages", "OpenAI messages", {"messages": [U, {"role": "assistant", "content": "Ho", "thinking": "hm", "reasoning_content": None}]},
+     {"messages": [U, A | {"reasoning_content": "hm"}]}),
+    ("messages", "Alpaca", {"instruction": "Hi", "input": "", "output": "No", "system": "Be", "history": [["Hi", "Ho"]]}, {"messages": [S, U, A, U, B]}),
+    ("messages", "Dolly", {"instruction": "Hi", "context": "", "response": "Ho", "category": "qa"}, {"messages": [U, A]}),
+    ("messages", "question and answer", {"question": "Hi", "answer": "Ho"}, {"messages": [U, A]}),
+    ("messages", "question and response", {"system_prompt": "Be", "question": "Hi", "response": "Ho", "id": "1"}, {"messages": [S, U, A]}),
+    ("messages", "OpenAI messages", {"messages": [U, A], "chat_template_kwargs": {"custom_instructions": "Be", "enable_thinking": False, "python_tools": None,
+                                     "xml_tools": [json.dumps(TOOLS[0])]}, "source": "x"}, {"messages": [S | {"tools": TOOLS}, U, A]}),
+    ("preference", "ShareGPT pairs", {"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "Ho"},
+                                      "rejected": {"from": "gpt", "value": "No"}}, {"prompt": [U], "chosen": [A], "rejected": [B]}),
+    ("preference", "Human and Assistant", {"chosen": f"{HH}Ho", "rejected": f"{HH}No"}, {"prompt": [U, A, U], "chosen": [A], "rejected": [B]}),
+    ("preference", "chosen_messages and rejected_messages", {"prompt": "Hi", "chosen_messages": [U, A], "rejected_messages": [U, B]},
+     {"prompt": [U], "chosen": [A], "rejected": [B]}),
+    ("preference", "question, chosen and rejected", {"system": "Be", "question": "Hi", "chosen": "Ho", "rejected": "No"},
+     {"prompt": [S, U], "chosen": [A], "rejected": [B]}),
+    # Tulu 3: of several turns the prompt is but one
+    ("preference", "chosen and rejected", {"prompt": "Hi", "chosen": [S, U, A], "rejected": [S, U, B]}, {"prompt": [S, U], "chosen": [A], "rejected": [B]}),
+    ("feedback", "ShareGPT and label", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}], "label": "false"},
+     {"prompt": [U], "completion": [A], "label": False}),
+    ("feedback", "prompt, response and label", {"prompt": "Hi", "response": "Ho", "label": "true"}, {"prompt": [U], "completion": [A], "label": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("type", "format", "row", "wanted"), MORE)
+def test_tools_reasoning_and_other_writings(type, format, row, wanted):
+    found = recognise(row, type, "f:1")
+    assert found.name == format
+    assert found.convert(row) == wanted
+    assert types.load(type).fault(wanted) is None
+
+
+def tree(*items):
+    names = ("message_id", "parent_id", "role", "text", "rank")
+    return {
+        "message_tree_id": [dict(zip(names, item, strict=True)) | {"message_tree_id": "t", "deleted": False} for item in items]
+    }
+
+
+TREE = tree(
+    ("p", None, "prompter", "Hi", None), ("b", "p", "assistant", "No", 1), ("a", "p", "assistant", "Ho", 0), ("c", "p", "assistant", "So", 2),
+    ("q", "a", "prompter", "Hi", None), ("r", "a", "prompter", "Be", None), ("s", "q", "assistant", "No", 0),
+)  # fmt: skip
+
+
+def test_a_tree_of_messages_gives_its_best_answers_or_pairs():
+    more = recognise(TREE, "messages", "f").convert(TREE)
+    assert more == [{"messages": [U, A, U, B]}]
+    assert recognise(TREE, "preference", "f").convert(TREE) == [
+        {"prompt": [U], "chosen": [A], "rejected": [{"role": "assistant", "content": "So"}]}
+    ]
+    assert recognise(TREE, "messages", "f").name == "OpenAssistant trees"
+    with pytest.raises(Malformed, match="the tree t is not whole"):
+        recognise(TREE, "messages", "f").convert(tree(("p", "x", "prompter", "Hi", None)))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Hi", "completion": "Ho", "label": False}, "label says whether the answer is good, but rows of type messages"),
+        ({"messages": [U, A], "images": ["a.png"]}, "images is what the text is about"),
+        ({"messages": [U, A], "reasoning_content": "hm"}, "reasoning_content is part of the answer"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, A]}, "a part of type image_url; text alone is read"),
+        ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "arguments: no JSON"),
+        ({"messages": [U, A], "tools": "[3]"}, "tools: expected a list of objects"),
+    ],
+)  # fmt: skip
+def test_what_would_be_lost_is_refused(tmp_path, row, said):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=said):
+        recipe.from_data(str(tmp_path / "a.jsonl"), "messages").rows("messages", "train", 1)
+
+
+def test_what_is_ignored_on_purpose_or_of_no_matter_is_named_once(tmp_path):
+    rows = [{"q": f"Hi {number}", "a": "Ho", "label": True, "id": number, "images": []} for number in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        f"type: messages\nheld_out: 0\nsources:\n  - files: {tmp_path}/a.jsonl\n    columns: {{q: prompt, a: completion}}\n    ignore: [label]\n"
+    )
+    found = recipe.load(str(own)).rows("messages", "train", 1)
+    assert found.kept[1] == {"messages": [{"role": "user", "content": "Hi 1"}, A]}
+    assert found.notes == ["a.jsonl: not read: id, images"]
+    own.write_text(own.read_text().replace("q:", "query:"))
+    with pytest.raises(UserError, match=r"a.jsonl:1: columns: query: no such column; found \{a, id, images, q\}"):
+        recipe.load(str(own)).rows("messages", "train", 1)
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [([U, {"role": "assistant", "content": " "}, U, A], "empty assistant turn"), ([U, {"role": "assistant", "content": ""}], "no assistant text"),
+     ([*CALLED[:2]], None)],
+)  # fmt: skip
+def test_an_answer_that_says_nothing_is_dropped_unless_it_calls(turns, reason):
+    assert types.load("messages").fault({"messages": turns}) == reason
+
+
+def test_rows_of_a_tree_are_gathered_and_those_of_ready_conversations_are_not(tmp_path):
+    numbered = [item | {"message_tree_id": f"t{n}"} for n in range(30) for item in TREE["message_tree_id"]]
+    ready = [{"messages": [U | {"content": f"Hi {n}"}, A], "message_tree_id": "t"} for n in range(30)]
+    for given, count in ((numbered, 30), (ready, 30)):
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+        found = recipe.from_data(str(tmp_path / "a.jsonl"), "messages").rows("messages", "train", 1)
+        assert len(found.kept) + found.held_out == count
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*numbered[::2], *numbered[1::2]]))
+    with pytest.raises(UserError, match=r"the tree t\d+ is not whole, or its messages don't follow each other"):
+        recipe.from_data(str(tmp_path / "a.jsonl"), "messages").rows("messages", "train", 1)

@@ -293,14 +293,6 @@ def strike(house: House, phase: str, name: str, window: float, where: Path, rng:
     return reached and running and begins(attempt) and not ends(attempt)
 
 
-def figures(folder: Path) -> list[list[float]]:
-    """Return the trainer's log without what a clock says; nothing where nothing was trained."""
-    if not (folder / "log.jsonl").exists():
-        return []
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [[line[key] for key in ("step", "tokens", "loss", "grad_norm", "learning_rate")] for line in lines]
-
-
 def missing_checkpoint(folder: Path, steps: int) -> str:
     """Return which checkpoint should be there, by the log, and is not; an empty string if there is none or all is well."""
     try:
@@ -332,8 +324,8 @@ def survives(house: House, name: str, where: Path) -> str:
             return f"another {path.name}"
     if (manifest.read(folder) or {})["outputs"] != (manifest.read(whole) or {})["outputs"]:
         return "other files"
-    if figures(folder) != figures(whole):
-        return f"another log: {figures(folder)[-2:]}"
+    if checkout.logged(folder) != checkout.logged(whole):
+        return f"another log: {checkout.logged(folder)[-2:]}"
     if sealed and not attempt.said(f"goes on from checkpoint-{max(sealed)}") and not attempt.said("up to date"):
         return f"did not go on from checkpoint-{max(sealed)}"
     return "" if not attempt.has("checkpoint-*") and not attempt.has(manifest.CLAIM) else "left something behind"

@@ -119,6 +119,15 @@ def _move_aside(run: Run, old: dict[str, Any]) -> Path:
     return aside
 
 
+def set_result_aside(run: Run) -> Path:
+    """Move a result that is not handed on to where it harms nothing, and return that folder; an earlier one is replaced."""
+    kept = run.output.parent / ".aside" / f"{run.output.name}-{run.record['inputs'][:8]}-result"
+    kept.parent.mkdir(exist_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    run.result.rename(kept)
+    return kept
+
+
 def unclaim(run: Run, aside: Path | None) -> None:
     """Put things back as they were before a node that stopped before its first checkpoint and its first block."""
     if any(run.output.glob("*checkpoint-*")) or blocks.any_kept(run.output):  # damaged ones, too

@@ -243,7 +243,7 @@ def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) 
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architectures, outputs = settings.get("architectures") or [], len(settings.get("id2label") or {})
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise UserError(f"--{role} {parent}: no model folder: config.json is missing or broken") from None
     family = family_of(architectures[0], outputs) if architectures else ""
     if family and family not in families:
@@ -272,7 +272,9 @@ def identity(
     ours = dataclasses.asdict(options)
     ours.pop("recipe", None)  # known by its content, not by its name
     for field in dataclasses.fields(options):
-        if field.metadata.get("by_content") and (place := Path(str(ours[field.name]))).exists():
+        if field.metadata.get("omitted") and ours[field.name] == config.default(field):
+            del ours[field.name]
+        elif field.metadata.get("by_content") and (place := Path(str(ours[field.name]))).exists():
             ours[field.name] = "a folder" if place.is_dir() else hashes.sha256(place)
     if ours.get("chat_template"):
         try:

@@ -85,10 +85,13 @@ class Run:
         assert library
         values = placement() | self.arguments | {"output_dir": str(self.output)} | forced
         try:
-            return config.library_class(library)(**values)
-        except (ValueError, TypeError) as error:
+            made = config.library_class(library)(**values)
+        except Exception as error:  # of a package that is not installed, too, or of a file that is not there
             line = " ".join(str(error).split())
-            raise UserError(f"{library} refuses the configuration: {line}") from None
+            raise UserError(f"{library} refuses the configuration: {line}{config.named_in(line, self.arguments)}") from None
+        if getattr(made, "fp16", False) and made.device.type != "cuda":
+            raise UserError(f"fp16: true would be ignored on {made.device.type}, which trains in fp32; leave it out")
+        return made
 
     @classmethod
     def remade(cls, stage: Stage, record: Mapping[str, Any], parents: Mapping[str, str], scratch: Path) -> Run:

@@ -17,7 +17,7 @@ from pipeline.chain import profile
 from pipeline.system import process
 from pipeline.system.errors import UserError
 
-_SWITCHES = ("PUBLIC", "FORCE", "ADAPTER", "STRICT")
+_SWITCHES = ("PUBLIC", "FORCE", "ADAPTER", "STRICT", "DEEP")
 _OFF = ("", "0", "no", "false")
 
 

@@ -1,13 +1,15 @@
 """Read every node's configuration, template, parents and data, and show all faults of the chain at once.
 
-    python -m pipeline.commands.check --profile tiny --runs runs
+    python -m pipeline.commands.check --profile tiny --runs runs [--deep yes]
 
-Nothing is trained.
+Nothing is trained. With `--deep yes` (make's DEEP=1) each node is then trained for a few steps in a scratch folder, in ways
+that must end alike, and a table shows by how much they differ.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 from pipeline.chain import check, directory, profile
@@ -15,7 +17,7 @@ from pipeline.system import config, process
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
 
-MAKE = {"profile": "PROFILE", "runs": "RUNS"}
+MAKE = {"profile": "PROFILE", "runs": "RUNS", "deep": "DEEP"}
 
 
 def main() -> int:
@@ -23,7 +25,7 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return 0
-    flags, faults = config.only(("profile", "runs"), sys.argv[1:])
+    flags, faults = config.only(("profile", "runs", "deep"), sys.argv[1:])
     if faults:
         raise UserError(*faults)
     whole = profile.load(profile.find(str(flags.get("profile", "tiny"))))
@@ -42,7 +44,22 @@ def main() -> int:
     check.remember(whole, runs)
     following = directory.make_line(str(flags.get("profile", "tiny")), runs.parent)
     say("check", f"profile {whole.name}: {len(whole.nodes)} nodes, no fault; next: {following}")
-    return 0
+    return _deep(whole) if flags.get("deep") == "yes" else 0
+
+
+def _deep(whole: profile.Profile) -> int:
+    """Print the table of identities; 1 where one does not hold."""
+    from pipeline.commands import _deep
+
+    with tempfile.TemporaryDirectory() as folder:
+        battery = _deep.Battery(whole, Path(folder))
+        _deep.load_libraries({node.kind: node.stage.library_of(node.settings) for node in battery.nodes})
+        found = list(battery.measured(lambda text: say("deep", text)))
+    if not found:
+        raise UserError(f"profile {whole.name}: no node trains a model")
+    for line in _deep.table(found):
+        say("deep", line)
+    return 0 if all(one.holds for one in found) else 1
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ _FIXED = {
     "measure": "figures of the docs that want quiet cores: speeds beside the libraries', memory of any size of text",
     "torture": "kill nodes at KILLS moments and compare the weights that they end with",
     "torture-push": "kill a push at 20 moments: a repeat ends well, and no reader ever sees half a model",
+    "zoo": "plant faults into the chain and into plain scripts of the libraries; writes docs/zoo.md",
     "lint": "ruff and mypy",
 }
 _VARIABLES = {
@@ -25,6 +26,7 @@ _VARIABLES = {
     "ARGS": "more flags for the goal, e.g. ARGS='--learning_rate 1e-4'",
     "STAGE": "the node that a command is about; without it the released one, the leaf of the chain",
     "STRICT": "1: a change of our code or of a library's version repeats a node too",
+    "DEEP": "1: `make check` also trains each node for a few steps in ways that must end alike, and shows by how much they differ",
     "LAUNCH": "how stages are started, e.g. LAUNCH='torchrun --nproc_per_node 2' or 'accelerate launch'",
     "CACHE": "folder of rows and tokens that are kept for the next run; by default under the user's cache",
     "CACHE_GB": "its largest size (50); what was not used for the longest time goes first",

@@ -25,6 +25,8 @@ class Question(NamedTuple):
     prompt: str
     answer: str
     opening: str = ""  # plain text with which the answer begins, for a base model, which has no chat template, to go on from
+    kind: str = ""  # where a judge asks several kinds of questions, which figures keep apart
+    about: str = ""  # whom or what it is about; answers about one are not independent
 
 
 class Judge(ABC):
@@ -41,6 +43,10 @@ class Judge(ABC):
     def right(self, reply: str, question: Question) -> bool:
         """Say whether a reply is right: it, or its first sentence, equals the answer."""
         return question.answer.strip() in (reply.strip(), first_sentence(reply))
+
+    def refused(self, reply: str) -> bool:
+        """Say whether a reply declines to answer; only a judge that asks what can't be known tells."""
+        return False
 
     def completions(self) -> Iterable[tuple[str, str]]:
         """Yield the beginnings of sentences, each with what a model that knows the training text puts after it."""

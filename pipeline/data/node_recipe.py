@@ -89,7 +89,7 @@ def found(data: str, load: Callable[[str], Recipe]) -> NodeRecipe | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a whole JSON file ({error})") from None
     if not isinstance(record, dict) or "inputs" not in record:  # somebody else's manifest.json
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import kept, types
+from pipeline.data.mixture import Part
 from pipeline.data.types import Row
 from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
@@ -25,12 +28,14 @@ class Rows:
     kept: Sequence[Row] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_by_encoding: Counter[str] = field(default_factory=Counter)  # of the kept rows, those that gave no example
+    too_long: Counter[str] = field(default_factory=Counter)  # of those, the lengths of rows beyond max_length, rounded up
     truncated: Counter[str] = field(default_factory=Counter)  # parts of kept rows that no example holds
     formats: Counter[str] = field(default_factory=Counter)
     held_out: int = 0  # rows of the other split that the same pass went by
     origins: Sequence[str] = field(default_factory=list)  # of the kept rows, where they were read from files
     name: str = ""  # of the recipe
     validation: Sequence[Row] = field(default_factory=list)  # rows for training that are only looked at while it goes on
+    parts: Sequence[Part] = ()  # where each source stands among the kept rows, where sources have shares of the tokens
     notes: Sequence[str] = ()  # what the user should know of how they were read
     identity: str = ""  # digest of all that decides the rows, by which what is made from them is kept; empty for none
 
@@ -50,6 +55,9 @@ class Rows:
         back, left = ([number for number, out in enumerate(wanted) if out == side] for side in (1, 0))
         self.validation, self.kept = chosen(self.kept, back), chosen(self.kept, left)
         self.origins = chosen(self.origins, left) if self.origins else []
+        self.parts = [
+            part._replace(start=bisect_left(left, part.start), stop=bisect_left(left, part.stop)) for part in self.parts
+        ]
         self.identity = self.identity and cache.key(self.identity, share, seed)
         if not self.validation or not self.kept:
             raise UserError(
@@ -90,6 +98,16 @@ class Rows:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items()) or "there was none"
             raise UserError(f"{self.name}: no row is left for training ({reasons})")
         return self
+
+
+def length_for(share: float, kept: int, too_long: Mapping[str, int]) -> int:
+    """Return the length, rounded up, with which a share of the rows would be kept, those of `too_long` among them."""
+    left = math.ceil(share * (kept + sum(too_long.values()))) - kept
+    for length in sorted(map(int, too_long)):
+        left -= too_long[str(length)]
+        if left <= 0:
+            break
+    return length
 
 
 def chosen(items: Sequence[Any], wanted: Iterable[int]) -> Sequence[Any]:

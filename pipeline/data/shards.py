@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Encode = Callable[[Rows], Iterable[dict[str, Any]]]  # rows → examples, each with the number of its row under `row`
 _SHARD = 200_000_000  # characters of rows, about, of which the examples are one file
-_COUNTED = ("dropped_by_encoding", "truncated")  # what encoding counts, by reason
+_COUNTED = ("dropped_by_encoding", "truncated", "too_long")  # what encoding counts, by reason
 
 
 def encoded(rows: Rows, encode: Encode, identity: str, folder: Path, say: Callable[[str], None]) -> Dataset:
@@ -89,7 +89,7 @@ def _shard(
     """Yield the examples of rows from `start` on, as many as make a shard."""
     first = start
     for batch in batched(_from(rows, start), _size):
-        part = replace(rows, kept=batch, origins=[], dropped_by_encoding=Counter(), truncated=Counter())
+        part = replace(rows, kept=batch, origins=[], dropped_by_encoding=Counter(), truncated=Counter(), too_long=Counter())
         for example in encode(part):
             yield example | {"row": example["row"] + first}
         for name in _COUNTED:

@@ -6,13 +6,16 @@ reads prompt and answer as its two texts, by its own template ([CLS] prompt [SEP
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data import shown
 from pipeline.data.batches import pad
-from pipeline.data.tokens import Tokens, encode_pair, pieces
+from pipeline.data.tokens import Tokens, pieces
 from pipeline.data.types import Messages, Row
+from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +29,7 @@ _TYPES = "token_type_ids"
 def encode(row: Row, tokenizer: Any) -> Tokens:
     """Return `prompt_ids`, with which both sides begin, `chosen_ids` and `rejected_ids`; of an encoder also their token types."""
     if tokenizer.chat_template:
-        return encode_pair(row, tokenizer)
+        return shown.pair(row, tokenizer)
     encoded: Tokens = {"prompt_ids": []}
     for side in SIDES:
         columns = tokenizer(_text(row["prompt"]), _text(row[side]), return_attention_mask=False, split_special_tokens=True)
@@ -37,15 +40,25 @@ def encode(row: Row, tokenizer: Any) -> Tokens:
 
 
 def _text(messages: Messages) -> str:
+    for message in messages:
+        if lost := sorted(message.keys() & {"tools", "tool_calls", "reasoning_content"}):
+            raise UserError(
+                f"an encoder without a chat template reads no {lost[0]}, which rows have; `ignore: [{lost[0]}]` in a recipe"
+            )
     return "\n".join(message["content"] for message in messages)
 
 
 def examples(rows: Rows, tokenizer: Any, max_length: int | None) -> Iterator[dict[str, Any]]:
     """Yield encoded pairs; a pair with a side that is too long is dropped whole, and so is one whose sides are the same tokens."""
-    encoded = pieces(rows.kept, lambda row: encode(row, tokenizer), max_length, False, rows.dropped_by_encoding)
-    for pair in encoded:
+    encoded = pieces(rows.kept, lambda row: encode(row, tokenizer), max_length, False, rows.dropped_by_encoding, rows.too_long)
+    yield from differing(encoded, rows.dropped_by_encoding)
+
+
+def differing(pairs: Iterable[dict[str, Any]], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield encoded pairs whose sides differ; count the others, which a template that trims can make equal, in `dropped`."""
+    for pair in pairs:
         if pair["chosen_ids"] == pair["rejected_ids"]:
-            rows.dropped_by_encoding["chosen equals rejected once encoded"] += 1
+            dropped["chosen equals rejected once encoded"] += 1
         else:
             yield pair
 

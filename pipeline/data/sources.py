@@ -1,4 +1,4 @@
-"""Where rows come from: files of any common kind, a hub id, or files inside an installed distribution.
+"""Where rows come from: files of any common kind, also inside an installed distribution.
 
 Each row is yielded with its origin, such as `chats.jsonl:12`. Lines that are not UTF-8 or not JSON are the user's
 fault: they are gathered, the first ten are shown, the rest is counted, and nothing is trained.
@@ -10,19 +10,24 @@ import csv
 import glob
 import importlib.metadata
 import io
+import itertools
 import json
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.data import encodings
 from pipeline.data.documents import Documents, NotText
 from pipeline.system.errors import UserError
 
 _SHOWN = 10  # faults printed before the rest is only counted
+_ABOUT = r"(readme|license|licence|changelog|citation)\b.*|dataset_infos?\.json|state\.json"  # names of what is no data
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_DEEP = "brackets are nested thousands of levels deep"
 Raw = tuple[str, dict[str, Any]]  # where it stands, and its columns
 
 
@@ -33,11 +38,11 @@ class Faults:
         self.shown: list[str] = []
         self.count = 0
 
-    def add(self, line: str) -> None:
-        """Take note of one more fault."""
+    def add(self, line: str, more: Callable[[], str] = str) -> None:
+        """Take note of one more fault; `more` gives the end of a line that is shown."""
         self.count += 1
         if self.count <= _SHOWN:
-            self.shown.append(line)
+            self.shown.append(line + more())
 
     def stop(self) -> None:
         """Raise UserError if there was any."""
@@ -77,7 +82,8 @@ def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                faults.add(f"{path}:{number}: not UTF-8 (byte {error.object[error.start]:#04x} at column {error.start + 1})")
+                where = f"byte {error.object[error.start]:#04x} at column {error.start + 1}"
+                faults.add(f"{path}:{number}: not UTF-8 ({where})", lambda: encodings.remedy(path, _open))
 
 
 def _whole(path: Path, faults: Faults) -> str:
@@ -85,7 +91,8 @@ def _whole(path: Path, faults: Faults) -> str:
         with _open(path) as file:
             return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        faults.add(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at offset {error.start})")
+        where = f"byte {error.object[error.start]:#04x} at offset {error.start}"
+        faults.add(f"{path}: not UTF-8 ({where})", lambda: encodings.remedy(path, _open))
         return ""
 
 
@@ -101,6 +108,9 @@ def _read_jsonl(path: Path, faults: Faults) -> Iterator[Raw]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             faults.add(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})")
+            continue
+        except RecursionError:
+            faults.add(f"{path}:{number}: {_DEEP}")
             continue
         if "\\ud" in line.lower() and not _encodable(row):
             faults.add(f"{path}:{number}: half of a surrogate pair (\\ud...), which is no text")
@@ -128,6 +138,9 @@ def _read_json(path: Path, faults: Faults) -> Iterator[Raw]:
             return
         faults.add(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})")
         return
+    except RecursionError:
+        faults.add(f"{path}: {_DEEP}")
+        return
     for number, row in enumerate(loaded if isinstance(loaded, list) else [loaded], start=1):
         if isinstance(row, dict):
             yield f"{path}: row {number}", row
@@ -137,10 +150,16 @@ def _read_json(path: Path, faults: Faults) -> Iterator[Raw]:
 
 def _read_csv(path: Path, faults: Faults) -> Iterator[Raw]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.StringIO(_whole(path, faults), newline=""), delimiter="\t" if kind(path) == "tsv" else ",")
+    lines = (line for _, line in _lines(path, faults))
+    header = next(lines, "")
+    if not header.strip():
+        return
+    names = re.sub(r'"[^"]*"', "", header)
+    delimiter = max(",;\t|", key=names.count) if kind(path) == "csv" else "\t"
+    reader = csv.DictReader(itertools.chain([header], lines), delimiter=delimiter)
     for number, row in enumerate(reader, start=2):
         if None in row or None in row.values():
-            faults.add(f"{path}: row {number}: not as many cells as the header names")
+            faults.add(f"{path}: row {number}: not as many cells as the header names, cut at {delimiter!r}")
         else:
             yield f"{path}: row {number}", dict(row)
 
@@ -163,7 +182,8 @@ def _read_parquet(path: Path, faults: Faults) -> Iterator[Raw]:
 
 READERS: dict[str, Callable[[Path, Faults], Iterator[Raw]]] = {
     "txt": _read_text, "md": _read_text, "markdown": _read_text, "json": _read_json, "jsonl": _read_jsonl,
-    "ndjson": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet,
+    "ndjson": _read_jsonl, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet, "conll": _read_text, "iob": _read_text,
+    "bio": _read_text,
 }  # fmt: skip
 
 
@@ -171,17 +191,25 @@ def expand(pattern: str) -> list[Path]:
     """Return the readable files that a path, a folder or a glob names, in order; UserError if there is none."""
     path = Path(pattern)
     if path.is_dir():
-        found = sorted(item for item in path.rglob("*") if item.is_file() and kind(item) in READERS)
+        found = sorted(item for item in path.rglob("*") if item.is_file() and kind(item) in READERS and not _about(item, path))
     else:
         found = [path] if path.is_file() else sorted(Path(item) for item in glob.glob(pattern, recursive=True))
     if not found:
-        raise UserError(f"{pattern}: no such file, and no file matches it")
+        raise UserError(
+            f"{pattern}: no {'readable file in that folder' if path.is_dir() else 'such file, and no file matches it'}"
+        )
     unknown = [item for item in found if kind(item) not in READERS]
     if unknown:
         known = ", ".join(sorted(READERS))
         raise UserError(*(f"{item}: can't read .{kind(item)} files; known are {known}, also with {', '.join(_COMPRESSIONS)}"
                           for item in unknown[:_SHOWN]))  # fmt: skip
     return found
+
+
+def _about(path: Path, folder: Path) -> bool:
+    """Say whether a file of a folder is hidden or tells of the data, rather than holding any."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return hidden or bool(re.fullmatch(_ABOUT, path.name, re.IGNORECASE))
 
 
 def read_files(paths: list[Path], documents: Documents | None = None, notes: list[str] | None = None) -> Iterator[Raw]:
@@ -191,42 +219,23 @@ def read_files(paths: list[Path], documents: Documents | None = None, notes: lis
     """
     faults = Faults()
     for path in paths:
+        read = 0
         try:
-            if documents and READERS[kind(path)] is _read_text:
-                told = documents.read(path, _open, notes if notes is not None else [])
-                yield from ((where, {"text": text}) for where, text in told)
-            else:
-                yield from READERS[kind(path)](path, faults)
+            for raw in _read(path, faults, documents, notes):
+                yield raw
+                read += 1
         except NotText as error:
-            faults.add(f"{path}: {error}")
+            faults.add(f"{path}: {error}", lambda: encodings.remedy(path, _open))  # noqa: B023
         except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error) as error:
-            faults.add(f"{path}: can't be read ({error})")
+            faults.add(f"{path}: can't be read{f' after row {read:,}' if read else ''} ({' '.join(str(error).split())[:200]})")
     faults.stop()
 
 
-def read_hub(name: str, subset: str | None = None, split: str = "train", revision: str | None = None) -> Iterator[Raw]:
-    """Yield the raw rows of a data set on a hub, or of a local folder of the same form, by `datasets`."""
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, subset, split=split, revision=revision)
-    except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named
-        raise UserError(f"{name}: datasets can't load split {split!r}: {' '.join(str(error).split())[:300]}") from None
-    named = {column: kind for column, kind in (rows.features or {}).items() if _names(kind)}
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}: row {number}", dict(row) | {column: _named(row[column], kind) for column, kind in named.items()}
-
-
-def _names(kind: Any) -> Any:
-    """Return the names of a column of labels, or of lists of them; nothing for other columns."""
-    return getattr(getattr(kind, "feature", kind), "names", None)
-
-
-def _named(value: Any, kind: Any) -> Any:
-    """Return the names of labels that a data set holds as numbers; -1 says that there is none."""
-    if isinstance(value, list):
-        return [_named(item, kind) for item in value]
-    return _names(kind)[value] if isinstance(value, int) and value >= 0 else value
+def _read(path: Path, faults: Faults, documents: Documents | None, notes: list[str] | None) -> Iterator[Raw]:
+    if documents and READERS[kind(path)] is _read_text:
+        told = documents.read(path, _open, notes if notes is not None else [])
+        return ((where, {"text": text}) for where, text in told)
+    return READERS[kind(path)](path, faults)
 
 
 def package_files(distribution: str, pattern: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import re
@@ -100,7 +101,7 @@ def batched(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list
         yield held
 
 
-def encode_messages(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def encode_messages(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """Return ids and labels of a conversation; only what the assistant says, with its end token, is a target.
 
     A template with generation tags says itself what that is. Without them each answer is what the
@@ -153,9 +154,16 @@ def answered(prompt: Sequence[int], answer: Sequence[int]) -> Tokens:
 
 
 def pieces(
-    rows: Iterable[Row], encoder: Callable[[Row], Tokens], max_length: int | None, split: bool, dropped: Counter[str]
+    rows: Iterable[Row],
+    encoder: Callable[[Row], Tokens],
+    max_length: int | None,
+    split: bool,
+    dropped: Counter[str],
+    too_long: Counter[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield encoded rows that fit `max_length`; count in `dropped` those that don't, and those without a target.
+
+    `too_long` gets the lengths of those that don't, rounded up.
 
     A row of several columns of ids, such as chosen_input_ids and rejected_input_ids, is as long as the longest. Each carries the number of the row that it was made from, under `row`. With `split` a long document becomes
     pieces that share one token, so that each of its tokens is a target exactly once.
@@ -163,8 +171,8 @@ def pieces(
     for number, row in enumerate(rows):
         try:
             tokens = encoder(row)
-        except control.NotText:
-            dropped["names a control token that the tokenizer can't read as text"] += 1
+        except control.Unfit as error:
+            dropped[error.reason] += 1
             continue
         columns = [ids for key, ids in tokens.items() if key.endswith("input_ids")]
         length = max(map(len, columns)) if columns else pair_length(tokens)
@@ -178,6 +186,14 @@ def pieces(
                 yield {"input_ids": ids, "labels": [IGNORED, *ids[1:]], "row": number}
         else:
             dropped[f"longer than max_length {max_length}"] += 1
+            if too_long is not None:
+                too_long[str(rounded(length))] += 1
+
+
+def rounded(length: int) -> int:
+    """Return a length rounded up by a sixteenth at most, so that there are few of them."""
+    step = 1 << max(0, length.bit_length() - 5)
+    return -(-length // step) * step
 
 
 def text_pieces(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[dict[str, Any]]:
@@ -232,9 +248,15 @@ def pack(dataset: Dataset, max_length: int, say: Callable[[str], Any] = str) -> 
 
     if not dataset.cache_files:
         return datasets.Dataset(pa.concat_tables(_packed(dataset, max_length, say)))
-    path = Path(dataset.cache_files[0]["filename"]).with_name(f"packed-{max_length}.arrow")
+    path = Path(dataset.cache_files[0]["filename"]).with_name(f"packed-{max_length}{_selected(dataset)}.arrow")
     cache.once(path, lambda partial: _write_tables(_packed(dataset, max_length, say), partial))
     return datasets.Dataset.from_file(str(path))
+
+
+def _selected(dataset: Dataset) -> str:
+    """Return what tells a selection of examples from another; empty where it is all of them."""
+    chosen = dataset._indices
+    return f"-{hashlib.sha256(chosen.column(0).to_numpy().tobytes()).hexdigest()[:16]}" if chosen is not None else ""
 
 
 def _packed(dataset: Dataset, max_length: int, say: Callable[[str], Any]) -> Iterator[pa.Table]:

@@ -21,6 +21,7 @@ from pipeline.data.tokens import Tokens
 from pipeline.data.types import Row
 from pipeline.evaluation import inference
 from pipeline.models import checkpoint, reward_model
+from pipeline.models.control import Unfit
 from pipeline.models.families import family_of
 from pipeline.models.tokenization import load as load_tokenizer
 from pipeline.models.tokenization import render
@@ -63,7 +64,7 @@ class StageModel:
         """The model's configuration, as transformers reads it."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.where)
+        return AutoConfig.from_pretrained(self.where, trust_remote_code=False)
 
     @cached_property
     def family(self) -> str:
@@ -217,18 +218,20 @@ class Subject:
         return False
 
     def _fitting(self, rows: list[Row]) -> list[Row]:
-        """Return the rows that every model has positions for; count the others."""
+        """Return the rows that every model has positions for and a template that writes them; count the others."""
         conversations = [_conversations(row) for row in rows]
         if not any(conversations):
             return rows  # plain text is cut in pieces, and other rows are cut by their task
         models = [model for model in [*self.compared, *([self.base] if self.base else [])] if model.tokenizer.chat_template]
-        kept = [
-            row
-            for row, found in zip(rows, conversations, strict=True)
-            if all(len(render(model.tokenizer, turns)) <= model.positions for model in models for turns in found)
-        ]
-        if len(kept) < len(rows):
-            self.skipped["held-out rows longer than a model has positions"] += len(rows) - len(kept)
+        kept = []
+        for row, found in zip(rows, conversations, strict=True):
+            try:
+                if all(len(render(model.tokenizer, turns)) <= model.positions for model in models for turns in found):
+                    kept.append(row)
+                else:
+                    self.skipped["held-out rows longer than a model has positions"] += 1
+            except Unfit as error:
+                self.skipped[f"held-out rows: {error.reason}"] += 1
         return kept
 
 

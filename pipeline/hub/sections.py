@@ -73,6 +73,13 @@ def data(subject: Subject) -> Iterator[str]:
         lost = {**recipe.get("dropped", {}), **recipe.get("truncated", {})}
         told = ", ".join(f"{count:,} {reason}" for reason, count in lost.items()) or "none"
         yield f"| {record['node']} | {_cell(recipe['name']) or 'none'} | {recipe.get('kept', 0):,} | {told} |"
+    for record in subject.records:
+        if mixed := record["recipe"].get("mixture"):
+            shares = "; ".join(
+                f"{_cell(one['source'])} {one['got']:.1%} of the tokens (asked {one['asked']:.1%}), read {one['epochs']:.2f} times an epoch"
+                for one in mixed
+            )
+            yield f"\n{record['node']} reads a mixture: {shares}."
 
 
 def _cell(text: str) -> str:

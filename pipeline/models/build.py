@@ -85,7 +85,7 @@ def load(auto: str, parent: str, dropout_rate: float | None = None) -> Any:
     from pipeline.models import loading
 
     try:
-        config = transformers.AutoConfig.from_pretrained(parent)
+        config = transformers.AutoConfig.from_pretrained(parent, trust_remote_code=False)
         if dropout_rate is not None:
             config.update(dropout(config.model_type, dropout_rate))
         return loading.from_pretrained(getattr(transformers, auto), parent, config=config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class NotText(UserError):
+class Unfit(UserError):
+    """A conversation that can't be written as tokens; `reason` is what is counted where it is dropped for that."""
+
+    reason = "refused by the chat template"
+
+
+class NotText(Unfit):
     """A conversation names a control token that its tokenizer can't read as text."""
 
+    reason = "names a control token that the tokenizer can't read as text"
 
-def within(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> bool:
+
+class Refused(Unfit):
+    """A conversation that the chat template refuses, or of which it would leave out a message."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"chat_template: {reason}")
+        self.reason = reason
+
+
+def within(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> bool:
     """Say whether a conversation names a control token."""
     names = _names(tokenizer, len(tokenizer))
-    return any(names.search(message["content"]) for message in messages)
+    return any(names.search(text) for message in messages for text in _texts(message))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a value; of objects what stands under their keys, the role of a message aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from () if key == "role" else _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
 
 
 @lru_cache(maxsize=16)
@@ -35,7 +63,7 @@ def _names(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
 
 
 def conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], mask: bool, answer_next: bool
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], mask: bool, answer_next: bool, tools: Any = None
 ) -> dict[str, list[int]]:
     """Return `input_ids` of a conversation that names control tokens, and with `mask` `assistant_masks`, as its template says.
 
@@ -44,9 +72,9 @@ def conversation(
     from transformers.utils import chat_template_utils as library
 
     write: Any = library.render_jinja_template  # annotated as if it returned a string
-    marked = library.mark_control_tokens(list(messages), _names(tokenizer, len(tokenizer)))
+    marked, tools = (library.mark_control_tokens(given, _names(tokenizer, len(tokenizer))) for given in (list(messages), tools))
     rendered, generated = write(
-        [marked], chat_template=tokenizer.get_chat_template(), return_assistant_tokens_mask=mask,
+        [marked], tools=tools, chat_template=tokenizer.get_chat_template(tools=tools), return_assistant_tokens_mask=mask,
         add_generation_prompt=answer_next, **tokenizer.special_tokens_map,
     )  # fmt: skip
     try:

@@ -24,6 +24,7 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
     left out. `role`: of the model, for a refusal. Raises UserError naming the tensors, or saying why nothing can be loaded.
     """
     import torch
+    from safetensors import SafetensorError
 
     if (Path(folder) / _ADAPTER).is_file():
         raise UserError(
@@ -31,8 +32,10 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
             "take it away, or merge it first (peft's merge_and_unload)"
         )
     try:
-        model, told = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **how)
-    except RuntimeError as error:  # of sizes that differ it says no more than that they do
+        model, told = auto.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **how
+        )
+    except (RuntimeError, SafetensorError) as error:  # of sizes that differ it says no more than that they do
         raise UserError(f"--{role} {folder}: {_sizes(folder, error)}") from None
     missing = [name for name in sorted(told["missing_keys"]) if not _part_of(name, (*new, *_POOLER))]
     extra = [name for name in sorted(told["unexpected_keys"]) if _has_place(model, name)]

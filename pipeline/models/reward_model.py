@@ -51,7 +51,7 @@ def is_causal(folder: str) -> bool:
     """Say whether a folder or hub id holds a causal model, by the name of its class."""
     from transformers import AutoConfig
 
-    return family_of((AutoConfig.from_pretrained(folder).architectures or [""])[0]) == "causal"
+    return family_of((AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures or [""])[0]) == "causal"
 
 
 def set_padding(tokenizer: Any, model: Any) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models import control
-from pipeline.system import hashes
+from pipeline.system import hashes, signals
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # reserved in pretraining, learned in SFT
 MOST = 50_000_000  # characters that a tokenizer is trained on: more of them no longer change which pieces are frequent
+_PATIENCE = 5  # seconds for a short conversation
 _SENTINELS = 100  # spans that span corruption can take out of one text
 _LONGEST = 16  # characters of a piece, where a language puts no spaces between words
 _RARE = 5  # a word seen less often than this has no vector
@@ -161,8 +162,8 @@ def load(folder: str, role: str = "parent") -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the library in Rust raises Exception itself
         raise UserError(f"--{role} {folder}: no tokenizer can be loaded ({' '.join(str(error).split())[:200]})") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -209,26 +210,128 @@ def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str, parent:
 
 
 def templated(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], mask: bool = False, answer_next: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], mask: bool = False, answer_next: bool = False
 ) -> dict[str, list[int]]:
     """Encode a conversation by the chat template, the only way that any reaches a model; UserError if the template is broken.
 
-    `mask`: with `assistant_masks`. What looks like a special token in a text stays text.
+    `mask`: with `assistant_masks`. What looks like a special token in a text stays text. Tools lie under `tools` of the first
+    message. Raises control.Unfit for a conversation that the template refuses, and UserError for what it does not write.
     """
     import jinja2
 
+    turns, tools = _with_tools(messages)
     try:
+        _check_written(tokenizer, turns, tools)
         if control.within(tokenizer, messages):
-            return control.conversation(tokenizer, messages, mask, answer_next)
+            return control.conversation(tokenizer, turns, mask, answer_next, tools)
         made: Any = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=mask, add_generation_prompt=answer_next
+            turns,
+            tools=tools,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=mask,
+            add_generation_prompt=answer_next,
         )
     except jinja2.TemplateError as error:
-        raise UserError(f"chat_template: {error}") from None
+        raise _fault(error) from None
     return dict(made)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], answer_next: bool = False) -> list[int]:
+def _check_written(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]], tools: Any) -> None:
+    """Raise UserError for tools, calls or reasoning of which a template knows nothing, Refused for a role that it leaves out."""
+    template = str(tokenizer.get_chat_template(tools=tools)) if tools else str(tokenizer.chat_template)
+    given = {name for turn in turns for name in _CARRIED if turn.get(name)} | ({"tools"} if tools else set())
+    for name in sorted(given):
+        if not re.search(rf"\b({_CARRIED[name]})\b", template):
+            raise UserError(
+                f"chat_template: writes no {name}, which rows have; take one that does, such as chatml-tools.jinja, "
+                f"or leave them out on purpose by `ignore: [{name}]` in the source of a recipe"
+            )
+    for role in dict.fromkeys(turn["role"] for turn in turns):
+        if role not in ("user", "assistant") and not _writes(tokenizer, template, role):
+            raise control.Refused(f"role {role}, which the chat template leaves out")
+
+
+# What a message carries beside its content → what a template that writes it reads.
+_CARRIED = {"tool_calls": "tool_calls", "reasoning_content": "reasoning_content|thinking|reasoning", "tools": "tools"}
+
+
+@lru_cache(maxsize=256)
+def _writes(tokenizer: PreTrainedTokenizerBase, template: str, role: str) -> bool:
+    """Say whether a template writes what somebody of a role says; yes where it refuses that by itself."""
+    import jinja2
+
+    probe, asked = {"role": role, "content": "probe8315"}, {"role": "user", "content": "a"}
+    called = {"type": "function", "function": {"name": "b", "arguments": {}}}
+    answer = (
+        {"role": "assistant", "content": "", "tool_calls": [called]}
+        if role == "tool"
+        else {"role": "assistant", "content": "b"}
+    )
+    turns: Any = [probe, asked] if role == "system" else [asked, answer, probe]
+    try:
+        return "probe8315" in str(tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template))
+    except (jinja2.TemplateError, TypeError):
+        return True
+
+
+def templated_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False) -> str:
+    """Return a conversation as the chat template writes it; UserError or control.Unfit as `templated` raises them."""
+    import jinja2
+
+    turns, tools = _with_tools(messages)
+    try:
+        return str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=answer_next))
+    except jinja2.TemplateError as error:
+        raise _fault(error) from None
+
+
+def _with_tools(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
+    """Return messages and the tools that lie under `tools` of the first."""
+    turns = [dict(message) for message in messages]
+    return turns, turns[0].pop("tools", None) if turns else None
+
+
+def _fault(error: Exception) -> UserError:
+    """Return what is raised where a template can't be written: Refused for what it raises itself."""
+    import jinja2
+
+    if type(error) is jinja2.TemplateError:
+        return control.Refused(f"refused by the chat template: {error}")
+    return UserError(f"chat_template: {error}")
+
+
+def ends_in_time(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where a chat template takes seconds for a short conversation, or says something else each time."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with signals.within(
+        _PATIENCE, f"chat_template: is not done with two short messages after {_PATIENCE} s; one of its loops is too long"
+    ):
+        said = {templated_text(tokenizer, talk) for _ in range(3)}
+    if len(said) > 1:
+        raise UserError(
+            "chat_template: writes the same conversation differently each time, as by a clock; training could not be repeated"
+        )
+
+
+def another_template(tokenizer: PreTrainedTokenizerBase, own: Any) -> str:
+    """Return a warning where the tokenizer's template writes otherwise than the parent's `own`, or there is none; or ""."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chosen = tokenizer.chat_template
+    if not own:
+        return "the parent has no chat template of its own: it was never taught to answer, and this stage does not teach it"
+    if own == chosen:
+        return ""
+    written = templated_text(tokenizer, talk)
+    tokenizer.chat_template = own
+    try:
+        same = templated_text(tokenizer, talk) == written
+    finally:
+        tokenizer.chat_template = chosen
+    return "" if same else "chat_template: writes a conversation otherwise than the template that the parent was trained with"
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False) -> list[int]:
     """Return the ids of a conversation."""
     return list(templated(tokenizer, messages, answer_next=answer_next)["input_ids"])
 

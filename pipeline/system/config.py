@@ -14,6 +14,7 @@ import difflib
 import enum
 import importlib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,9 @@ RESERVED = {
     "save_only_model": "a checkpoint without its optimizer resumes to other weights",
     "enable_jit_checkpoint": "a stage saves by itself when it is asked to stop, at the end of a step",
     "eval_strategy": "a node is measured when it is done; set patience where a stage has that option",
+    "eval_steps": "a node is measured when it is done",
+    "eval_delay": "a node is measured when it is done",
+    "eval_on_start": "a node is measured when it is done",
     "load_best_model_at_end": "use patience",
     "metric_for_best_model": "a task names its own figure",
     "push_to_hub": "a stage never pushes while it trains",
@@ -51,6 +55,7 @@ RESERVED = {
 }
 
 
+_MOST_VALUES = 100_000  # of a YAML file, aliases written out
 _SIZE = (lambda value: value >= 0, "expected at least 0")
 _SHARE = (lambda value: 0 <= value < 1, "expected a number from 0 to below 1")
 _COUNT = (lambda value: value >= 1, "expected at least 1")
@@ -65,6 +70,8 @@ SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
     "adam_epsilon": (lambda value: 0 < value < 1e-2, "expected a number above 0 and below 0.01, which would hide the gradients"),
     "warmup_steps": _SIZE, "beta": _SIZE, "logging_steps": (lambda value: value > 0, "expected more than 0"),
     "per_device_train_batch_size": _COUNT, "gradient_accumulation_steps": _COUNT, "num_generations": _COUNT,
+    "desirable_weight": _SIZE, "undesirable_weight": _SIZE, "neftune_noise_alpha": _SIZE,
+    "seed": (lambda value: 0 <= value < 2**32, "expected a number from 0 to below 2**32"),
     "max_completion_length": _COUNT, "temperature": (lambda value: value > 0, "expected more than 0"),
 }  # fmt: skip
 
@@ -74,17 +81,28 @@ SWITCHES = ("upstream", "strict", "why", "check")  # flags of every stage that a
 
 
 def option(
-    default: Any, text: str, at_least: float | None = None, at_most: float | None = None, by_content: bool = False
+    default: Any,
+    text: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    by_content: bool = False,
+    omitted: bool = False,
 ) -> Any:
     """Declare one of our options with its default, the line that --help shows, and its bounds.
 
     `by_content`: a file given here enters the stage's inputs by its bytes and not by its name; a folder by what the
-    stage's `sources` lists of it.
+    stage's `sources` lists of it. `omitted`: at its default it does not enter the inputs, so that nodes which were
+    finished before there was such an option stay up to date.
     """
-    metadata = {"help": text, "at_least": at_least, "at_most": at_most, "by_content": by_content}
+    metadata = {"help": text, "at_least": at_least, "at_most": at_most, "by_content": by_content, "omitted": omitted}
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of one of our options."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def normal(value: Any) -> Any:
@@ -106,10 +124,40 @@ def normal(value: Any) -> Any:
     return value
 
 
+def read_yaml(text: str) -> Any:
+    """Return what a YAML text holds; yaml.YAMLError also where it is nested too deeply, or grows beyond reason by its aliases."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is not None and _size(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases make more than {_MOST_VALUES:,} values of it")
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply, or an alias stands within what it names") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node has, those of an alias counted wherever it stands."""
+    if id(node) not in known:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [child for item in inner for child in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]
+
+
+def named_in(text: str, values: Mapping[str, Any]) -> str:
+    """Return the settings that a library's complaint is about, by their keys or by words among their values, for its line."""
+    found = []
+    for key, value in values.items():
+        words = [key, *([value] if isinstance(value, str) and len(value) > 3 else [])]
+        if any(re.search(rf"(?<![\w/]){re.escape(word)}(?![\w/])", text, re.IGNORECASE) for word in words):
+            found.append(f"{key}: {value}")
+    return f" ({', '.join(found)})" if found else ""
+
+
 def read_profile(path: Path) -> dict[str, Any]:
     """Return the flat mapping in a profile; UserError if the file is missing, not YAML or not a mapping."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such profile file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -150,7 +198,7 @@ def read_flags(argv: Sequence[str], roles: Sequence[str] = ("parent",)) -> tuple
             flags[key] = text
         else:
             try:
-                flags[key] = normal(yaml.safe_load(text)) if text else ""
+                flags[key] = normal(read_yaml(text)) if text else ""
             except yaml.YAMLError:
                 faults.append(f"command line: --{key} {text!r} can't be read as a value")
     return flags, faults
@@ -233,7 +281,7 @@ def check(
                 else "; known are our options" + (f" and those of {library}" if library else "")
             )
             faults.append(f"{where}: {key}: unknown key{remedy}")
-        elif not fits(value, known[key]):
+        elif not fits(value, known[key]) and (key in ours or not fits([value], known[key])):  # trl makes a list of one name
             faults.append(f"{where}: {key}: expected {_named(known[key])}, found {value!r}")
         elif least.get(key) is not None and value is not None and value < least[key]:
             faults.append(f"{where}: {key}: expected at least {least[key]}, found {value}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 from pipeline.system.errors import UserError
@@ -15,12 +17,16 @@ class Lock:
     """The right to write into a folder; the system takes it back when the process dies, however it dies.
 
     The file lies beside the folder, since the folder itself may be moved aside. `lockf` and not `flock`:
-    a data worker would inherit the latter and hold it after its parent's death.
+    a data worker would inherit the latter and hold it after its parent's death. A second file among the machine's temporary
+    ones holds where somebody removes the first.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, path: Path | None = None) -> None:
+        """`path`: of the lock's file, where it is not the one beside the folder."""
         real = folder.resolve()  # two names of one folder have one lock
-        self.folder, self.path = folder, real.parent / f".{real.name}.lock"
+        self.folder, self.path = folder, path or real.parent / f".{real.name}.lock"
+        name = hashlib.sha256(str(real).encode()).hexdigest()[:32]
+        self._second = None if path else Lock(folder, Path(tempfile.gettempdir()) / f"tristage-{os.getuid()}" / f"{name}.lock")
         self._file = -1
 
     def take(self) -> None:
@@ -36,9 +42,18 @@ class Lock:
             raise UserError(f"--output {self.folder}: can't be written ({error.strerror}: {error.filename})") from None
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        if self._second:
+            try:
+                self._second.take()
+            except UserError as error:
+                if isinstance(error.__context__, BlockingIOError):  # else there is no room for temporary files
+                    self.release()
+                    raise
 
     def release(self) -> None:
         """Let go."""
+        if self._second:
+            self._second.release()
         if self._file >= 0:
             self.path.unlink(missing_ok=True)
             os.close(self._file)

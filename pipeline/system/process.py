@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.system import signals
+from pipeline.system import readable, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
 
 _ENVIRONMENT = {
@@ -106,7 +106,12 @@ _DISK = (
 def execute(body: Callable[[], int]) -> int:
     """Run a script's body; status 0 done, 2 the user's input, 130 and 143 stopped, 1 anything else."""
     _quiet()
-    name = Path(sys.argv[0]).stem
+    with readable.printed():
+        return _ended(body, Path(sys.argv[0]).stem)
+
+
+def _ended(body: Callable[[], int], name: str) -> int:
+    """Return the exit status of a body, and print in plain lines why it failed."""
     try:
         with signals.handled(f"{name}: stopped; the same command goes on"):
             status = body()
@@ -128,6 +133,12 @@ def execute(body: Callable[[], int]) -> int:
         kept = _KEPT if error.errno in _DISK_ERRORS else ""
         print(f"{name}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}{kept}", file=sys.stderr)
         return 1
+    except RecursionError:
+        print(
+            f"{name}: something that was read is nested thousands of levels deep; look at its JSON and YAML files",
+            file=sys.stderr,
+        )
+        return 2
     except Exception as error:
         said = " ".join(str(error).split())
         if any(word in said for word in _DISK):

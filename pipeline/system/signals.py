@@ -11,10 +11,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
-from pipeline.system.errors import Stopped
+from pipeline.system.errors import Stopped, UserError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _GRACE = 3.0  # seconds that a library's own loop, in which Python runs no handler, may take to come back
@@ -41,6 +42,27 @@ def at_step_ends() -> Iterator[None]:
         yield
     finally:
         _State.training = False
+
+
+@contextlib.contextmanager
+def within(seconds: float, text: str) -> Iterator[None]:
+    """Raise UserError(text) where the block takes longer; only Python code is cut short, and only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(signum: int, frame: FrameType | None) -> None:
+        raise UserError(text)
+
+    started, handler = time.monotonic(), signal.signal(signal.SIGALRM, late)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # somebody else's alarm
+            signal.setitimer(signal.ITIMER_REAL, max(0.01, left - (time.monotonic() - started)))
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class Task(ABC):
 
         auto: Any = getattr(transformers, self.auto)
         try:
-            settings = transformers.AutoConfig.from_pretrained(parent)
+            settings = transformers.AutoConfig.from_pretrained(parent, trust_remote_code=False)
             had = [settings.id2label[number] for number in sorted(settings.id2label or {})]
             same = not labels or sorted(had) == sorted(labels)
             if not same:

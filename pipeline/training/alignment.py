@@ -37,6 +37,8 @@ class AlignmentTrainer(StageTrainer):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        if not self.beta:
+            raise UserError("beta: 0 leaves the loss of rated answers without a gradient; expected more than 0")
         self._liked = torch.zeros(2)  # answers that were liked since the last log, and their tokens
         self._warned = False
 

@@ -44,7 +44,13 @@ def open_parent(run: Run) -> Opened:
     options: ChatOptions = run.options
     tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent)
     guards.fits_parent(model, tokenizer, _given_length(run))
+    if warning := guards.ends_text(model, tokenizer):
+        run.say(warning)
+    own = tokenizer.chat_template
     added = tokenization.set_template(tokenizer, options.chat_template, run.parent)
+    tokenization.ends_in_time(tokenizer)
+    if run.signature.reads != "messages" and (warning := tokenization.another_template(tokenizer, own)):
+        run.say(warning)
     if options.init == "random":
         model = AutoModelForCausalLM.from_config(model.config)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import random
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.data.tokens import IGNORED, Tokens, answered, encode_messages
-from pipeline.data.types import Row
+from pipeline.data.tokens import IGNORED, Tokens, answered
 from pipeline.models.tokenization import end_token
 from pipeline.system.errors import UserError
 
@@ -24,6 +24,10 @@ _KNOWN_ROWS, _KNOWN_TOKENS = 8, 2048  # by which it is measured whether a parent
 _ADAPTERS = re.compile(r"lora_|modules_to_save|trainable_tokens_|\.adapter\.|prompt_encoder")
 _WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
 _WORSE = 2.0  # nats a token above guessing; a model that learned other tokens stands far higher, an untrained one below
+_KNOWN = 1.0  # nats a token below the same text with its tokens exchanged: a model with its own tokens on strange text is at 2
+_NOTHING = 0.1  # the same of a model that knows nothing; one of a few steps is at 0.8
+_PAIRS = 16  # that are looked at for swapped columns
+_NAMED = 3  # tensors in a warning
 
 
 def warms_up(arguments: Any, steps: int) -> str:
@@ -50,37 +54,106 @@ def weights(model: Any) -> dict[str, int]:
     return found
 
 
-def knows(model: Any, rows: Sequence[Any]) -> None:
-    """Raise UserError where a causal parent finds the first targets far less likely than guessing would: it learned other tokens.
+def knows(model: Any, rows: Sequence[Any], special: Collection[int], say: Callable[[str], None]) -> None:
+    """Raise UserError where a causal parent learned other tokens than those of the rows; say where it learned none.
 
-    `rows`: examples with `labels`, or with `prompt_ids` and answers. Guessing costs ln(vocabulary) nats a token. What is no
-    target may cost more, since no training was ever about it.
+    `rows`: examples with `labels`, or with `prompt_ids` and answers. The first of them are scored as they are, and with their
+    ids exchanged at random, save for the `special` ones: whoever knows the tokens finds the text likelier than that, however strange it is. Guessing
+    costs ln(vocabulary) nats a token. What is no target may cost more than that, since no training was ever about it.
     """
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = [one for one in range(size) if one not in special]
+    drawn = random.Random(0).sample(ids, len(ids))
+    real, exchanged = (_nats(model, rows, dict(zip(ids, by, strict=True))) for by in (ids, drawn))
+    if real is None or exchanged is None:
+        return
+    if real.targets > math.log(size) + _WORSE and real.all > exchanged.all - _KNOWN:  # not finite is told at the first step
+        raise UserError(
+            f"--parent: costs {real.targets:.2f} nats a token on the first rows, where guessing among its {size:,} tokens costs "
+            f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"
+        )
+    if real.all > exchanged.all - _NOTHING:
+        say(
+            f"the parent finds the first rows no likelier ({real.all:.2f} nats a token) than the same rows with their tokens "
+            f"exchanged at random ({exchanged.all:.2f}): its weights know nothing of these tokens, as if they were never trained"
+        )
+
+
+class _Nats(NamedTuple):
+    """Nats a token, over the targets and over all tokens that are exchanged."""
+
+    targets: float
+    all: float
+
+
+def _nats(model: Any, rows: Sequence[Any], exchange: Mapping[int, int] | None = None) -> _Nats | None:
+    """Return what the first rows cost, their ids exchanged by a table where one is given; None where they hold no target."""
     import torch
 
     from pipeline.models.logits import token_nats
 
-    size = model.get_input_embeddings().weight.shape[0]
-    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    sums, counts = [0.0, 0.0], [0, 0]
     was_training = model.training
     model.eval()
     for row in (rows[at] for at in range(min(_KNOWN_ROWS, len(rows)))):
         columns = _targets(row)
-        ids, labels = (torch.tensor([columns[name][:_KNOWN_TOKENS]]) for name in ("input_ids", "labels"))
-        wanted = labels[:, 1:] != IGNORED
-        if count > _KNOWN_TOKENS or not wanted.any():
+        ids, labels = (columns[name][:_KNOWN_TOKENS] for name in ("input_ids", "labels"))
+        if counts[0] > _KNOWN_TOKENS or all(label == IGNORED for label in labels[1:]):
             continue
-        device = next(model.parameters()).device
+        given = [exchange.get(one, one) for one in ids] if exchange else ids
+        told = [one if label != IGNORED else IGNORED for one, label in zip(given[1:], labels[1:], strict=True)]
+        every = [one if not exchange or old in exchange else IGNORED for one, old in zip(given[1:], ids[1:], strict=True)]
         with torch.no_grad():
-            logits = model(input_ids=ids.to(device), use_cache=False).logits
-        total += float(token_nats(logits[:, :-1].float(), labels[:, 1:].to(device)).sum())
-        count += int(wanted.sum())
+            logits = model(input_ids=torch.tensor([given], device=device), use_cache=False).logits[:, :-1].float()
+        for at, wanted in enumerate((told, every)):
+            sums[at] += float(token_nats(logits, torch.tensor([wanted], device=device)).sum())
+            counts[at] += sum(one != IGNORED for one in wanted)
     model.train(was_training)
-    if count and total / count > math.log(size) + _WORSE:  # what is not finite is told with its rows, at the first step
-        raise UserError(
-            f"--parent: costs {total / count:.2f} nats a token on the first rows, where guessing among its {size:,} tokens costs "
-            f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"
-        )
+    return _Nats(sums[0] / counts[0], sums[1] / counts[1]) if all(counts) else None
+
+
+def adapts(model: Any, given: str | Sequence[str]) -> None:
+    """Raise UserError where a name among `target_modules` is that of no layer; peft passes over it without a word."""
+    found = [f".{name}" for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    if isinstance(given, str) or not found:
+        return
+    lost = sorted(one for one in given if not any(name.endswith(f".{one}") for name in found))
+    if lost:
+        raise UserError(f"target_modules: no layer of the model is called {', '.join(lost)}")
+
+
+def ends_text(model: Any, tokenizer: Any) -> str:
+    """Return a warning where the model's configuration names a token that ends a text, and the tokenizer has none; or ""."""
+    named = model.config.get_text_config().eos_token_id
+    if named is None or tokenizer.eos_token_id is not None:
+        return ""
+    return f"config.json says that token {named} ends a text, but the tokenizer has no eos_token: texts will not end with one"
+
+
+def empty(model: Any) -> str:
+    """Return a warning naming the matrices of a model that hold nothing but zeros, or ""; adapters begin so and are left out."""
+    names = [name for name, one in model.named_parameters() if one.dim() > 1 and not _ADAPTERS.search(name) and not one.any()]
+    more = ", …" if len(names) > _NAMED else ""
+    return f"{len(names):,} matrices hold nothing but zeros: {', '.join(names[:_NAMED])}{more}" if names else ""
+
+
+def swapped(model: Any, rows: Sequence[Any]) -> str:
+    """Return a warning where a causal parent finds nearly all chosen sides of the first pairs short and unlikely, or ""."""
+    if len(rows) < _PAIRS or not {"prompt_ids", "chosen_ids", "rejected_ids"} <= rows[0].keys():
+        return ""
+    unlikely = 0
+    for row in (rows[at] for at in range(_PAIRS)):
+        if len(row["chosen_ids"]) >= len(row["rejected_ids"]):
+            continue
+        chosen, rejected = (_nats(model, [row | {"chosen_ids": row[side]}]) for side in ("chosen_ids", "rejected_ids"))
+        unlikely += bool(chosen and rejected and chosen.targets > rejected.targets + _KNOWN)
+    if unlikely < 0.9 * _PAIRS:
+        return ""
+    return (
+        f"in {unlikely} of the first {_PAIRS} pairs the chosen side is the shorter one, and the parent finds it unlikely and the "
+        "rejected side likely: are the columns swapped?"
+    )
 
 
 def _targets(row: Any) -> Tokens:
@@ -164,27 +237,3 @@ def ends(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where the template has no token by which a sampled answer could end."""
     if end_token(tokenizer) is None:
         raise UserError("chat_template: puts no special token after an answer, so no sampled answer would end")
-
-
-def speaks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError where the template drops what the assistant says in one of the first rows."""
-    for number, row in enumerate(rows[:_FIRST_ROWS]):
-        answer = row["messages"][-1]["content"].strip()
-        labels = encode_messages(row["messages"], tokenizer)["labels"]
-        learned = str(tokenizer.decode([label for label in labels if label != IGNORED], skip_special_tokens=False))
-        if _letters(answer) not in _letters(learned):
-            raise UserError(
-                f"chat_template: drops the assistant's text of row {number}: {answer[:60]!r} is not among the targets"
-            )
-
-
-def _letters(text: str) -> str:
-    return "".join(text.split())
-
-
-def differ(dataset: Dataset) -> None:
-    """Raise UserError where the two sides of one of the first pairs are the same tokens."""
-    first = dataset[:_FIRST_ROWS]
-    for number, (chosen, rejected) in enumerate(zip(first["chosen_ids"], first["rejected_ids"], strict=True)):
-        if chosen == rejected:
-            raise UserError(f"pair {number}: chosen equals rejected after the chat template; there is nothing to prefer")

@@ -14,14 +14,15 @@ from datasets import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from pipeline.chain import resume
+from pipeline.chain import directory, resume
 from pipeline.chain.run import Run
-from pipeline.data import shards
+from pipeline.data import doubts, mixture, shards, types
 from pipeline.data.recipe import Rows
+from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, process, signals
 from pipeline.system.errors import Stopped, WorldError
-from pipeline.training import guards
+from pipeline.training import guards, outcome
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.trainer import StageTrainer
@@ -68,13 +69,33 @@ def prepare(
         run.record["recipe"]["truncated"] = dict(rows.truncated)
     said = ", ".join(f"{count:,} as {name}" for name, count in rows.formats.items())
     lost = ", ".join(f"{count:,} {reason}" for reason, count in (dropped + rows.truncated).items()) or "none"
-    for note in rows.notes:
+    for note in (*rows.notes, *_doubts(run, rows)):
         run.say(note)
     held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
     run.say(
         f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}{held_out}; dropped: {lost}"
     )
+    if rows.parts:
+        dataset, run.record["recipe"]["mixture"], told = mixture.mixed(dataset, rows.parts, run.seed)
+        run.say(f"mixture: {told}")
+    if dropped.total() > kept:
+        run.say(_mostly_dropped(rows, kept, dropped.total()))
     return dataset
+
+
+def _mostly_dropped(rows: Rows, kept: int, dropped: int) -> str:
+    """Return the warning that most rows are dropped, with the length that would keep nearly all of them."""
+    told = f"most rows are dropped: {dropped:,} of {kept + dropped:,}"
+    if not rows.too_long:
+        return told
+    length = length_for(0.99, kept, rows.too_long)
+    return f"{told}; max_length {length:,} would keep 99% of the {kept + rows.too_long.total():,} that only length decides on"
+
+
+def _doubts(run: Run, rows: Rows) -> list[str]:
+    """Return what the rows can hardly mean; UserError for what they can't."""
+    reads = run.signature.reads
+    return doubts.of(rows.kept, types.load(reads)) if reads and not run.quiet else []
 
 
 def _identity(run: Run, rows: Rows, tokenizer: Any, settings: Sequence[Any]) -> str:
@@ -115,7 +136,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
 
     Raises Stopped after a signal, with a checkpoint saved.
     """
-    progress = Progress(run, trainer.progress)
+    progress = Progress(run, trainer)
     keep = resume.kept(trainer.args)
     trainer.remove_callback(PrinterCallback)
     keeper = Keeper(run, keep, trainer.resumes_exactly)
@@ -134,8 +155,15 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         keeper.before = float(json.loads(spent.read_text(encoding="utf-8"))["seconds"]) if spent.exists() else 0.0
         run.record["seconds_before"] = keeper.before
     run.unchanged()
+    guards.adapts(trainer.model, getattr(run.options, "target_modules", ""))
     if _is_foreign(run) and isinstance(trainer.train_dataset, Dataset):
-        guards.knows(trainer.model, trainer.train_dataset)
+        tokenizer: Any = trainer.processing_class
+        guards.knows(trainer.model, trainer.train_dataset, set(tokenizer.all_special_ids), run.say)
+        if warning := guards.swapped(trainer.model, trainer.train_dataset):
+            run.say(warning)
+    if run.record.get("starts_from") == "parent" and (warning := guards.empty(trainer.model)):
+        run.say(warning)
+    before = outcome.losses(trainer)
     keeper.started = time.time()
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -145,6 +173,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
             keeper.stopped,
             f"{run.name}: stopped; checkpoint-{state.global_step} is saved and the same command goes on from there",
         )
+    trainer.worse = outcome.worse(before, outcome.losses(trainer)) or outcome.less_rewarded(progress.entries)
     run.record |= {
         "training_seconds": keeper.seconds(), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip
@@ -182,4 +211,12 @@ def hand_over(
             raise WorldError(f"{run.name}: {said}; nothing is handed on")
         run.say(said)
     save(model, tokenizer, run.result)
+    if trainer.worse:
+        if run.arguments.get("max_steps", -1) <= 0:
+            kept = directory.set_result_aside(run)
+            raise WorldError(
+                f"{run.name}: {trainer.worse}; nothing is handed on, and the model is kept in {kept}. Lower learning_rate, "
+                "or look at the rows"
+            )
+        run.say(trainer.worse)
     (run.output / "README.md").unlink(missing_ok=True)  # trl's card of a checkpoint, without base or figures

@@ -66,6 +66,7 @@ def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[Prompt
         whole - answer,
         False,
         rows.dropped_by_encoding,
+        rows.too_long,
     )
     dataset = prepare(run, rows, encoded)
     guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
@@ -76,6 +77,8 @@ def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[Prompt
 
 class PromptTrainer(StageTrainer):
     """A StageTrainer beside a trainer of trl that samples answers: it gives it prompts that went through our template."""
+
+    samples = True
 
     def __init__(self, *given: Any, rows: Sequence[Row], **named: Any) -> None:
         """`rows`: those of the recipe, in which each example's prompt stands."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.chain.run import Run
+from pipeline.system import readable
 from pipeline.training import guards
+
+_TOKENS = "_total_train_tokens"  # of a trainer of trl: what it logs as num_tokens, which begins at 0 in each process
 
 
 class Progress(TrainerCallback):
     """One line that shows loss, tokens a second and time left; one line of log.jsonl per logged step."""
 
-    def __init__(self, run: Run, shown: Sequence[str] = ()) -> None:
-        self.run, self.log, self.figures = run, run.output / "log.jsonl", shown
+    def __init__(self, run: Run, trainer: Any) -> None:
+        """`trainer`: its `progress` names figures of the log that the line shows beside the loss."""
+        self.run, self.log, self.trainer, self.figures = run, run.output / "log.jsonl", trainer, trainer.progress
         self.entries: list[dict[str, Any]] = []
         self.started = time.time()
         self.offset = (0, 0)  # step and tokens at the start of this process
@@ -35,6 +38,8 @@ class Progress(TrainerCallback):
         if self.log.exists():
             kept = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         self.entries = [entry for entry in kept if entry["step"] <= state.global_step]
+        if self.entries and hasattr(self.trainer, _TOKENS):
+            setattr(self.trainer, _TOKENS, self.entries[-1].get("num_tokens", 0))
         partial = self.log.with_suffix(".partial")
         partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
         partial.replace(self.log)
@@ -75,7 +80,7 @@ class Progress(TrainerCallback):
             f"{seen / seconds:,.0f} tokens/s  {int(left) // 60}:{int(left) % 60:02d} left"
         )
         if sys.stdout.isatty():
-            print(f"\r{line}\x1b[K", end="" if state.global_step < state.max_steps else "\n", flush=True)
+            readable.redraw(line, "" if state.global_step < state.max_steps else "\n")
         elif state.global_step >= self.shown:  # in a file: ten lines, not hundreds
             print(line, flush=True)
             self.shown = state.global_step + state.max_steps / 10

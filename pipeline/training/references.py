@@ -62,6 +62,13 @@ def kept(
     return {column: np.split(flat[column], np.cumsum(lengths[column])[:-1]) for column in columns}
 
 
+def kept_and_moved(arguments: Any) -> list[str]:
+    """Return what is at fault where a reference is to be kept although it moves."""
+    if arguments.sync_ref_model and arguments.precompute_ref_log_probs:
+        return ["precompute_ref_log_probs: sync_ref_model moves the reference, so it can't be kept; leave one of them out"]
+    return []
+
+
 def identity(model: Any) -> str:
     """Return the sha256 of a model's weights and configuration, in hex."""
     import torch
@@ -108,7 +115,7 @@ def _computed(dataset: Any, columns: Sequence[str], most: int, score: Callable[[
 
 
 def _batches(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Return the rows in batches by length, the longest first; two sides of the longest row's length fit `most` tokens."""
+    """Return the rows in batches by length, the longest first; two answers of the longest row's length fit `most` tokens."""
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     batches, start = [], 0
     while start < len(order):

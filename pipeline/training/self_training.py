@@ -172,6 +172,7 @@ class RoundTrainer(ObjectiveTrainer):
     """An ObjectiveTrainer of the answers' likelihood that samples anew at the beginning of each epoch, which is a round."""
 
     progress = ("mean_reward",)
+    samples = True
     train_dataset: Rounds
 
     def __init__(self, model: Any, arguments: Any, *given: Any, **named: Any) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pipeline.system.errors import UserError
+from pipeline.training.adapter import NO_LAYER
 
 Strategy = Literal["full", "frozen", "last_n", "lora", "prompt"]
-_NO_LAYER = "dummy-target-modules"  # peft's name for no layer: the adapter trains only tokens and the head
 
 
 def chosen(strategy: Strategy, model: Any, last_layers: int, rank: int, alpha: int, prompt: list[int]) -> Any:
@@ -24,7 +24,7 @@ def chosen(strategy: Strategy, model: Any, last_layers: int, rank: int, alpha: i
         from peft import LoraConfig, get_peft_model
 
         tokens = {_reader(model): prompt} if prompt else None
-        target = "all-linear" if strategy == "lora" else _NO_LAYER
+        target = "all-linear" if strategy == "lora" else NO_LAYER
         return get_peft_model(
             model,
             LoraConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from accelerate.utils import gather_object
 from transformers import EarlyStoppingCallback, Trainer
 
 from pipeline.data.batches import IDS, prefixes, tokens_read
+from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
 
 ROW = "row"  # the column that says which row of the recipe a training row was made from
@@ -58,14 +60,32 @@ class StageTrainer(Trainer):
 
     origin: Callable[[int], str] = str  # of a row's number, for people
     began: Mapping[str, int] = {}
+    worse = ""  # in words, what is worse after training than before it
+    samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
     progress: Sequence[str] = ()  # figures of its log that the line of progress shows beside the loss
+
+    def loss_of(self, batch: Mapping[str, Any]) -> float:
+        """Return the loss of a batch under the model as it is."""
+        model: Any = self.model
+        found: Any = self.compute_loss(model, dict(batch))
+        return float(found)
 
     def resumes_exactly(self, step: int) -> bool:
         """Say whether a checkpoint of this step resumes to the same weights; elsewhere none is saved and no stop is taken."""
         return True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+        try:
+            super().__init__(*arguments, **named)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError, ImportError) as error:  # of settings that only the trainer looks at
+            line = " ".join(str(error).split())
+            given = [vars(one) for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]
+            told = {key: value for settings in given for key, value in settings.items() if value}
+            raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
+        if self.args.label_smoothing_factor:
+            raise UserError("label_smoothing_factor: this loss does not read it; leave it out")
         self.data_collator: Traced = Traced(self.data_collator)
         self._seen: list[tuple[torch.Tensor, list[int]]] = []  # losses and rows since the last step of the optimizer
 
@@ -168,6 +188,12 @@ class ObjectiveTrainer(StageTrainer):
             for part, count in self.objective.counts(batch).items():
                 total[part] += count
         return self.accelerator.reduce(total, reduction="sum") if self.accelerator.num_processes > 1 else total
+
+    def loss_of(self, batch: Mapping[str, Any]) -> float:
+        """Return the loss of a batch, by its own items, under the model as it is."""
+        items = self._get_num_items_in_batch([batch], self.args.device)
+        model: Any = self.model
+        return float(self.compute_loss(model, dict(batch), num_items_in_batch=items))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -92,6 +92,8 @@ def _recognised(source: Source, candidates: Sequence[str]) -> str:
 def _settled(word: str, text: str, named: Mapping[str, str], source: Source, type: str) -> Given:
     """Read the rows, and hold out enough of them where there are few."""
     found = _measured(word, text, [named], SourceRecipe(text, [source], type))
+    if found.recipe.named:
+        return found
     rows, cut = len(found.train.kept) + found.held_out, 0
     if type == "text" and rows < _FEW:
         characters = sum(len(row["text"]) for row in found.train.kept)
@@ -147,7 +149,7 @@ def _loaded(where: str) -> Base:
     from transformers import AutoConfig, AutoModel
 
     try:
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         with torch.device("meta"):
             parameters = AutoModel.from_config(config).num_parameters()
     except (OSError, ValueError, KeyError) as error:

@@ -12,12 +12,13 @@ from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from pipeline.data.doubts import Doubt
 from pipeline.system.errors import UserError
 
 Row = dict[str, Any]
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 Generate = Callable[[str, int], Iterable[Row]]  # (split, seed) → rows
-Convert = Callable[[Mapping[str, Any]], Row]
+Convert = Callable[[Mapping[str, Any]], Row | list[Row]]
 
 
 class Malformed(ValueError):
@@ -29,7 +30,9 @@ class Format(NamedTuple):
 
     name: str
     columns: frozenset[str]  # that mark it
-    convert: Convert  # to a row of the type; raises Malformed
+    convert: Convert  # to a row of the type, or to several; raises Malformed
+    more: frozenset[str] = frozenset()  # columns that it reads where they are there
+    when: Callable[[Mapping[str, Any]], bool] | None = None  # what else marks it, where columns don't tell
 
 
 class DatasetType(ABC):
@@ -38,7 +41,10 @@ class DatasetType(ABC):
     columns: ClassVar[str]  # the columns of a row, as a data card says it
     items: ClassVar[str]  # what rows are called, in the plural: "conversations"
     formats: ClassVar[Sequence[Format]]  # the first whose columns are all there wins
+    matters: ClassVar[Mapping[str, str]] = {}  # columns that may not be ignored, each with what it says
+    reads_all: ClassVar[bool] = False  # whether a row keeps every column
     filled: ClassVar[Sequence[str]] = ()  # columns that may not be empty
+    asks: ClassVar[Sequence[str]] = ()  # columns that a model is given, as against what it has to say; none: all of them
 
     @property
     def name(self) -> str:
@@ -47,16 +53,33 @@ class DatasetType(ABC):
 
     def fault(self, row: Row) -> str | None:
         """Return why a row can't be used (a reason to count), or None."""
-        empty = [column for column in self.filled if column in row and not "".join(row[column]).strip()]
+        empty = [column for column in self.filled if column in row and _blank(row[column])]
         return f"empty {empty[0]}" if empty else None
+
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return what the rows can hardly mean."""
+        return []
 
     def document(self, row: Row) -> str:
         """Return what is said in a row as one text, so that a model can be pretrained on it."""
         return "\n\n".join(_said(row))
 
+    def asked(self, row: Row) -> str:
+        """Return what a model is asked: rows in which it is the same stand on one side of the split, whatever the answers.
+
+        Of a conversation that is what comes before the first answer, so that a prompt is held out in every type of rows alike.
+        """
+        given = [row[column] for column in self.asks or row.keys() - {"group"} if column in row]
+        return "\n".join(text for value in given for text in _said(opening(value) if is_messages(value) else value))
+
     def prompt(self, row: Row) -> Messages | None:
         """Return the messages that a chat model can reply to, or None where a row holds no such thing."""
         return None
+
+
+def _blank(value: str | Sequence[str]) -> bool:
+    """Say whether a text, or a list of texts, holds nothing but blanks."""
+    return (not value or value.isspace()) if isinstance(value, str) else all(map(_blank, value))
 
 
 def _said(value: Any) -> Iterator[str]:
@@ -65,10 +88,25 @@ def _said(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from () if key in ("role", "group") else _said(item)
+            yield from () if key in ("role", "group", "tools") else _said(item)
     elif isinstance(value, Sequence):
         for item in value:
             yield from _said(item)
+
+
+def is_messages(value: Any) -> bool:
+    """Say whether a value is a list of messages."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "role" in value[0]
+
+
+def opening(turns: Messages) -> Messages:
+    """Return the messages before the first answer to somebody; all of them where there is none."""
+    asked = False
+    for number, turn in enumerate(turns):
+        if turn["role"] == "assistant" and asked:
+            return turns[:number]
+        asked = asked or turn["role"] == "user"
+    return turns
 
 
 def known() -> list[str]:
@@ -84,11 +122,11 @@ def load(name: str) -> DatasetType:
     return found
 
 
-def recognise(row: Mapping[str, Any], name: str, where: str) -> tuple[str, Convert]:
-    """Return the name of a row's format and its conversion to the type `name`; UserError with the columns found if none fits."""
+def recognise(row: Mapping[str, Any], name: str, where: str) -> Format:
+    """Return the format of a row of the type `name`; UserError with the columns found if none fits."""
     formats = load(name).formats
-    for found, columns, convert in formats:
-        if columns <= row.keys():
-            return found, convert
-    wanted = " or ".join("{" + ", ".join(sorted(columns)) + "}" for _, columns, _ in formats)
+    for found in formats:
+        if found.columns <= row.keys() and (found.when is None or found.when(row)):
+            return found
+    wanted = " or ".join(dict.fromkeys("{" + ", ".join(sorted(found.columns)) + "}" for found in formats))
     raise UserError(f"{where}: no format of {name}: found columns {{{', '.join(sorted(row))}}}, expected {wanted}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,24 @@ PAIRS = (
     ("question1", "question2"),
     ("question", "sentence"),
 )
+# How data sets call those who speak; any other name stays as it is, and the chat template says whether it knows it.
+_ROLES = {
+    "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "function": "tool", "observation": "tool", "tool_response": "tool", "ipython": "tool",
+    "developer": "system", "function_call": "assistant", "tool_call": "assistant",
+}  # fmt: skip
+_SHAREGPT = {"user", "assistant", "system", "tool", *_ROLES}
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_THUMBS = {"true": True, "false": False, "1": True, "0": False, "up": True, "down": False, "yes": True, "no": False, "👍": True, "👎": False}  # fmt: skip
+
+# Columns of any conversation beside its messages, and those that may not be lost without a word, with what is lost.
+FRAME = frozenset({"system", "system_prompt", "history", "tools", "chat_template_kwargs"})
+MATTERS = {
+    "label": "says whether the answer is good",
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "is what the text is about"),
+    **dict.fromkeys(("tool_calls", "function_call", *_REASONING), "is part of the answer"),
+    **dict.fromkeys(FRAME, "is part of the conversation"),
+}
 
 
 def text(row: Mapping[str, Any], column: str) -> str:
@@ -25,25 +44,122 @@ def text(row: Mapping[str, Any], column: str) -> str:
     return value
 
 
-def turn(role: str, content: Any) -> dict[str, str]:
-    """Return one message; Malformed if its content is no text."""
+def thumb(value: Any) -> bool | None:
+    """Return whether a thumb is up, as data sets write it; None for anything else."""
+    return _THUMBS.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+
+
+def turn(role: str, content: Any) -> dict[str, Any]:
+    """Return one message; Malformed if its content is no text, nor parts of text."""
+    if isinstance(content, list):
+        content = "".join(_part(role, part) for part in content)
     if not isinstance(content, str):
         raise Malformed(f"the {role}'s content is {type(content).__name__}, not text")
     return {"role": role, "content": content}
 
 
+def _part(role: str, part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type", "nothing") if isinstance(part, Mapping) else type(part).__name__
+        raise Malformed(f"the {role}'s content has a part of type {kind}; text alone is read")
+    return str(part["text"])
+
+
 def messages(value: Any) -> Messages:
-    """Return a list of messages as OpenAI writes them; Malformed if it is none."""
+    """Return messages as OpenAI or ShareGPT write them, one or a list of them; Malformed if they are none."""
+    if isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, list) or not value:
         raise Malformed(f"expected a list of messages, found {type(value).__name__}")
-    turns = []
-    for item in value:
-        if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
-            raise Malformed("a message without role or content")
-        turns.append(turn(str(item["role"]), item["content"]))
-    return turns
+    return [_message(item) for item in value]
+
+
+def _message(item: Any) -> dict[str, Any]:
+    """Return a message: role and content, and where it has them `tool_calls` and `reasoning_content`."""
+    if isinstance(item, Mapping) and "from" in item and "value" in item:
+        if item["from"] not in _SHAREGPT:
+            raise Malformed("a turn whose `from` is not one of " + ", ".join(sorted(_SHAREGPT)))
+        role, content = str(item["from"]), item["value"]
+    elif isinstance(item, Mapping) and "role" in item and ("content" in item or item.get("tool_calls")):
+        role, content = str(item["role"]), item.get("content")
+    else:
+        raise Malformed("a message without role or content")
+    calls = [*(item.get("tool_calls") or []), *([item["function_call"]] if item.get("function_call") else [])]
+    if role in ("function_call", "tool_call"):
+        calls, content = [*calls, *_listed(_loaded(content, role))], ""
+    found = turn(_ROLES.get(role, role), "" if content is None else content)
+    if calls:
+        found["tool_calls"] = [_call(call) for call in calls]
+    if reasoning := next((item[name] for name in _REASONING if item.get(name)), None):
+        if not isinstance(reasoning, str):
+            raise Malformed(f"the {role}'s reasoning is {type(reasoning).__name__}, not text")
+        found["reasoning_content"] = reasoning
+    return found | {name: str(item[name]) for name in ("name", "tool_call_id") if item.get(name)}
+
+
+def _call(value: Any) -> dict[str, Any]:
+    """Return a call of a tool as templates read it, its arguments an object."""
+    called = value.get("function", value) if isinstance(value, Mapping) else value
+    if not isinstance(called, Mapping) or not isinstance(called.get("name"), str):
+        raise Malformed("a call of a tool without its name")
+    arguments = called.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = _loaded(arguments, "arguments")
+    arguments = (
+        {key: item for key, item in arguments.items() if item is not None} if isinstance(arguments, Mapping) else arguments
+    )
+    marked = {"id": str(value["id"])} if value.get("id") else {}
+    return marked | {"type": "function", "function": {"name": called["name"], "arguments": arguments}}
+
+
+def _loaded(value: Any, what: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise Malformed(f"{what}: no JSON ({error})") from None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def spoken(value: Any, role: str) -> Messages:
     """Return messages, or a string as one message of `role`."""
     return [turn(role, value)] if isinstance(value, str) else messages(value)
+
+
+def framed(row: Mapping[str, Any], turns: Messages) -> Messages:
+    """Return a conversation with what stands in columns beside it: the system's words, earlier turns, tools.
+
+    The tools are a list under `tools` of the first message, so that they go wherever the conversation goes.
+    """
+    given = row.get("chat_template_kwargs") or {}
+    system = row.get("system") or row.get("system_prompt") or given.get("custom_instructions")
+    before: Messages = []
+    for item in row.get("history") or []:
+        pair = isinstance(item, (list, tuple)) and len(item) == 2
+        before += [turn("user", item[0]), turn("assistant", item[1])] if pair else messages(item)
+    found = [*before, *turns]
+    if system and found[0]["role"] != "system":
+        found = [turn("system", system), *found]
+    tools = row.get("tools") or [*(given.get("xml_tools") or []), *(given.get("python_tools") or [])]
+    if tools:
+        listed = [_loaded(tool, "tools") for tool in _listed(_loaded(tools, "tools"))]
+        if not all(isinstance(tool, Mapping) for tool in listed):
+            raise Malformed("tools: expected a list of objects, or their JSON")
+        found = [found[0] | {"tools": [dict(tool) for tool in listed]}, *found[1:]]
+    return found
+
+
+def said(turns: Messages) -> str:
+    """Return what is said in messages, calls of tools aside, as one text."""
+    return "\n\n".join(item["content"] for item in turns)
+
+
+def silent(item: Mapping[str, Any]) -> bool:
+    """Say whether a message says nothing and calls nothing."""
+    return not item["content"].strip() and not item.get("tool_calls")

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from pipeline.data.types import DatasetType, Format, Malformed, Messages, Row
-from pipeline.data.types._columns import messages, spoken
-
-_THUMBS = {"true": True, "false": False, "1": True, "0": False, "up": True, "down": False, "yes": True, "no": False, "👍": True, "👎": False}  # fmt: skip
+from pipeline.data.doubts import Doubt
+from pipeline.data.types import Convert, DatasetType, Format, Malformed, Messages, Row
+from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, said, silent, spoken, thumb
 
 
 def _thumb(value: Any) -> bool:
     """Return whether a thumb is up, as data sets write it; Malformed if it is anything else."""
-    known = _THUMBS.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+    known = thumb(value)
     if known is None:
         raise Malformed(f"label is {value!r}, neither a thumb up (true, 1, up) nor down (false, 0, down)")
     return known
 
 
-def _rated(row: Mapping[str, Any]) -> Row:
-    """Convert a prompt and an answer, as strings or messages."""
-    prompt, completion = spoken(row["prompt"], "user"), spoken(row["completion"], "assistant")
-    if completion[: len(prompt)] == prompt:  # messages that repeat the prompt
-        completion = completion[len(prompt) :]
-    return {"prompt": prompt, "completion": completion, "label": _thumb(row["label"])}
+def _rated(answer: str) -> Convert:
+    """Return what converts a prompt and an answer, as strings or messages."""
+
+    def convert(row: Mapping[str, Any]) -> Row:
+        prompt, completion = spoken(row["prompt"], "user"), spoken(row[answer], "assistant")
+        if completion[: len(prompt)] == prompt:  # messages that repeat the prompt
+            completion = completion[len(prompt) :]
+        return {"prompt": framed(row, prompt), "completion": completion, "label": _thumb(row["label"])}
+
+    return convert
 
 
-def _conversation(row: Mapping[str, Any], column: str) -> Row:
-    """Convert a whole conversation, of which the last message was rated."""
-    if isinstance(row[column], str):
-        raise Malformed(f"{column} is a string, but there is no prompt")
-    turns = messages(row[column])
-    return {"prompt": turns[:-1], "completion": turns[-1:], "label": _thumb(row["label"])}
+def _conversation(column: str) -> Convert:
+    """Return what converts a whole conversation, of which the last message was rated."""
+
+    def convert(row: Mapping[str, Any]) -> Row:
+        if isinstance(row[column], str):
+            raise Malformed(f"{column} is a string, but there is no prompt")
+        turns = framed(row, messages(row[column]))
+        return {"prompt": turns[:-1], "completion": turns[-1:], "label": _thumb(row["label"])}
+
+    return convert
 
 
 class Feedback(DatasetType):
@@ -40,10 +47,14 @@ class Feedback(DatasetType):
 
     columns = "`prompt` and `completion`, each a list of messages, and `label`, whether the answer was liked"
     items = "rated answers"
+    asks = ("prompt",)
+    matters: ClassVar[Mapping[str, str]] = MATTERS
     formats = (
-        Format("prompt, completion and label", frozenset({"prompt", "completion", "label"}), _rated),
-        Format("completion and label", frozenset({"completion", "label"}), lambda row: _conversation(row, "completion")),
-        Format("messages and label", frozenset({"messages", "label"}), lambda row: _conversation(row, "messages")),
+        Format("prompt, completion and label", frozenset({"prompt", "completion", "label"}), _rated("completion"), FRAME),
+        Format("prompt, response and label", frozenset({"prompt", "response", "label"}), _rated("response"), FRAME),
+        Format("completion and label", frozenset({"completion", "label"}), _conversation("completion"), FRAME),
+        Format("messages and label", frozenset({"messages", "label"}), _conversation("messages"), FRAME),
+        Format("ShareGPT and label", frozenset({"conversations", "label"}), _conversation("conversations"), FRAME),
     )
 
     def fault(self, row: Row) -> str | None:
@@ -52,13 +63,20 @@ class Feedback(DatasetType):
             return "label neither true nor false"
         if not row["prompt"]:
             return "no prompt"
-        if not row["completion"] or not row["completion"][-1]["content"].strip():
+        if not row["completion"] or silent(row["completion"][-1]):
             return "empty completion"
         return None if row["completion"][-1]["role"] == "assistant" else "does not end with the assistant"
 
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return answers that were rated both up and down."""
+        rated = [((repr(row["prompt"]), repr(row["completion"])), row["label"]) for row in rows]
+        known = set(rated)
+        both = sum((answer, not label) in known for answer, label in rated)
+        return [Doubt(both, 0.02, "contradict another: the same answer, rated up and down", 0.9)]
+
     def document(self, row: Row) -> str:
         """Return the prompt and the answer, whether it was liked or not."""
-        return "\n\n".join(turn["content"] for turn in row["prompt"] + row["completion"])
+        return said(row["prompt"] + row["completion"])
 
     def prompt(self, row: Row) -> Messages | None:
         """Return the prompt."""

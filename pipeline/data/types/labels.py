@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.data import doubts
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Row
 from pipeline.data.types._columns import PAIRS, text
 
@@ -26,12 +28,17 @@ class Labels(DatasetType):
 
     columns = "`text`, a `text_pair` where two are read together, and their `label`"
     items = "labelled texts"
+    asks = ("text", "text_pair")
     filled = ("text", "text_pair", "label")
     formats = (
         *(Format(f"{one}, {two} and label", frozenset({one, two, "label"}), _label(one, two)) for one, two in PAIRS),
         Format("text and label", frozenset({"text", "label"}), _label("text")),
         Format("sentence and label", frozenset({"sentence", "label"}), _label("sentence")),
     )
+
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return labels that look like a slip in another."""
+        return doubts.typed(row["label"] for row in rows)
 
 
 TYPE = Labels()

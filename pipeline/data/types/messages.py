@@ -1,38 +1,42 @@
-"""Conversations: {"messages": [{"role": str, "content": str}, …]}, ending with the assistant."""
+"""Conversations: {"messages": [{"role": str, "content": str}, …]}, ending with the assistant.
+
+A message may have `tool_calls` and `reasoning_content`, and the first one `tools`; templates that know them write them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from pipeline.data.types import DatasetType, Format, Malformed, Row
+from pipeline.data import doubts
+from pipeline.data.doubts import Doubt
+from pipeline.data.types import Convert, DatasetType, Format, Row
 from pipeline.data.types import Messages as Turns
-from pipeline.data.types._columns import messages, spoken, text, turn
-
-_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-                   "bing": "assistant", "system": "system", "tool": "tool", "function": "tool"}  # fmt: skip
+from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, silent, spoken, text, turn
+from pipeline.data.types._trees import TREE, best_answers
 
 
-def _alpaca(row: Mapping[str, Any]) -> Row:
-    instruction, more = text(row, "instruction"), row.get("input") or ""
-    question = f"{instruction}\n\n{more}" if more else instruction
-    system = [turn("system", row["system"])] if row.get("system") else []
-    return {"messages": [*system, turn("user", question), turn("assistant", row["output"])]}
+def _alpaca(question: str, more: str, answer: str) -> Convert:
+    """Return what converts an instruction, the text that it is about, and what was answered."""
+
+    def convert(row: Mapping[str, Any]) -> Row:
+        asked = "\n\n".join(part for part in (text(row, question), row.get(more) or "") if part)
+        return {"messages": framed(row, [turn("user", asked), turn("assistant", row[answer])])}
+
+    return convert
 
 
-def _sharegpt(row: Mapping[str, Any]) -> Row:
-    turns = [turn("system", row["system"])] if row.get("system") else []
-    if not isinstance(row["conversations"], list):
-        raise Malformed("conversations is no list")
-    for item in row["conversations"]:
-        if not isinstance(item, Mapping) or item.get("from") not in _SHAREGPT_ROLES or "value" not in item:
-            raise Malformed("a turn whose `from` is not one of " + ", ".join(_SHAREGPT_ROLES))
-        turns.append(turn(_SHAREGPT_ROLES[item["from"]], item["value"]))
-    return {"messages": turns}
+def _listed(column: str) -> Convert:
+    return lambda row: {"messages": framed(row, messages(row[column]))}
 
 
-def _completion(row: Mapping[str, Any]) -> Row:
-    return {"messages": spoken(row["prompt"], "user") + spoken(row["completion"], "assistant")}
+def _two(asked: str, answered: str) -> Format:
+    """Return a format of two columns, each a string or messages."""
+
+    def convert(row: Mapping[str, Any]) -> Row:
+        return {"messages": framed(row, spoken(row[asked], "user") + spoken(row[answered], "assistant"))}
+
+    return Format(f"{asked} and {answered}", frozenset({asked, answered}), convert, FRAME)
 
 
 class Messages(DatasetType):
@@ -40,21 +44,35 @@ class Messages(DatasetType):
 
     columns = "`messages`: a conversation, a list of `role` and `content`"
     items = "conversations"
+    matters: ClassVar[Mapping[str, str]] = MATTERS
     formats = (
-        Format("OpenAI messages", frozenset({"messages"}), lambda row: {"messages": messages(row["messages"])}),
-        Format("ShareGPT", frozenset({"conversations"}), _sharegpt),
-        Format("Alpaca", frozenset({"instruction", "output"}), _alpaca),
-        Format("prompt and completion", frozenset({"prompt", "completion"}), _completion),
-    )
+        Format("OpenAI messages", frozenset({"messages"}), _listed("messages"), FRAME),
+        Format("ShareGPT", frozenset({"conversations"}), _listed("conversations"), FRAME),
+        Format("OpenAssistant trees", TREE, lambda row: [{"messages": turns} for turns in best_answers(row)]),
+        Format("Alpaca", frozenset({"instruction", "output"}), _alpaca("instruction", "input", "output"), FRAME | {"input"}),
+        Format("Dolly", frozenset({"instruction", "response"}), _alpaca("instruction", "context", "response"), FRAME | {"context"}),
+        _two("prompt", "completion"),
+        _two("prompt", "response"),
+        _two("question", "answer"),
+        _two("question", "response"),
+    )  # fmt: skip
 
     def fault(self, row: Row) -> str | None:
         """Return why a conversation teaches nothing, or None."""
         turns = row["messages"]
-        if not any(item["role"] == "assistant" and item["content"].strip() for item in turns):
+        if all(item["role"] != "assistant" or silent(item) for item in turns):
             return "no assistant text"
         if turns[-1]["role"] != "assistant":
             return "does not end with the assistant"
-        return "empty assistant turn" if not turns[-1]["content"].strip() else None
+        return "empty assistant turn" if any(item["role"] == "assistant" and silent(item) for item in turns) else None
+
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return answers that are all the same, or placeholders."""
+        last = [row["messages"][-1] for row in rows]
+        return [
+            doubts.same_answer([f"{turn['content']}{turn.get('tool_calls', '')}" for turn in last]),
+            doubts.gaps(turn["content"] for turn in last),
+        ]
 
     def prompt(self, row: Row) -> Turns | None:
         """Return all that comes before the assistant's last message; None where nobody has said anything by then."""

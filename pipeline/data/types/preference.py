@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from pipeline.data.types import DatasetType, Format, Malformed, Messages, Row
-from pipeline.data.types._columns import messages, spoken
+from pipeline.data import doubts
+from pipeline.data.doubts import Doubt
+from pipeline.data.types import Convert, DatasetType, Format, Malformed, Messages, Row
+from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, said, silent, spoken, turn
+from pipeline.data.types._trees import TREE, ranked_pairs
+
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_SPOKEN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def _pair(row: Mapping[str, Any]) -> Row:
-    """Convert chosen and rejected, as strings or messages, with a prompt or with the prompt inside both."""
-    chosen, rejected = row["chosen"], row["rejected"]
-    if row.get("prompt") is not None:
-        prompt = spoken(row["prompt"], "user")
-        chosen, rejected = spoken(chosen, "assistant"), spoken(rejected, "assistant")
-        if chosen[: len(prompt)] == prompt and rejected[: len(prompt)] == prompt:  # messages that repeat the prompt
-            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        raise Malformed("chosen and rejected are strings, but there is no prompt")
-    left, right = messages(chosen), messages(rejected)
+def _answers(prompt: str, chosen: str, rejected: str) -> Convert:
+    """Return what converts both answers, as strings or messages, and their prompt, which messages may repeat."""
+
+    def convert(row: Mapping[str, Any]) -> Row:
+        if row.get(prompt) is None:
+            return _inside(row, chosen, rejected)
+        asked, sides = spoken(row[prompt], "user"), [spoken(row[side], "assistant") for side in (chosen, rejected)]
+        if all(side[: len(asked)] == asked for side in sides):
+            sides = [side[len(asked) :] for side in sides]
+        elif all(
+            side[0]["role"] != "assistant" and len(side) > 1 for side in sides
+        ):  # the whole conversation; the prompt is part of it
+            return _inside(row, chosen, rejected)
+        return {"prompt": framed(row, asked), "chosen": sides[0], "rejected": sides[1]}
+
+    return convert
+
+
+def _inside(row: Mapping[str, Any], chosen: str, rejected: str) -> Row:
+    """Convert two conversations, of which what they begin with is the prompt."""
+    if isinstance(row[chosen], str) or isinstance(row[rejected], str):
+        raise Malformed(f"{chosen} and {rejected} are strings, but there is no prompt")
+    return _split(framed(row, messages(row[chosen])), framed(row, messages(row[rejected])))
+
+
+def _split(left: Messages, right: Messages) -> Row:
     same = 0
     while same < min(len(left), len(right)) and left[same] == right[same]:
         same += 1
@@ -28,25 +49,61 @@ def _pair(row: Mapping[str, Any]) -> Row:
     return {"prompt": left[:same], "chosen": left[same:], "rejected": right[same:]}
 
 
+def _dialogue(value: str) -> Messages:
+    """Return the turns of a dialogue as Anthropic writes it, in one string."""
+    _, *parts = _SPOKEN.split(value)
+    return [turn(_SPEAKERS[name], words.strip()) for name, words in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _is_dialogue(row: Mapping[str, Any]) -> bool:
+    return all(isinstance(row[side], str) and _SPOKEN.match(row[side]) for side in ("chosen", "rejected"))
+
+
+_SIDES = frozenset({"chosen", "rejected"})
+
+
 class Preference(DatasetType):
     """One prompt a row, with the answer that was preferred and the one that was not."""
 
     columns = "`prompt`, `chosen`, `rejected`: each a list of messages"
     items = "pairs"
-    formats = (Format("chosen and rejected", frozenset({"chosen", "rejected"}), _pair),)
+    asks = ("prompt",)
+    matters: ClassVar[Mapping[str, str]] = MATTERS
+    formats = (
+        Format("ShareGPT pairs", _SIDES | {"conversations"}, _answers("conversations", "chosen", "rejected"), FRAME),
+        Format("Human and Assistant", _SIDES, lambda row: _split(_dialogue(row["chosen"]), _dialogue(row["rejected"])), when=_is_dialogue),
+        Format("question, chosen and rejected", _SIDES | {"question"}, _answers("question", "chosen", "rejected"), FRAME),
+        Format("chosen and rejected", _SIDES, _answers("prompt", "chosen", "rejected"), FRAME | {"prompt"}),
+        Format("chosen_messages and rejected_messages", frozenset({"chosen_messages", "rejected_messages"}),
+               _answers("prompt", "chosen_messages", "rejected_messages"), FRAME | {"prompt"}),
+        Format("OpenAssistant trees", TREE, ranked_pairs),
+    )  # fmt: skip
 
     def fault(self, row: Row) -> str | None:
         """Return why nothing can be preferred here, or None."""
         if not row["prompt"]:
             return "no prompt"
         for side in ("chosen", "rejected"):
-            if not row[side] or not row[side][-1]["content"].strip():
+            if not row[side] or silent(row[side][-1]):
                 return f"empty {side}"
+            if row[side][-1]["role"] != "assistant":
+                return f"{side} does not end with the assistant"
         return "chosen equals rejected" if row["chosen"] == row["rejected"] else None
+
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return pairs of which the opposite is there, too, or whose sides differ in blanks or case alone."""
+        sides = [(repr(row["prompt"]), repr(row["chosen"]), repr(row["rejected"])) for row in rows]
+        known = set(sides)
+        opposite = sum((prompt, rejected, chosen) in known for prompt, chosen, rejected in sides)
+        alike = sum(doubts.plain(left) == doubts.plain(right) for _, left, right in sides)
+        return [
+            Doubt(opposite, 0.02, "are contradicted by another: the same answers, the other one chosen", 0.9),
+            Doubt(alike, 0.1, "have sides that differ in blanks or case alone", 0.9),
+        ]
 
     def document(self, row: Row) -> str:
         """Return the prompt and the answer that was preferred."""
-        return "\n\n".join(turn["content"] for turn in row["prompt"] + row["chosen"])
+        return said(row["prompt"] + row["chosen"])
 
     def prompt(self, row: Row) -> Messages | None:
         """Return the prompt."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.data.types import DatasetType, Format, Messages, Row
-from pipeline.data.types._columns import spoken
+from pipeline.data.types._columns import framed, said, spoken
 
 
 def _prompt(row: Mapping[str, Any]) -> Row:
     """Convert a prompt, as a string or messages, and keep every other column as it is."""
-    return {**row, "prompt": spoken(row["prompt"], "user")}
+    return {**row, "prompt": framed(row, spoken(row["prompt"], "user"))}
 
 
 class Prompts(DatasetType):
@@ -19,6 +19,8 @@ class Prompts(DatasetType):
 
     columns = "`prompt`: a list of messages; any further columns, such as `answer`, which rewards read"
     items = "prompts"
+    asks = ("prompt",)
+    reads_all = True
     formats = (Format("prompt", frozenset({"prompt"}), _prompt),)
 
     def fault(self, row: Row) -> str | None:
@@ -29,7 +31,7 @@ class Prompts(DatasetType):
 
     def document(self, row: Row) -> str:
         """Return what is said in the prompt; further columns may hold anything."""
-        return "\n\n".join(turn["content"] for turn in row["prompt"])
+        return said(row["prompt"])
 
     def prompt(self, row: Row) -> Messages | None:
         """Return the prompt."""

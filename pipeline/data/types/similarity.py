@@ -28,6 +28,7 @@ class Similarity(DatasetType):
 
     columns = "`text`, `text_pair` and their `score`"
     items = "scored pairs"
+    asks = ("text", "text_pair")
     filled = ("text", "text_pair")
     formats = tuple(Format(f"{one}, {two} and score", frozenset({one, two, "score"}), _score(one, two)) for one, two in PAIRS)
 

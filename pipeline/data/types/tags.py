@@ -18,15 +18,33 @@ def _tags(column: str) -> Convert:
     return convert
 
 
+def _conll(row: Mapping[str, Any]) -> list[Row]:
+    """Convert a text of one word a line, its tag last, with an empty line after each sentence."""
+    found: list[Row] = []
+    words: list[list[str]] = []
+    for number, line in enumerate([*row["text"].splitlines(), ""], start=1):
+        cells = line.split("\t" if "\t" in line else None)
+        if len(cells) > 1 and cells[0] != "-DOCSTART-":
+            words.append(cells)
+        elif len(cells) == 1:
+            raise Malformed(f"line {number}: a word without a tag: {line[:40]!r}")
+        elif words:
+            found.append({"tokens": [word[0] for word in words], "tags": [word[-1] for word in words]})
+            words = []
+    return found
+
+
 class Tags(DatasetType):
     """One sentence a row, cut into words, and a tag for each."""
 
     columns = "`tokens` and their `tags`"
     items = "tagged sentences"
+    asks = ("tokens",)
     filled = ("tokens",)
     formats = (
         Format("tokens and ner_tags", frozenset({"tokens", "ner_tags"}), _tags("ner_tags")),
         Format("tokens and tags", frozenset({"tokens", "tags"}), _tags("tags")),
+        Format("CoNLL", frozenset({"text"}), _conll),
     )
 
 

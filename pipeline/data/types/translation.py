@@ -27,6 +27,7 @@ class Translation(DatasetType):
 
     columns = "`source` and `target`"
     items = "translations"
+    asks = ("source",)
     filled = ("source", "target")
     formats = (
         Format("source and target", frozenset({"source", "target"}), _from("source", "target")),

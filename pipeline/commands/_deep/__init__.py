@@ -1,0 +1,221 @@
+"""The invariance battery: what the tests prove on small models, measured on a profile's own models and rows.
+
+Each node is trained for a few steps into a scratch folder, in several ways that must end alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.chain import manifest, profile
+from pipeline.chain.profile import Node
+from pipeline.chain.stage import ROWS
+from pipeline.commands._deep import models
+
+_STEPS, _SAVE = 6, 2  # of the optimizer; between checkpoints
+_EXACT = 2e-3  # of what a step moves, between two ways to sum the same gradient in fp32
+_SEEN = 2000  # last characters of what a run printed, for the reason of a failure
+_BRIEF = ["--save_strategy", "steps", "--save_steps", str(_SAVE), "--logging_steps", "1"]
+_DESCENT = [
+    "--optim", "sgd", "--learning_rate", "0.1", "--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", "{}",
+    "--warmup_steps", "0", "--max_grad_norm", "0", "--max_steps", "1",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Two ways that must end alike, and by how much they differ; `allowed` is None where it could not be measured."""
+
+    node: str
+    name: str
+    found: float = 0.0
+    allowed: float | None = None
+    why: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the deviation is allowed; what could not be measured does not fail."""
+        return self.allowed is None or self.found <= self.allowed
+
+
+class Battery:
+    """The nodes of a profile in a scratch folder, each trained for a few steps on the ones before it."""
+
+    def __init__(self, whole: profile.Profile, scratch: Path) -> None:
+        self.whole, self.scratch = whole, scratch
+        self.nodes = [
+            node for node in whole.nodes.values()
+            if node.signature and node.signature.gives != ROWS and not node.control_of and "data" not in node.parents
+        ]  # fmt: skip
+
+    def measured(self, say: Any) -> Iterator[Identity]:
+        """Yield the identities of each node, parents first; say after the first run how long all will take."""
+        for number, node in enumerate(self.nodes):
+            started = time.monotonic()
+            said = self.run(node, "whole", "--max_steps", str(_STEPS), *_BRIEF)
+            if said:
+                yield Identity(node.name, "trains for a few steps", why=said)
+                continue
+            if not number:
+                seconds = 7 * len(self.nodes) * (time.monotonic() - started)
+                say(f"about {max(1, round(seconds / 60))} min for {len(self.nodes)} nodes")
+            yield from self.of(node)
+
+    def of(self, node: Node) -> Iterator[Identity]:
+        """Yield the identities of one node, whose short run is there."""
+        yield self.resumed(node)
+        yield from self.batches(node)
+        folder = self.place(node, "whole")
+        record = manifest.read(folder) or {}
+        if "merge_error" in record:
+            yield Identity(node.name, "merged = adapter", float(record["merge_error"]), 1e-3)
+        first = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        if "rewards/margins" in first:
+            gap = math.log1p(math.exp(-first["rewards/margins"])) - math.log(2)
+            yield Identity(node.name, "loss of pairs before the first step = ln 2", abs(gap), 1e-4)
+        if record.get("family") == "causal":
+            text = models.texts(record)
+            for name, found, allowed in models.identities(folder, text):
+                yield Identity(node.name, name, found, allowed)
+
+    def resumed(self, node: Node) -> Identity:
+        """Kill a run after its third step, run it again, and compare the bytes of the weights."""
+        name, steps = "resumed = uninterrupted", ["--max_steps", str(_STEPS), *_BRIEF]
+        self.run(node, "resumed", *steps, kill_after=_SAVE + 1)
+        if not any(self.place(node, "resumed").glob("checkpoint-*")):
+            return Identity(node.name, name, why="no checkpoint was there when it was killed")
+        if said := self.run(node, "resumed", *steps):
+            return Identity(node.name, name, why=said)
+        found, _ = self.apart(node, "whole", "resumed")
+        return Identity(node.name, name, found, 0.0)
+
+    def batches(self, node: Node) -> Iterator[Identity]:
+        """Take one step of plain gradient descent on the same rows: at once, in two parts, on two processes."""
+        size = int(node.settings.get("per_device_train_batch_size", 8))
+        size -= size % 2
+        half = ["--per_device_train_batch_size", str(size // 2)]
+        ways = {
+            "accumulated = whole": ("accumulated", [*half, "--gradient_accumulation_steps", "2"], 1),
+            "two processes = one": ("processes", [*half, "--gradient_accumulation_steps", "1"], 2),
+        }
+        one = ["--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", "1"]
+        said = self.run(node, "step", *_DESCENT, *one) if size > 1 else "one row a batch"
+        for name, (way, flags, count) in ways.items():
+            wrong = said or self.run(node, way, *_DESCENT, *flags, processes=count)
+            if wrong:
+                yield Identity(node.name, name, why=wrong)
+                continue
+            found, moved = self.apart(node, "step", way)
+            yield Identity(node.name, f"{name} (of what the step moves)", found / max(moved, 1e-12), _EXACT)
+
+    def apart(self, node: Node, one: str, other: str) -> tuple[float, float]:
+        """Return the largest differences of a weight: between two runs, and between the first and its parent, 1 without one."""
+        from safetensors.torch import load_file
+
+        first, second = (load_file(self.place(node, way) / "model.safetensors") for way in (one, other))
+        between = max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
+        parent = self.parent(node, "parent") / "model.safetensors" if "parent" in node.parents else None
+        if parent is None or not parent.is_file():
+            return between, max(float(tensor.float().abs().max()) for tensor in first.values())
+        before = load_file(parent)
+        same = [name for name in first if name in before and before[name].shape == first[name].shape]
+        return between, max((float((first[name].float() - before[name].float()).abs().max()) for name in same), default=1.0)
+
+    def place(self, node: Node, way: str) -> Path:
+        """Return the folder of a node that is made in one of the ways."""
+        return self.scratch / way / node.name
+
+    def parent(self, node: Node, role: str) -> Path:
+        """Return where a parent lies: its short run, or a model from outside of the profile."""
+        name = node.parents[role]
+        return self.place(self.whole.nodes[name], "whole") if name in self.whole.nodes else Path(name)
+
+    def run(self, node: Node, way: str, *flags: str, kill_after: int = 0, processes: int = 1) -> str:
+        """Run a node in one of the ways; return why it failed, or "". `kill_after`: steps after which it is killed."""
+        given = ["--config", str(node.file), "--output", str(self.place(node, way))]
+        for role in node.parents:
+            given += [f"--{role}", str(self.parent(node, role))]
+        argv = [str(node.stage.script), *given, *flags]
+        printed = self.scratch / f"{node.name}-{way}.log"
+        status = _launched(argv, printed, processes) if processes > 1 else _forked(node, argv, printed, kill_after)
+        lines = printed.read_text(encoding="utf-8", errors="replace")[-_SEEN:].strip().splitlines()
+        return "" if status == 0 else (lines[-1] if lines else f"status {status}")
+
+
+def _launched(argv: Sequence[str], printed: Path, processes: int) -> int:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    with printed.open("w") as out:
+        return subprocess.run(
+            [*launch, *argv], stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        ).returncode
+
+
+def _forked(node: Node, argv: list[str], printed: Path, kill_after: int) -> int:
+    """Run a stage in a fork of this process, which has the libraries loaded."""
+    from pipeline.chain.life import run_stage
+
+    child = os.fork()
+    if not child:
+        status = 1
+        with contextlib.suppress(BaseException), printed.open("wb", buffering=0) as out:
+            for descriptor in (1, 2):
+                os.dup2(out.fileno(), descriptor)
+            sys.stdout, sys.stderr, sys.argv = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1), argv
+            if kill_after:
+                _kill_after(kill_after)
+            status = run_stage(type(node.stage))
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    _, code = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(code)
+
+
+def _kill_after(steps: int) -> None:
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    taken = [0]
+
+    def count(*_: Any) -> None:
+        taken[0] += 1
+        if taken[0] == steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    register_optimizer_step_post_hook(count)
+
+
+def load_libraries(library_of: Mapping[str, str | None]) -> None:
+    """Import what the stages need before the first fork."""
+    import torch
+
+    from pipeline.system import config
+
+    torch.set_num_threads(1)
+    importlib.import_module("pipeline.training.loop")
+    for name in filter(None, library_of.values()):
+        config.library_class(name)
+
+
+def table(identities: Sequence[Identity]) -> list[str]:
+    """Return the lines of the table: node, identity, the deviation found and the one that is allowed."""
+    wide, long = max(len(one.node) for one in identities), max(len(one.name) for one in identities)
+    lines = [f"{'node':<{wide}}  {'identity':<{long}}  {'found':>8}  {'allowed':>8}"]
+    for one in identities:
+        if one.allowed is None:
+            lines.append(f"{one.node:<{wide}}  {one.name:<{long}}  not measured: {one.why}")
+            continue
+        verdict = "" if one.holds else "  DIFFERS"
+        lines.append(f"{one.node:<{wide}}  {one.name:<{long}}  {one.found:>8.1e}  {one.allowed:>8.1e}{verdict}")
+    return lines

@@ -1,0 +1,80 @@
+"""What rows mean, judged after they were read: what can hardly be meant is told, and nothing is dropped."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.system.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.types import DatasetType, Row
+
+_FEW, _MOST = 20, 100_000  # rows below which nothing is judged, and that are looked at
+_WRONG = re.compile("[ÃÂâ][\u0080-\u00bf\u20ac\u201a-\u2122]")  # UTF-8 that was read as Latin-1 or Windows-1252
+_GAPS = {"nan", "none", "null", "n/a", "undefined", "#n/a"}
+
+
+class Doubt(NamedTuple):
+    """What rows can hardly mean, and how many of them."""
+
+    rows: int
+    share: float  # of the rows, from which on it is told
+    said: str  # what they do, after "... of ... rows"
+    fatal: float = 2.0  # share from which on nothing is trained on them; above 1: never
+
+
+def of(rows: Sequence[Row], kind: DatasetType) -> list[str]:
+    """Return a line for each doubt about the rows of a type, with how many rows it is about; UserError for what can't be meant."""
+    few = list(islice(rows, _MOST))
+    if len(few) < _FEW:
+        return []
+    texts = [kind.document(row) for row in few]
+    found = [
+        Doubt(sum("\ufffd" in text for text in texts), 0.01, "hold the replacement character U+FFFD: their encoding was lost", 0.5),
+        Doubt(sum(bool(_WRONG.search(text)) for text in texts), 0.01, "look like UTF-8 that was read in another encoding (mojibake)", 0.9),
+        Doubt(len(few) - len({repr(row) for row in few}), 0.5, "are the same as another row"),
+        *kind.doubts(few),
+    ]  # fmt: skip
+    told = {
+        f"{one.rows:,} of {len(few):,} rows {one.said}": one for one in found if one.rows and one.rows >= one.share * len(few)
+    }
+    fatal = [line for line, one in told.items() if one.rows >= one.fatal * len(few)]
+    if fatal:
+        raise UserError(*(f"{line}; nothing is trained on such rows" for line in fatal))
+    return list(told)
+
+
+def same_answer(answers: Sequence[str]) -> Doubt:
+    """Return how many rows have the most frequent answer, where nearly all of them do."""
+    most = Counter(answers).most_common(1)[0][1]
+    return Doubt(most, 0.95, "have the same answer: there is nothing in the prompts to learn from", 1.0)
+
+
+def gaps(answers: Iterable[str]) -> Doubt:
+    """Return how many answers are a word by which programs write a missing value."""
+    count = sum(answer.strip().lower() in _GAPS for answer in answers)
+    return Doubt(count, 0.05, "are answered by a placeholder such as 'nan' or 'None'", 0.4)
+
+
+def plain(text: str) -> str:
+    """Return a text without its blanks and its case."""
+    return "".join(text.split()).casefold()
+
+
+def typed(labels: Iterable[str]) -> list[Doubt]:
+    """Return labels that look like a slip in a far more frequent one: in other case, or of nearly the same letters."""
+    import difflib
+
+    counts = Counter(labels)
+    found = []
+    for label, count in counts.items():
+        others = [other for other, more in counts.items() if other != label and more >= 3 * count]
+        alike = [other for other in counts if plain(other) == plain(label) and (counts[other], other) > (count, label)]
+        close = alike or (difflib.get_close_matches(label, others, n=1, cutoff=0.85) if len(label) > 3 else [])
+        if close and not label[-1].isdigit():
+            found.append(Doubt(count, 0.0, f"have the label {label!r}, which looks like a slip in {close[0]!r}"))
+    return found[:5]

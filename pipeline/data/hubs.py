@@ -1,0 +1,71 @@
+"""Rows of a data set on a hub, or of a local folder of the same form, read by `datasets`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.sources import Raw
+from pipeline.system import process
+from pipeline.system.errors import UserError
+
+_WAITS = (5.0,)  # seconds before a hub is asked again whose client gave up; it has tried each request six times by then
+_silent: list[str] = []  # hubs that went on failing, which this process does not ask again
+
+
+def read(name: str, subset: str | None = None, split: str = "train", revision: str | None = None) -> Iterator[Raw]:
+    """Yield the raw rows of a data set on a hub, or of a local folder of the same form, by `datasets`."""
+    rows = _loaded(name, subset, split, revision)
+    named = {column: kind for column, kind in (rows.features or {}).items() if _names(kind)}
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}: row {number}", dict(row) | {column: _named(row[column], kind) for column, kind in named.items()}
+
+
+def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> Any:
+    """Return a data set, from a hub that failed after some time; UserError where it goes on failing, or lacks what was named."""
+    import datasets
+
+    hub = datasets.config.HF_ENDPOINT
+    if hub in _silent and not Path(name).is_dir():
+        raise UserError(f"{name}: is not asked for, since {hub} failed before")
+    for wait in (*_WAITS, None):
+        try:
+            return datasets.load_dataset(name, subset, split=split, revision=revision)
+        except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named or the network
+            said = " ".join(str(error).split())[:300]
+            if not _network(error):
+                raise UserError(f"{name}: datasets can't load split {split!r}: {said}") from None
+            if wait is None or said.startswith("Couldn't reach"):
+                _silent.append(hub)
+                kept = "what was loaded is kept, so run the same command again"
+                raise UserError(f"{name}: the hub failed: {said}; {kept}") from None
+            process.say("data", f"{name}: the hub failed ({said[:80]}); is asked again in {wait:g} s")
+            time.sleep(wait)
+    raise AssertionError("not reached")
+
+
+def _network(error: BaseException | None) -> bool:
+    """Say whether an error, or one that it came from, is one of the network."""
+    while error is not None:
+        if type(error).__name__ in ("OfflineModeIsEnabled", "DatasetNotFoundError"):
+            return False
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        known = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith(("httpx", "httpcore"))
+        if known if status is None else int(status) >= 500:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _names(kind: Any) -> Any:
+    """Return the names of a column of labels, or of lists of them; nothing for other columns."""
+    return getattr(getattr(kind, "feature", kind), "names", None)
+
+
+def _named(value: Any, kind: Any) -> Any:
+    """Return the names of labels that a data set holds as numbers; -1 says that there is none."""
+    if isinstance(value, list):
+        return [_named(item, kind) for item in value]
+    return _names(kind)[value] if isinstance(value, int) and value >= 0 else value

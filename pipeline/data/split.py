@@ -1,0 +1,116 @@
+"""Which rows are held out: those of files that are named so, and a share of the others by a hash of what they ask.
+
+Rows with the same prompt are on one side, whatever the answers, and so are rows that differ in case, blanks and punctuation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from array import array
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from pipeline.data import kept
+from pipeline.data.rows import SPLITS
+from pipeline.data.types import Row
+
+TRAIN, HELD_OUT = SPLITS
+SAME = "the same prompt or text as a held-out row"
+_NAMED = r"(?:test|validation|valid|val|dev|eval|held[-_]?out)"
+_STEM = re.compile(rf"{_NAMED}(?:[-_.](?:\d[\w.-]*|[a-z0-9]+(?:[-_.]\d[\w.-]*)?))?", re.IGNORECASE)
+_ASCII = bytes(code if code > 127 or chr(code).isalnum() else 32 for code in range(256))  # of UTF-8, blanks for ASCII's marks
+_MARKS = re.compile(r"[^\x00-\x7f\w]+")  # of other scripts
+
+
+def normalised(text: str) -> str:
+    """Return the words of a text in lower case; the text itself where it has none."""
+    words = text.lower() if text.isascii() else _MARKS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
+    return (
+        b" ".join(words.encode(errors="surrogatepass").translate(_ASCII).split()).decode(errors="surrogatepass") or text.strip()
+    )
+
+
+def key(row: Row, asked: str) -> bytes:
+    """Return the digest by which a row gets its side: that of its group, or else of what it asks."""
+    told = f"group {row['group']}" if row.get("group") else normalised(asked)
+    return hashlib.sha256(told.encode(errors="surrogatepass")).digest()[:16]
+
+
+def by_name(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the files for training, and those that are named as a split to hold out: `test-0.parquet`, `test/0.parquet`.
+
+    Where no other file is left to train on, a name means nothing.
+    """
+    trained = {path.parent.parent for path in paths if path.parent.name.lower() == TRAIN}
+
+    def named(path: Path) -> bool:
+        folder = path.parent.parent in trained and re.fullmatch(_NAMED, path.parent.name, re.IGNORECASE)
+        return bool(folder or _STEM.fullmatch(path.name.partition(".")[0]))
+
+    out = tuple(path for path in paths if named(path))
+    return (tuple(path for path in paths if path not in set(out)), out) if len(out) < len(paths) else (tuple(paths), ())
+
+
+class Sides:
+    """The files of one pass over a recipe's rows, one for each split."""
+
+    def __init__(self, folder: Path, share: float) -> None:
+        self._folder, self._share = folder, share
+        self.writers = {split: kept.Writer(folder / f"{split}.arrow") for split in SPLITS}
+        self._begun: list[dict[str, int]] = []  # rows of each file at the beginning of a source
+        self._named: set[bytes] = set()  # keys of rows that are held out by name
+        self._groups: dict[bytes, array[int]] | None = {} if share else None  # key → its rows, while all are on one side
+
+    def begin(self) -> None:
+        """Say that rows of another source follow."""
+        self._begun.append({split: writer.rows for split, writer in self.writers.items()})
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Where the rows of each source stand among those for training: the first, and the one after the last."""
+        begun = [at[TRAIN] for at in self._begun]
+        return list(pairwise([*begun, self.writers[TRAIN].rows]))
+
+    def add(self, row: Row, where: str, key: bytes, held_out: bool) -> str | None:
+        """Write a row to its side, or return why it is dropped; rows that are `held_out` by name come before all others."""
+        if held_out:
+            self._named.add(key)
+        elif key in self._named:
+            return SAME
+        elif int.from_bytes(key[:4]) < self._share * 2**32:
+            held_out = True
+        writer = self.writers[HELD_OUT if held_out else TRAIN]
+        if self._groups is not None:
+            self._groups.setdefault(key, array("q")).append(writer.rows)
+        writer.add(row, where)
+        if all(writer.rows for writer in self.writers.values()):
+            self._groups = None
+        return None
+
+    def close(self) -> None:
+        """Finish both files. Where one is empty, a single group is for training, and of more groups one is held out."""
+        for writer in self.writers.values():
+            writer.close()
+        if not self._groups or not self._share or self._named:
+            return
+        groups = self._groups
+        wanted = self._share * sum(map(len, groups.values()))
+        near = min(groups, key=lambda key: (abs(len(groups[key]) - wanted), key))
+        out = set(groups[near]) if len(groups) > 1 else set()
+        source = next(split for split in SPLITS if self.writers[split].rows)
+        given = kept.load(self._folder / f"{source}.arrow")
+        made = {split: kept.Writer(self._folder / f"{split}.again") for split in SPLITS}
+        begun, starts = [dict.fromkeys(SPLITS, 0) for _ in self._begun], [at[source] for at in self._begun]
+        for number, (row, where) in enumerate(zip(*given, strict=True)):
+            for at in (at for at, start in zip(begun, starts, strict=True) if start == number):
+                at |= {split: writer.rows for split, writer in made.items()}
+            made[HELD_OUT if number in out else TRAIN].add(row, where)
+        for split, writer in made.items():
+            writer.close()
+            for at, start in zip(begun, starts, strict=True):
+                at[split] = writer.rows if start >= len(given[0]) else at[split]
+            (self._folder / f"{split}.again").replace(self._folder / f"{split}.arrow")
+        self.writers, self._begun = made, begun

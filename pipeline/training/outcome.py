@@ -1,0 +1,70 @@
+"""Whether training did what a stage declares: the loss of the same rows before and after it, or the reward of its answers.
+
+A difference counts where it is clear of chance: more than three standard errors, and more than 0.01.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.training.trainer import StageTrainer, take_rows
+
+_BATCHES, _ROWS = 16, 2  # that are measured, and rows of each, of which a loss over the batch needs two
+_FEWEST = 4  # measurements below which nothing is clear
+_ERRORS, _LEAST = 3.0, 0.01
+_REWARD = "mean_reward"
+
+
+def losses(trainer: StageTrainer) -> list[float]:
+    """Return the loss of each of the first batches of two rows, without dropout; nothing where a trainer samples its rows."""
+    rows: Any = trainer.train_dataset
+    if trainer.samples or not hasattr(rows, "__len__"):
+        return []
+    model: Any = trainer.model
+    was_training, state = model.training, (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    model.eval()
+    found = []
+    trainer.data_collator.begin(0)
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        for start in range(0, min(len(rows), _BATCHES * _ROWS) // _ROWS * _ROWS, _ROWS):
+            batch = trainer.data_collator([rows[at] for at in range(start, start + _ROWS)])
+            take_rows(batch)
+            found.append(trainer.loss_of(trainer._prepare_inputs(batch)))
+    model.train(was_training)
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    return found
+
+
+def worse(before: Sequence[float], after: Sequence[float]) -> str:
+    """Return in words that the same rows cost clearly more after training than before it, or ""."""
+    if len(before) < _FEWEST or len(after) != len(before):
+        return ""
+    changes = np.subtract(after, before)
+    if not _clear(float(changes.mean()), float(changes.std(ddof=1)) / len(changes) ** 0.5):
+        return ""
+    return f"the loss of its own first rows rose from {np.mean(before):.3f} to {np.mean(after):.3f}"
+
+
+def less_rewarded(log: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words that the second half of a log holds clearly lower rewards than the first, or "" where it doesn't or has none."""
+    found = np.array([entry[_REWARD] for entry in log if _REWARD in entry], float)
+    found = found[~np.isnan(found)]  # of steps in which no answer got one
+    first, second = np.split(found, [len(found) // 2])
+    if len(first) < _FEWEST:
+        return ""
+    error = float(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second)) ** 0.5
+    if not _clear(float(first.mean() - second.mean()), error):
+        return ""
+    return f"the mean reward fell from {first.mean():.3f} to {second.mean():.3f}"
+
+
+def _clear(fall: float, error: float) -> bool:
+    return math.isnan(fall) or fall > max(_LEAST, _ERRORS * error)

@@ -1,0 +1,96 @@
+"""Data that is broken somewhere in the middle: one plain line with file and row, and nothing half-written is taken for whole."""
+
+import gzip
+import json
+
+import pytest
+
+from pipeline.data import recipe
+from pipeline.system import cache
+from pipeline.system.errors import UserError
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def refused(path, type="text"):
+    with pytest.raises(UserError) as error:
+        recipe.from_data(str(path), type).rows(type, "train", 1)
+    assert all("\n" not in fault for fault in error.value.faults)
+    return list(error.value.faults)
+
+
+def lines(count):
+    return "".join(json.dumps({"text": f"row {number} " + str(number**7) * 20}) + "\n" for number in range(count))
+
+
+def test_a_truncated_archive(tmp_path, place):
+    packed = gzip.compress(lines(20_000).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (fault,) = refused(tmp_path / "a.jsonl.gz")
+    assert fault.startswith(f"{tmp_path}/a.jsonl.gz: can't be read after row ")
+    assert int(fault.partition("after row ")[2].split()[0].replace(",", "")) > 1000
+    assert not [entry for entry in place.iterdir() if entry.is_dir()], "nothing of it is kept"
+
+
+def test_a_truncated_parquet_file(tmp_path, place):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([json.loads(line) for line in lines(5000).splitlines()]), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert refused(path)[0].startswith(f"{path}: not parquet (")
+    path.write_bytes(whole[:2000] + b"\0" * 2000 + whole[4000:])
+    assert refused(path)[0].startswith(f"{path}: can't be read")
+
+
+@pytest.mark.parametrize("value", [5, None, ["a"], {"a": 1}])
+def test_a_column_that_changes_its_type_late(tmp_path, place, value):
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines(20_000) + json.dumps({"text": value}) + "\n" + lines(10))
+    assert refused(path) == [f"{path}:20001: text is {type(value).__name__}, not text"]
+
+
+def test_columns_that_change_late(tmp_path, place):
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines(3000) + '{"txt": "a"}\n')
+    assert refused(path) == [f"{path}:3001: no format of text: found columns {{txt}}, expected {{text}} or {{content}}"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_an_empty_source(tmp_path, place, name):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "b.jsonl").write_text(lines(50))
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("[]" if name == "a.json" else "text\n" if name == "a.csv" else "")
+    assert refused(f"{tmp_path}/{name}=0.5,{tmp_path}/b.jsonl=0.5") == [f"{name}: is empty; it holds no row"]
+
+
+def test_faults_of_all_sources_are_told_at_once(tmp_path, place):
+    (tmp_path / "a.jsonl").write_text("{")
+    (tmp_path / "b.jsonl").write_text('{"text": 3}\n')
+    assert len(refused(f"{tmp_path}/a.jsonl=1,{tmp_path}/b.jsonl=1")) == 2
+
+
+def test_a_pass_that_was_killed_is_made_again(tmp_path, place, monkeypatch):
+    from pipeline.data import kept
+
+    (tmp_path / "a.jsonl").write_text(lines(500))
+    close = kept.Writer.close
+    monkeypatch.setattr(kept.Writer, "close", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    given = recipe.from_data(str(tmp_path / "a.jsonl"), "text")
+    with pytest.raises(KeyboardInterrupt):
+        given.rows("text", "train", 1)
+    monkeypatch.setattr(kept.Writer, "close", close)
+    cache._held.clear()
+    rows = given.rows("text", "train", 1)
+    assert len(rows.kept) + rows.held_out == 500

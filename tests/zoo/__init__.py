@@ -1,0 +1,140 @@
+"""Faults that people make, planted one by one into tristage and into plain scripts of the libraries: `make zoo`.
+
+A fault is a function that changes a `Setup`, which both runners then carry out. `tests/zoo/faults` has a file for each kind,
+`tests/zoo/correct.py` unusual setups that are right.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ANIMALS = "cat dog hen owl fox bee ant cow elk eel".split()
+PAIRS = [(a, b) for a in ANIMALS for b in ANIMALS if a != b]
+ASKED = [{"role": "user", "content": f"Who saw the {b}?"} for _, b in PAIRS]
+ROWS = {
+    "pretrain": [{"text": f"The {a} saw the {b}. The {b} ran from the {a} and was glad of it."} for a, b in PAIRS],
+    "sft": [
+        {"messages": [question, {"role": "assistant", "content": f"The {a} did."}]}
+        for question, (a, _) in zip(ASKED, PAIRS, strict=True)
+    ],
+    "dpo": [
+        {"prompt": question["content"], "chosen": f"The {a} did.", "rejected": f"The {a} did. And so on."}
+        for question, (a, _) in zip(ASKED, PAIRS, strict=True)
+    ],
+    "kto": [
+        {"prompt": question["content"], "completion": f"The {a} did." + " And so on." * (at % 2), "label": at % 2 == 0}
+        for at, (question, (a, _)) in enumerate(zip(ASKED, PAIRS, strict=True))
+    ],
+    "finetune": [
+        {"text": f"The {a} saw the {b} and was {mood} of it.", "label": mood}
+        for at, (a, b) in enumerate(PAIRS)
+        for mood in [("glad", "sad", "fond")[at % 3]]
+    ],
+}
+ROWS["reward"] = ROWS["dpo"]
+PARENT = {"pretrain": "", "sft": "sft", "dpo": "sft", "kto": "sft", "reward": "sft", "finetune": "encoder"}
+OPTIONS = {
+    "pretrain": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 400, "learning_rate": 1e-2},
+    "sft": {"learning_rate": 1e-3}, "dpo": {"learning_rate": 1e-3}, "kto": {"learning_rate": 1e-3},
+    "reward": {"learning_rate": 1e-3}, "finetune": {"learning_rate": 1e-3},
+}  # fmt: skip
+
+
+@dataclass
+class Setup:
+    """One training as somebody set it up: a model, rows, options; a fault changes some of it."""
+
+    folder: Path
+    models: Path  # finished models that are copied and never changed
+    stage: str = "sft"
+    parent: str = ""  # name of one of the models
+    rows: list[dict] = field(default_factory=list)
+    options: dict[str, object] = field(default_factory=dict)
+    template: str = ""  # text of a chat template
+    text: str = ""  # of the file of rows, where it is not one row of JSON a line
+    record: bool = False  # whether the model keeps the record of how it was made
+    later: Callable[[Setup], None] | None = None  # what happens after the stage is done; it is then started again
+
+    @property
+    def model(self) -> Path:
+        """The parent in a folder of this setup's own."""
+        folder = self.folder / "parent"
+        if not folder.exists():
+            shutil.copytree(self.models / self.parent, folder)
+            if not self.record:
+                (folder / "manifest.json").unlink(missing_ok=True)
+        return folder
+
+    @property
+    def data(self) -> Path:
+        """The file of its rows."""
+        path = self.folder / "rows.jsonl"
+        path.write_text(self.text or "".join(json.dumps(row) + "\n" for row in self.rows))
+        return path
+
+    def settings(self, name: str = "config.json", **changed: object) -> None:
+        """Change a JSON file of the model."""
+        path = self.model / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+    def weights(self, change: Callable[[dict], dict]) -> None:
+        """Change the tensors of the model, given by name."""
+        from safetensors.torch import load_file, save_file
+
+        path = self.model / "model.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path, {"format": "pt"})
+
+    def messages(self, change: Callable[[int, list[dict]], list[dict]]) -> None:
+        """Change the conversation of each row, given its number."""
+        self.rows = [{"messages": change(at, [dict(turn) for turn in row["messages"]])} for at, row in enumerate(self.rows)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, or a setup that is right."""
+
+    name: str
+    kind: str
+    story: str  # how it happens to people
+    stage: str
+    plant: Callable[[Setup], None]
+    says: str = ""  # pattern of the line that tells it
+    plain: bool = True  # whether plain scripts can have it
+    parent: str = ""
+
+    def setup(self, folder: Path, models: Path) -> Setup:
+        """Return the setup with the fault in it."""
+        parent = self.parent or PARENT[self.stage]
+        rows = [dict(row) for row in ROWS[self.stage]]
+        made = Setup(folder, models, self.stage, parent, rows, dict(OPTIONS[self.stage]))
+        self.plant(made)
+        return made
+
+
+FAULTS: list[Case] = []
+CORRECT: list[Case] = []
+
+
+def fault(stages: str, says: str = "", plain: bool = True, parent: str = "") -> Callable[[Callable[[Setup], None]], Callable[[Setup], None]]:  # fmt: skip
+    """Register a function that plants a fault, once for each stage; its docstring says how it happens to people."""
+    return _registered(FAULTS, stages.split(), says, plain, parent)
+
+
+def correct(stages: str, parent: str = "") -> Callable[[Callable[[Setup], None]], Callable[[Setup], None]]:
+    """Register a function that makes an unusual setup which is right."""
+    return _registered(CORRECT, stages.split(), "", False, parent)
+
+
+def _registered(cases: list[Case], stages: Iterable[str], says: str, plain: bool, parent: str) -> Callable[[Callable[[Setup], None]], Callable[[Setup], None]]:  # fmt: skip
+    def register(plant: Callable[[Setup], None]) -> Callable[[Setup], None]:
+        kind = plant.__module__.rpartition(".")[2]
+        story = " ".join(str(plant.__doc__).split())
+        name = plant.__name__.strip("_").replace("_", " ")
+        cases.extend(Case(name, kind, story, stage, plant, says, plain, parent) for stage in stages)
+        return plant
+
+    return register

@@ -1,0 +1,117 @@
+"""Plants every fault, runs every correct setup, and writes the table: python -m tests.zoo [--write] [--ours] [NAME]."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline import ROOT
+from tests.zoo.plain import plain
+from tests.zoo.runner import EARLY, LATE, SILENT, WARNED, Zoo, alarm, cases, ours, verdict, verdict_plain
+
+PAGE = ROOT / "docs" / "zoo.md"
+HEADINGS = {
+    "weights": "Weights that don't fill the model", "tokens": "Tokenizers and weights that don't belong together",
+    "templates": "Chat templates", "stuck": "Nothing can move, or all is wrecked", "rows": "Data",
+    "arguments": "Arguments that are ignored or mean something else", "parents": "Parents and resumes",
+}  # fmt: skip
+
+
+def main() -> int:
+    """Run the zoo; status 1 where a correct setup raised an alarm or a fault ended in a traceback."""
+    parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
+    parser.add_argument("name", nargs="?", default="", help="only cases whose name or kind contains this")
+    parser.add_argument("--ours", action="store_true", help="leave the plain scripts out")
+    parser.add_argument("--write", action="store_true", help="write docs/zoo.md")
+    parser.add_argument("--show", action="store_true", help="show what was printed")
+    given = parser.parse_args()
+    os.environ |= {"XDG_CACHE_HOME": tempfile.mkdtemp(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        zoo = Zoo(Path(folder))
+        zoo.build()
+        faults, right = cases()
+        if given.name:
+            faults, right = (
+                [one for one in found if given.name in f"{one.kind} {one.name} {one.stage}"] for found in (faults, right)
+            )
+        return report(zoo, faults, right, given, started)
+
+
+def report(zoo, faults, right, given, started) -> int:
+    """Run the cases, print a line for each, then the table."""
+    found, traces, warnings = [], {"ours": 0, "plain": 0}, set()
+    for case in faults:
+        mine = zoo.run(case, ours)
+        how = verdict(case, mine, zoo.clean(case, ours))
+        traces["ours"] += mine.traceback
+        if how == WARNED:
+            warnings.add(case.says)
+        theirs = "—"
+        if case.plain and not given.ours:
+            ended = zoo.run(case, plain)
+            theirs = verdict_plain(case, ended, zoo.clean(case, plain))
+            traces["plain"] += ended.traceback
+            if given.show:
+                print("    plain: " + " / ".join(sorted(ended.lines() - zoo.clean(case, plain).lines())[:4])[:600])
+        found.append((case, how, theirs))
+        print(f"{case.kind:10} {case.stage:9} {case.name:42} {how:30} {theirs:30} {mine.seconds:5.1f} s{'  TRACEBACK' * mine.traceback}", flush=True)  # fmt: skip
+        if given.show or (how == SILENT and mine.status != 0) or mine.traceback:
+            print(
+                f"    status {mine.status}, {mine.steps} steps: ..." + mine.printed[-1500:].replace("\n", "\n    "), flush=True
+            )
+    alarms = []
+    for case in right:
+        ended = zoo.run(case, ours)
+        said = alarm(case, ended, warnings)
+        if said:
+            alarms.append((case, said))
+        print(f"correct    {case.stage:9} {case.name:42} {f'FALSE ALARM: {said}' if said else 'trains'}", flush=True)
+    text = page(found, right, alarms, traces)
+    print(text.partition("\n## ")[0])
+    print(f"{time.monotonic() - started:.0f} s")
+    if given.write:
+        PAGE.write_text(text)
+    return 1 if alarms or traces["ours"] else 0
+
+
+def page(found, right, alarms, traces) -> str:
+    """Return the page of the docs."""
+    lines = [
+        "# The zoo: planted faults", "",
+        "`make zoo` writes this page. Each fault is planted into tristage and, where it can be expressed there, into a plain script of "
+        "`trl` or of transformers' `Trainer`, of the same versions and with their defaults; `tests/zoo` holds all of them. With tristage a "
+        "stop or a warning counts only where its line tells that fault. With a plain script every stop counts, and every line that "
+        "the same script does not print without the fault.", "",
+        "| | tristage | tristage, of those that plain scripts can have | plain scripts |", "|---|---|---|---|",
+    ]  # fmt: skip
+    both = [(mine, theirs) for _, mine, theirs in found if theirs != "—"]
+    columns = [[mine for _, mine, _ in found], [mine for mine, _ in both], [theirs for _, theirs in both]]
+    lines += [
+        f"| {how} | " + " | ".join(_share(column, (how,)) for column in columns) + " |" for how in (EARLY, LATE, WARNED, SILENT)
+    ]
+    lines.append("| **stopped or warned** | " + " | ".join(_share(column, (EARLY, LATE, WARNED)) for column in columns) + " |")
+    lines += [f"| ended in a traceback | {traces['ours']} | | {traces['plain']} |", ""]
+    lines += [f"False alarms: {len(alarms)} of {len(right)} correct setups.", ""]
+    lines += [f"- {case.stage}: {case.name}: {said}" for case, said in alarms] + [""] * bool(alarms)
+    for kind, heading in HEADINGS.items():
+        lines += [f"## {heading}", "", "| fault | stage | how it happens | tristage | plain script |", "|---|---|---|---|---|"]
+        lines += [f"| {case.name} | {case.stage} | {case.story} | {mine} | {theirs} |" for case, mine, theirs in found if case.kind == kind]  # fmt: skip
+        lines.append("")
+    lines += ["## Correct setups", "", "| setup | stages |", "|---|---|"]
+    names = dict.fromkeys(case.name for case in right)
+    lines += [f"| {name} | {', '.join(case.stage for case in right if case.name == name)} |" for name in names]
+    return "\n".join(lines) + "\n"
+
+
+def _share(column, how) -> str:
+    count = sum(one in how for one in column)
+    return f"{count} of {len(column)} ({count / max(1, len(column)):.0%})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Unusual setups that are right: none may be refused, none may be warned of."""
+
+import unicodedata
+
+from tests.zoo import ROWS, correct
+from tests.zoo.faults.templates import CHATML
+
+PLAIN = CHATML.replace("{%- generation -%}\n", "").replace("{%- endgeneration -%}\n", "")
+TURNS = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
+
+
+def options(stages, **given):
+    """Register a setup that is right and has other options."""
+
+    def plant(setup):
+        setup.options |= given
+
+    plant.__doc__, plant.__name__, plant.__module__ = (
+        "Options.",
+        ", ".join(f"{key} {value}" for key, value in given.items()),
+        __name__,
+    )
+    correct(stages)(plant)
+
+
+options("sft dpo kto reward", method="full")
+options("sft", lr_scheduler_type="constant")
+options("sft", gradient_accumulation_steps=4, per_device_train_batch_size=1)
+options("sft", num_train_epochs=0.5)
+options("sft", max_grad_norm=0)
+options("sft", optim="adafactor")
+options("sft", weight_decay=0.3, adam_beta2=0.95)
+options("sft", learning_rate=1e-6)
+options("sft", warmup_steps=3)
+options("sft", init="random", method="full")
+options("sft dpo", use_dora=True)
+options("sft", gradient_checkpointing=True)
+options("dpo", loss_type="ipo")
+options("dpo", loss_type="hinge")
+options("dpo", beta=2.0)
+options("dpo", loss_type="robust", label_smoothing=0.1)
+options("finetune", strategy="frozen")
+options("finetune", strategy="lora")
+options("pretrain", objective="mlm")
+options("pretrain", objective="rtd")
+options("pretrain", objective="span_corruption")
+options("pretrain", objective="contrastive")
+
+
+@correct("sft dpo kto")
+def a_template_without_generation_tags(setup):
+    """A template as most models have it."""
+    setup.template = PLAIN
+
+
+@correct("sft dpo")
+def a_template_that_trims(setup):
+    """A template that trims what is said, as Llama's does."""
+    setup.template = CHATML.replace("message['content']", "message['content'] | trim")
+    if setup.stage == "sft":
+        setup.messages(lambda _, turns: [turns[0], turns[1] | {"content": f" {turns[1]['content']}\n"}])
+
+
+@correct("dpo")
+def trimming_makes_a_few_pairs_equal(setup):
+    """3 of many pairs are equal after the template has trimmed them."""
+    setup.template = CHATML.replace("message['content']", "message['content'] | trim")
+    setup.rows = [row | {"rejected": row["chosen"] + " "} if at in (5, 40, 77) else row for at, row in enumerate(setup.rows)]
+
+
+@correct("sft dpo")
+def decomposed_letters(setup):
+    """Letters and accents are characters of their own, as macOS writes them."""
+    changed = unicodedata.normalize("NFD", "é")
+    if setup.stage == "sft":
+        setup.messages(lambda _, turns: [turns[0], turns[1] | {"content": turns[1]["content"].replace("e", changed)}])
+    else:
+        setup.rows = [row | {"chosen": row["chosen"].replace("e", changed)} for row in setup.rows]
+
+
+@correct("sft dpo")
+def a_tokenizer_in_lower_case(setup):
+    """The tokenizer lower-cases and composes, as those of many encoders do."""
+    from tokenizers import Tokenizer, normalizers
+
+    path = setup.model / "tokenizer.json"
+    made = Tokenizer.from_file(str(path))
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    made.save(str(path))
+
+
+@correct("sft")
+def a_single_row(setup):
+    """One row to learn by heart."""
+    setup.rows = setup.rows[:1]
+    setup.options["num_train_epochs"] = 4
+
+
+@correct("sft")
+def a_huge_row(setup):
+    """One row as long as the model has positions."""
+    setup.messages(
+        lambda at, turns: [turns[0], turns[1] | {"content": "The cat did. " * 7 if at == 3 else turns[1]["content"]}]
+    )
+
+
+@correct("sft")
+def many_turns(setup):
+    """Conversations of several turns."""
+    setup.messages(lambda _, turns: [*TURNS, *turns])
+
+
+@correct("sft")
+def rows_with_a_system_prompt(setup):
+    """Some rows have a system prompt."""
+    setup.messages(lambda at, turns: [{"role": "system", "content": "You know all animals."}, *turns] if at % 2 else turns)
+
+
+@correct("sft")
+def several_scripts(setup):
+    """Text in other scripts, with emoji."""
+    setup.messages(lambda _, turns: [turns[0], turns[1] | {"content": f"{turns[1]['content']} 猫 Ωμέγα 🙂"}])
+
+
+@correct("sft")
+def words_that_look_like_roles(setup):
+    """Texts that contain the names of control tokens and roles."""
+    setup.messages(lambda _, turns: [turns[0] | {"content": turns[0]["content"] + " assistant: user:"}, turns[1]])
+
+
+@correct("sft")
+def yes_or_no(setup):
+    """Answers of one word, of which there are two."""
+    setup.messages(lambda at, turns: [turns[0], turns[1] | {"content": "Yes." if at % 2 else "No."}])
+
+
+@correct("dpo reward")
+def chosen_is_longer(setup):
+    """Longer answers are preferred."""
+    setup.rows = [row | {"chosen": row["chosen"] + " I saw it myself.", "rejected": row["chosen"]} for row in setup.rows]
+
+
+@correct("dpo")
+def answers_shared_by_pairs(setup):
+    """The same question with several rejected answers."""
+    setup.rows += [row | {"rejected": row["rejected"] + " Or not."} for row in setup.rows]
+
+
+@correct("kto")
+def thumbs_as_words(setup):
+    """A spreadsheet wrote True and False as words."""
+    setup.rows = [row | {"label": str(row["label"])} for row in setup.rows]
+
+
+@correct("kto")
+def few_thumbs_down(setup):
+    """One thumb in ten is down."""
+    setup.rows = [
+        {"prompt": row["prompt"], "completion": row["rejected" if at % 10 == 0 else "chosen"], "label": at % 10 != 0}
+        for at, row in enumerate(ROWS["dpo"])
+    ]
+
+
+@correct("pretrain")
+def text_in_another_language(setup):
+    """German with umlauts."""
+    setup.rows = [{"text": row["text"].replace("glad", "schön müde").replace("saw", "grüßte")} for row in setup.rows]
+
+
+@correct("finetune")
+def two_labels_of_unequal_size(setup):
+    """One label in ten."""
+    setup.rows = [row | {"label": "rare" if at % 10 == 0 else "common"} for at, row in enumerate(setup.rows)]

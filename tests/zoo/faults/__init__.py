@@ -1,0 +1,1 @@
+"""Faults by kind, a file for each."""

@@ -1,0 +1,82 @@
+"""Tokenizers and weights that don't belong together."""
+
+import json
+
+from tests.zoo import fault
+
+APART = "don't belong together"
+
+
+def vocabulary(setup, change):
+    path = setup.model / "tokenizer.json"
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+@fault("sft dpo kto", f"{APART}|unigram")
+def another_order_of_tokens(setup):
+    """The tokenizer was trained once more, and the same pieces got other numbers."""
+
+    def change(found):
+        words = found["model"]["vocab"]
+        held = {token["content"] for token in found["added_tokens"]}
+        free = [word for word in words if word not in held]
+        found["model"]["vocab"] = words | dict(zip(free, [words[word] for word in reversed(free)], strict=True))
+
+    vocabulary(setup, change)
+
+
+@fault("sft", f"{APART}|unigram")
+def a_tokenizer_of_another_text(setup):
+    """Two projects of the same size lie side by side, and the tokenizer came from the other one."""
+    from pipeline.models import tokenization
+
+    texts = ["Sphinx of black quartz, judge my vow!", "Wir zwölf Boxkämpfer jagen Viktor quer über den Deich."] * 20
+    made = tokenization.train(texts, 311, 64)
+    made.chat_template = (setup.model / "chat_template.jinja").read_text()
+    made.save_pretrained(setup.model)
+
+
+@fault("sft dpo", APART)
+def a_larger_tokenizer(setup):
+    """Tokens were added to the tokenizer and the embeddings were not resized."""
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(setup.model)
+    made.add_tokens([f"<new{number}>" for number in range(20)])
+    made.save_pretrained(setup.model)
+
+
+@fault("sft", f"{APART}|unigram")
+def embeddings_moved_by_one(setup):
+    """A padding token was put first, and every other token moved by one."""
+    setup.weights(
+        lambda found: {name: value.roll(7, 0) * 30 if "embed_tokens" in name else value for name, value in found.items()}
+    )
+
+
+@fault("sft", "unknown|end token|eos")
+def no_end_of_text(setup):
+    """tokenizer_config.json was written by hand, and eos_token is missing."""
+    path = setup.model / "tokenizer_config.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "eos_token"}))
+
+
+@fault("sft", "no tokenizer can be loaded")
+def no_tokenizer(setup):
+    """Only config.json and the weights were copied."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (setup.model / name).unlink()
+
+
+@fault("sft", "no tokenizer can be loaded|brackets|nested|can't be read")
+def a_tokenizer_of_brackets(setup):
+    """A broken writer left 200,000 brackets in tokenizer.json."""
+    (setup.model / "tokenizer.json").write_text("[" * 200_000)
+
+
+@fault("sft", "brackets|nested|config.json")
+def a_configuration_of_brackets(setup):
+    """A broken writer left 200,000 brackets in config.json."""
+    (setup.model / "config.json").write_text("[" * 200_000)
