@@ -69,7 +69,7 @@ def test_it_is_computed_once_and_never_again_for_a_rate_a_beta_a_loss_or_more_ep
 def test_it_is_computed_again_for_another_parent_template_or_pairs(dpo, passes, chain, data, tmp_path):
     dpo()
     template = tmp_path / "other.jinja"
-    template.write_text((chain / "sft" / "chat_template.jinja").read_text().replace("bos_token", "bos_token + bos_token", 1))
+    template.write_text((chain / "sft" / "chat_template.jinja").read_text().replace("{{- '\\n' -}}", "{{- '\\n\\n' -}}"))
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("".join((data / "pairs.jsonl").read_text().splitlines(keepends=True)[:60]))
     changes = [

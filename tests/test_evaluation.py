@@ -335,6 +335,7 @@ EVALUATOR = Length()
 '''
 
 
+@pytest.mark.slow
 def test_a_new_metric_is_one_file(copy, tmp_path):
     """Measured, compared, described and printed; nothing else is touched."""
     for name in ("pipeline", "stages", "data_recipes"):

@@ -250,6 +250,7 @@ def test_an_answer_behind_another_prompt_is_cut_for_the_kl_alone():
     assert [len(row["KL_completion_ids"]) for row in rows] == [4, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_stopped_stage_goes_on_to_the_same_weights(kto, chain, thumbs, tmp_path, signum, status):
     long = ["--max_steps", "120", "--save_steps", "20", "--logging_steps", "7", "--gradient_accumulation_steps", "2"]

@@ -32,7 +32,7 @@ def launch(how, name, *flags):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", CHAIN)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "sft")) for name in CHAIN])
 def test_two_processes_do_what_one_does(chain, data, tmp_path, name):
     """One step of plain gradient descent: two processes with one row each move the weights as one with two does."""
     flags = [*flags_of(name, chain, data, tmp_path), "--optim", "sgd", "--learning_rate", "1", "--max_steps", "1"]
@@ -46,6 +46,7 @@ def test_two_processes_do_what_one_does(chain, data, tmp_path, name):
     assert manifest.read(tmp_path / "two" / name)["tokens"] == manifest.read(tmp_path / "one" / name)["tokens"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_nothing_is_sealed(chain, data, tmp_path):
     """A stop that only one of two was asked for: both save, no half-trained model counts as finished."""
     flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--max_steps", "4000", "--logging_steps", "1"]
@@ -65,12 +66,14 @@ def test_a_signal_to_one_process_stops_all_and_nothing_is_sealed(chain, data, tm
     assert resume.fault(resume.latest(tmp_path / "sft")) == ""
 
 
+@pytest.mark.slow
 def test_an_objective_whose_model_has_parts_without_a_loss(tmp_path, data):
     """BERT's pooler is in no contrastive loss; a process that waited for its gradient would wait for ever."""
     flags = [*SMALL["pretrain"], "--data", data / "text.jsonl", "--output", tmp_path / "out", "--objective", "contrastive"]
     assert launch(TORCHRUN, "pretrain", *flags, "--max_steps", "3").count("done in") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", "similarity"])
 def test_two_processes_fine_tune_as_one_does(tmp_path, name):
     """As above, for a task; with patience both processes validate and agree on when to stop."""

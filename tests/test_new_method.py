@@ -690,6 +690,7 @@ def test_a_method_of_ones_own_is_known_everywhere(checkout):
     assert checkout.touched() == set(ADDED)
 
 
+@pytest.mark.slow
 def test_every_other_part_is_one_file_too(checkout):
     """A type of rows with a stage that reads it by a trainer of trl, an objective, a task."""
     added = PARTS | {f"stages/profiles/parts/{name}.yaml": text for name, text in OF_PARTS.items()}

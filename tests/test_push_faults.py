@@ -264,6 +264,7 @@ def killed(hub, ready, folder, run, times, seed):
     return states
 
 
+@pytest.mark.slow
 def test_a_killed_push_can_be_repeated(run, ready, hub, tmp_path):
     killed(hub, ready, tmp_path / "home", run, times=3, seed=0)
 

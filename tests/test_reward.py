@@ -306,7 +306,7 @@ def test_bad_input_is_told_in_one_line(run, made, encoder, data, tmp_path):
             flags(made / "sft", data, out, "--max_length", "2000"),
             "max_length: 2000 does not fit the parent, which has 64 positions",
         ),
-        (flags(made / "sft", data, out, "--max_length", "8"), "no row is left for training (86 longer than max_length 8)"),
+        (flags(made / "sft", data, out, "--max_length", "8"), "no row is left for training (81 longer than max_length 8)"),
     ]:
         status, _, err = run("reward", *given)
         assert (status, len(err.splitlines())) == (2, 1), err

@@ -16,7 +16,7 @@ from tests.test_pairs import Unplugged
 STEPS = 6
 FLAGS = [
     "--answers", "4", "--max_new_tokens", "8", "--rewards", "{regex: {pattern: 'h'}}", "--rounds", "2", "--max_steps", STEPS,
-    "--per_device_train_batch_size", "4", "--logging_steps", "1", "--save_steps", "2", "--learning_rate", "1e-3",
+    "--per_device_train_batch_size", "4", "--logging_steps", "1", "--save_steps", "2", "--learning_rate", "1e-2",
 ]  # fmt: skip
 
 

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 _READ = 10_000  # examples whose lengths are counted at once
@@ -49,6 +48,8 @@ def mixed(dataset: Dataset, parts: Sequence[Part], seed: int) -> tuple[Dataset, 
 
     Raises UserError where a source has no example.
     """
+    import numpy as np
+
     lengths, rows = _counted(dataset)
     rng = np.random.default_rng([seed, 12])
     sources = np.searchsorted([part.stop for part in parts], rows, side="right")
@@ -68,6 +69,8 @@ def mixed(dataset: Dataset, parts: Sequence[Part], seed: int) -> tuple[Dataset, 
 
 def _counted(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of each example, and the number of the row that it was made from."""
+    import numpy as np
+
     columns = [name for name in dataset.column_names if name.endswith("_ids") and not name.endswith("type_ids")]
     arrow, lengths, rows = dataset.select_columns([*columns, "row"]).with_format("arrow"), [], []
     for start in range(0, len(dataset), _READ):
@@ -79,6 +82,8 @@ def _counted(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def _drawn(numbers: np.ndarray, lengths: np.ndarray, wanted: float, rng: np.random.Generator) -> np.ndarray:
     """Return examples, each as often as it is read, that have about so many tokens: all of them so often, and a part by chance."""
+    import numpy as np
+
     passes, left = divmod(wanted, int(lengths[numbers].sum()))
     order = rng.permutation(numbers)
     until = int(np.searchsorted(np.cumsum(lengths[order]), left, side="right"))
