@@ -189,7 +189,8 @@ def test_data_of_the_wrong_type_names_its_columns(run, chain, data, tmp_path):
     flags[flags.index("--data") + 1] = data / "chats.jsonl"
     status, _, err = run("dpo", *flags)
     assert status == 2
-    assert "no format of preference: found columns {messages}, expected {chosen, rejected} or " in err
+    assert "no format of preference: found columns {messages}, expected {" in err
+    assert "{chosen_messages, rejected_messages}" in err
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(run, chain, data, tmp_path):
