@@ -15,7 +15,7 @@ import torch
 
 from pipeline.training.trainer import StageTrainer, take_rows
 
-_BATCHES, _ROWS = 16, 2  # that are measured, and rows of each, of which a loss over the batch needs two
+_BATCHES, _ROWS = 8, 2  # that are measured, and rows of each, of which a loss over the batch needs two
 _FEWEST = 4  # measurements below which nothing is clear
 _ERRORS, _LEAST = 3.0, 0.01
 _REWARD = "mean_reward"
