@@ -25,18 +25,23 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
     """
     import torch
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
     if (Path(folder) / _ADAPTER).is_file():
         raise UserError(
             f"--{role} {folder}: {_ADAPTER} lies beside the weights, and the library would put that adapter on the model; "
             "take it away, or merge it first (peft's merge_and_unload)"
         )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what the library would print of its report is read here
     try:
         model, told = auto.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **how
         )
     except (RuntimeError, SafetensorError) as error:  # of sizes that differ it says no more than that they do
         raise UserError(f"--{role} {folder}: {_sizes(folder, error)}") from None
+    finally:
+        logging.set_verbosity(verbosity)
     missing = [name for name in sorted(told["missing_keys"]) if not _part_of(name, (*new, *_POOLER))]
     extra = [name for name in sorted(told["unexpected_keys"]) if _has_place(model, name)]
     found = [f"lack {_named(missing)}, which would begin at random"] * bool(missing)

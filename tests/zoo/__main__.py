@@ -96,7 +96,10 @@ def page(found, right, alarms, traces) -> str:
     ]
     lines.append("| **stopped or warned** | " + " | ".join(_share(column, (EARLY, LATE, WARNED)) for column in columns) + " |")
     lines += [f"| ended in a traceback | {traces['ours']} | | {traces['plain']} |", ""]
-    lines += [f"False alarms: {len(alarms)} of {len(right)} correct setups.", ""]
+    lines += [
+        f"False alarms: {len(alarms)} of {len(right)} correct setups. Rows that are counted as left out are no warning.",
+        "",
+    ]
     lines += [f"- {case.stage}: {case.name}: {said}" for case, said in alarms] + [""] * bool(alarms)
     for kind, heading in HEADINGS.items():
         lines += [f"## {heading}", "", "| fault | stage | how it happens | tristage | plain script |", "|---|---|---|---|---|"]

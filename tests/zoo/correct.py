@@ -131,7 +131,12 @@ def words_that_look_like_roles(setup):
 @correct("sft")
 def yes_or_no(setup):
     """Answers of one word, of which there are two."""
-    setup.messages(lambda at, turns: [turns[0], turns[1] | {"content": "Yes." if at % 2 else "No."}])
+    setup.messages(
+        lambda at, turns: [
+            turns[0] | {"content": f"{turns[0]['content']} {at}"},
+            turns[1] | {"content": "Yes." if at % 2 else "No."},
+        ]
+    )
 
 
 @correct("dpo reward")

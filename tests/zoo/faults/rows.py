@@ -159,7 +159,7 @@ def the_same_row_many_times(setup):
     setup.rows = setup.rows[:3] * 40
 
 
-@fault("finetune", "chance|no better|not better|baseline")
+@fault("finetune", "chance|no better|not better")
 def labels_drawn_by_lot(setup):
     """The label column was sorted apart from the texts."""
     rng = random.Random(0)
