@@ -27,7 +27,7 @@ def a_parent_edited_in_place(setup):
     setup.weights(lambda found: {name: value * 1.01 for name, value in found.items()})
 
 
-@fault("sft", "changed|differs|began|again", plain=False)
+@fault("sft", r"changed|differs|began|again\b", plain=False)
 def a_parent_edited_with_its_old_times(setup):
     """rsync keeps times, and a tool that patches a file in place keeps its size."""
     setup.record = True
@@ -44,7 +44,7 @@ def a_parent_edited_with_its_old_times(setup):
     setup.later = later
 
 
-@fault("sft", "changed|again|differs|other inputs|aside", plain=False)
+@fault("sft", r"changed|again\b|differs|other inputs|aside", plain=False)
 def rows_edited_after_the_stage(setup):
     """The file of rows was corrected after the stage was done, and the result kept."""
 

@@ -11,7 +11,7 @@ def one_answer_for_all(setup):
     setup.messages(lambda _, turns: [turns[0], {"role": "assistant", "content": "I do not know."}])
 
 
-@fault("finetune", "one label|only label|single label|same label|label")
+@fault("finetune", "one label|only label|single label|same label|never differs|every row")
 def one_label_for_all(setup):
     """A filter left rows of one class."""
     setup.rows = [row | {"label": "glad"} for row in setup.rows]
