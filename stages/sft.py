@@ -90,9 +90,10 @@ class SFT(Stage):
         from transformers import set_seed
         from trl import SFTTrainer
 
-        from pipeline.training.adapter import begin_rows, give_head_a_bias, settle_rows
+        from pipeline.training.adapter import give_head_a_bias
         from pipeline.training.chat import open_parent, row_length, turn_markers
         from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
+        from pipeline.training.output_rows import begin_rows, settle_rows
         from pipeline.training.trainer import StageTrainer
 
         class Conversations(StageTrainer, SFTTrainer):

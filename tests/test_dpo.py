@@ -50,6 +50,21 @@ REFERENCES = [[], ["--ld_alpha", "0.5"], ["--precompute_ref_log_probs", "true"],
               ["--precompute_ref_log_probs", "true", "--ld_alpha", "0.5"]]  # fmt: skip
 
 
+def stock_trainer(kind, run, trainer, parent):
+    """A trainer of trl as it comes, on the rows, settings and parent of ours; it asks its reference in each step."""
+
+    class Stock(kind):
+        def _prepare_dataset(self, dataset, *_):
+            return dataset
+
+    arguments = copy.copy(trainer.args)
+    arguments.precompute_ref_log_probs = False
+    model, copied = (AutoModelForCausalLM.from_pretrained(parent) for _ in range(2))
+    adapter = run.options.adapter()
+    return Stock(model, None if adapter else copied, arguments, train_dataset=trainer.train_dataset,
+                 processing_class=trainer.processing_class, peft_config=adapter)  # fmt: skip
+
+
 @pytest.fixture
 def at_first_step(dpo, monkeypatch):
     """Run the stage up to its first step, and look at the trainer there; return what the stage said."""
@@ -113,18 +128,9 @@ def test_every_loss_and_its_gradient_are_trls_at_a_margin(at_first_step, chain, 
     """Joined pairs, answers scored alone and a kept reference, against trl's trainer as it comes."""
     from trl import DPOTrainer
 
-    class Stock(DPOTrainer):
-        def _prepare_dataset(self, dataset, *_):
-            return dataset
-
     def look(run, trainer, batch):
         assert trainer.joins
-        arguments = copy.copy(trainer.args)
-        arguments.precompute_ref_log_probs = False
-        model, copied = (AutoModelForCausalLM.from_pretrained(chain / "sft") for _ in range(2))
-        adapter = run.options.adapter()
-        stock = Stock(model, None if adapter else copied, arguments, train_dataset=trainer.train_dataset,
-                      processing_class=trainer.processing_class, peft_config=adapter)  # fmt: skip
+        stock = stock_trainer(DPOTrainer, run, trainer, chain / "sft")
         stock.loss_weights, stock.label_smoothing = [1.0], EPSILON
         given = {name: column for name, column in batch.items() if not name.startswith("ref_")}
         moved(trainer.model)

@@ -13,7 +13,8 @@ from pipeline.data.tokens import CausalCollator, encode_messages
 from pipeline.evaluation.metrics import refusals
 from pipeline.models import checkpoint, tokenization
 from pipeline.system.errors import UserError
-from pipeline.training.adapter import AdapterOptions, begin_rows, settle_rows
+from pipeline.training.adapter import AdapterOptions
+from pipeline.training.output_rows import begin_rows, settle_rows
 from stages.calibrate import _factors
 
 KINDS = (strangers.NEW, strangers.FIRST_KNOWN, strangers.LAST_KNOWN, strangers.APART)

@@ -1,6 +1,5 @@
 """Alignment by thumbs: what is refused, what the batches hold, exactness, resuming, and figures."""
 
-import copy
 import json
 import math
 import signal
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from pipeline.chain import finished, manifest, resume
 from pipeline.evaluation.metrics.thumbs import auc
@@ -21,7 +19,7 @@ from pipeline.training import loop
 from pipeline.training.unpaired import ThumbsTrainer
 from stages.kto import mismatched, shorten
 from tests.conftest import command, last
-from tests.test_dpo import gradient, moved
+from tests.test_dpo import gradient, moved, stock_trainer
 from tests.test_resume import wait_for
 
 SMALL = ["--max_length", "64", "--max_steps", "4", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3"]
@@ -187,19 +185,10 @@ def test_loss_and_gradient_are_trls_at_a_margin(at_first_step, chain, method, lo
     """Answers scored alone and a kept reference, that of the KL included, against trl's trainer as it comes."""
     from trl import KTOTrainer
 
-    class Stock(KTOTrainer):
-        def _prepare_dataset(self, dataset, *_):
-            return dataset
-
     seen = []
 
     def look(run, trainer, batch):
-        arguments = copy.copy(trainer.args)
-        arguments.precompute_ref_log_probs = False
-        model, copied = (AutoModelForCausalLM.from_pretrained(chain / "sft") for _ in range(2))
-        adapter = run.options.adapter()
-        stock = Stock(model, None if adapter else copied, arguments, train_dataset=trainer.train_dataset,
-                      processing_class=trainer.processing_class, peft_config=adapter)  # fmt: skip
+        stock = stock_trainer(KTOTrainer, run, trainer, chain / "sft")
         assert {"ref_logps", "ref_KL_logps"} & batch.keys() == ({"ref_logps"} if keeps == "true" else set()) | (
             {"ref_KL_logps"} if keeps == "true" and loss == "kto" else set()
         )

@@ -164,4 +164,4 @@ def test_safety_costs_little_over_the_stock_trainer(material, capsys):
 
     ratios = [pair["ours"] / pair["stock"] for pair in compared({"ours": ours, "stock": stock})]
     told(capsys, "time of the stock Trainer", ratios)
-    assert statistics.median(ratios) <= 1.10  # 1.03 is wanted and printed; the rest is for a noisy machine
+    assert statistics.median(ratios) <= 1.06  # 1.03 is wanted and printed; the rest is for a noisy machine

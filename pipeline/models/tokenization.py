@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # reserved in pretraining, learned in SFT
 MOST = 50_000_000  # characters that a tokenizer is trained on: more of them no longer change which pieces are frequent
+_TALK = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})  # by which a template is tried
 _PATIENCE = 5  # seconds for a short conversation
 _SENTINELS = 100  # spans that span corruption can take out of one text
 _LONGEST = 16  # characters of a piece, where a language puts no spaces between words
@@ -303,11 +304,10 @@ def _fault(error: Exception) -> UserError:
 
 def ends_in_time(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where a chat template takes seconds for a short conversation, or says something else each time."""
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with signals.within(
         _PATIENCE, f"chat_template: is not done with two short messages after {_PATIENCE} s; one of its loops is too long"
     ):
-        said = {templated_text(tokenizer, talk) for _ in range(3)}
+        said = {templated_text(tokenizer, _TALK) for _ in range(3)}
     if len(said) > 1:
         raise UserError(
             "chat_template: writes the same conversation differently each time, as by a clock; training could not be repeated"
@@ -316,16 +316,15 @@ def ends_in_time(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def another_template(tokenizer: PreTrainedTokenizerBase, own: Any) -> str:
     """Return a warning where the tokenizer's template writes otherwise than the parent's `own`, or there is none; or ""."""
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     chosen = tokenizer.chat_template
     if not own:
         return "the parent has no chat template of its own: it was never taught to answer, and this stage does not teach it"
     if own == chosen:
         return ""
-    written = templated_text(tokenizer, talk)
+    written = templated_text(tokenizer, _TALK)
     tokenizer.chat_template = own
     try:
-        same = templated_text(tokenizer, talk) == written
+        same = templated_text(tokenizer, _TALK) == written
     finally:
         tokenizer.chat_template = chosen
     return "" if same else "chat_template: writes a conversation otherwise than the template that the parent was trained with"

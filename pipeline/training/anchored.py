@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.data.batches import pad
-from pipeline.data.tokens import IGNORED
+from pipeline.data.tokens import answered
 from pipeline.training import references, scoring
 from pipeline.training.alignment import AlignmentTrainer
 from pipeline.training.loop import passes
@@ -72,9 +72,8 @@ class AnchoredTrainer(AlignmentTrainer):
 
     def _log_probs(self, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
         """Return the log-probabilities of the model as it is, (columns · rows, length - 1), 0 outside of the answers."""
-        answers = [(row["prompt_ids"], row[column]) for column in self.columns for row in rows]
-        columns = [{"input_ids": [*asked, *ids], "labels": [IGNORED] * len(asked) + ids} for asked, ids in answers]
-        batch = self._prepare_inputs(pad(columns, self.pad_id))
+        answers = [answered(row["prompt_ids"], row[column]) for column in self.columns for row in rows]
+        batch = self._prepare_inputs(pad(answers, self.pad_id))
         training, together = self.model.training, self.together
         self.model.eval()
         self.together = True

@@ -41,20 +41,20 @@ class Refusals(Evaluator):
         assert parent is not None
         questions = list(judge.questions(subject.settings.seed))
         turns = [[{"role": "user", "content": question.prompt}] for question in questions]
-        right = {
-            model.label: [judge.right(*both) for both in zip(replies, questions, strict=True)]
-            for model in subject.chatting
-            if (replies := model.replies(turns, subject.settings.max_new_tokens))
-        }
+        replies = {model.label: model.replies(turns, subject.settings.max_new_tokens) for model in subject.chatting}
+        places = {kind: [at for at, question in enumerate(questions) if question.kind == kind] for kind in (*KINDS, KNOWN)}
+        about = {kind: [questions[at].about for at in found] for kind, found in places.items()}
+
+        def right(label: str) -> list[float]:
+            return [float(judge.right(replies[label][at], questions[at])) for at in places[KNOWN]]
+
+        before = right(parent.label)
         for model in subject.chatting:
-            refused = [judge.refused(reply) for reply in model.replies(turns, subject.settings.max_new_tokens)]
-            for kind, name in {**{kind: f"refused_{kind}" for kind in KINDS}, KNOWN: "refused_known"}.items():
-                places = [place for place, question in enumerate(questions) if question.kind == kind]
-                about = [questions[place].about for place in places]
-                yield Measurement(model.label, name, share([float(refused[place]) for place in places]), about)
-            before = [float(right[parent.label][place]) for place in places]  # of known people, the last kind above
-            still = [was * right[model.label][place] for was, place in zip(before, places, strict=True)]
-            yield Measurement(model.label, "kept", ratio_of(still, before), about)
+            for kind, found in places.items():
+                refused = share([float(judge.refused(replies[model.label][at])) for at in found])
+                yield Measurement(model.label, f"refused_{kind}", refused, about[kind])
+            still = [was * now for was, now in zip(before, right(model.label), strict=True)]
+            yield Measurement(model.label, "kept", ratio_of(still, before), about[KNOWN])
 
 
 EVALUATOR = Refusals()

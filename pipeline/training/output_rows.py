@@ -1,0 +1,85 @@
+"""Method rows: the output rows of some tokens are all that is trained, on a head with weights of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.system.errors import UserError
+from pipeline.training.adapter import AdapterOptions
+
+_ROWS, _RIDGE = 8, 0.1  # rows that are read at once; what keeps a row from fitting single states
+
+
+def begin_rows(options: AdapterOptions, tokenizer: Any, model: Any) -> list[int]:
+    """Return the ids of the tokens whose output rows are trained; UserError where the options name none, or some in vain.
+
+    Each text becomes a token where it is none; `settle_rows` says how it is read. The head gets weights of its own, so that a
+    row of it can be trained and the embedding of the same token stays.
+    """
+    import torch
+
+    if options.method != "rows":
+        if options.rows:
+            raise UserError(f"rows: method {options.method} trains none of them; set method to rows, or leave them out")
+        return []
+    if not options.rows:
+        raise UserError("rows: method rows needs the texts whose output rows are trained")
+    new = [text for text in options.rows if len(tokenizer.encode(text, add_special_tokens=False)) != 1]
+    tokenizer.add_tokens(new)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    ids = [tokenizer.encode(text, add_special_tokens=False)[0] for text in options.rows]
+    added = tokenizer.convert_tokens_to_ids(new)
+    with torch.no_grad():
+        embeddings.weight[added] = 0.0
+        if head.weight is embeddings.weight:
+            head.weight = torch.nn.Parameter(embeddings.weight.detach().clone())
+    model.config.get_text_config().tie_word_embeddings = False
+    return ids
+
+
+def settle_rows(model: Any, dataset: Any, collator: Any, ids: Sequence[int]) -> None:
+    """Begin each trained row where its token would be about as likely as the likeliest one at the places where it is a target.
+
+    A token without an embedding of its own, which is all zeros, is read as what the model expects at those places: the mean
+    embedding under its own probabilities.
+
+    A head without a bias has no constant, but the hidden states h of one sort of places are few enough that a row can be
+    found whose product with them is nearly constant: w = c (E[h hᵀ] + λ I)⁻¹ E[h], c being the mean largest logit there.
+    From zero, training spends its steps on finding that direction and fits single examples with the rest.
+    """
+    import torch
+
+    states: dict[int, list[torch.Tensor]] = {token: [] for token in ids}
+    expected: dict[int, list[torch.Tensor]] = {token: [] for token in ids}
+    embeddings = model.get_input_embeddings().weight
+    largest: dict[int, list[torch.Tensor]] = {token: [] for token in ids}
+    head, seen = model.get_output_embeddings(), []
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model.eval()
+    try:
+        for start in range(0, len(dataset), _ROWS):
+            batch = collator([dataset[row] for row in range(start, min(start + _ROWS, len(dataset)))])
+            labels = batch.pop("labels")[:, 1:]
+            with torch.no_grad():
+                logits = model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False).logits[:, :-1]
+            hidden = seen.pop()[:, :-1]
+            for token in ids:
+                here = (labels == token).to(logits.device)
+                states[token].append(hidden[here])
+                largest[token].append(logits[here].max(-1).values)
+                expected[token].append(logits[here].softmax(-1) @ embeddings.detach())
+    finally:
+        hook.remove()
+    model.train()
+    for token in ids:
+        found = torch.cat(states[token])
+        if len(found):
+            second = found.T @ found / len(found) + _RIDGE * torch.eye(found.shape[1], device=found.device)
+            row = torch.linalg.solve(second, found.mean(0)) * torch.cat(largest[token]).mean()
+            with torch.no_grad():
+                head.weight[token] = row
+                if not embeddings[token].any():
+                    embeddings[token] = torch.cat(expected[token]).mean(0)
