@@ -98,6 +98,7 @@ FIGURES: dict[str, list[Figure]] = {
     ],
     "smollm2": real("adopt"),
     "feedback": [figure for node in ("kto", "rlhf", "rlhf-grpo", "self_train") for figure in aligned(node)],
+    "classic": [*told_apart("reward"), *aligned("rlhf")],
     "plays": told_apart("reward"),
     "rounds": [
         *aligned("dpo-round1"),
