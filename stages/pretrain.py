@@ -32,6 +32,7 @@ class Pretraining(Stage):
     about = "A base model, pretrained on raw text: it was never taught to answer."
     reads = "text"
     given_as = "text"
+    streams = True
     optional = (PARENT,)
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"lr_scheduler_type": "warmup_stable_decay"}
@@ -136,7 +137,7 @@ class Pretraining(Stage):
         """Return the objective's examples: packed where the model keeps documents apart, else numbered."""
         from pipeline.data import tokens
         from pipeline.training import guards
-        from pipeline.training.loop import prepare
+        from pipeline.training.loop import prepare, streamed
 
         options: Pretraining.Options = run.options
         objective = options.chosen
@@ -155,10 +156,13 @@ class Pretraining(Stage):
             )
 
         settings = [options.objective, options.objective_options, options.max_length, options.language, run.seed]
-        dataset = prepare(run, rows, examples if objective.by_row else examples(rows), tokenizer, *settings)
+        by_part = objective.by_row or rows.stream
+        dataset = prepare(run, rows, examples if by_part else examples(rows), tokenizer, *settings)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         collator = objective.collator(tokenizer, dataset, run.seed)
         packs = objective.packs and tokens.keeps_apart(model)
+        if rows.stream:
+            return Batches(streamed(run, rows, examples, options.max_length if packs else 0), collator, {})
         dataset = tokens.pack(dataset, options.max_length, run.say) if packs else tokens.numbered(dataset)
         return Batches(dataset, collator, {})
 

@@ -33,6 +33,7 @@ import checkout  # which lies beside this script
 from pipeline.chain import finished, manifest, profile, resume, stages
 from pipeline.chain.profile import Node
 from pipeline.chain.stage import PARENT, ROWS
+from pipeline.data import recipe
 from pipeline.system import hashes
 from pipeline.training.adapter import AdapterOptions
 from pipeline.training.answers import Sampled
@@ -47,6 +48,7 @@ SHORT = f"parent: sft\nper_device_train_batch_size: 4\nmax_length: 128\nmax_step
 SCORED = "parent: sft\nrewards: {regex: {pattern: e}}\n"  # a model that learned for a few steps gets nothing else right
 NODES = {
     "pretrain": SIZES,
+    "stream": f"stage: pretrain\nrecipe: data/stream.yaml\n{SIZES}",
     "mlm": f"stage: pretrain\nobjective: mlm\n{SIZES}",
     "rtd": f"stage: pretrain\nobjective: rtd\n{SIZES}",
     "spans": f"stage: pretrain\nobjective: span_corruption\n{SIZES}",
@@ -66,6 +68,8 @@ NODES = {
     "pairs": f"{SCORED}max_new_tokens: 24\nprompts: 256\n",
     "selftrain": f"stage: self_train\n{SCORED}max_new_tokens: 24\nprompts: 192\nrounds: 2\nper_device_train_batch_size: 4\nmax_steps: 16\n{SAVES}",
 }  # fmt: skip
+# A recipe of which nothing is kept: lines and row groups, each with its share; a chunk lasts for a few steps.
+STREAM = "type: text\nstream: yes\nsources:\n  - files: data/lines.jsonl\n    share: 0.7\n  - files: data/groups.parquet\n    share: 0.3\n"
 EVALUATE = "evaluate"  # no node, but killed like one: it measures what the released node descends from
 MEASURED = ["--rows", "60", "--resamples", "100", "--max_new_tokens", "16"]
 TRIES = 16  # until a phase is hit
@@ -105,9 +109,13 @@ class House:
         words = [str(node.stage.script), "--config", str(node.file), "--output", str(where / name)]
         for role, parent in node.parents.items():
             words += [f"--{role}", str(self.reference / parent)]
-        if node.signature and node.signature.reads:
+        if node.signature and node.signature.reads and not self.streams(name):
             words += ["--data", str(self.data / f"{node.signature.reads}.jsonl")]
         return [sys.executable, *words]
+
+    def streams(self, name: str) -> bool:
+        """Say whether a node reads its rows while it trains."""
+        return str(self.nodes[name].settings.get("recipe", "")).endswith("stream.yaml")
 
     def steps(self, name: str) -> int:
         """Return how many steps a node takes; 0 where it trains nothing."""
@@ -122,7 +130,9 @@ class House:
         if phase == EVALUATE:
             return [EVALUATE]
         wanted: dict[str, Callable[[Node], bool]] = {
-            "data preparation": lambda node: bool(node.signature and node.signature.reads) and trains(node),
+            "data preparation": lambda node: (
+                bool(node.signature and node.signature.reads) and trains(node) and not self.streams(node.name)
+            ),
             "tokenizer": lambda node: PARENT not in node.parents,
             "sampling": lambda node: issubclass(node.stage.Options, Sampled),
             "merging": lambda node: issubclass(node.stage.Options, AdapterOptions),
@@ -142,8 +152,6 @@ def built(folder: Path, names: Sequence[str]) -> House:
 
     `names`: the nodes that are wanted, with what they descend from; none: all.
     """
-    from pipeline.data import recipe
-
     copy = checkout.copied(folder / "checkout")
     stages.FOLDER = copy / "stages"  # of the copy, since it has more of them
     nodes = profile.load(checkout.write_profile(copy, "torture", **NODES)).nodes
@@ -155,7 +163,20 @@ def built(folder: Path, names: Sequence[str]) -> House:
     for kind in sorted({node.signature.reads for node in house.nodes.values() if node.signature}):
         rows = recipe.load("world").rows(kind, "train", 42).kept[:3000]
         (house.data / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if any(map(house.streams, house.nodes)):
+        write_stream(house.data)
     return house
+
+
+def write_stream(folder: Path) -> None:
+    """Write the streamed recipe and its sources."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = list(recipe.load("world").rows("text", "train", 42).kept[:3000])
+    (folder / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2000]))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[2000:]), folder / "groups.parquet", row_group_size=100)
+    (folder / "stream.yaml").write_text(STREAM)
 
 
 class Attempt:
@@ -232,7 +253,7 @@ State = Callable[[Attempt], bool]
 # Phase: whether it has begun, whether it is over.
 PHASES: dict[str, tuple[State, State]] = {
     "data preparation": (lambda a: a.prepares(), lambda a: a.said("dropped:")),
-    "tokenizer": (lambda a: a.said("trains a tokenizer"), lambda a: a.prepares()),
+    "tokenizer": (lambda a: a.said("trains a tokenizer"), lambda a: a.prepares() or a.said("streamed")),
     "steps": (lambda a: a.logged() > 0, lambda a: a.saving() or a.logged() >= a.steps),
     "checkpoint save": (lambda a: a.saving(), lambda a: not a.saving()),
     "sampling": (lambda a: a.sampling(), lambda a: not a.sampling()),

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.chain import directory, manifest, request
+from pipeline.chain import directory, manifest, request, stages
 from pipeline.chain.run import Run
 from pipeline.chain.stage import DATA, PARENT, Signature, Stage
 from pipeline.data import recipe as recipes
@@ -110,6 +110,8 @@ def _run(requested: request.Request) -> Run | None:
         requested.gather(error)
         return None
     recipe = recipe_of(requested, signature, options)
+    if recipe.streams:
+        requested.faults += _streamed(stage, recipe, options, arguments)
     found = request.identity(requested, options, arguments, recipe, signature)
     sources = recipe.contents() if "recipe" in found else []
     try:
@@ -121,6 +123,19 @@ def _run(requested: request.Request) -> Run | None:
     except UserError as error:
         requested.gather(error)
     return _begun(requested, options, arguments, signature, recipe, found, sources)
+
+
+def _streamed(stage: Stage, recipe: recipes.Recipe, options: Any, arguments: Mapping[str, Any]) -> list[str]:
+    """Return why a stage can't train on a recipe that is streamed."""
+    if not stage.streams:
+        known = " and ".join(kind for kind in stages.known() if stages.load(kind).streams)
+        return [f"recipe {recipe.name}: stream: {stage.kind} reads its rows from disk; {known} can stream"]
+    faults = []
+    if getattr(options, "flops", 0):
+        faults.append(f"recipe {recipe.name}: stream: flops can't be known before a stream is read; give max_steps")
+    if not isinstance(steps := arguments.get("max_steps", -1), int) or steps <= 0:
+        faults.append(f"recipe {recipe.name}: stream: max_steps is needed, since a stream has no end")
+    return faults
 
 
 def _begun(

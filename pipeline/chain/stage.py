@@ -56,6 +56,7 @@ class Stage(ABC):
     makes: ClassVar[str] = ""
     optional: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type]  # a frozen dataclass of our own options
+    streams: ClassVar[bool] = False  # whether it can read rows while it trains, of a recipe with `stream: yes`
     library: ClassVar[str | None] = None  # dotted name of the class that owns every other key, unless options decide
     defaults: ClassVar[Mapping[str, Any]] = {}  # ours, for keys of that class
     primary: ClassVar[tuple[Against, ...]] = ()  # the first that was measured is what a push goes by

@@ -14,6 +14,7 @@ class Recipe:
     """Where rows come from; `EMPTY` stands where no recipe was read yet."""
 
     name = ""
+    streams = False  # whether its rows are read while a model trains, so that `rows` gives a sample of them
 
     def digest(self, type: str) -> str:
         """Return the digest of all that decides the rows of a type, in hex; UserError where it gives none of that type."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pipeline.data.ranges import File
 from pipeline.data.sources import Raw
 from pipeline.system import process
 from pipeline.system.errors import UserError
 
+Item = TypeVar("Item")
 _WAITS = (5.0,)  # seconds before a hub is asked again whose client gave up; it has tried each request six times by then
 _silent: list[str] = []  # hubs that went on failing, which this process does not ask again
 
@@ -41,6 +43,49 @@ def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> 
                 _silent.append(hub)
                 kept = "what was loaded is kept, so run the same command again"
                 raise UserError(f"{name}: the hub failed: {said}; {kept}") from None
+            process.say("data", f"{name}: the hub failed ({said[:80]}); is asked again in {wait:g} s")
+            time.sleep(wait)
+    raise AssertionError("not reached")
+
+
+def files(name: str, subset: str | None = None, split: str = "train", revision: str | None = None) -> list[File]:
+    """Return the files of a split of a data set on a hub, each with the revision that it is of, or of a local folder of that form."""
+    import datasets
+    import fsspec
+
+    def listed() -> list[File]:
+        given = datasets.load_dataset_builder(name, subset, revision=revision).config.data_files or {}
+        if split not in given:
+            raise UserError(f"{name}: has no split {split!r} of files; found {', '.join(map(str, given)) or 'none'}")
+        found = []
+        for path in map(str, given[split]):
+            if "://" not in path:
+                found.append(File.on_disk(Path(path)))
+                continue
+            system, place = fsspec.url_to_fs(path)
+            found.append(File(path, int(system.info(place)["size"]), path.partition("@")[2].partition("/")[0]))
+        return found
+
+    try:
+        return again(name, listed)
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: datasets can't find the files of split {split!r}: {said}") from None
+
+
+def again(name: str, ask: Callable[[], Item]) -> Item:
+    """Return what `ask` returns; where the network fails it is called again after some time, and UserError tells that it went on."""
+    for wait in (*_WAITS, None):
+        try:
+            return ask()
+        except Exception as error:
+            if not _network(error):
+                raise
+            said = " ".join(str(error).split())[:300]
+            if wait is None:
+                raise UserError(f"{name}: the hub failed: {said}; run the same command again, and it goes on") from None
             process.say("data", f"{name}: the hub failed ({said[:80]}); is asked again in {wait:g} s")
             time.sleep(wait)
     raise AssertionError("not reached")

@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data import kept, types
 from pipeline.data.mixture import Part
 from pipeline.data.types import Row
 from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.stream import Stream
 
 SPLITS = ("train", "held_out")
 
@@ -37,6 +40,7 @@ class Rows:
     validation: Sequence[Row] = field(default_factory=list)  # rows for training that are only looked at while it goes on
     parts: Sequence[Part] = ()  # where each source stands among the kept rows, where sources have shares of the tokens
     notes: Sequence[str] = ()  # what the user should know of how they were read
+    stream: Stream | None = None  # what the rows are a sample of, where they are streamed
     identity: str = ""  # digest of all that decides the rows, by which what is made from them is kept; empty for none
 
     def origin(self, number: int) -> str:

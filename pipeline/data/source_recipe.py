@@ -6,7 +6,7 @@ import functools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,21 +140,22 @@ class SourceRecipe(Recipe):
         counted, seen, faults = Rows(name=self.name), set[str](), sources.Faults()
         notes: list[str] = []
         progress = Progress(lambda text: process.say("data", f"{self.name}: {text}"))
+        documents = Documents(self.cut, self.separator)
         sides = split.Sides(folder, self.held_out)
         found = dict(sides.writers)
         parts = [part for source in self.given for part in source.sides]
         for source, out in sorted(parts, key=lambda part: not part[1]):  # those that are held out by name first
-            type = types.load(source.holds or self.type)
             if not out:
                 sides.begin()
-            for where, row in self._parts(source, counted, faults, notes):
+            before = counted.formats.total()
+            for where, row, key in self.sided(
+                source, _raw(source, self.type, documents, notes, faults), counted, faults, notes, seed, seen
+            ):
                 progress.tell(lambda: f"{found['train'].rows:,} rows read, and {found['held_out'].rows:,} held out")
-                if reason := self._passed_over(row, source, seed, seen):
+                if reason := sides.add(row, where, key, out):
                     counted.dropped[reason] += 1
-                    continue
-                told = {"text": type.document(row)} if source.holds else row
-                if reason := sides.add(told, where, split.key(row, type.asked(row)), out):
-                    counted.dropped[reason] += 1
+            if counted.formats.total() == before and not faults.count:
+                faults.add(f"{source.name}: is empty; it holds no row")
         faults.stop()
         sides.close()
         if not min(writer.rows for writer in sides.writers.values()) and (self.held_out or self.named):
@@ -163,6 +164,18 @@ class SourceRecipe(Recipe):
             )
         counts = {"dropped": counted.dropped, "formats": counted.formats, "notes": notes, "parts": sides.parts}
         (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+
+    def sided(
+        self, source: Source, given: Iterable[sources.Raw], counted: Rows, faults: sources.Faults, notes: list[str], seed: int,
+        seen: set[str],
+    ) -> Iterator[tuple[str, Row, bytes]]:  # fmt: skip
+        """Yield the usable rows among raw ones of a source, each with where it stands and the key that decides its side."""
+        type = types.load(source.holds or self.type)
+        for where, row in self._parts(source, given, counted, faults, notes):
+            if reason := self._passed_over(row, source, seed, seen):
+                counted.dropped[reason] += 1
+            else:
+                yield where, {"text": type.document(row)} if source.holds else row, split.key(row, type.asked(row))
 
     def _passed_over(self, row: Row, source: Source, seed: int, seen: set[str]) -> str | None:
         """Return why a row is not used: a duplicate, or beyond the share of its source."""
@@ -190,21 +203,18 @@ class SourceRecipe(Recipe):
             parts=parts if split == "train" else (),
         )  # fmt: skip
 
-    def _parts(self, source: Source, result: Rows, faults: sources.Faults, notes: list[str]) -> Iterator[tuple[str, Row]]:
-        """Yield the usable rows of a source; long documents in parts, where the recipe cuts them."""
-        type = source.holds or self.type
-        documents = Documents(self.cut, self.separator) if type == "text" else None
-        before = result.formats.total()
-        converter = Converter(type, result, faults, source.columns, source.ignored)
-        for where, row in converter.rows(_raw(source, documents, notes, faults)):
+    def _parts(
+        self, source: Source, given: Iterable[sources.Raw], result: Rows, faults: sources.Faults, notes: list[str]
+    ) -> Iterator[tuple[str, Row]]:
+        """Yield the usable rows among raw ones of a source; long documents in parts, where the recipe cuts them."""
+        converter = Converter(source.holds or self.type, result, faults, source.columns, source.ignored)
+        for where, row in converter.rows(iter(given)):
             if self.cut and not source.holds and len(row["text"]) > self.cut:
                 parts = cut(row["text"], self.cut)
                 for number, part in enumerate(parts, start=1):
                     yield f"{where}, part {number}" if len(parts) > 1 else where, row | {"text": part}
             else:
                 yield where, row
-        if result.formats.total() == before and not faults.count:
-            faults.add(f"{source.name}: is empty; it holds no row")
         if converter.unread:
             notes.append(f"{source.name}: not read: {', '.join(converter.unread)}")
 
@@ -213,10 +223,10 @@ class SourceRecipe(Recipe):
             raise UserError(f"{self.name}: gives rows of type {self.type}, but {type} is wanted")
 
 
-def _raw(source: Source, documents: Documents | None, notes: list[str], faults: sources.Faults) -> Iterator[sources.Raw]:
+def _raw(source: Source, type: str, documents: Documents, notes: list[str], faults: sources.Faults) -> Iterator[sources.Raw]:
     """Yield the raw rows of a source; what can't be read is gathered, so that it is told together with faults of other rows."""
     try:
-        yield from source.raw(documents, notes)
+        yield from source.raw(documents if (source.holds or type) == "text" else None, notes)
     except UserError as error:
         for fault in error.faults:
             faults.add(fault)

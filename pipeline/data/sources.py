@@ -51,7 +51,7 @@ class Faults:
             raise UserError(*self.shown, *([f"... and {rest:,} more faults of this kind"] if rest else []))
 
 
-def _open(path: Path) -> IO[bytes]:
+def opened(path: Path) -> IO[bytes]:
     """Open a file for reading bytes, through the decompressor that its ending names."""
     if path.suffix == ".gz":
         import gzip
@@ -77,22 +77,22 @@ def kind(path: Path) -> str:
 
 
 def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
-    with _open(path) as file:
+    with opened(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 where = f"byte {error.object[error.start]:#04x} at column {error.start + 1}"
-                faults.add(f"{path}:{number}: not UTF-8 ({where})", lambda: encodings.remedy(path, _open))
+                faults.add(f"{path}:{number}: not UTF-8 ({where})", lambda: encodings.remedy(path, opened))
 
 
 def _whole(path: Path, faults: Faults) -> str:
     try:
-        with _open(path) as file:
+        with opened(path) as file:
             return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         where = f"byte {error.object[error.start]:#04x} at offset {error.start}"
-        faults.add(f"{path}: not UTF-8 ({where})", lambda: encodings.remedy(path, _open))
+        faults.add(f"{path}: not UTF-8 ({where})", lambda: encodings.remedy(path, opened))
         return ""
 
 
@@ -102,22 +102,26 @@ def _read_text(path: Path, faults: Faults) -> Iterator[Raw]:
 
 def _read_jsonl(path: Path, faults: Faults) -> Iterator[Raw]:
     for number, line in _lines(path, faults):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.add(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})")
-            continue
-        except RecursionError:
-            faults.add(f"{path}:{number}: {_DEEP}")
-            continue
-        if "\\ud" in line.lower() and not _encodable(row):
-            faults.add(f"{path}:{number}: half of a surrogate pair (\\ud...), which is no text")
-        elif isinstance(row, dict):
+        if line.strip() and (row := parsed(line, f"{path}:{number}", faults)) is not None:
             yield f"{path}:{number}", row
+
+
+def parsed(line: str, where: str, faults: Faults) -> dict[str, Any] | None:
+    """Return the columns that a line of JSON holds; where it holds none, that is a fault of what stands at `where`."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        faults.add(f"{where}: not JSON ({error.msg} at column {error.colno})")
+    except RecursionError:
+        faults.add(f"{where}: {_DEEP}")
+    else:
+        if "\\ud" in line.lower() and not _encodable(row):
+            faults.add(f"{where}: half of a surrogate pair (\\ud...), which is no text")
+        elif isinstance(row, dict):
+            return row
         else:
-            faults.add(f"{path}:{number}: a {type(row).__name__}, not an object with columns")
+            faults.add(f"{where}: a {type(row).__name__}, not an object with columns")
+    return None
 
 
 def _encodable(value: Any) -> bool:
@@ -225,7 +229,7 @@ def read_files(paths: list[Path], documents: Documents | None = None, notes: lis
                 yield raw
                 read += 1
         except NotText as error:
-            faults.add(f"{path}: {error}", lambda: encodings.remedy(path, _open))  # noqa: B023
+            faults.add(f"{path}: {error}", lambda: encodings.remedy(path, opened))  # noqa: B023
         except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error) as error:
             faults.add(f"{path}: can't be read{f' after row {read:,}' if read else ''} ({' '.join(str(error).split())[:200]})")
     faults.stop()
@@ -233,7 +237,7 @@ def read_files(paths: list[Path], documents: Documents | None = None, notes: lis
 
 def _read(path: Path, faults: Faults, documents: Documents | None, notes: list[str] | None) -> Iterator[Raw]:
     if documents and READERS[kind(path)] is _read_text:
-        told = documents.read(path, _open, notes if notes is not None else [])
+        told = documents.read(path, opened, notes if notes is not None else [])
         return ((where, {"text": text}) for where, text in told)
     return READERS[kind(path)](path, faults)
 

@@ -39,6 +39,11 @@ def key(row: Row, asked: str) -> bytes:
     return hashlib.sha256(told.encode(errors="surrogatepass")).digest()[:16]
 
 
+def out(key: bytes, share: float) -> bool:
+    """Say whether the rows of a key are held out, of which a share is."""
+    return int.from_bytes(key[:4]) < share * 2**32
+
+
 def by_name(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Return the files for training, and those that are named as a split to hold out: `test-0.parquet`, `test/0.parquet`.
 
@@ -57,12 +62,15 @@ def by_name(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 class Sides:
     """The files of one pass over a recipe's rows, one for each split."""
 
-    def __init__(self, folder: Path, share: float) -> None:
+    def __init__(self, folder: Path, share: float, moves: bool = True) -> None:
+        """Begin both files; `moves`: whether a group may change its side where else one side had none."""
         self._folder, self._share = folder, share
         self.writers = {split: kept.Writer(folder / f"{split}.arrow") for split in SPLITS}
         self._begun: list[dict[str, int]] = []  # rows of each file at the beginning of a source
-        self._named: set[bytes] = set()  # keys of rows that are held out by name
-        self._groups: dict[bytes, array[int]] | None = {} if share else None  # key → its rows, while all are on one side
+        self.named: set[bytes] = set()  # keys of rows that are held out by name
+        self._groups: dict[bytes, array[int]] | None = (
+            {} if share and moves else None
+        )  # key → its rows, while all are on one side
 
     def begin(self) -> None:
         """Say that rows of another source follow."""
@@ -77,10 +85,10 @@ class Sides:
     def add(self, row: Row, where: str, key: bytes, held_out: bool) -> str | None:
         """Write a row to its side, or return why it is dropped; rows that are `held_out` by name come before all others."""
         if held_out:
-            self._named.add(key)
-        elif key in self._named:
+            self.named.add(key)
+        elif key in self.named:
             return SAME
-        elif int.from_bytes(key[:4]) < self._share * 2**32:
+        elif out(key, self._share):
             held_out = True
         writer = self.writers[HELD_OUT if held_out else TRAIN]
         if self._groups is not None:
@@ -94,7 +102,7 @@ class Sides:
         """Finish both files. Where one is empty, a single group is for training, and of more groups one is held out."""
         for writer in self.writers.values():
             writer.close()
-        if not self._groups or not self._share or self._named:
+        if not self._groups or not self._share or self.named:
             return
         groups = self._groups
         wanted = self._share * sum(map(len, groups.values()))

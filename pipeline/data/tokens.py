@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import multiprocessing
 import os
 import re
 from collections import Counter
@@ -70,7 +71,8 @@ def _split(backend: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _threads(wanted: bool) -> Iterator[None]:
-    """Let the tokenizer use its threads; elsewhere they are off, since processes are forked."""
+    """Let the tokenizer use its threads; elsewhere they are off, since processes are forked, and so they stay in these."""
+    wanted = wanted and multiprocessing.parent_process() is None
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     if wanted:
@@ -216,16 +218,34 @@ def write(tokens: Iterable[dict[str, Any]], path: Path) -> Dataset:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = iter(tokens)
     first = next(rows, None)
-    kinds = {int: datasets.Value("int32"), float: datasets.Value("float32")}
-    ids = datasets.List(datasets.Value("int32"))
-    features = datasets.Features({key: kinds.get(type(value), ids) for key, value in (first or {"input_ids": []}).items()})
-    schema = features.arrow_schema
+    features = _features(first)
     with ArrowWriter(path=str(path), features=features) as writer:
         for batch in batched(itertools.chain([first] if first else [], rows), _length):
-            columns = [pa.array([row[name] for row in batch], schema.field(name).type) for name in schema.names]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            writer.write_table(_table(batch, features.arrow_schema))
         writer.finalize()
     return datasets.Dataset.from_file(str(path))
+
+
+def table(tokens: Iterable[dict[str, Any]]) -> Dataset:
+    """Return token rows as a data set in memory; for as many as a chunk of a stream has."""
+    import datasets
+
+    rows = list(tokens)
+    return datasets.Dataset(_table(rows, _features(rows[0] if rows else None).arrow_schema))
+
+
+def _features(first: Mapping[str, Any] | None) -> Any:
+    """Return the columns of token rows by the first of them."""
+    import datasets
+
+    kinds = {int: datasets.Value("int32"), float: datasets.Value("float32")}
+    ids = datasets.List(datasets.Value("int32"))
+    return datasets.Features({key: kinds.get(type(value), ids) for key, value in (first or {"input_ids": []}).items()})
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> pa.Table:
+    columns = [pa.array([row[name] for row in rows], schema.field(name).type) for name in schema.names]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _length(row: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ r"""A recipe that is a YAML file: rows of one type, from files, hub data sets an
     deduplicate: true           # drop rows that were there before (default false)
     cut: 2000                   # of type text: cut longer documents, at blank lines where there are, into parts of so many
                                 # characters, so that some of a single book can be held out (default: not at all)
+    stream: yes                 # read while a model trains, and never as a whole; needs max_steps (default: no)
     separator: "\n***\n"        # of type text: what stands between two documents of a text file (default: a small file is one
                                 # document, one of over a million characters is cut at headings and blank lines)
     sources:                    # one after the other; every format of the type is recognised
@@ -39,10 +40,11 @@ from typing import Any
 
 from pipeline.data import sources, types
 from pipeline.data.source_recipe import Source, SourceRecipe
+from pipeline.data.stream_recipe import StreamRecipe
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
 
-_KEYS = ("type", "sources", "held_out", "deduplicate", "cut", "separator")
+_KEYS = ("type", "sources", "held_out", "deduplicate", "cut", "separator", "stream")
 _SOURCE_KEYS = {"files": {"files"}, "package": {"package", "pattern"}, "hub": {"hub", "subset", "split", "revision"}}
 _SHARED = {"weight", "holds", "held_out", "columns", "ignore", "share"}  # keys of every source
 
@@ -69,6 +71,11 @@ def from_yaml(path: Path, subset: str = "") -> SourceRecipe:
     separator = loaded.get("separator", "")
     if not isinstance(separator, str) or (separator and loaded.get("type") != "text"):
         faults.append(f"{path}: separator: expected a text, in a recipe of type text, found {separator!r}")
+    streams = loaded.get("stream", False)
+    if not isinstance(streams, bool):
+        faults.append(f"{path}: stream: expected yes or no, found {streams!r}")
+    elif streams and deduplicate:
+        faults.append(f"{path}: deduplicate: a stream forgets what it read; clean the data before, or leave out one of the two")
     given = []
     for entry in entries:
         try:
@@ -86,7 +93,8 @@ def from_yaml(path: Path, subset: str = "") -> SourceRecipe:
         raise UserError(*faults)
     if subset:
         given = [replace(source, hub=source.hub | {"subset": subset}) if source.hub else source for source in given]
-    return SourceRecipe(
+    kind = StreamRecipe if streams else SourceRecipe
+    return kind(
         f"{path.stem}:{subset}" if subset else path.stem, given, loaded["type"], held_out, deduplicate, longest, separator
     )
 

@@ -16,7 +16,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.chain import directory, resume
 from pipeline.chain.run import Run
-from pipeline.data import doubts, mixture, shards, types
+from pipeline.data import doubts, mixture, shards, tokens, types
+from pipeline.data.ranges import told
 from pipeline.data.recipe import Rows
 from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
@@ -25,8 +26,10 @@ from pipeline.system.errors import Stopped, WorldError
 from pipeline.training import guards, outcome
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
+from pipeline.training.streamed import Positions, Streamed
 from pipeline.training.trainer import StageTrainer
 
+_FIRST = 1000  # rows of a stream that are looked at before it is read
 # Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
 FORCED: dict[str, Any] = {
     "remove_unused_columns": False,
@@ -52,6 +55,8 @@ def prepare(
     """
     from accelerate import PartialState
 
+    if rows.stream and callable(examples):
+        return _sampled(run, rows, examples)
     identity = _identity(run, rows, tokenizer, settings) if callable(examples) else ""
     whole = iter(()) if callable(examples) else iter(examples)
     encode: shards.Encode = examples if callable(examples) else lambda _: whole
@@ -81,6 +86,24 @@ def prepare(
     if dropped.total() > kept:
         run.say(_mostly_dropped(rows, kept, dropped.total()))
     return dataset
+
+
+def _sampled(run: Run, rows: Rows, encode: shards.Encode) -> Any:
+    """Return the first examples of a stream's sample, and tell what is in it; the record is filled when the stream was read."""
+    said = ", ".join(f"{count:,} as {name}" for name, count in rows.formats.items())
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in rows.dropped.items()) or "none"
+    for note in (*rows.notes, *_doubts(run, rows)):
+        run.say(note)
+    run.say(
+        f"{run.recipe.name}: streamed; of a sample of {len(rows.kept) + rows.held_out:,} rows ({said}) {rows.held_out:,} are held out; dropped: {lost}"
+    )
+    return tokens.table(encode(Rows(rows.kept[:_FIRST], name=rows.name)))
+
+
+def streamed(run: Run, rows: Rows, encode: shards.Encode, packed: int) -> Streamed:
+    """Return the rows of a whole run, read while it goes on; `packed`: tokens of a row that holds several documents, or 0."""
+    assert rows.stream
+    return Streamed(rows.stream, encode, packed, run.library_arguments(**DEFAULTS | run.arguments | FORCED))
 
 
 def _mostly_dropped(rows: Rows, kept: int, dropped: int) -> str:
@@ -139,10 +162,13 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     progress = Progress(run, trainer)
     keep = resume.kept(trainer.args)
     trainer.remove_callback(PrinterCallback)
+    stream = trainer.train_dataset if isinstance(trainer.train_dataset, Streamed) else None
+    if stream:
+        trainer.add_callback(Positions(trainer))  # before the one that seals
     keeper = Keeper(run, keep, trainer.resumes_exactly)
     trainer.add_callback(keeper)
     trainer.add_callback(progress)
-    trainer.origin = rows.origin
+    trainer.origin = told if stream else rows.origin
     if run.main:
         resume.sweep(run.output, run.say)
     process.wait_for_all()
@@ -154,12 +180,15 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         spent = newest / SECONDS
         keeper.before = float(json.loads(spent.read_text(encoding="utf-8"))["seconds"]) if spent.exists() else 0.0
         run.record["seconds_before"] = keeper.before
+        if stream:
+            trainer.position = stream.resume(newest)
     run.unchanged()
     guards.adapts(trainer.model, getattr(run.options, "target_modules", ""))
-    if _is_foreign(run) and isinstance(trainer.train_dataset, Dataset):
+    if _is_foreign(run) and isinstance(trainer.train_dataset, (Dataset, Streamed)):
         tokenizer: Any = trainer.processing_class
-        guards.knows(trainer.model, trainer.train_dataset, set(tokenizer.all_special_ids), run.say)
-        if warning := guards.swapped(trainer.model, trainer.train_dataset):
+        first: Any = trainer.train_dataset
+        guards.knows(trainer.model, first, set(tokenizer.all_special_ids), run.say)
+        if warning := guards.swapped(trainer.model, first):
             run.say(warning)
     if run.record.get("starts_from") == "parent" and (warning := guards.empty(trainer.model)):
         run.say(warning)
@@ -173,6 +202,9 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
             keeper.stopped,
             f"{run.name}: stopped; checkpoint-{state.global_step} is saved and the same command goes on from there",
         )
+    if stream:
+        run.unchanged()
+        run.record["recipe"] |= stream.record(trainer.position)
     trainer.worse = outcome.worse(before, outcome.losses(trainer)) or outcome.less_rewarded(progress.entries)
     run.record |= {
         "training_seconds": keeper.seconds(), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),

@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, Trainer
 from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
+from pipeline.training.streamed import POSITION, Streamed
 
 ROW = "row"  # the column that says which row of the recipe a training row was made from
 _SHOWN = 100  # rows that are named
@@ -38,27 +39,29 @@ class Traced:
         """Collate rows; a packed row carries the numbers of all that are in it."""
         if torch.utils.data.get_worker_info():  # SIGTERM to the whole group: a worker serves until its step is saved
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        numbers: list[int] = []
+        numbers: list[Any] = []
         for row in rows:
             numbers += row[ROW] if isinstance(row[ROW], list) else [row[ROW]]
-        batch = self.collator([{key: value for key, value in row.items() if key != ROW} for row in rows])
+        batch = self.collator([{key: value for key, value in row.items() if key not in (ROW, POSITION)} for row in rows])
         if isinstance(batch, list):
             return [item | {ROW: row[ROW]} for item, row in zip(batch, rows, strict=True)]
         batch[ROW] = numbers
-        return batch
+        return batch | {POSITION: rows[-1][POSITION]} if POSITION in rows[-1] else batch
 
 
-def take_rows(batch: Any) -> list[int]:
-    """Return the numbers of the rows in a batch, and take them out of it."""
+def take_rows(batch: Any) -> list[Any]:
+    """Return the numbers of the rows in a batch, of a stream where they stand, and take them out of it."""
     if isinstance(batch, list):
         return [item.pop(ROW) for item in batch]
+    batch.pop(POSITION, None)
     return list(batch.pop(ROW, []))
 
 
 class StageTrainer(Trainer):
     """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
 
-    origin: Callable[[int], str] = str  # of a row's number, for people
+    origin: Callable[[Any], str] = str  # of a row's number, for people
+    position = ""  # behind the last row that was trained on, where the rows are a stream
     began: Mapping[str, int] = {}
     worse = ""  # in words, what is worse after training than before it
     samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
@@ -87,7 +90,13 @@ class StageTrainer(Trainer):
         if self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor: this loss does not read it; leave it out")
         self.data_collator: Traced = Traced(self.data_collator)
-        self._seen: list[tuple[torch.Tensor, list[int]]] = []  # losses and rows since the last step of the optimizer
+        self._seen: list[tuple[torch.Tensor, list[Any]]] = []  # losses and rows since the last step of the optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Return the rows of a stream in order, since it is shuffled already; of other data as the Trainer does."""
+        if isinstance(self.train_dataset, Streamed):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+        return super()._get_train_sampler(train_dataset)
 
     def _run_epoch(self, *arguments: Any, **named: Any) -> None:
         """Train for one epoch, unless a checkpoint of the last step was all that was left to load.
@@ -116,6 +125,7 @@ class StageTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
+        self.position = inputs.get(POSITION, "") if isinstance(inputs, Mapping) else ""
         numbers = take_rows(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._seen.append((loss.detach(), numbers))

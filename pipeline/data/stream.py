@@ -1,0 +1,158 @@
+"""Rows of a recipe as a stream: no pass over the data before the first step, nothing of it kept, and any place found again.
+
+The parts of all files (pipeline/data/ranges.py) are shuffled by seed and epoch, and so are the rows of a chunk: the parts
+that are read at once, about a million characters. Where a chunk begins is a `Place`, from which it is read again as it was.
+A library's shuffle buffer has no such place: what it holds when a process is killed is lost.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.data import hubs, ranges, split
+from pipeline.data.documents import Documents
+from pipeline.data.ranges import File
+from pipeline.data.rows import Rows
+from pipeline.data.sources import Faults, Raw
+from pipeline.data.types import Row
+from pipeline.system.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.source_recipe import Source, SourceRecipe
+
+Told = tuple[str, Row, bytes]  # where a row stands, the row, and the key of what it asks
+CHUNK = 1_000_000  # characters of a chunk, about
+_PARTS = 1 << 18  # of a pool, at most, about; beyond that they are larger
+_TOGETHER = 16  # files of a hub that are asked for their parts at once
+
+
+class Place(NamedTuple):
+    """Where a chunk begins: the epoch, which of its parts, and which row of that."""
+
+    epoch: int = 0
+    part: int = 0
+    row: int = 0
+
+
+@dataclass
+class Chunk:
+    """Rows that are read at once, in the order in which they are trained, and what was counted with them."""
+
+    rows: Rows
+    origins: list[str]
+    next: Place
+
+
+class Pool:
+    """Sources whose parts are shuffled together: all of a recipe, or one that has a share of the tokens."""
+
+    def __init__(self, given: Sequence[tuple[Source, Sequence[File]]], seed: int | None) -> None:
+        """Find the parts; `seed`: None leaves them in order."""
+        self.given, self.seed = given, seed
+        self.name = given[0][0].name if len(given) == 1 else f"{len(given)} sources"
+        self.share = given[0][0].share
+        files = [(source, file) for source, found in given for file in found]
+        whole = sum(file.size for _, file in files)
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            found = list(
+                pool.map(
+                    lambda one: ranges.parts(one[1], max(ranges.FAR if one[1].far else ranges.NEAR, whole // _PARTS)), files
+                )
+            )
+        self._files = [(*one, cuts) for one, cuts in zip(files, found, strict=True) if cuts]
+        self._ends = list(accumulate(len(cuts) for _, _, cuts in self._files))
+        self._order: tuple[int, Any] = (-1, ())
+
+    def __len__(self) -> int:
+        """Return how many parts there are."""
+        return self._ends[-1] if self._ends else 0
+
+    def order(self, epoch: int, process: int, processes: int) -> Sequence[int]:
+        """Return the parts that a process reads in an epoch; no two processes read the same one."""
+        if self.seed is None:
+            return range(len(self))
+        if self._order[0] != epoch:
+            import numpy as np
+
+            self._order = epoch, np.random.default_rng([self.seed, 17, epoch]).permutation(len(self))
+        return self._order[1][process::processes]  # type: ignore[no-any-return]
+
+    def part(self, number: int) -> tuple[Source, File, int, int]:
+        """Return a part by its number: whose it is, and where it begins and ends."""
+        at = bisect_right(self._ends, number)
+        source, file, cuts = self._files[at]
+        return source, file, *cuts[number - self._ends[at]]
+
+
+class Stream:
+    """The rows for training of a recipe, a chunk at a time."""
+
+    def __init__(self, recipe: SourceRecipe, pools: Sequence[Pool], seed: int, named: frozenset[bytes]) -> None:
+        """Begin with pools; `named`: keys of the rows that are held out by name, which are left out wherever they are met."""
+        self.recipe, self.pools, self.seed, self.named = recipe, pools, seed, named
+
+    def chunk(self, pool: int, place: Place, process: int = 0, processes: int = 1) -> Chunk:
+        """Return the rows for training of the chunk at a place; UserError where the data is broken or changed."""
+        counted = Rows(name=self.recipe.name)
+        size = CHUNK // len(self.pools)
+        found, after = read(self.recipe, self.pools[pool], place, size, counted, self.seed, process, processes)
+        kept = [(where, row) for where, row, key in found if not split.out(key, self.recipe.held_out) and key not in self.named]
+        random.Random(f"{self.seed}/{pool}/{tuple(place)}/{process}/{processes}").shuffle(kept)
+        counted.kept, counted.held_out = [row for _, row in kept], len(found) - len(kept)
+        return Chunk(counted, [where for where, _ in kept], after)
+
+    def divided(self, processes: int) -> None:
+        """Raise UserError where a pool has fewer parts than there are processes to read them."""
+        if faults := [
+            f"{pool.name}: its {len(pool)} parts can't be divided among {processes} processes; start fewer, or write more files or row groups"
+            for pool in self.pools if len(pool) < processes
+        ]:  # fmt: skip
+            raise UserError(*faults)
+
+
+def read(
+    recipe: SourceRecipe, pool: Pool, place: Place, size: int, counted: Rows, seed: int, process: int = 0, processes: int = 1,
+    notes: list[str] | None = None,
+) -> tuple[list[Told], Place]:  # fmt: skip
+    """Return the rows of a pool from a place on, of about so many characters in one epoch, and the place behind them.
+
+    Each comes with where it stands and with the key of its prompt or text. A hub that fails is asked again. UserError
+    where something is broken.
+    """
+    order = pool.order(place.epoch, process, processes)
+    documents = Documents(recipe.cut, recipe.separator)
+    given, after, faults = hubs.again(pool.name, lambda: _raw(pool, order, place, size, documents))
+    found: list[Told] = []
+    for _, group in groupby(given, key=lambda one: id(one[0])):
+        same = list(group)
+        raws = (raw for _, raw in same)
+        found += recipe.sided(same[0][0], raws, counted, faults, notes if notes is not None else [], seed, set())
+    try:
+        faults.stop()
+    except UserError as error:
+        raise UserError(*map(ranges.told, error.faults)) from None
+    return found, after
+
+
+def _raw(
+    pool: Pool, order: Sequence[int], place: Place, size: int, documents: Documents
+) -> tuple[list[tuple[Source, Raw]], Place, Faults]:
+    """Return raw rows from a place on with their sources, the place behind them, and what is broken."""
+    found: list[tuple[Source, Raw]] = []
+    faults, left, at = Faults(), size, place
+    while at.part < len(order):
+        source, file, start, stop = pool.part(int(order[at.part]))
+        for raw in ranges.read(file, start, stop, at.row, documents, faults):
+            found.append((source, raw))
+            left -= sum(len(value) for value in raw[1].values() if isinstance(value, str)) or len(str(raw[1]))
+            at = at._replace(row=at.row + 1)
+            if left <= 0:
+                return found, at, faults
+        at = Place(at.epoch, at.part + 1)
+    return found, Place(at.epoch + 1), faults
