@@ -1,3 +1,4 @@
+import gc
 import importlib
 import json
 import os
@@ -16,6 +17,8 @@ _quiet()
 _literal = (ROOT / "Makefile").read_text().partition("LITERAL  := ")[2].partition("\n")[0].split()
 for variable in (*_literal, "GOAL", "GOALS", "MAKEFLAGS"):
     os.environ.pop(variable, None)  # of the make that runs the tests
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process that a test starts would compile all of ours again
+sys.dont_write_bytecode = False
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # remembered hashes of one session
 SMALL = {
     "pretrain": ["--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--vocab_size", "400",
@@ -25,6 +28,18 @@ SMALL = {
     "dpo": ["--max_length", "64", "--max_steps", "4", "--per_device_train_batch_size", "2"],
 }  # fmt: skip
 CHAIN = {"pretrain": ("text", None), "sft": ("chats", "pretrain"), "dpo": ("pairs", "sft")}  # shape of data, parent
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_setup():
+    """Leave what was imported since out of the search for garbage with which each training begins: 0.2 s of 0.6."""
+    if len(sys.modules) > pytest_runtest_setup.modules + 200:
+        pytest_runtest_setup.modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+pytest_runtest_setup.modules = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

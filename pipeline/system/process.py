@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.system import readable, signals
+from pipeline.system import imports, readable, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
 
 _ENVIRONMENT = {
@@ -81,9 +81,10 @@ def launch_warning() -> str:
 
 
 def _quiet() -> None:
-    """Keep the libraries silent and at home; before they are imported, since they read it then."""
+    """Keep the libraries silent, at home and quick; before they are imported, since they read it then."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    imports.quicken()
     if not sys.warnoptions:
         # trl sets an argument that transformers has renamed, on every construction; nothing a user could mend.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*checkpointing.*")

@@ -21,7 +21,7 @@ from pipeline.data.ranges import told
 from pipeline.data.recipe import Rows
 from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
-from pipeline.system import cache, hashes, process, signals
+from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, WorldError
 from pipeline.training import guards, outcome
 from pipeline.training.keeper import SECONDS, Keeper
@@ -193,6 +193,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     if run.record.get("starts_from") == "parent" and (warning := guards.empty(trainer.model)):
         run.say(warning)
     before = outcome.losses(trainer)
+    imports.settle()
     keeper.started = time.time()
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
