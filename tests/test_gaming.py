@@ -26,7 +26,17 @@ def test_a_watched_reward_that_turns_down_is_told_with_its_place():
     assert "judge, watched" in told[1]
     place = float(told[1].partition("at ")[2].partition("best, ")[2].partition("at ")[2].split()[0])
     assert 4 <= place <= 6
-    assert "fell clearly after it" in told[1]
+    assert "clearly lower" in told[1]
+
+
+def test_a_policy_that_went_far_and_came_back_is_told_of():
+    """The reward turns down at 6 nats, in the middle of training, whose end is near the parent again."""
+    way = [*range(60), *range(59, 19, -1)]
+    entries = [entry | {"kl_per_answer": at / 10} for entry, at in zip(log(lambda at: 0), way, strict=True)]
+    for entry, at in zip(entries, way, strict=True):
+        entry["rewards/judge"] += 1 - max(0, at - 40) / 20
+    (told,) = gaming.told({"judge": gaming.curves(entries)["judge"]}, {"judge": 0})
+    assert "gamed there" in told
 
 
 @pytest.mark.parametrize("seed", range(20))

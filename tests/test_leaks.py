@@ -136,7 +136,7 @@ def test_the_pushed_record_knows_nothing_of_this_machine(run, ready, hub, monkey
     assert sent["config"]["deepspeed"] == "ds.json"
     assert sent["recipe"]["data"] == sent["recipe"]["name"] == "chats.jsonl"
     (parent,) = sent["parents"]
-    assert "path" not in parent
+    assert parent["path"] == "pretrain"
     assert (parent["role"], parent["node"], parent["outputs"]) == (
         "parent",
         "pretrain",

@@ -73,7 +73,8 @@ class Finished:
 
 def place(folder: Path, entry: Mapping[str, Any]) -> str:
     """Return where a parent lies that a record names: beside the node, or where the command line said."""
-    return str(folder.parent / Path(entry["path"]).name) if entry["beside"] else str(entry["path"])
+    path = str(entry.get("path") or entry.get("hub") or entry.get("node", ""))  # a record that was pushed names no paths
+    return str(folder.parent / Path(path).name) if entry["beside"] else path
 
 
 def read(folder: Path) -> Finished | None:

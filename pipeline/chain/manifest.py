@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import ROOT
-from pipeline.system import hashes
+from pipeline.system import hashes, process
 from pipeline.system.errors import UserError
 
 NAME, CLAIM = hashes.RECORD, hashes.CLAIM
@@ -54,11 +54,15 @@ def read(folder: Path, name: str = NAME) -> dict[str, Any] | None:
 def altered(folder: Path, record: Mapping[str, Any], sha256: Callable[[Path], str] = hashes.sha256) -> list[str]:
     """Return in words how a finished node's files differ from its record: `model.safetensors is not the file that was made`.
 
-    A file that is not in the record counts where a library would load it.
+    A file that is not in the record counts where a library would load it. Of a node that was pushed only what left with it
+    is expected.
     """
     faults = []
     there = hashes.handed_on(folder)
+    left = record.get("pushed")
     for name, entry in record["files"].items():
+        if left is not None and left.get(name) != entry["sha256"]:
+            continue
         if name not in there:
             faults.append(f"{name} is missing")
         elif (folder / name).stat().st_size != entry["size"] or sha256(folder / name) != entry["sha256"]:
@@ -143,6 +147,7 @@ def hardware() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "accelerators": accelerators,
         "threads": torch.get_num_threads(),
+        "processes": process.count(),
     }
 
 

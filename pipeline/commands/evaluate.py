@@ -51,7 +51,7 @@ class Evaluation:
             if (manifest.read(node.folder) or {}).get("outputs") != node.record["outputs"]:
                 raise UserError(f"{node.folder}: was made again while it was measured; run the same command again")
         summary = {
-            "inputs": self.inputs, "measured": {node.name: node.record["outputs"] for node in self.nodes},
+            "inputs": self.inputs, "options": dataclasses.asdict(self.options), "measured": {node.name: node.record["outputs"] for node in self.nodes},
             "missing": list(self.missing), **found, "code": {"files": self._code()}, "versions": manifest.versions(),
         }  # fmt: skip
         self.output.parent.mkdir(parents=True, exist_ok=True)

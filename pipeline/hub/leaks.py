@@ -89,10 +89,13 @@ def _nameless(text: str) -> str:
 def clean(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a node's record as it may leave: without the paths, user and host names of this machine.
 
-    `request` is withheld: its digest is `inputs`, and what it says is in `config`.
+    A parent that lies beside the node keeps its name as its path. `request` is withheld: its digest is `inputs`, and what it says is in `config`.
     """
     found = {key: value for key, value in record.items() if key != "request"}
-    found["parents"] = [{key: value for key, value in made.items() if key != "path"} for made in record["parents"]]
+    found["parents"] = [
+        {key: _last(value) if key == "path" else value for key, value in made.items() if key != "path" or made["beside"]}
+        for made in record["parents"]
+    ]
     recipe = dict(record["recipe"])
     recipe["sources"] = [[Path(name).name if recipe.get("data") else name, sha256] for name, sha256 in recipe["sources"]]
     told = {key: record[key] for key in ("config", "overrides", "evaluation") if key in record} | {"recipe": recipe}

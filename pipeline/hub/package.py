@@ -15,6 +15,7 @@ from pipeline.chain.stage import PARENT
 from pipeline.evaluation import blocks
 from pipeline.evaluation.blocks import Block
 from pipeline.hub import card, curve, leaks, readback, sections
+from pipeline.hub import sent as sent_record
 from pipeline.hub.leaks import Content
 from pipeline.hub.upload import Delivery, sha256
 from pipeline.models.families import auto_class
@@ -97,7 +98,7 @@ def pack(
     )  # fmt: skip
     files["README.md"] = card.write(subject).encode()
     digests = {name: sha256(content) for name, content in sorted(files.items())}
-    sent = leaks.clean(record) | {"pushed": dict(digests), "forced": forced}
+    sent = sent_record.record(record, digests, repositories, block, (summary or {}).get("options", {}), forced)
     files[manifest.NAME] = (json.dumps(sent, indent=2, ensure_ascii=False) + "\n").encode()
     digests[manifest.NAME] = sha256(files[manifest.NAME])
     delivery = Delivery(repo, files, digests, tagged, f"{node.name} {record['outputs'][:12]}, by tristage")

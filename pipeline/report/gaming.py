@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KL, PREFIX = "kl_per_answer", "rewards/"
-_WINDOWS = 10  # into which the log is cut, to be compared
-_CLEAR = 4.0  # standard errors by which the last window must lie below the best one, which was chosen for being high
+_WINDOWS = 10  # into which the points are cut, to be compared
+_CLEAR = 4.0  # standard errors by which a window must lie below the best one, which was chosen for being high
 
 Curves = dict[str, list[tuple[float, float]]]  # reward → (nats an answer, mean reward), in the order of training
 
@@ -31,25 +31,29 @@ def curves(entries: Sequence[Mapping[str, Any]]) -> Curves:
 
 
 def told(found: Curves, weights: Mapping[str, float]) -> list[str]:
-    """Return in words how each reward went, and where one that was only watched (weight 0) turned down clearly."""
+    """Return in words how each reward went, and the KL from which on one that was only watched (weight 0) is clearly lower."""
     said = []
     for name, points in found.items():
         windows = _windows(points)
         if len(windows) < 3:
             continue
-        means = [statistics.fmean(value for _, value in window) for window in windows]
-        best = max(range(len(windows)), key=means.__getitem__)
-        where = statistics.fmean(kl for kl, _ in windows[best])
-        last = statistics.fmean(kl for kl, _ in windows[-1])
+        first, last = (_mean(window, 1) for window in (windows[0], windows[-1]))
         watched = weights.get(name) == 0
-        text = f"{name}{', watched' if watched else ''}: {means[0]:.3f} at first, {means[-1]:.3f} at {last:.2f} nats"
-        if watched and _falls(windows[best], windows[-1]):
+        text = f"{name}{', watched' if watched else ''}: {first:.3f} at first, {last:.3f} at {_mean(windows[-1], 0):.2f} nats"
+        by_kl = _windows(sorted(points))
+        best = max(range(len(by_kl)), key=lambda number: _mean(by_kl[number], 1))
+        after = [window for window in by_kl[best + 1 :] if _falls(by_kl[best], window)] if watched else []
+        if after:
             text += (
-                f"; it was best, {means[best]:.3f}, at {where:.2f} nats and fell clearly after it: what was learned from is gamed "
-                "from there on"
+                f"; it is best, {_mean(by_kl[best], 1):.3f}, at {_mean(by_kl[best], 0):.2f} nats and clearly lower, "
+                f"{_mean(after[0], 1):.3f}, at {_mean(after[0], 0):.2f} nats: what was learned from is gamed there"
             )
         said.append(text)
     return said
+
+
+def _mean(window: Sequence[tuple[float, float]], part: int) -> float:
+    return statistics.fmean(point[part] for point in window)
 
 
 def _windows(points: Sequence[tuple[float, float]]) -> list[Sequence[tuple[float, float]]]:
@@ -58,7 +62,7 @@ def _windows(points: Sequence[tuple[float, float]]) -> list[Sequence[tuple[float
 
 
 def _falls(best: Sequence[tuple[float, float]], last: Sequence[tuple[float, float]]) -> bool:
-    """Say whether the mean of the last window lies clearly below that of the best one."""
+    """Say whether the mean of a window lies clearly below that of the best one."""
     before, after = ([value for _, value in window] for window in (best, last))
     error = math.sqrt(statistics.variance(before) / len(before) + statistics.variance(after) / len(after))
     fall = statistics.fmean(before) - statistics.fmean(after)
