@@ -2,7 +2,7 @@
 
     python tests/hub.py 8999
 
-Models and data sets in memory; tokens `hf_test` (user me) and `hf_other` (user other). A commit is all or
+Models and data sets in memory; tokens `hf_test` (user me), `hf_other` (user other), and two of me that may not write, `hf_read` and `hf_fine`. A commit is all or
 nothing and takes only large files that were uploaded whole, as on the real one.
 """
 
@@ -22,7 +22,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-TOKENS = {"hf_test": "me", "hf_other": "other"}
+TOKENS = {"hf_test": "me", "hf_other": "other", "hf_read": "me", "hf_fine": "me"}
+READING = {"hf_read": "read", "hf_fine": "fineGrained"}  # tokens that may not write, and what the hub calls their role
 SIGNATURE = "X-Amz-Signature=5ecre7"  # of an upload's address: whoever has it may write, so no log may show it
 _LARGE = (".safetensors", ".parquet", ".bin", ".png")
 _ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.parquet filter=lfs diff=lfs merge=lfs -text\n"
@@ -197,10 +198,17 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def user(self) -> str:
-        word = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if word and word not in TOKENS:
+        if self.word and self.word not in TOKENS:
             raise Refusal(401, "Invalid credentials in Authorization header")
-        return TOKENS.get(word, "")
+        return TOKENS.get(self.word, "")
+
+    @property
+    def word(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    def may_write(self, kind: str, name: str) -> dict:
+        self.repo(kind, name, write=True)
+        return {"value": {}}
 
     def answer(self, value=None, status: int = 200, body: bytes | None = None, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(value).encode() if body is None else body
@@ -262,14 +270,17 @@ class Handler(BaseHTTPRequestHandler):
         owner = name.split("/")[0]
         if found is None or (found.private and user != owner):
             raise Refusal(404 if user else 401, "Repository not found", code="RepoNotFound")
-        if write and user != owner:
+        if write and (user != owner or self.word in READING):
             raise Refusal(403, f"You don't have the rights to write to {name}")
         return found
 
     def whoami(self) -> dict:
         if not (user := self.user()):
             raise Refusal(401, "Invalid username or password.")
-        return {"value": {"type": "user", "name": user, "orgs": [], "auth": {"type": "access_token"}}}
+        role = READING.get(self.word, "write")
+        return {
+            "value": {"type": "user", "name": user, "orgs": [], "auth": {"type": "access_token", "accessToken": {"role": role}}}
+        }
 
     def create(self) -> dict:
         asked, user = json.loads(self.body), self.user()
@@ -281,6 +292,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(403, f"You don't have the rights to create a {kind} under the namespace {owner!r}")
         prefix = "" if kind == "model" else f"{kind}s/"
         there = (kind, name) in self.server.repos
+        if not there and self.word in READING:
+            raise Refusal(403, "this token may not create a repository")
         if not there:
             self.server.repos[kind, name] = Repo(kind, name, asked.get("visibility") == "private")
             self.server.repos[kind, name].commit({".gitattributes": File(_ATTRIBUTES, False)})
@@ -442,6 +455,7 @@ ROUTES = [
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate),
     ("PUT", f"{_API}/settings", Handler.settings),
+    ("GET", f"{_API}/auth-check/write", Handler.may_write),
     ("ANY", f"{_API}(?:/revision/(?P<revision>[^/]+))?", Handler.info),
     ("GET", f"{_API}/refs", Handler.refs),
     ("GET", f"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", Handler.tree),

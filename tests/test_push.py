@@ -437,3 +437,37 @@ def test_a_fine_tuned_node_is_judged_by_its_own_figures(run, tmp_path, hub, monk
     assert "macro_f1" in card
     assert "text-classification" in card
     assert not {"predictions.jsonl", "confusion.csv"} & set(head(hub, "me/small"))
+
+
+def test_an_adapter_that_comes_later_is_in_the_tag_that_is_printed(run, ready, hub):
+    assert push(run, ready)[0] == 0
+    status, out, err = push(run, ready, "--adapter", "yes")
+    assert status == 0, err
+    for name in ("me/small-sft", "me/small"):
+        repo = hub.repos["model", name]
+        (tag,) = (line.split(" at ")[1].split(",")[0] for line in out.splitlines() if f"pushed: {name} at" in line)
+        assert tag.endswith("-adapter")
+        assert "adapter/adapter_model.safetensors" in repo.commits[repo.tags[tag]]
+        assert "adapter/adapter_model.safetensors" not in repo.commits[repo.tags[tag.removesuffix("-adapter")]]
+    status, out, err = push(run, ready, "--adapter", "yes")
+    assert status == 0, err
+    assert out.count("-adapter, private") == 2
+    assert out.count("nothing changed, no commit") == 3
+
+
+def test_a_card_links_to_code_and_to_the_rows_that_were_pushed(run, ready, hub):
+    api = HfApi(endpoint=hub.url)
+    status, _, err = push(run, ready, "--code", "https://example.com/tristage")
+    assert status == 0, err
+    card = head(hub, "me/small")["README.md"].data.decode()
+    assert f"[`{'c' * 40}`](https://example.com/tristage/tree/{'c' * 40})" in card
+    assert 'revision="tristage-' in card.partition("```python")[2].partition("```")[0]
+    edit(ready / "sft" / "manifest.json", lambda record: record["recipe"].update(name="world", data=None))
+    edit(ready / "evaluate.json", lambda summary: summary["nodes"])
+    api.create_repo("me/world", repo_type="dataset", private=True)
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="manifest.json", repo_id="me/world", repo_type="dataset")
+    status, _, err = push(run, ready, "--force", "yes")
+    assert status == 0, err
+    card = ModelCard(head(hub, "me/small")["README.md"].data.decode())
+    assert card.data.datasets == ["me/world"]
+    assert "| sft | [world](/datasets/me/world) |" in card.text

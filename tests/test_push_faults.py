@@ -284,3 +284,14 @@ def test_a_push_that_is_stopped_says_so(hub, ready, tmp_path):
     said = stopped.process.stdout.read().decode()
     assert "push: stopped; the same command goes on" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("token", ["hf_read", "hf_fine"])
+def test_a_token_that_may_not_write_never_pushes(run, ready, hub, monkeypatch, token):
+    """Even where everything is there already, and nothing would be written."""
+    assert push(run, ready)[0] == 0
+    monkeypatch.setenv("HF_TOKEN", token)
+    status, out, err = push(run, ready)
+    assert status == 2
+    assert "pushed: " not in out
+    assert "may only read" in err if token == "hf_read" else "the token may not write" in err

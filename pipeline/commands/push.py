@@ -45,7 +45,10 @@ class Options:
     adapter: bool = option(False, "put the adapter beside the merged weights, its base being the pushed parent")
     license: str = option("", "licence of the models, by the hub's name for it; empty: apache-2.0")
     language: str = option("", "language of the models, ISO 639; empty: what the node or those before it were told")
-    datasets: tuple[str, ...] = option((), "ids of data sets on the hub that the cards link to")
+    datasets: tuple[str, ...] = option(
+        (), "ids of data sets on the hub that the cards link to, beside those pushed by their recipe's name"
+    )
+    code: str = option("", "address of the repository with the code, to which the cards link with the commit")
     watts: float = option(0.0, "power that the energy estimate assumes; 0: 10 W a core, and 400 W an accelerator", at_least=0)
     patience: float = option(120.0, "seconds for which a hub that fails or is silent is asked again", at_least=1)
 
@@ -104,7 +107,8 @@ def pack(options: Options, nodes: Sequence[Finished], hub: Hub, forced: Sequence
         if node.folder.resolve() in pushed or (there and place[1] in there.tags):
             repositories[node.record["outputs"]] = place
     summary = manifest.read(Path(options.runs), "evaluate.json")
-    terms = package.Terms(options.license, options.language, options.datasets, options.watts, options.adapter)
+    datasets = _datasets(options, nodes, hub)
+    terms = package.Terms(options.license, options.language, datasets, options.watts, options.adapter, options.code)
     for node in nodes:
         packed = package.pack(node, repository(node, options), repositories, summary, terms, forced)
         try:
@@ -115,6 +119,26 @@ def pack(options: Options, nodes: Sequence[Finished], hub: Hub, forced: Sequence
     if faults:
         raise UserError(*faults)
     return packages
+
+
+def _datasets(options: Options, nodes: Sequence[Finished], hub: Hub) -> list[str]:
+    """Return the data sets that the cards link to: those given, and the owner's that push-data made of the nodes' recipes."""
+    found = list(options.datasets)
+    owner = options.hub.split("/")[0]
+    recipes = dict.fromkeys(
+        str(older.record["recipe"]["name"])
+        for node in nodes
+        for older in finished.lineage(node.folder)
+        if not older.record["recipe"].get("data")
+    )
+    for name in recipes:
+        place = f"{owner}/{name}"
+        if place in found or not re.fullmatch(r"[\w.-]+", name):
+            continue
+        there = hub.look(place, "dataset")
+        if there and manifest.NAME in there.files:
+            found.append(place)
+    return found
 
 
 def push(packed: Package, hub: Hub, options: Options) -> None:
@@ -132,11 +156,14 @@ def push(packed: Package, hub: Hub, options: Options) -> None:
     named = hub.tag(delivery, commit, packed.weights)
     if named != commit:
         say("push", f"{delivery.repo}: the tag stays at {named[:8]}, where these weights were pushed first")
+    tag = delivery.tag
+    if extra := frozenset(path for path in delivery.files if path.startswith("adapter/")):
+        tag = hub.tag_more(delivery, commit, named, extra, "adapter")
     compared = readback.model(hub, delivery, commit, packed.folder, packed.loader, packed.under)
     say("push", f"{delivery.repo}: read back and equal: {compared}")
     if options.public:
         hub.publish(delivery)
-    say("push", f"pushed: {delivery.repo} at {delivery.tag}, {'public' if options.public else 'private'}")
+    say("push", f"pushed: {delivery.repo} at {tag}, {'public' if options.public else 'private'}")
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from pipeline.chain import finished as chain
 from pipeline.chain.finished import Finished
 from pipeline.chain.stage import DATA, PARENT, ROWS
 from pipeline.data import types
+from pipeline.data.tokens import encode_text
 from pipeline.evaluation import metrics
 from pipeline.evaluation.comparisons import block, collected
 from pipeline.evaluation.metrics import Evaluator, Metric
@@ -157,9 +158,17 @@ def side_by_side(subjects: Sequence[Subject], options: Options) -> Iterator[dict
         for subject in family:
             before = [subject.parent] if subject.parent and subject.parent.family == "causal" else []
             members |= {model.label: model for model in [*before, subject.node, *subject.controls]}
-        answers = {label: model.replies(turns, options.max_new_tokens) for label, model in members.items()} if turns else {}
+        answers = {label: _answers(model, turns, options.max_new_tokens) for label, model in members.items()} if turns else {}
         for number, turn in enumerate(turns):
             yield {"prompt": turn[-1]["content"], "answers": {label: found[number] for label, found in answers.items()}}
+
+
+def _answers(model: StageModel, turns: Sequence[Turns], most: int) -> Sequence[str]:
+    """Return greedy answers, as whoever has the model alone can get them: without a template of its own it goes on from plain text."""
+    if model.tokenizer.chat_template and not model.borrows:
+        return model.replies(turns, most)
+    texts = ["\n".join(turn["content"] for turn in turn_list) for turn_list in turns]
+    return model.continued([encode_text({"text": text}, model.tokenizer)["input_ids"][:-1] for text in texts], most)
 
 
 def _prompts(subject: Subject, count: int) -> list[Turns]:

@@ -43,6 +43,7 @@ class Subject:
     language: str = ""
     datasets: Sequence[str] = field(default_factory=list)
     watts: float = 0.0
+    code: str = ""  # address of the repository with the code
 
     @property
     def record(self) -> dict[str, Any]:

@@ -120,7 +120,10 @@ def _card(rows: Rows, repo: str, tag: str, license: str, language: str) -> str:
     data = DatasetCardData(
         license=license or "unknown", language=language or None, pretty_name=repo.split("/")[1], tags=["tristage", *parts],
         size_categories=next((name for size, name in _SIZES if total < size), "n>10M"),
-        configs=[{"config_name": type, "data_files": given} for type, given in parts.items()],
+        configs=[
+            {"config_name": type, "data_files": given, **({"default": True} if not number else {})}
+            for number, (type, given) in enumerate(parts.items())
+        ],
     )  # fmt: skip
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(_body(rows, repo, tag, license, list(parts))) + "\n"
 

@@ -35,6 +35,7 @@ class Terms:
     datasets: Sequence[str] = ()
     watts: float = 0.0
     adapter: bool = False
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def pack(
         place, tagged, [leaks.clean(older.record) for older in line], repositories, config, about=node.stage.about, log=log,
         block=block, samples=_samples(node, summary, block), template="chat_template.jinja" in files, base=base.repo,
         adapter=adapter, forced=forced, watts=terms.watts, license=terms.license or LICENSE, license_given=bool(terms.license),
-        language=terms.language or _language(line), datasets=terms.datasets or _datasets(line),
+        language=terms.language or _language(line), datasets=list(dict.fromkeys([*terms.datasets, *_datasets(line)])), code=terms.code,
     )  # fmt: skip
     files["README.md"] = card.write(subject).encode()
     digests = {name: sha256(content) for name, content in sorted(files.items())}

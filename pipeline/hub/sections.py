@@ -72,7 +72,7 @@ def data(subject: Subject) -> Iterator[str]:
         recipe = record["recipe"]
         lost = {**recipe.get("dropped", {}), **recipe.get("truncated", {})}
         told = ", ".join(f"{count:,} {reason}" for reason, count in lost.items()) or "none"
-        yield f"| {record['node']} | {_cell(recipe['name']) or 'none'} | {recipe.get('kept', 0):,} | {told} |"
+        yield f"| {record['node']} | {_recipe(subject, recipe['name'])} | {recipe.get('kept', 0):,} | {told} |"
     for record in subject.records:
         if mixed := record["recipe"].get("mixture"):
             shares = "; ".join(
@@ -80,6 +80,12 @@ def data(subject: Subject) -> Iterator[str]:
                 for one in mixed
             )
             yield f"\n{record['node']} reads a mixture: {shares}."
+
+
+def _recipe(subject: Subject, name: str) -> str:
+    """Return a recipe's name, linked to the data set on the hub that bears it."""
+    place = next((place for place in subject.datasets if place.rpartition("/")[2] == name), "")
+    return f"[{_cell(name)}](/datasets/{place})" if place else _cell(name) or "none"
 
 
 def _cell(text: str) -> str:
@@ -115,12 +121,18 @@ def samples(subject: Subject) -> Iterator[str]:
     lines = []
     width = max(len(label) for sample in subject.samples for label in sample["answers"])
     for sample in subject.samples:
-        lines += [f"> {' '.join(sample['prompt'].split())[:300]}"]
-        lines += [f"  {label:<{width}} {' '.join(text.split())[:200]}" for label, text in sample["answers"].items()]
+        lines += [f"> {_cut(sample['prompt'], 300)}"]
+        lines += [f"  {label:<{width}} {_cut(text, 200)}" for label, text in sample["answers"].items()]
         lines.append("")
     text = "\n".join(lines).rstrip()
     fence = "`" * max(3, 1 + max((len(run) for run in text.replace("\n", " ").split() if set(run) == {"`"}), default=0))
-    yield f"## The same prompts, answered by each model\n\nGreedy answers, not chosen by anybody.\n\n{fence}text\n{text}\n{fence}"
+    yield f"## The same prompts, answered by each model\n\nGreedy answers, not chosen by anybody; a model without a chat template goes on from the prompt as plain text.\n\n{fence}text\n{text}\n{fence}"
+
+
+def _cut(text: str, most: int) -> str:
+    """Return a text in one line of at most `most` characters, with an ellipsis where it goes on."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
 
 
 def power(hardware: Mapping[str, Any], given: float) -> float:
@@ -172,7 +184,7 @@ def repeat(subject: Subject) -> Iterator[str]:
     """Yield how to make it again."""
     record = subject.record
     script, commit = record["script"], record["code"].get("commit")
-    at = f"at commit `{commit}`" if commit else "from a tree without a commit"
+    at = f"at commit {_linked(subject, commit)}" if commit else "from a tree without a commit"
     dirty = ", **with changes that no commit holds**" if record["code"].get("dirty") else ""
     flags = "".join(f" --{entry['role']} {entry['role'].upper()}" for entry in record["parents"])
     whose = "".join(f", `{entry['role'].upper()}` being {_parent(entry)}" for entry in record["parents"])
@@ -181,7 +193,13 @@ def repeat(subject: Subject) -> Iterator[str]:
     yield f"## Repeat it\n\nMade by `{script}` of tristage {at}{dirty}, seed {record['seed']}{whose}, with these settings:\n"
     yield f"```yaml\n{yaml.safe_dump(record['config'], sort_keys=False, allow_unicode=True).strip()}\n```\n"
     yield f"```console\n$ python {script} --config settings.yaml{flags}{data} --output runs/again\n```\n"
+    yield f"`make reproduce HUB={subject.repo}@{subject.tag}` does that from here, and says whether the same comes out.\n"
     yield f"The same inputs have the digest `{record['inputs'][:12]}`; the same weights, on the same kind of machine, `{record['outputs'][:12]}`."
+
+
+def _linked(subject: Subject, commit: str) -> str:
+    """Return a commit, linked where the address of the code was given."""
+    return f"[`{commit}`]({subject.code.rstrip('/')}/tree/{commit})" if subject.code else f"`{commit}`"
 
 
 def _parent(entry: Mapping[str, Any]) -> str:

@@ -69,8 +69,11 @@ class Hub:
         self.say, self.patience, self.user = say, patience, ""
 
     def connect(self) -> None:
-        """Ask who the token belongs to; UserError where there is none or it is refused."""
-        self.user = str(self.attempt("sign in", self.api.whoami)["name"])
+        """Ask who the token belongs to; UserError where there is none, it is refused or may only read."""
+        found = self.attempt("sign in", self.api.whoami)
+        self.user = str(found["name"])
+        if ((found.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+            raise UserError(f"sign in: the token of {self.user} may only read; make one that may write, in the hub's settings")
 
     def attempt(self, what: str, call: Callable[[], T]) -> T:
         """Return what a call gives, tried again while the world fails; UserError or WorldError where it can't be had."""
@@ -113,6 +116,7 @@ class Hub:
         """Make the repository, private, if there is none; UserError if what is there forbids the push."""
         repo, kind = delivery.repo, delivery.kind
         self.attempt(f"create {repo}", lambda: self.api.create_repo(repo, repo_type=kind, private=True, exist_ok=True))
+        self.attempt(f"write to {repo}", lambda: self._may_write(repo, kind))
         repository = self._repository(delivery)
         if not repository.private and not public:
             raise UserError(f"{repo}: is public; PUBLIC=1 says that this is wanted, or make it private on the hub")
@@ -122,6 +126,16 @@ class Hub:
                 f"{repo}: holds what tristage did not push ({', '.join(strangers[:3])}); choose another name, or FORCE=1 to put "
                 "this over it (its history stays)"
             )
+
+    def _may_write(self, repo: str, kind: str) -> None:
+        """Raise the library's error where the token may not write; a server that can't be asked will say so when it is written to."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            self.api.auth_check(repo, repo_type=kind, write=True)
+        except HfHubHTTPError as error:
+            if error.response is None or error.response.status_code not in (404, 405):
+                raise
 
     def commit(self, delivery: Delivery) -> tuple[str, int]:
         """Bring a repository to what the delivery holds, by one commit; return its id and how many files changed, 0 for none.
@@ -159,24 +173,43 @@ class Hub:
         """
         repository = self._repository(delivery)
         if delivery.tag not in repository.tags:
-            self.attempt(
-                f"tag {delivery.repo}",
-                lambda: self.api.create_tag(
-                    delivery.repo, tag=delivery.tag, revision=commit, repo_type=delivery.kind, exist_ok=True
-                ),
-            )
+            self._create_tag(delivery, delivery.tag, commit)
             repository = self._repository(delivery)
         named = repository.tags[delivery.tag]
-        if named != commit:
-            tree = self.attempt(f"look at {delivery.repo}", lambda: list(
-                self.api.list_repo_tree(delivery.repo, recursive=True, revision=named, repo_type=delivery.kind)
-            ))  # fmt: skip
-            there = {entry.path: entry for entry in tree}
-            if others := [path for path in what if not same(there.get(path), delivery.files[path], delivery.digests[path])]:
-                raise UserError(
-                    f"{delivery.repo}: the tag {delivery.tag} names another {', '.join(sorted(others))}; delete it on the hub"
-                )
+        if named != commit and (others := self._others(delivery, named, what)):
+            raise UserError(
+                f"{delivery.repo}: the tag {delivery.tag} names another {', '.join(sorted(others))}; delete it on the hub"
+            )
         return named
+
+    def tag_more(self, delivery: Delivery, commit: str, named: str, more: frozenset[str], suffix: str) -> str:
+        """Return a tag that names the weights and `more` files: the delivery's own, else one with a suffix, made at `commit`.
+
+        `named`: the commit that the delivery's tag names, at which those files may be missing.
+        """
+        if not self._others(delivery, named, more):
+            return delivery.tag
+        tag = f"{delivery.tag}-{suffix}"
+        there = self._repository(delivery).tags.get(tag)
+        if there is None:
+            self._create_tag(delivery, tag, commit)
+        elif others := self._others(delivery, there, more):
+            raise UserError(f"{delivery.repo}: the tag {tag} names another {', '.join(sorted(others))}; delete it on the hub")
+        return tag
+
+    def _create_tag(self, delivery: Delivery, tag: str, commit: str) -> None:
+        self.attempt(
+            f"tag {delivery.repo}",
+            lambda: self.api.create_tag(delivery.repo, tag=tag, revision=commit, repo_type=delivery.kind, exist_ok=True),
+        )
+
+    def _others(self, delivery: Delivery, commit: str, what: frozenset[str]) -> list[str]:
+        """Return which of these files are missing at a commit, or other ones."""
+        tree = self.attempt(f"look at {delivery.repo}", lambda: list(
+            self.api.list_repo_tree(delivery.repo, recursive=True, revision=commit, repo_type=delivery.kind)
+        ))  # fmt: skip
+        there = {entry.path: entry for entry in tree}
+        return [path for path in what if not same(there.get(path), delivery.files[path], delivery.digests[path])]
 
     def publish(self, delivery: Delivery) -> None:
         """Make a repository public, where it is not."""

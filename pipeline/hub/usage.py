@@ -50,9 +50,9 @@ def _vectors(repo: str) -> Iterator[str]:
 
 
 def _code(subject: Subject) -> Iterator[str]:
-    repo, name = subject.repo, subject.auto
+    repo, name = f'"{subject.repo}", revision="{subject.tag}"', subject.auto
     yield f"from transformers import {name}, AutoTokenizer"
-    yield f'tokenizer, model = AutoTokenizer.from_pretrained("{repo}"), {name}.from_pretrained("{repo}")'
+    yield f"tokenizer, model = AutoTokenizer.from_pretrained({repo}), {name}.from_pretrained({repo})"
     prompt = (subject.samples or [{"prompt": "Hello!"}])[0]["prompt"][:_PROMPT_CUT]
     turns = [{"role": "user", "content": prompt}]
     if _scores(subject) and subject.template:
