@@ -16,6 +16,7 @@ from pipeline import ROOT
 from pipeline.chain import manifest
 from pipeline.commands import chat
 from pipeline.system import hashes, process
+from tests.forked import Forked
 
 QUESTION = "Who saw the cat?"
 
@@ -170,24 +171,20 @@ def test_no_answer_moves_the_cursor(capfd):
     assert capfd.readouterr().out == "b\n中\n"
 
 
-def start(runs, **how):
-    command = [sys.executable, "-m", "pipeline.commands.chat", "--runs", runs]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, **how)
-
-
 def test_a_pipe_is_read_to_its_end(voices):
-    process = start(voices, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    out, err = process.communicate(f"{QUESTION}\n", timeout=60)
-    assert (process.returncode, err) == (0, "")
-    assert out.startswith("dpo of ")
-    assert answers(voices / "dpo", ("user", QUESTION)) in out
+    command = [sys.executable, "-m", "pipeline.commands.chat", "--runs", voices]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, input=f"{QUESTION}\n", capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("dpo of ")
+    assert answers(voices / "dpo", ("user", QUESTION)) in done.stdout
 
 
 @pytest.mark.parametrize("how", ["Ctrl-D", "Ctrl-C"])
-def test_a_terminal_ends_it_well(voices, how):
+def test_a_terminal_ends_it_well(voices, how, tmp_path):
     ours, theirs = pty.openpty()
-    process = start(voices, stdin=theirs, stdout=theirs)
-    os.close(theirs)
+    process = Forked("chat", ["--runs", voices], tmp_path, terminal=os.ttyname(theirs))
     shown, end = b"", time.time() + 60
     while b"> " not in shown and time.time() < end:
         shown += os.read(ours, 1000)
@@ -197,8 +194,9 @@ def test_a_terminal_ends_it_well(voices, how):
     else:
         time.sleep(0.5)  # until it waits for a line
         process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 0
-    assert process.stderr.read() == b""
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
+    os.close(theirs)
     os.close(ours)
 
 

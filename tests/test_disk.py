@@ -3,28 +3,25 @@
 import os
 import resource
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipeline.chain import manifest, resume
-from tests.conftest import command, flags_of
+from tests.conftest import flags_of
+from tests.forked import Forked
 
 
 def test_a_full_disk_is_a_plain_line_and_leaves_the_last_checkpoint(chain, data, tmp_path, run):
     """A limit on the size of files stands for a file system with no room left: every write beyond it fails."""
     flags = [*flags_of("pretrain", chain, data, tmp_path / "pretrain"), "--save_steps", "2"]
     size = (chain / "pretrain" / "model.safetensors").stat().st_size
-
-    def shrink():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
-
-    done = subprocess.run(command("pretrain", flags), capture_output=True, text=True, preexec_fn=shrink)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "the disk is full or can't be written" in done.stderr or "File too large" in done.stderr
-    assert "the same command goes on" in done.stderr
+    with Forked("pretrain", flags, tmp_path, limit=(resource.RLIMIT_FSIZE, size // 2)) as process:
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert "the disk is full or can't be written" in err or "File too large" in err
+    assert "the same command goes on" in err
     assert not (tmp_path / "pretrain" / manifest.NAME).exists()
     status, _, err = run("pretrain", *flags)
     assert status == 0, err

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 
 import pytest
 import torch
@@ -14,7 +13,8 @@ from pipeline.models import checkpoint, tokenization
 from pipeline.training import distillation
 from pipeline.training.distillation import SoftTargets, divergence
 from tests.conftest import last, make_quietly
-from tests.test_launch import TORCHRUN, launch
+from tests.forked import launched
+from tests.test_launch import same_step
 from tests.test_rlhf import StopsAt, log, weights
 
 TEXT = ["--max_length", "64", "--per_device_train_batch_size", "2", "--max_steps", "6", "--learning_rate", "1e-2"]
@@ -306,16 +306,15 @@ def test_keys_are_those_of_the_class_that_trains():
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(chain, data, tmp_path):
+def test_two_processes_do_what_one_does(run, chain, data, tmp_path):
     """One step of plain gradient descent on texts of different lengths, and answers that two processes sample."""
     rows = [{"text": "The cat" + " and the dog" * (n % 7) + f" ran {n}."} for n in range(40)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["--teacher", chain / "pretrain", "--data", tmp_path / "text.jsonl", *TEXT, "--student", SMALL, "--max_steps", "1"]
     given += ["--optim", "sgd", "--learning_rate", "1", "--max_grad_norm", "0", "--soft_weight", "0.5"]
-    launch(TORCHRUN, "distill", *given, "--per_device_train_batch_size", "2", "--output", tmp_path / "two")
-    launch([sys.executable], "distill", *given, "--per_device_train_batch_size", "4", "--output", tmp_path / "one")
-    two, one = (load_file(tmp_path / count / "model.safetensors") for count in ("two", "one"))
-    assert max((two[key] - one[key]).abs().max().item() for key in one) < 1e-5
+    launched("distill", [*given, "--per_device_train_batch_size", "2", "--output", tmp_path / "two"], tmp_path)
+    assert run("distill", *given, "--per_device_train_batch_size", "4", "--output", tmp_path / "one")[0] == 0
+    same_step(tmp_path / "two", tmp_path / "one")
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"Who ran {n}?"}) + "\n" for n in range(40)))
     sampled = [
@@ -329,7 +328,7 @@ def test_two_processes_do_what_one_does(chain, data, tmp_path):
         "--output",
         tmp_path / "sampled",
     ]
-    launch(TORCHRUN, "distill", *sampled)
+    launched("distill", sampled, tmp_path)
     record = manifest.read(tmp_path / "sampled")
     assert record["rollouts"]["completions"] == 2 * 4 * 8
     assert record["tokens"] == log(tmp_path / "sampled")[-1]["tokens"]

@@ -5,12 +5,12 @@ import types
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from pipeline.chain import manifest
 from pipeline.training import preference, references
 from tests.conftest import SMALL, Fails, last
-from tests.test_launch import TORCHRUN, launch
+from tests.forked import launched
+from tests.test_launch import same_step
 
 WHOLE = [*SMALL["dpo"], "--per_device_train_batch_size", "8", "--max_steps", "12"]  # every pair is read
 
@@ -184,8 +184,7 @@ def test_two_processes_keep_what_one_keeps(dpo, chain, data, tmp_path):
     dpo(*more, "--output", tmp_path / "one" / "dpo")
     assert manifest.read(tmp_path / "one" / "dpo")["recipe"]["kept"] % 8 == 0  # else accelerate reads some twice on two
     flags = ["--parent", chain / "sft", "--output", tmp_path / "two" / "dpo", *WHOLE, *more]
-    assert launch(TORCHRUN, "dpo", *last([*flags, "--per_device_train_batch_size", "4"])).count("reference: kept in") == 1
+    assert launched("dpo", [*flags, "--per_device_train_batch_size", "4"], tmp_path).count("reference: kept in") == 1
     (two,), (one,) = files(tmp_path / "two"), files(tmp_path / "one")
     assert (two.name, two.read_bytes()) == (one.name, one.read_bytes())
-    left, right = (load_file(tmp_path / name / "dpo" / "model.safetensors") for name in ("two", "one"))
-    assert max(float(np.abs(left[key] - right[key]).max()) for key in left) < 1e-5
+    same_step(tmp_path / "two" / "dpo", tmp_path / "one" / "dpo")

@@ -3,7 +3,6 @@
 import json
 import math
 import signal
-import subprocess
 
 import numpy as np
 import pytest
@@ -18,7 +17,8 @@ from pipeline.system.errors import UserError
 from pipeline.training import loop
 from pipeline.training.unpaired import ThumbsTrainer
 from stages.kto import mismatched, shorten
-from tests.conftest import command, last
+from tests.conftest import last
+from tests.forked import Forked
 from tests.test_dpo import gradient, moved, stock_trainer
 from tests.test_resume import wait_for
 
@@ -245,7 +245,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(kto, chain, thumbs, tmp_pat
     long = ["--max_steps", "120", "--save_steps", "20", "--logging_steps", "7", "--gradient_accumulation_steps", "2"]
     assert kto(*long, "--output", tmp_path / "whole")[0] == 0
     flags = ["--parent", chain / "sft", "--output", tmp_path / "kto", "--data", thumbs, *SMALL, *long]
-    with subprocess.Popen(command("kto", flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with Forked("kto", flags, tmp_path) as process:
         wait_for(tmp_path / "kto" / "log.jsonl", process, '"step": 28')
         process.send_signal(signum)
         _, err = process.communicate()

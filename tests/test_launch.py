@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from pipeline import ROOT
 from pipeline.chain import manifest, resume
 from tests.conftest import CHAIN, SMALL, flags_of, last
+from tests.forked import launched
 from tests.test_finetune import flags as task_flags
 from tests.test_tasks import parent
 
@@ -32,17 +33,36 @@ def launch(how, name, *flags):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "sft")) for name in CHAIN])
-def test_two_processes_do_what_one_does(chain, data, tmp_path, name):
+ONE_STEP = ["--optim", "sgd", "--learning_rate", "1", "--max_steps", "1"]
+
+
+def same_step(two, one):
+    """Hold the weights of two processes against those of one."""
+    found, wanted = (load_file(folder / "model.safetensors") for folder in (two, one))
+    assert max((found[key] - wanted[key]).abs().max().item() for key in wanted) < 1e-5
+
+
+def test_two_processes_do_what_one_does(run, chain, data, tmp_path):
     """One step of plain gradient descent: two processes with one row each move the weights as one with two does."""
-    flags = [*flags_of(name, chain, data, tmp_path), "--optim", "sgd", "--learning_rate", "1", "--max_steps", "1"]
+    flags = [*flags_of("sft", chain, data, tmp_path), *ONE_STEP]
+    two, one = (tmp_path / count / "sft" for count in ("two", "one"))
+    assert launched("sft", [*flags, "--per_device_train_batch_size", "1", "--output", two], tmp_path).count("done in") == 1
+    assert run("sft", *flags, "--per_device_train_batch_size", "2", "--output", one)[0] == 0
+    same_step(two, one)
+    assert manifest.read(two)["tokens"] == manifest.read(one)["tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAIN)
+def test_a_launcher_starts_two_processes_or_says_that_it_does_not(chain, data, tmp_path, name):
+    """As above, by torchrun, for every stage."""
+    flags = [*flags_of(name, chain, data, tmp_path), *ONE_STEP]
     out = launch(TORCHRUN, name, *flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two" / name)
     assert out.count("done in") == 1
     one = ["--per_device_train_batch_size", "2", "--output", tmp_path / "one" / name]
     out = launch(ACCELERATE, name, *flags, *one)  # which is one process, whatever it was told
     assert "accelerate launch --cpu starts 1 process, not 2; for 2 use LAUNCH='torchrun --nproc_per_node 2'" in out
-    two, one = (load_file(tmp_path / count / name / "model.safetensors") for count in ("two", "one"))
-    assert max((two[key] - one[key]).abs().max().item() for key in one) < 1e-5
+    same_step(tmp_path / "two" / name, tmp_path / "one" / name)
     assert manifest.read(tmp_path / "two" / name)["tokens"] == manifest.read(tmp_path / "one" / name)["tokens"]
 
 
@@ -70,12 +90,12 @@ def test_a_signal_to_one_process_stops_all_and_nothing_is_sealed(chain, data, tm
 def test_an_objective_whose_model_has_parts_without_a_loss(tmp_path, data):
     """BERT's pooler is in no contrastive loss; a process that waited for its gradient would wait for ever."""
     flags = [*SMALL["pretrain"], "--data", data / "text.jsonl", "--output", tmp_path / "out", "--objective", "contrastive"]
-    assert launch(TORCHRUN, "pretrain", *flags, "--max_steps", "3").count("done in") == 1
+    assert launched("pretrain", [*flags, "--max_steps", "3"], tmp_path).count("done in") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", "similarity"])
-def test_two_processes_fine_tune_as_one_does(tmp_path, name):
+def test_two_processes_fine_tune_as_one_does(run, tmp_path, name):
     """As above, for a task; with patience both processes validate and agree on when to stop."""
     source = parent(tmp_path / "parent", "mlm")
     settings = json.loads((source / "config.json").read_text())
@@ -83,8 +103,7 @@ def test_two_processes_fine_tune_as_one_does(tmp_path, name):
     (source / "config.json").write_text(json.dumps(settings | still))
     more = ["--optim", "sgd", "--learning_rate", "0.5", "--patience", "1", "--validation", "0.3", "--max_steps", "1"]
     flags = [*task_flags(name, {"mlm": source}, tmp_path), *more]
-    out = launch(TORCHRUN, "finetune", *flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two")
+    out = launched("finetune", [*flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two"], tmp_path)
     assert out.count("done in") == out.count("validation") == 1
-    launch([sys.executable], "finetune", *flags, "--per_device_train_batch_size", "2", "--output", tmp_path / "one")
-    two, one = (load_file(tmp_path / count / "model.safetensors") for count in ("two", "one"))
-    assert max((two[key] - one[key]).abs().max().item() for key in one) < 1e-5
+    assert run("finetune", *flags, "--per_device_train_batch_size", "2", "--output", tmp_path / "one")[0] == 0
+    same_step(tmp_path / "two", tmp_path / "one")

@@ -16,6 +16,7 @@ from pipeline.training import outcome
 from pipeline.training.trainer import StageTrainer
 from tests import checkout
 from tests.conftest import CHAIN, Fails, command, flags_of
+from tests.forked import Forked
 
 
 def checkpoint(folder, step, sealed=True):
@@ -114,15 +115,16 @@ def wait_for(path, process, text=""):
         time.sleep(0.002)
 
 
-LONG = ["--max_steps", "300", "--logging_steps", "7", "--save_steps", "50", "--gradient_accumulation_steps", "2"]
+LONG = ["--max_steps", "100", "--logging_steps", "7", "--save_steps", "20", "--gradient_accumulation_steps", "2"]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, chain, data):
-    """SFT of 300 steps, run to its end at once."""
+    """SFT of 100 steps, run to its end at once."""
     out = tmp_path_factory.mktemp("whole") / "sft"
-    done = subprocess.run(command("sft", [*flags_of("sft", chain, data, out), *LONG]), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with Forked("sft", [*flags_of("sft", chain, data, out), *LONG], out.parent) as process:
+        _, err = process.communicate()
+    assert process.returncode == 0, err
     return out
 
 
@@ -144,8 +146,8 @@ def figures(folder):
 )
 def test_a_stopped_stage_goes_on_to_the_same_weights(whole, chain, data, tmp_path, run, signum, status):
     flags = [*flags_of("sft", chain, data, tmp_path / "sft"), *LONG]
-    with subprocess.Popen(command("sft", flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(tmp_path / "sft" / "log.jsonl", process, '"step": 56')
+    with Forked("sft", flags, tmp_path) as process:
+        wait_for(tmp_path / "sft" / "log.jsonl", process, '"step": 28')
         asked = time.time()
         process.send_signal(signum)
         _, err = process.communicate()
@@ -154,7 +156,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(whole, chain, data, tmp_pat
     found = resume.latest(tmp_path / "sft")
     step = int(found.name.split("-")[1])
     if status > 0:
-        assert 56 <= step < 300  # asked for by the signal, and not the one of step 50
+        assert 28 <= step < 100  # asked for by the signal, and not the one of step 20
         assert f"sft: stopped; checkpoint-{step} is saved and the same command goes on from there" in err
         assert took < 30  # a step takes milliseconds; the machine may be busy
     assert not (tmp_path / "sft" / manifest.NAME).exists()
@@ -170,7 +172,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(whole, chain, data, tmp_pat
         assert logged == expected
     else:  # the stop left one line more, and the next line averages over fewer steps
         assert logged.keys() == expected.keys() | {step}
-        assert all(logged[at] == expected[at] for at in expected if at <= 56 or at > step + 7)
+        assert all(logged[at] == expected[at] for at in expected if at <= 28 or at > step + 7)
     metrics = [manifest.read(folder)["metrics"]["mean_loss"] for folder in (whole, tmp_path / "sft")]
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
     assert manifest.read(tmp_path / "sft")["tokens"] == manifest.read(whole)["tokens"]
@@ -346,7 +348,7 @@ def test_a_signal_ends_a_library_that_does_not_listen():
 def test_a_signal_to_all_processes_of_a_group_saves(chain, data, tmp_path):
     """As systemd and Slurm send it; a data worker that dies of it must not take the checkpoint along."""
     flags = [*flags_of("sft", chain, data, tmp_path / "sft"), *LONG, "--max_steps", "4000", "--dataloader_num_workers", "1"]
-    with subprocess.Popen(command("sft", flags), stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with Forked("sft", flags, tmp_path, group=True) as process:
         wait_for(tmp_path / "sft" / "log.jsonl", process, '"step": 21')
         os.killpg(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=120)
