@@ -19,9 +19,12 @@ from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from pipeline.data.stream import Stream
 
 SPLITS = ("train", "held_out")
+_PART = 20_000  # rows that are written at once
 
 
 @dataclass
@@ -147,12 +150,26 @@ def write(folder: Path, type: str, rows: Mapping[str, Iterable[Row]]) -> Counter
 
 
 def save(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as parquet, one column for each key; a row that lacks a column has a null there."""
+    """Write rows as parquet, one column for each key; a row that lacks a column has a null there.
+
+    Rows are read twice, in parts: for the columns that they have together, and to be written.
+    """
     import pyarrow
     import pyarrow.parquet
 
-    columns = dict.fromkeys(key for row in rows for key in row)
-    pyarrow.parquet.write_table(pyarrow.table({key: [row.get(key) for row in rows] for key in columns}), path)
+    parts = range(0, max(1, len(rows)), _PART)
+    schemas = [_table(rows[start : start + _PART]).schema for start in parts]
+    schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for start in parts:
+            writer.write_table(_table(rows[start : start + _PART], schema))
+
+
+def _table(rows: Sequence[Row], schema: pyarrow.Schema | None = None) -> pyarrow.Table:
+    import pyarrow
+
+    columns = schema.names if schema else dict.fromkeys(key for row in rows for key in row)
+    return pyarrow.table({key: [row.get(key) for row in rows] for key in columns}, schema)
 
 
 def read(path: Path) -> Iterator[Row]:
