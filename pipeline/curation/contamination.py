@@ -1,6 +1,6 @@
 """Contamination: rows for training that hold a passage of held-out rows or of task files.
 
-What is held out is cut into passages of 50 words. A row holds a passage where it has a share of the passage's 8-grams (as
+What is held out is cut into passages of 50 words, of which each overlaps the next by half. A row holds a passage where it has a share of the passage's 8-grams (as
 Lambert et al. 2024, section 3.2, compare prompts). 8-grams that many passages share are no sign of one of them. A text of
 fewer than 8 words counts as a whole, and one of fewer than 4 not at all. The index lies on disk, sorted, and is mapped.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LENGTH, _SHORTEST = 8, 4  # words of a gram; of a text that counts
 _PASSAGE = 50  # words
-_COMMON = 10  # passages of a run that share a gram, from which on it is no sign
+_COMMON = 20  # passages of a run that share a gram, from which on it is no sign
 _RUN = 4_000_000  # grams that are sorted at once
 
 
@@ -54,10 +54,12 @@ class Writer:
             if same in self._seen:
                 continue
             self._seen.add(same)
-            size = max(1, _PASSAGE - _LENGTH + 1)
-            number = np.minimum(np.arange(len(made)) // size, max(0, len(made) // size - 1)) + self._passages
-            self._held.append((made, number))
-            self._count, self._passages = self._count + len(made), int(number[-1]) + 1
+            half = (_PASSAGE - _LENGTH + 1) // 2
+            count, place = max(1, len(made) // half - 1), np.arange(len(made)) // half
+            first, second = np.minimum(place, count - 1), np.clip(place - 1, 0, count - 1)
+            both = second != first
+            self._held.append((np.concatenate([made, made[both]]), np.concatenate([first, second[both]]) + self._passages))
+            self._count, self._passages = self._count + len(made) + int(both.sum()), self._passages + count
             if self._count >= _RUN:
                 self._flush()
         self._sources.append((name, self._passages))
@@ -71,7 +73,7 @@ class Writer:
         unique = unique[counts[place] <= _COMMON]
         for name in ("gram", "passage"):
             np.save(self._folder / f"{name}-{self._runs}.npy", np.ascontiguousarray(unique[name]))
-        first = int(numbers[0])
+        first = int(numbers.min())
         np.save(self._folder / f"size-{self._runs}.npy", np.bincount(unique["passage"] - first, minlength=1))
         np.save(self._folder / f"first-{self._runs}.npy", np.array(first))
         self._runs, self._held, self._count, self._seen = self._runs + 1, [], 0, set()

@@ -17,7 +17,7 @@ from pipeline.system.errors import UserError
 class Rule:
     """What a file in this folder defines as a frozen dataclass, under the name `RULE`."""
 
-    needs: ClassVar[tuple[str, ...]] = ()  # packages of the extra `curate` that it needs
+    needs: ClassVar[tuple[str, ...]] = ()  # packages of the extra `curation` that it needs
 
     def changed(self, text: str, counts: Counter[str]) -> str:
         """Return one text of a row as it should be, and count by kind what was changed in it."""
@@ -65,5 +65,5 @@ def require(what: str, *packages: str) -> None:
     """Raise UserError where a package that something needs is not installed."""
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise UserError(
-            f"{what} needs {' and '.join(missing)}; `make setup-data` or `pip install 'tristage[curate]'` installs it"
+            f"{what} needs {' and '.join(missing)}; `make setup-data` or `pip install 'tristage[curation]'` installs it"
         )

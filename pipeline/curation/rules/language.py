@@ -11,6 +11,13 @@ from pipeline.system.config import option
 from pipeline.system.errors import UserError
 
 
+@functools.cache
+def _model() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
 @dataclass(frozen=True)
 class Language(Rule):
     """Keeps rows in some languages."""
@@ -22,22 +29,16 @@ class Language(Rule):
 
     def __post_init__(self) -> None:
         """Raise UserError where no language is named, or one that the model does not know."""
-        known = {str(label) for label in self._model.nb_classes}
+        known = {str(label) for label in _model().nb_classes}
         if not self.languages or (unknown := sorted(set(self.languages) - known)):
             what = f"no such language: {', '.join(unknown)}" if self.languages else "name at least one language"
             raise UserError(f"rules: language: languages: {what}; known are {', '.join(sorted(known))}")
-
-    @functools.cached_property
-    def _model(self) -> Any:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
     def fault(self, text: str) -> str | None:
         """Return the language that a row is in, where that is none of those; None also for a row of few letters."""
         if sum(map(str.isalpha, text)) < self.shortest:
             return None
-        found, probability = self._model.classify(text)
+        found, probability = _model().classify(text)
         if str(found) not in self.languages:
             return f"language: {found}"
         return "language: unsure" if probability < self.threshold else None
