@@ -68,8 +68,10 @@ test: $(READY)
 lint: $(READY)
 	@ruff check . && ruff format --check . && mypy
 
+# The throughput last and alone: its two sides take turns on the same cores.
 prove: $(READY)
-	@python -m pytest -m slow
+	@OMP_NUM_THREADS=1 python -m pytest -m slow -n logical --dist loadfile --ignore tests/test_throughput.py
+	@python -m pytest -m slow tests/test_throughput.py
 
 # Figures of the docs: speeds, memory. MEGABYTES=1000 is the larger text, 40 where nobody says another.
 measure: $(READY)

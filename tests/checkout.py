@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from pipeline import ROOT
@@ -37,22 +35,6 @@ def write_profile(checkout, name, **nodes):
 def environment(checkout, **variables):
     """Return the environment in which the checkout's own code runs."""
     return os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **variables}
-
-
-def start(checkout, *words, **variables):
-    """Start a command of the checkout's code, or one of its stages by the script's path, in a process group of its own."""
-    how = [] if str(words[0]).endswith(".py") else ["-m", "pipeline.commands"]
-    return subprocess.Popen(
-        [sys.executable, *how, *map(str, words)], cwd=checkout, env=environment(checkout, **variables), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-
-
-def call(checkout, *words, **variables):
-    """Run such a command to its end; return (status, what it printed, what it complained about)."""
-    with start(checkout, *words, **variables) as process:
-        out, err = process.communicate()
-    return process.returncode, out, err
 
 
 def runs(checkout, profile):

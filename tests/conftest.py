@@ -51,6 +51,12 @@ def _own_environment():
     os.environ.update(before)
 
 
+def mostly_slow(params, *quick):
+    """Return parameters that all prove the same of different things: the quick ones at each test, `make prove` the others."""
+    assert set(quick) <= set(params)
+    return [param if param in quick else pytest.param(param, marks=pytest.mark.slow) for param in params]
+
+
 def flags_of(name, chain, data, output=None):
     """Return the flags that make a stage of the small chain."""
     shape, parent = CHAIN[name]

@@ -7,12 +7,16 @@ somebody starts. That scripts start is tested by `command` of tests/conftest.py 
 import functools
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+from pipeline import ROOT
+from tests.checkout import environment
 from tests.conftest import last, status_of
 
 
@@ -26,13 +30,15 @@ def _context():
 class Forked:
     """A process that runs a stage's script or a command; it offers what the tests use of subprocess.Popen.
 
-    `limit`: (kind of resource, its limit). `terminal`: a pseudo terminal in place of input and output.
+    `limit`: (kind of resource, its limit). `terminal`: a pseudo terminal in place of input and output. `checkout`: where the
+    code lies that runs, `name` being a command, the path of a script there, or `-c` before a program's text.
     """
 
-    def __init__(self, name, flags, folder, *, terminal=None, group=False, limit=None, **variables):
-        self.out, self.err = (Path(folder) / f"{name}-{time.monotonic_ns()}.{kind}" for kind in ("out", "err"))
+    def __init__(self, name, flags, folder, *, terminal=None, group=False, limit=None, checkout=None, **variables):
+        self.out, self.err = (Path(folder) / f"{Path(name).stem}-{time.monotonic_ns()}.{kind}" for kind in ("out", "err"))
         environment = dict(os.environ) | variables
-        given = (name, list(map(str, flags)), str(self.out), str(self.err), terminal, group, limit, environment, os.getcwd())
+        words = [str(name), *map(str, flags)]
+        given = (words, str(self.out), str(self.err), terminal, group, limit, checkout and str(checkout), environment)
         self.process = _context().Process(target=_run, args=given)
         self.process.start()
         self.pid = self.process.pid
@@ -85,11 +91,23 @@ def launched(name, flags, folder, processes=2):
     return said[0][0]
 
 
-def _run(name, flags, out, err, terminal, group, limit, environment, folder):
+def start(checkout, *words, **variables):
+    """Start a command of a checkout's code, or one of its stages by the script's path, in a process group of its own."""
+    return Forked(words[0], words[1:], tempfile.mkdtemp(), group=True, checkout=checkout, **environment(checkout, **variables))
+
+
+def call(checkout, *words, **variables):
+    """Run such a command to its end; return (status, what it printed, what it complained about)."""
+    with start(checkout, *words, **variables) as process:
+        out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def _run(words, out, err, terminal, group, limit, checkout, environment):
     """Become the script, in the child."""
     if group:
         os.setsid()
-    os.chdir(folder)
+    os.chdir(checkout or ROOT)
     os.environ.clear()
     os.environ.update(environment)
     ours = os.open(terminal, os.O_RDWR) if terminal else os.open(out, os.O_WRONLY | os.O_CREAT)
@@ -102,5 +120,24 @@ def _run(name, flags, out, err, terminal, group, limit, environment, folder):
         import resource
 
         resource.setrlimit(limit[0], (limit[1], limit[1]))
-    sys.argv = [name, *last(flags)]
-    sys.exit(status_of(name))
+    if checkout:
+        _of(checkout, words)
+        sys.exit(0)  # a script says its status by itself
+    sys.argv = [words[0], *last(words[1:])]
+    sys.exit(status_of(words[0]))
+
+
+def _of(checkout, words):
+    """Run a checkout's code in place of ours, which the child knows already."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "stages", "data_recipes")]:
+        del sys.modules[name]
+    sys.path.insert(0, checkout)
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "-c", "exec"), {"__name__": "__main__"})
+    elif words[0].endswith(".py"):
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        sys.argv = ["pipeline.commands", *words]
+        runpy.run_module("pipeline.commands", run_name="__main__", alter_sys=True)

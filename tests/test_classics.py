@@ -47,15 +47,14 @@ def test_dialogue_is_one_speech_answered_by_a_named_character():
 
 
 def test_the_rejected_reply_is_of_similar_length_and_from_elsewhere():
-    for split in recipe.SPLITS:
-        rows = classics.rows("preference", split, 1).kept
+    found = {split: list(classics.rows("preference", split, 1).kept) for split in recipe.SPLITS}
+    for rows in found.values():
         assert len(rows) > 2000
         for row in rows:
             chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
             assert chosen != rejected
             assert abs(len(chosen) - len(rejected)) <= 0.05 * len(chosen)
-    train = {row["chosen"][0]["content"] for row in classics.rows("preference", "train", 1).kept}
-    held_out = classics.rows("preference", "held_out", 1).kept
+    train, held_out = {row["chosen"][0]["content"] for row in found["train"]}, found["held_out"]
     both = [row for row in held_out if row["rejected"][0]["content"] in train]
     assert len(both) < 0.01 * len(held_out)  # "What, ho!" is said in more than one play
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.chain import manifest
 from pipeline.training import preference, references
-from tests.conftest import SMALL, Fails, last
+from tests.conftest import SMALL, Fails, last, mostly_slow
 from tests.forked import launched
 from tests.test_launch import same_step
 
@@ -82,7 +82,7 @@ def test_it_is_computed_again_for_another_parent_template_or_pairs(dpo, passes, 
         assert len(files(tmp_path)) == 2 + number, flags
 
 
-@pytest.mark.parametrize("harm", ["a number", "the end", "everything", "the sum"])
+@pytest.mark.parametrize("harm", mostly_slow(["a number", "the end", "everything", "the sum"], "a number", "everything"))
 def test_a_damaged_file_is_said_and_computed_anew(dpo, passes, tmp_path, harm):
     dpo()
     (path,) = files(tmp_path)
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_said_and_computed_anew(dpo, passes, tmp_path, harm):
     assert weights(tmp_path / "again") == weights(tmp_path / "dpo")
 
 
-@pytest.mark.parametrize("moment", ["in the pass", "while it is written"])
+@pytest.mark.parametrize("moment", mostly_slow(["in the pass", "while it is written"], "while it is written"))
 def test_a_pass_that_breaks_off_leaves_nothing_that_would_be_read(dpo, run, chain, data, tmp_path, monkeypatch, moment):
     dpo("--output", tmp_path / "straight" / "dpo")
 

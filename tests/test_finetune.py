@@ -15,7 +15,7 @@ from pipeline.commands import make
 from pipeline.data import types
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
-from tests.conftest import Fails
+from tests.conftest import Fails, mostly_slow
 from tests.test_tasks import NAMES, ROWS, TEXTS, fits, judged, parent
 
 
@@ -321,7 +321,7 @@ def test_a_window_without_room_is_refused(run, parents, tmp_path):
     assert "question that leaves no more than 4 of 10 tokens" in err
 
 
-@pytest.mark.parametrize("name", ["genres", "verses", "sayings"])
+@pytest.mark.parametrize("name", mostly_slow(["genres", "verses", "sayings"], "sayings"))
 def test_shipped_recipes_hold_out_what_they_say(name):
     from pipeline.data import recipe
 

@@ -1,6 +1,7 @@
 """The house: rooms that import only from rooms below them, no stage named outside of its own script, no circles."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -84,8 +85,13 @@ def test_no_module_imports_itself_in_a_circle():
         visit(file)
 
 
+@functools.cache
 def words(path):
-    """Identifiers and what stands in strings, docstrings aside."""
+    """Identifiers and what stands in strings, docstrings aside: (line, word) of each."""
+    return list(_words(path))
+
+
+def _words(path):
     text = path.read_text()
     named = [
         node

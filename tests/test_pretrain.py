@@ -11,7 +11,7 @@ from pipeline.chain import manifest, resume
 from pipeline.data import tokens
 from pipeline.objectives import rtd
 from pipeline.training import outcome
-from tests.conftest import SMALL, Fails
+from tests.conftest import SMALL, Fails, mostly_slow
 from tests.objectives import NAMES, ROWS, WORDS, corpus, flags, text_of, write_rows
 
 
@@ -19,7 +19,7 @@ def bits(folder):
     return manifest.read(folder)["outputs"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, "causal", "mlm", "rtd", "contrastive"))
 def test_it_resumes_to_the_same_bytes_and_loads(run, tmp_path, monkeypatch, name):
     """Killed in its second epoch; masks and pairs there are other ones than in the first."""
     import transformers
@@ -64,7 +64,7 @@ def test_it_resumes_to_the_same_bytes_and_loads(run, tmp_path, monkeypatch, name
         assert all(len(line.split(" ")) == width + 1 for line in lines[1:])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if objectives.load(name).accepts])
+@pytest.mark.parametrize("name", mostly_slow([name for name in NAMES if objectives.load(name).accepts], "causal", "mlm", "rtd"))
 def test_it_goes_on_from_its_own_kind(run, tmp_path, name):
     assert run("pretrain", *flags(name, tmp_path, "--max_steps", "2"))[0] == 0
     (tmp_path / "out").rename(tmp_path / "parent")

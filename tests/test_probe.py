@@ -13,12 +13,13 @@ from pipeline.chain import manifest, profile
 from pipeline.commands import compare_objectives
 from pipeline.evaluation import probe
 from pipeline.models import tokenization
+from tests.conftest import mostly_slow
 from tests.objectives import NAMES, ROWS, corpus, flags
 
 pytest.importorskip("sklearn")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, "causal", "mlm", "contrastive", "skipgram"))
 def test_every_objective_is_judged_on_held_out_text(run, tmp_path, name):
     rows = [{"text": row["text"] + f" It was day {number}."} for number, row in enumerate(ROWS * 40)]
     given = flags(name, tmp_path, "--max_steps", "3")

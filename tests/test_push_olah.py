@@ -52,6 +52,7 @@ def mirror(hub, tmp_path):
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_stranger_reads_it_through_a_mirror(run, ready, hub, mirror, tmp_path):
     from huggingface_hub import HfApi
 

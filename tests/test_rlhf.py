@@ -9,7 +9,7 @@ import torch
 from pipeline.chain import manifest, stages
 from pipeline.rewards import Reward
 from pipeline.system import hashes
-from tests.conftest import make_quietly
+from tests.conftest import make_quietly, mostly_slow
 
 STEPS = 8
 FLAGS = [
@@ -51,10 +51,14 @@ class StopsAt:
         return 15 if self.left <= 0 else 0
 
 
-@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-@pytest.mark.parametrize("more", [(), ("--num_iterations", "2"), ("--steps_per_generation", "2", "--method", "full")])
-def test_a_run_that_goes_on_ends_with_the_same_bytes(run, flags, tmp_path, monkeypatch, algorithm, more):
+_MORE = [(), ("--num_iterations", "2"), ("--steps_per_generation", "2", "--method", "full")]
+_RUNS = [(algorithm, more) for algorithm in ("rloo", "grpo") for more in _MORE]
+
+
+@pytest.mark.parametrize("run_of", mostly_slow(_RUNS, ("rloo", ()), ("grpo", ("--num_iterations", "2"))), ids=str)
+def test_a_run_that_goes_on_ends_with_the_same_bytes(run, flags, tmp_path, monkeypatch, run_of):
     """Killed and stopped in the second epoch of 36 prompts, 4 at a time; checkpoints lie between generations alone."""
+    algorithm, more = run_of
     flags = [*flags, "--algorithm", algorithm, "--max_steps", "12" if not more else STEPS, *more]
     if not more:
         flags += ["--per_device_train_batch_size", "16"]  # nine steps an epoch

@@ -11,6 +11,7 @@ from pipeline.system import hashes
 from pipeline.training import answers
 from pipeline.training.answers import Answer
 from pipeline.training.self_training import Selection
+from tests.conftest import mostly_slow
 from tests.test_pairs import Unplugged
 
 STEPS = 6
@@ -118,11 +119,11 @@ def stopped(monkeypatch, at):
 @pytest.mark.parametrize(
     ("at", "said"),
     [
-        (1, "stopped; the answers so far are kept"),  # within the first round's sampling
+        pytest.param(1, "stopped; the answers so far are kept", marks=pytest.mark.slow),  # within the first round's sampling
         (4, "stopped; checkpoint-2 is saved"),  # three blocks, one step
-        (6, "stopped; the answers so far are kept"),  # before the second round samples
+        pytest.param(6, "stopped; the answers so far are kept", marks=pytest.mark.slow),  # before the second round samples
         (8, "stopped; the answers so far are kept"),  # between two of its blocks
-        (10, "stopped; checkpoint-5 is saved"),  # within the second round
+        pytest.param(10, "stopped; checkpoint-5 is saved", marks=pytest.mark.slow),  # within the second round
     ],
 )
 def test_a_stop_goes_on_to_the_same_weights(run, flags, whole, tmp_path, monkeypatch, at, said):
@@ -142,11 +143,15 @@ def test_a_stop_goes_on_to_the_same_weights(run, flags, whole, tmp_path, monkeyp
     same(tmp_path / "self_train", whole)
 
 
-@pytest.mark.parametrize(("plug", "at"), [("block", 2), ("block", 4), ("step", 2), ("step", 5), ("close", 0)])
-def test_a_kill_goes_on_to_the_same_weights(run, flags, whole, tmp_path, monkeypatch, plug, at):
+_PLUGS = [("block", 2), ("block", 4), ("step", 2), ("step", 5), ("close", 0)]
+
+
+@pytest.mark.parametrize("moment", mostly_slow(_PLUGS, ("block", 2), ("step", 5)), ids=str)
+def test_a_kill_goes_on_to_the_same_weights(run, flags, whole, tmp_path, monkeypatch, moment):
     from pipeline.training.trainer import Traced
     from tests.conftest import Fails
 
+    plug, at = moment
     with monkeypatch.context() as patch:
         if plug == "block":
             patch.setattr(blocks, "keep", Unplugged(at))

@@ -2,18 +2,56 @@
 
 import concurrent.futures
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
 import urllib.request
 
 import pytest
 
+from pipeline import ROOT
+from pipeline.commands import serve
 from tests.test_chat import QUESTION, answers
-from tests.test_serve import server  # noqa: F401  the fixture
 
 ASKED = [{"role": "user", "content": QUESTION}]
 
 
 @pytest.fixture(scope="module")
-def client(server):  # noqa: F811
+def server(voices, tmp_path_factory):
+    """A server of the released node: (its address, its model's name)."""
+    for name in serve.MODULES:
+        pytest.importorskip(name, reason=f"{name} is not installed: make setup")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    home = tmp_path_factory.mktemp("home")  # whose hub cache is not there yet
+    command = [sys.executable, "-m", "pipeline.commands.serve", "--runs", voices, "--port", str(port)]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    address, end = f"http://127.0.0.1:{port}", time.time() + 90
+    while time.time() < end and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=1)
+            break
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    assert process.poll() is None, process.stderr.read().decode()
+    yield f"{address}/v1", str(voices / "dpo")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 0
+    assert f"transformers at {address}/v1, model {voices / 'dpo'}" in process.stdout.read().decode()
+
+
+@pytest.fixture(scope="module")
+def client(server):
     """The official client at the server, which asks only once."""
     import openai
 
@@ -21,7 +59,7 @@ def client(server):  # noqa: F811
 
 
 @pytest.fixture
-def ask(client, server):  # noqa: F811
+def ask(client, server):
     """Ask the model that is served."""
 
     def call(endpoint="chat", **more):
@@ -34,6 +72,21 @@ def ask(client, server):  # noqa: F811
 
 def said(answer):
     return answer.choices[0].message.content
+
+
+def test_the_openai_client_gets_the_nodes_greedy_answer(client, server, voices):
+    import openai
+
+    asked = {"model": server[1], "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12}
+    wanted = answers(voices / "dpo", ("user", QUESTION), length=12)
+    assert wanted
+    assert client.chat.completions.create(**asked).choices[0].message.content == wanted
+    pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(pieces) == wanted
+    assert len(pieces) > 3
+    assert client.models.list().object == "list"
+    with pytest.raises(openai.NotFoundError):  # no other model is loaded from anywhere
+        client.chat.completions.create(**asked | {"model": "someone/model"})
 
 
 def test_greedy_without_settings_and_at_temperature_0(ask, voices):
@@ -71,7 +124,7 @@ def test_an_answer_ends_before_a_stop_string(ask, stream):
         assert said(ask(stop=stop)) == wanted
 
 
-def test_finish_reason_and_usage(ask, server, voices):  # noqa: F811
+def test_finish_reason_and_usage(ask, server, voices):
     from transformers import AutoTokenizer
 
     short = ask(max_tokens=2)
@@ -127,7 +180,7 @@ def test_plain_text_is_gone_on_from(ask, voices):
     assert "".join(chunk.choices[0].text for chunk in streamed) == text.choices[0].text
 
 
-def test_models_are_listed(client, server):  # noqa: F811
+def test_models_are_listed(client, server):
     assert [model.id for model in client.models.list()] == [server[1]]
     assert client.models.retrieve(server[1]).id == server[1]
 
@@ -197,7 +250,7 @@ def test_wrong_texts_to_go_on_from(ask):
         ("GET", "/models/other", None, 404),
     ],
 )
-def test_bodies_of_errors(server, method, path, body, status):  # noqa: F811
+def test_bodies_of_errors(server, method, path, body, status):
     asked = urllib.request.Request(server[0] + path, body, {"Content-Type": "application/json"}, method=method)
     with pytest.raises(urllib.error.HTTPError) as found:
         urllib.request.urlopen(asked)

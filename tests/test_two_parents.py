@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from tests.checkout import call, copied, runs, start, write_profile
+from tests.checkout import copied, runs, write_profile
+from tests.forked import call, start
 
 pytestmark = pytest.mark.slow  # `make prove`: two minutes of a core
 

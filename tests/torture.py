@@ -23,8 +23,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,10 +155,7 @@ def built(folder: Path, names: Sequence[str]) -> House:
     copy = checkout.copied(folder / "checkout")
     stages.FOLDER = copy / "stages"  # of the copy, since it has more of them
     nodes = profile.load(checkout.write_profile(copy, "torture", **NODES)).nodes
-    needed = set(names or nodes)
-    for name in reversed(nodes):
-        needed |= set(nodes[name].parents.values()) if name in needed else set()
-    house = House(copy, {name: node for name, node in nodes.items() if name in needed}, folder / "reference")
+    house = House(copy, descent(nodes, names or nodes), folder / "reference")
     house.data.mkdir()
     for kind in sorted({node.signature.reads for node in house.nodes.values() if node.signature}):
         rows = recipe.load("world").rows(kind, "train", 42).kept[:3000]
@@ -166,6 +163,16 @@ def built(folder: Path, names: Sequence[str]) -> House:
     if any(map(house.streams, house.nodes)):
         write_stream(house.data)
     return house
+
+
+def descent(nodes: dict[str, Node], names: Iterable[str]) -> dict[str, Node]:
+    """Return the nodes of these names, and all that they descend from, parents first."""
+    needed = set(names)
+    if EVALUATE in needed:
+        needed |= {name for name, node in nodes.items() if node.released}
+    for name in reversed(nodes):
+        needed |= set(nodes[name].parents.values()) if name in needed else set()
+    return {name: node for name, node in nodes.items() if name in needed}
 
 
 def write_stream(folder: Path) -> None:
@@ -354,7 +361,17 @@ def survives(house: House, name: str, where: Path) -> str:
 
 def uninterrupted(house: House) -> dict[str, dict[str, float]]:
     """Make the nodes of the profile, parents first, and evaluate; return the seconds of each phase of each."""
-    windows = {name: measure(house, name, house.reference) for name in house.nodes}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs: dict[str, Future[dict[str, float]]] = {}
+
+        def one(name: str) -> dict[str, float]:
+            for parent in house.nodes[name].parents.values():
+                jobs[parent].result()  # which began before
+            return measure(house, name, house.reference)
+
+        for name in house.nodes:
+            jobs[name] = pool.submit(one, name)
+        windows = {name: job.result() for name, job in jobs.items()}
     released = next((name for name, node in house.nodes.items() if node.released), "")
     if not released:
         return windows
@@ -375,14 +392,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
         house = built(Path(folder), names)
+        killed = {phase: [name for name in house.having(phase) if not names or name in names] for phase in PHASES}
+        phases = [phase for phase, having in killed.items() if having]
+        turns = {phase: itertools.cycle(shuffled(killed[phase], phase)) for phase in phases}
+        plan = [(phase, next(turns[phase])) for phase in itertools.islice(itertools.cycle(phases), kills)]
+        house.nodes = descent(house.nodes, {name for _, name in plan})
         windows = uninterrupted(house)
         print(f"uninterrupted chain in {time.time() - began:.0f} s; seconds of each phase:")
         for name, seconds in windows.items():
             print(f"  {name:<10} " + ", ".join(f"{phase} {found:.3f}" for phase, found in seconds.items()), flush=True)
-        killed = {phase: [name for name in house.having(phase) if not names or name in names] for phase in PHASES}
-        phases = [phase for phase, having in killed.items() if having]
-        plan = list(itertools.islice(itertools.cycle(phases), kills))
-        turns = {phase: itertools.cycle(shuffled(killed[phase], phase)) for phase in phases}
         misses: Counter[str] = Counter()
 
         def one(number: int, phase: str, name: str) -> tuple[str, str]:
@@ -400,7 +418,7 @@ def main() -> int:
             return phase, wrong
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = [pool.submit(one, number, phase, next(turns[phase])) for number, phase in enumerate(plan)]
+            jobs = [pool.submit(one, number, phase, name) for number, (phase, name) in enumerate(plan)]
             results = [job.result() for job in jobs]
     hit, well = Counter(phase for phase, _ in results), Counter(phase for phase, wrong in results if not wrong)
     print(f"{'phase':<18}{'kills':>6}{'survived':>10}{'misses':>8}")
