@@ -1,8 +1,11 @@
 """What the processes of tests/forked.py have imported before they begin."""
 
+import os
+
 from pipeline.system.process import _quiet
 
 _quiet()
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # which a push sets before it imports the library
 
 import datasets  # noqa: E402, F401
 import peft  # noqa: E402, F401

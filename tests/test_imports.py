@@ -49,6 +49,14 @@ def test_the_models_of_transformers_are_read_once_and_are_all_there():
     assert "modeling_llama" in str(other["llama"])
 
 
+def test_accelerate_looks_for_a_package_once(monkeypatch):
+    from accelerate.utils import imports as theirs
+
+    assert theirs.is_peft_available()
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: pytest.fail(f"asked for {name} again"))
+    assert theirs.is_peft_available()
+
+
 def test_quickening_twice_is_quickening_once():
     before = list(sys.meta_path), importlib.metadata.packages_distributions
     imports.quicken()

@@ -4,17 +4,16 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from pipeline import ROOT
 from tests import hub as server
+from tests.forked import Forked
 from tests.hub import SIGNATURE
 from tests.test_push import head, push
 
+AGAIN = pytest.mark.slow  # a fault of a kind that another one stands for
 COMMIT, UPLOAD, TAG = "POST .*/commit/main", "PUT /upload/", "POST .*/tag/"
 
 
@@ -44,22 +43,22 @@ def plain(err):
     ("pattern", "fault"),
     [
         (UPLOAD, {"kind": "cut", "times": 2}),
-        (UPLOAD, {"status": 500, "times": 2}),
+        pytest.param(UPLOAD, {"status": 500, "times": 2}, marks=AGAIN),
         (UPLOAD, {"status": 429, "headers": {"Retry-After": "1"}}),
-        (UPLOAD, {"kind": "lost"}),
+        pytest.param(UPLOAD, {"kind": "lost"}, marks=AGAIN),
         ("POST /verify/", {"status": 503}),
-        ("objects/batch", {"kind": "lost"}),
-        ("preupload", {"status": 502}),
-        (COMMIT, {"status": 500, "times": 3}),
-        (COMMIT, {"status": 429}),
-        (COMMIT, {"kind": "cut"}),
+        pytest.param("objects/batch", {"kind": "lost"}, marks=AGAIN),
+        pytest.param("preupload", {"status": 502}, marks=AGAIN),
+        pytest.param(COMMIT, {"status": 500, "times": 3}, marks=AGAIN),
+        pytest.param(COMMIT, {"status": 429}, marks=AGAIN),
+        pytest.param(COMMIT, {"kind": "cut"}, marks=AGAIN),
         (COMMIT, {"kind": "lost"}),
         (COMMIT, {"kind": "slow", "seconds": 0.5}),
         ("POST /api/repos/create", {"kind": "lost"}),
-        (TAG, {"kind": "lost"}),
+        pytest.param(TAG, {"kind": "lost"}, marks=AGAIN),
         (TAG, {"status": 500}),
-        ("whoami", {"status": 504}),
-        ("GET .*/tree/", {"status": 500}),
+        pytest.param("whoami", {"status": 504}, marks=AGAIN),
+        pytest.param("GET .*/tree/", {"status": 500}, marks=AGAIN),
         ("GET .*/resolve/.*safetensors", {"kind": "cut"}),
         ("HEAD .*/resolve/", {"status": 500}),
     ],
@@ -83,14 +82,14 @@ def test_what_passes_is_waited_for_and_said(run, ready, hub, pattern, fault):
     ("pattern", "fault", "status", "words"),
     [
         (COMMIT, {"status": 500, "times": 999}, 1, "push to me/small-sft: the hub fails (500: Internal error); nothing is lost: the same command goes on"),
-        (COMMIT, {"status": 429, "times": 999}, 1, "the hub asks to wait (429"),
-        (UPLOAD, {"kind": "cut", "times": 999}, 1, "the network fails"),
+        pytest.param(COMMIT, {"status": 429, "times": 999}, 1, "the hub asks to wait (429", marks=AGAIN),
+        pytest.param(UPLOAD, {"kind": "cut", "times": 999}, 1, "the network fails", marks=AGAIN),
         ("whoami", {"kind": "slow", "times": 999, "seconds": 3}, 1, "sign in: the network fails (ReadTimeout"),
         (UPLOAD, {"status": 413, "times": 9, "text": "Entity too large"}, 1, "the hub has no room for it (413: Entity too large)"),
-        (COMMIT, {"status": 403, "times": 9, "text": "Private repository storage limit reached"}, 1, "the hub has no room for it (403"),
-        ("objects/batch", {"status": 507, "times": 9, "text": "quota"}, 1, "the hub has no room for it (507: quota)"),
+        pytest.param(COMMIT, {"status": 403, "times": 9, "text": "Private repository storage limit reached"}, 1, "the hub has no room for it (403", marks=AGAIN),
+        pytest.param("objects/batch", {"status": 507, "times": 9, "text": "quota"}, 1, "the hub has no room for it (507: quota)", marks=AGAIN),
         (COMMIT, {"status": 412, "text": "A commit has happened since"}, 1, "somebody else pushed there just now (412)"),
-        (COMMIT, {"status": 400, "text": "bad path"}, 1, "the hub refuses the request (400: bad path)"),
+        pytest.param(COMMIT, {"status": 400, "text": "bad path"}, 1, "the hub refuses the request (400: bad path)", marks=AGAIN),
         (COMMIT, {"status": 401, "times": 9}, 2, "the hub refuses the token (401)"),
         ("preupload", {"status": 403, "text": "read token"}, 2, "not allowed (403: read token): the name is someone else's, or the token may not write; the token is that of me"),
     ],
@@ -207,18 +206,10 @@ class Push:
     """A push in a process of its own, that can be killed."""
 
     def __init__(self, hub, ready, folder):
-        script = [sys.executable, "-m", "pipeline.commands.push", "--hub", "me/small", "--runs", str(ready)]
-        environment = os.environ | {
-            "HF_ENDPOINT": hub.url,
-            "HF_TOKEN": "hf_test",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        environment |= {"HF_HOME": str(folder)}
         self.hub, self.begun = hub, len(hub.log)
-        self.process = subprocess.Popen(
-            script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        folder.mkdir(exist_ok=True)
+        flags = ["--hub", "me/small", "--runs", ready]
+        self.process = Forked("push", flags, folder, group=True, HF_ENDPOINT=hub.url, HF_TOKEN="hf_test")
 
     def asked(self):
         """Return how many requests it has made."""
@@ -226,7 +217,8 @@ class Push:
 
     def end(self):
         """Let it come to its end; return how many requests it took."""
-        assert self.process.wait() == 0, self.process.stdout.read().decode()
+        said = self.process.communicate()
+        assert self.process.returncode == 0, said
         return self.asked()
 
     def kill(self, request, after):
@@ -279,9 +271,9 @@ def test_a_push_that_is_stopped_says_so(hub, ready, tmp_path):
     stopped = Push(hub, ready, tmp_path / "home")
     while stopped.asked() < 8:
         time.sleep(0.001)
-    stopped.process.terminate()
-    assert stopped.process.wait(20) == 143
-    said = stopped.process.stdout.read().decode()
+    stopped.process.send_signal(signal.SIGTERM)
+    said = "".join(stopped.process.communicate(20))
+    assert stopped.process.returncode == 143
     assert "push: stopped; the same command goes on" in said
     assert "Traceback" not in said
 

@@ -15,6 +15,7 @@ from pipeline.models import tokenization
 from pipeline.models.prompt import add_prompt
 from pipeline.system.errors import UserError
 from pipeline.training import strategies
+from tests.conftest import mostly_slow
 
 IGNORED = tokens.IGNORED
 ANIMALS = "cat dog hen owl fox bee ant cow elk eel".split()
@@ -234,7 +235,7 @@ def test_every_family_is_taken_or_refused_in_words(parents, tmp_path, name, sour
     assert set(task.figures(ROWS[name][:5], said)) >= {task.primary}
 
 
-@pytest.mark.parametrize("source", FAMILIES)
+@pytest.mark.parametrize("source", mostly_slow(FAMILIES, "causal", "mlm", "span_corruption"))
 @pytest.mark.parametrize("name", NAMES)
 def test_the_body_is_the_parents_and_each_strategy_trains_all_that_it_says(parents, name, source):
     """Some classes look for a parent's body under another name and leave it random; some read tokens elsewhere."""

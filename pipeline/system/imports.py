@@ -48,6 +48,13 @@ def _model_files_once(module: Any) -> Iterator[None]:
     module.create_import_structure_from_path = once
 
 
+@contextlib.contextmanager
+def _packages_found_once(module: Any) -> Iterator[None]:
+    """Let accelerate remember which packages there are; to ask reads their metadata, and trainers ask in each step."""
+    yield
+    module._is_package_available = functools.cache(module._is_package_available)
+
+
 def _matching(*arguments: Any, **named: Any) -> Any:
     from scipy.optimize import linear_sum_assignment
 
@@ -73,6 +80,7 @@ def _scipy_when_needed(_: Any) -> Iterator[None]:
 _AROUND: dict[str, Callable[[Any], contextlib.AbstractContextManager[None]]] = {
     "transformers.utils.import_utils": _model_files_once,
     "transformers.loss.loss_utils": _scipy_when_needed,
+    "accelerate.utils.imports": _packages_found_once,
 }
 
 
