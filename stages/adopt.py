@@ -85,9 +85,13 @@ def _converted(run: Run, file: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     run.say(f"converting {file.name} of the package {run.options.package} to fp32 safetensors")
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        str(file.parent),
+        gguf_file=file.name,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        quantization_config=GgufConfig(dequantize=True),
     )
     model.config.quantization_config = None
     del model.config.quantization_config

@@ -137,3 +137,23 @@ def test_stages_holds_stages():
         assert stage.kind == kind
         assert stage.title
         assert stage.about.endswith(".")
+
+
+def test_no_model_or_tokenizer_is_loaded_without_saying_that_its_code_is_not_run():
+    """Where nobody says it, the library asks on a terminal whether code that lies beside the weights may run."""
+    unsaid = []
+    for path in [*modules(), *(ROOT / "stages").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner = ast.unparse(node.func.value)
+            if node.func.attr not in ("from_pretrained", "from_config") or owner in (
+                "loading",
+                "PeftModel",
+                "GenerationConfig",
+            ):
+                continue
+            said = {one.arg: ast.unparse(one.value) for one in node.keywords}
+            if said.get("trust_remote_code") != "False":
+                unsaid.append(f"{path.relative_to(ROOT)}:{node.lineno}: {owner}")
+    assert unsaid == []

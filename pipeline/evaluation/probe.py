@@ -36,7 +36,11 @@ def features(folder: Path, texts: Sequence[str], random: bool = False, seed: int
 
     tokenizer = load(str(folder))
     torch.manual_seed(seed)
-    model = AutoModel.from_config(AutoConfig.from_pretrained(folder)) if random else AutoModel.from_pretrained(folder)
+    model = (
+        AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False)
+        if random
+        else AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+    )
     model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(device()).eval()
     found = []
     for start in range(0, len(texts), _BATCH):

@@ -65,8 +65,9 @@ def _generates(loader: str) -> bool:
 def _load(folder: Path, loader: str) -> tuple[Any, Any]:
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return tokenizer, getattr(transformers, loader).from_pretrained(folder, use_safetensors=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    auto = getattr(transformers, loader)
+    return tokenizer, auto.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
 
 
 def _inputs(tokenizer: Any) -> list[Any]:
@@ -122,7 +123,7 @@ def adapts(base: Path, adapter: Path, made: Path, loader: str) -> list[str]:
 
     tokenizer, own = _load(made, loader)
     given = {} if _generates(loader) else {"num_labels": own.config.num_labels}  # the head is the adapter's
-    under = getattr(transformers, loader).from_pretrained(base, use_safetensors=True, **given)
+    under = getattr(transformers, loader).from_pretrained(base, use_safetensors=True, trust_remote_code=False, **given)
     network = PeftModel.from_pretrained(under, str(adapter)).eval()
     faults = []
     for prompt, batch in zip(PROMPTS, _inputs(tokenizer), strict=True):

@@ -60,7 +60,9 @@ def build(auto: str, architecture: str, tokenizer: PreTrainedTokenizerBase, size
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        return getattr(transformers, auto).from_config(configuration(architecture, tokenizer, sizes, **more))
+        return getattr(transformers, auto).from_config(
+            configuration(architecture, tokenizer, sizes, **more), trust_remote_code=False
+        )
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise UserError(
             f"architecture: {architecture}: no model of it can be built for this objective ({' '.join(str(error).split())[:160]})"

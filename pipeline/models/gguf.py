@@ -51,7 +51,7 @@ def write(folder: Path, path: Path, kind: str) -> None:
     from safetensors.numpy import load_file
     from transformers import AutoConfig, AutoTokenizer
 
-    settings: Any = AutoConfig.from_pretrained(folder)
+    settings: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     writer: Any = gguf.GGUFWriter(path, "llama")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if kind == "f32" else gguf.LlamaFileType.MOSTLY_F16)
     writer.add_name(folder.name)
@@ -67,7 +67,7 @@ def write(folder: Path, path: Path, kind: str) -> None:
     writer.add_value_length(settings.head_dim)
     writer.add_rope_freq_base(settings.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(settings.rms_norm_eps)
-    _vocabulary(writer, folder, AutoTokenizer.from_pretrained(folder), settings.vocab_size)
+    _vocabulary(writer, folder, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), settings.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, settings.num_hidden_layers)
     heads = {"q_proj": settings.num_attention_heads, "k_proj": settings.num_key_value_heads}
     for name, weights in sorted(load_file(folder / "model.safetensors").items()):
@@ -134,7 +134,7 @@ def parity(folder: Path, path: Path, questions: Sequence[str], length: int) -> P
 
     from pipeline.models.tokenization import render
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     chats = bool(tokenizer.chat_template)
     prompts = [
         render(tokenizer, [{"role": "user", "content": question}], answer_next=True)
@@ -142,7 +142,7 @@ def parity(folder: Path, path: Path, questions: Sequence[str], length: int) -> P
         else list(tokenizer.encode(question, add_special_tokens=False))
         for question in questions
     ]
-    room = int(AutoConfig.from_pretrained(folder).max_position_embeddings) - max(map(len, prompts))
+    room = int(AutoConfig.from_pretrained(folder, trust_remote_code=False).max_position_embeddings) - max(map(len, prompts))
     length = max(1, min(length, room))
     wanted = _answers(folder, folder, {}, prompts, length)
     if importlib.util.find_spec("xllamacpp"):
@@ -164,8 +164,8 @@ def _answers(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32, **how).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32, trust_remote_code=False, **how).eval()
     settings: Any = GenerationConfig.from_pretrained(folder)
     settings.max_new_tokens = length
     found = []

@@ -40,7 +40,7 @@ class Causal(Objective):
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
                 intermediate_size=_width(sizes["hidden_size"]), **sizes, **own,
             )  # fmt: skip
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except (ValueError, TypeError, StrictDataclassError) as error:
             raise UserError(
                 f"architecture: {architecture}: transformers builds no causal model of it ({' '.join(str(error).split())[:160]})"

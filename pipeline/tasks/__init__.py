@@ -85,7 +85,7 @@ class Task(ABC):
             settings.use_cache = self.family == "seq2seq"
             if not random and self.auto in _WHOLE:
                 return loading.from_pretrained(auto, parent, config=settings)
-            model = auto.from_config(settings).float()
+            model = auto.from_config(settings, trust_remote_code=False).float()
             if random:
                 return model
             if same and type(model).__name__ in (settings.architectures or []):

@@ -52,7 +52,7 @@ def open_parent(run: Run) -> Opened:
     if run.signature.reads != "messages" and (warning := tokenization.another_template(tokenizer, own)):
         run.say(warning)
     if options.init == "random":
-        model = AutoModelForCausalLM.from_config(model.config)
+        model = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
         run.say(f"adds {', '.join(added)} to the vocabulary, which the chat template needs")

@@ -225,7 +225,10 @@ def opened(run: Run, arguments: Any) -> tuple[PreTrainedTokenizerBase, Any, Any]
             raise UserError(
                 f"method: {options.method} would leave a new student's random weights as they are; set method: full"
             )
-        tokenizer, student = theirs, AutoModelForCausalLM.from_config(build.resized(teacher.config, options.student))
+        tokenizer, student = (
+            theirs,
+            AutoModelForCausalLM.from_config(build.resized(teacher.config, options.student), trust_remote_code=False),
+        )
         student.config.use_cache = False
         guards.fits_parent(student, tokenizer, options.max_length, "student")
     same_tokens(tokenizer, theirs, chats)

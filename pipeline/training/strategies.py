@@ -57,7 +57,7 @@ def heads(model: Any) -> list[str]:
     parts = {body}
     if body is model:  # as of T5 with a head for questions, whose encoder and decoder are its own
         with torch.device("meta"):
-            named = {name for name, _ in AutoModel.from_config(model.config).named_children()}
+            named = {name for name, _ in AutoModel.from_config(model.config, trust_remote_code=False).named_children()}
         parts = {module for name, module in model.named_children() if name in named}
     found = [name for name, module in model.named_children() if module not in parts and module is not words]
     pooler = [name for name, module in body.named_children() if name == "pooler" and body is not model and module is not None]

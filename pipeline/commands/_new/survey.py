@@ -151,7 +151,7 @@ def _loaded(where: str) -> Base:
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         with torch.device("meta"):
-            parameters = AutoModel.from_config(config).num_parameters()
+            parameters = AutoModel.from_config(config, trust_remote_code=False).num_parameters()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"BASE={where}: no model folder ({' '.join(str(error).split())[:200]})") from None
     try:
