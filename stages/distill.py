@@ -60,7 +60,7 @@ class Distillation(Stage):
             1.0, "weight of the teacher's distributions; the tokens of the rows have the rest", at_least=0.0, at_most=1.0
         )
         beta: float = option(0.0, "0: KL(teacher ‖ student), 1: KL(student ‖ teacher), or between", at_least=0.0, at_most=1.0)
-        temperature: float = option(1.0, "by which the logits of both are divided", at_least=0.01)
+        temperature: float = option(1.0, "by which the logits of both are divided", at_least=0.01, at_most=100.0)
 
     def library_of(self, values: Mapping[str, Any]) -> str | None:
         """Return trl's configuration where answers are sampled."""
@@ -99,7 +99,7 @@ class Distillation(Stage):
         from pipeline.data import shown, tokens
         from pipeline.models import tokenization
         from pipeline.training import distillation, guards, policy
-        from pipeline.training.loop import prepare
+        from pipeline.training.loop import known, prepare
 
         options, pad_id = run.options, int(tokenizer.pad_token_id)
         if options.reads == "prompts":
@@ -121,6 +121,7 @@ class Distillation(Stage):
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         if options.reads == "messages":
             guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
+        known(run, teacher, dataset, tokenizer, TEACHER)
         sample = {"input_ids": dataset[0]["input_ids"]}
         if tokens.keeps_apart(model) and tokens.keeps_apart(teacher):
             dataset = tokens.pack(dataset, options.max_length, run.say)

@@ -46,6 +46,7 @@ class Pairs(RewardedStage):
         from pipeline.training import guards
         from pipeline.training.answers import Sampler, fitting
         from pipeline.training.chat import row_length
+        from pipeline.training.loop import known
         from pipeline.training.pairing import Pairing, evaluation
 
         options: PairOptions = run.options
@@ -55,6 +56,11 @@ class Pairs(RewardedStage):
         longest, sampler, found = row_length(run, model), Sampler(run, tokenizer), dict[str, Pairing]()
         limits = dict(zip(files.SPLITS, (options.prompts, options.held_out_prompts), strict=True))
         read = {split: run.rows(split) for split in limits}
+        first = [
+            {"input_ids": tokenization.render(tokenizer, row["prompt"], answer_next=True)[:longest]}
+            for row in read["train"].kept[:8]
+        ]
+        known(run, model, first, tokenizer)
         run.unchanged()
 
         def pairs(split: str) -> Iterator[Row]:

@@ -73,7 +73,7 @@ class SelfTraining(RewardedStage):
         from pipeline.training import guards
         from pipeline.training.answers import fitting
         from pipeline.training.chat import open_parent, row_length
-        from pipeline.training.loop import prepare, rows_of_a_step
+        from pipeline.training.loop import known, prepare, rows_of_a_step
         from pipeline.training.self_training import Rounds, in_order
 
         arguments = self.arguments(run)
@@ -84,6 +84,7 @@ class SelfTraining(RewardedStage):
         )
         encoded = prepare(run, rows, asked)
         guards.learns(encoded, rows.dropped + dropped)
+        known(run, model, encoded, tokenizer)
         length = arguments.max_steps // run.options.rounds * rows_of_a_step(arguments)
         dataset = Rounds(run, prompts, tokenizer, length, lambda: open_parent(run).model)
         sample = {"input_ids": encoded[0]["input_ids"]}

@@ -158,3 +158,127 @@ def test_one_name_stands_for_a_list_of_a_library_and_of_no_option_of_ours():
 
     assert config.check({"loss_type": "ipo"}, {}, AdapterOptions, "trl.DPOConfig") == []
     assert config.check({"loss_type": 3}, {}, AdapterOptions, "trl.DPOConfig")
+
+
+def told(kind, rows):
+    """What is said of rows, whether it is a warning or a refusal."""
+    from pipeline.data import doubts, types
+
+    try:
+        return " / ".join(doubts.of(rows, types.load(kind)))
+    except UserError as error:
+        return " / ".join(error.faults)
+
+
+def chat(answer, question="What of {at}?"):
+    turns = ("user", "assistant")
+    return [
+        {
+            "messages": [
+                {"role": role, "content": text.format(at=at)} for role, text in zip(turns, (question, answer), strict=True)
+            ]
+        }
+        for at in range(30)
+    ]
+
+
+def pair(chosen, rejected):
+    return [
+        {"prompt": [{"role": "user", "content": f"Q{at}"}]}
+        | {side: [{"role": "assistant", "content": text.format(at=at)}] for side, text in (("chosen", chosen), ("rejected", rejected))}
+        for at in range(30)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "said"),
+    [
+        ("messages", chat("Well, {at} &amp;quot;so&quot;"), "HTML entities"),
+        ("messages", chat("<b>{at}</b> &amp; more"), ""),
+        ("messages", chat("One {at}.\\nTwo."), "escaped twice"),
+        ("messages", chat(r"It is $\nabla {at}$, see C:\new"), ""),
+        ("messages", chat("print('{at}\\n')\nreturn"), ""),
+        ("messages", chat("{at} \x00"), "control characters"),
+        ("messages", chat("What of {at}?"), "answered by the question itself"),
+        ("messages", chat("#REF!", "Sum {at}?") + chat("{at}"), "a placeholder"),
+        ("messages", chat("{at:08}"), ""),
+        ("text", [{"text": str(at * 7919)} for at in range(30)], "nothing but a number"),
+        ("text", [{"text": f"{at} + 1 = {at + 1}"} for at in range(30)], ""),
+        ("preference", pair("Yes {at}.", "No."), "have the same rejected answer"),
+        ("preference", pair("Yes.", "No {at}."), "have the same chosen answer"),
+        ("preference", pair("Q{at} Yes.", "Q{at} No."), "begin with the prompt itself"),
+        ("preference", pair("Yes {at}.", "No {at}."), ""),
+        ("labels", [{"text": f"t{at // 2}", "label": "ab"[at % 2]} for at in range(30)], "the text of another row and another label"),
+        ("labels", [{"text": f"t{at}", "label": f"row{at}"} for at in range(30)], "a label that no other row has"),
+        ("labels", [{"text": "t", "label": "ab"[at % 2]} for at in range(30)], "have the same text"),
+        ("labels", [{"text": f"t{at}", "label": ("happy1", "happy2", "unhappy1")[at % 3]} for at in range(30)], ""),
+        ("tags", [{"tokens": ["a"], "tags": ["O"]} for _ in range(30)], "no tag but 'O'"),
+        ("tags", [{"tokens": ["a", "b"], "tags": ["O", "B-PTE" if at == 3 else "B-PET"]} for at in range(30)], "a slip in 'B-PET'"),
+        ("similarity", [{"text": f"a{at}", "text_pair": "b", "score": 1.0} for at in range(30)], "have the same score"),
+        ("similarity", [{"text": f"a{at}", "text_pair": "b", "score": 500.0 if at == 3 else at % 5} for at in range(30)], "two scales"),
+        ("similarity", [{"text": f"a{at}", "text_pair": "b", "score": at / 6} for at in range(30)], ""),
+        ("translation", [{"source": f"s{at}", "target": "the"} for at in range(30)], "have the same answer"),
+        ("translation", [{"source": f"s{at}", "target": f"S{at}"} for at in range(30)], "answered by the question itself"),
+        ("feedback", [{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": f"a{at}"}], "label": at != 3} for at in range(60)], "only 1 are down"),
+    ],
+)  # fmt: skip
+def test_what_rows_can_hardly_mean_is_told_and_nothing_else(kind, rows, said):
+    found = told(kind, rows)
+    assert said in found if said else found == "", found
+
+
+def test_an_option_that_is_read_with_another_one_alone_is_refused():
+    from pipeline.system import config
+    from pipeline.training.adapter import AdapterOptions
+
+    def faults(**values):
+        return config.check(values, {}, AdapterOptions, "trl.RLOOConfig")
+
+    assert "is read only with use_vllm: true" in faults(vllm_mode="server")[0]
+    assert "an optim of Adam's kind" in faults(adam_beta2=0.9, optim="sgd")[0]
+    assert faults(adam_beta2=0.9) == faults(adam_beta2=0.9, optim="adamw_torch_fused") == []
+    assert "a node is measured when it is done" in faults(per_device_eval_batch_size=2)[0]
+    assert "can't be set here" in faults(hub_model_id="a/b")[0]
+
+
+def test_a_tokenizer_of_another_script_is_refused(tokenizer):
+    class Unknown:
+        unk_token, unk_token_id, eos_token_id, bos_token_id, all_special_ids = "[UNK]", 1, None, None, [0, 1, 2]
+
+    def rows(*ids):
+        return [{"input_ids": [2, *ids, 0], "labels": [0]}] * 30
+
+    assert guards.reads(rows(5, 6, 7, 8, 1, 9), Unknown) == ""
+    assert "33% of the first rows' tokens are unknown" in guards.reads(rows(5, 6, 1), Unknown)
+    with pytest.raises(UserError, match=r"100% of the first rows' tokens are unknown to the tokenizer \(\[UNK\]\)"):
+        guards.reads(rows(1, 1), Unknown)
+    assert guards.reads(rows(1, 1), tokenizer) == ""  # whose bytes know all
+
+
+def test_a_norm_of_zeros_is_told_where_it_lets_nothing_through():
+    import torch
+
+    class OnePlus(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(4))
+
+        def forward(self, x):
+            return x * (1 + self.weight)
+
+    model = torch.nn.Sequential(torch.nn.RMSNorm(4), OnePlus())
+    assert guards.empty(model) == ""
+    torch.nn.init.zeros_(model[0].weight)
+    assert guards.empty(model).endswith("nothing but zeros: 0.weight")
+
+
+def test_prompts_are_asked_as_answers_are_shown(tokenizer):
+    rows = [{"prompt": TALK["messages"][:1]}]
+    tokenizer.chat_template = CHATML.replace("%s", "{{ m['content'] }}<|im_end|>")
+    shown.asked(rows, tokenizer)
+    tokenizer.chat_template = CHATML.replace("%s", "{{ m['contents'] }}<|im_end|>")
+    with pytest.raises(UserError, match="drops or changes what the user says"):
+        shown.asked(rows, tokenizer)
+    tokenizer.chat_template = CHATML.replace("%s", "{{ m['content'] }}<|im_end|>").replace("add_generation_prompt", "false")
+    with pytest.raises(UserError, match="add_generation_prompt adds nothing"):
+        shown.asked(rows, tokenizer)

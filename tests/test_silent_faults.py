@@ -42,6 +42,44 @@ def without(name):
     return lambda found: {key: tensor for key, tensor in found.items() if name not in key}
 
 
+@pytest.mark.parametrize("objective", ["mlm", "rtd", "contrastive", "span_corruption", "denoising"])
+def test_layers_that_a_bare_body_has_no_place_for_are_told(tmp_path, objective):
+    import transformers
+
+    from pipeline.models import loading
+    from pipeline.system.errors import UserError
+    from tests.test_tasks import parent
+
+    parent(tmp_path / "model", objective)
+    assert loading.from_pretrained(transformers.AutoModel, str(tmp_path / "model"))
+    path = tmp_path / "model" / "config.json"
+    found = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(found | {name: 1 for name in ("num_hidden_layers", "num_layers", "encoder_layers") if name in found})
+    )
+    with pytest.raises(UserError, match="which would be left out"):
+        loading.from_pretrained(transformers.AutoModel, str(tmp_path / "model"))
+
+
+def test_quantised_weights_are_refused(broken):
+    from pipeline.models import checkpoint
+    from pipeline.system.errors import UserError
+
+    with pytest.raises(UserError, match=r"its weights are quantised \(gptq\)"):
+        checkpoint.load(str(broken(quantization_config={"quant_method": "gptq", "bits": 4})))
+
+
+def test_a_parent_of_nan_is_refused_by_name(broken):
+    from pipeline.models import checkpoint
+    from pipeline.system.errors import UserError
+
+    folder = broken(
+        lambda found: {name: value * float("nan") if "0.mlp.up" in name else value for name, value in found.items()}
+    )
+    with pytest.raises(UserError, match=r"model.layers.0.mlp.up_proj.weight hold numbers that are not finite"):
+        checkpoint.load(str(folder), "teacher")
+
+
 WRONG = {
     "lost": ({"weights": without("layers.1.mlp.up_proj")}, "its weights lack model.layers.1.mlp.up_proj.weight"),
     "renamed": (
@@ -159,6 +197,12 @@ def test_measuring_before_and_after_changes_no_random_number_and_finds_only_what
     assert "fell from 1.000 to 0.237" in outcome.less_rewarded(rewards)
     assert not outcome.less_rewarded(rewards[::-1])
     assert not outcome.less_rewarded([{"loss": 1.0}] * 9)
+    assert outcome.still([1.0, 2.0, 3.0, 2.0], [1.000001, 2.0, 3.000001, 2.0])
+    assert not outcome.still([1.0, 2.0, 3.0, 2.0], [1.0, 2.0, 3.0, 2.001])
+    assert not outcome.still([0.0] * 4, [0.0] * 4)  # all that was asked for is there already
+    assert "nothing to learn" in outcome.untaught([{"groups": 2, "alike_groups": 2}, {"groups": 1, "alike_groups": 1}])
+    assert not outcome.untaught([{"groups": 2, "alike_groups": 2}, {"groups": 1, "alike_groups": 0}])
+    assert not outcome.untaught([{"loss": 1.0}])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ RIGHT = ["a tokenizer in lower case", "yes or no"]
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     made = Zoo(tmp_path_factory.mktemp("zoo"))
-    made.build(encoder=False)
+    made.build(all_models=False)
     return made
 
 

@@ -91,6 +91,8 @@ class Run:
             raise UserError(f"{library} refuses the configuration: {line}{config.named_in(line, self.arguments)}") from None
         if getattr(made, "fp16", False) and made.device.type != "cuda":
             raise UserError(f"fp16: true would be ignored on {made.device.type}, which trains in fp32; leave it out")
+        if getattr(made, "use_liger_kernel", False) and made.device.type == "cpu":
+            raise UserError("use_liger_kernel: true: its kernels need a GPU; leave it out")
         return made
 
     @classmethod

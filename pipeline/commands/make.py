@@ -58,6 +58,12 @@ class Making:
         check = [] if self.checked else self._check(name)
         self.checked = True
         if status := run([*self.launch, str(stage.script), *flags, *check]):
+            if self.launch != [sys.executable]:
+                print(
+                    f"make: what {Path(self.launch[0]).name} prints when a process ends, its traceback included, is about itself; why "
+                    f"{name} ended stands above that, in the lines that begin with `{stage.kind}:`",
+                    file=sys.stderr,
+                )
             raise SystemExit(status)
 
     def _check(self, first: str) -> list[str]:

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 _FEW, _MOST = 20, 100_000  # rows below which nothing is judged, and that are looked at
 _WRONG = re.compile("[ÃÂâ][\u0080-\u00bf\u20ac\u201a-\u2122]")  # UTF-8 that was read as Latin-1 or Windows-1252
-_GAPS = {"nan", "none", "null", "n/a", "undefined", "#n/a"}
+_GAPS = {
+    "nan", "none", "null", "nil", "n/a", "undefined", "nat", "<na>", "todo", "#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!",
+}  # fmt: skip
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x7f]")
+_ENTITY = re.compile("&(?:amp|quot|lt|gt|nbsp|apos|#[0-9]{2,5}|#x[0-9a-fA-F]{2,5});")
+_ESCAPED = re.compile(r"\\[nrt](?![a-z])")  # as two characters; with a small letter after it, it may be TeX or a path
 
 
 class Doubt(NamedTuple):
@@ -37,6 +42,10 @@ def of(rows: Sequence[Row], kind: DatasetType) -> list[str]:
         Doubt(sum("\ufffd" in text for text in texts), 0.01, "hold the replacement character U+FFFD: their encoding was lost", 0.5),
         Doubt(sum(bool(_WRONG.search(text)) for text in texts), 0.01, "look like UTF-8 that was read in another encoding (mojibake)", 0.9),
         Doubt(len(few) - len({repr(row) for row in few}), 0.5, "are the same as another row"),
+        Doubt(sum(bool(_CONTROL.search(text)) for text in texts), 0.05, "hold control characters, such as NUL: a binary file, or a broken export"),
+        Doubt(sum("<" not in text and bool(_ENTITY.search(text)) for text in texts), 0.5, "write characters as HTML entities (&amp;, &#39;) without being HTML"),
+        Doubt(sum("\n" not in text.replace("\n\n", "") and bool(_ESCAPED.search(text)) for text in texts), 0.5, "write line breaks as a backslash and a letter: they were escaped twice"),
+        Doubt(sum(text.strip().isdecimal() for text in texts), 0.9, "are nothing but a number: is it the right column?", 1.0),
         *kind.doubts(few),
     ]  # fmt: skip
     told = {
@@ -50,8 +59,27 @@ def of(rows: Sequence[Row], kind: DatasetType) -> list[str]:
 
 def same_answer(answers: Sequence[str]) -> Doubt:
     """Return how many rows have the most frequent answer, where nearly all of them do."""
-    most = Counter(answers).most_common(1)[0][1]
-    return Doubt(most, 0.95, "have the same answer: there is nothing in the prompts to learn from", 1.0)
+    return same(answers, "have the same answer: there is nothing in the prompts to learn from", 1.0)
+
+
+def same(values: Sequence[object], said: str, fatal: float = 2.0) -> Doubt:
+    """Return how many rows have the most frequent value, where nearly all of them do."""
+    return Doubt(Counter(values).most_common(1)[0][1], 0.95, said, fatal)
+
+
+def repeated(asked: Sequence[str], answers: Sequence[str]) -> Doubt:
+    """Return how many answers are what was asked, word for word."""
+    count = sum(plain(question) == plain(answer) != "" for question, answer in zip(asked, answers, strict=True))
+    return Doubt(count, 0.5, "are answered by the question itself")
+
+
+def contradictions(asked: Sequence[str], answers: Sequence[str]) -> int:
+    """Return how many rows ask what another one asks, case and blanks aside, and are answered otherwise."""
+    known: dict[str, set[str]] = {}
+    questions = [plain(question) for question in asked]
+    for question, answer in zip(questions, answers, strict=True):
+        known.setdefault(question, set()).add(answer)
+    return sum(len(known[question]) > 1 for question in questions)
 
 
 def gaps(answers: Iterable[str]) -> Doubt:
@@ -74,7 +102,8 @@ def typed(labels: Iterable[str]) -> list[Doubt]:
     for label, count in counts.items():
         others = [other for other, more in counts.items() if other != label and more >= 3 * count]
         alike = [other for other in counts if plain(other) == plain(label) and (counts[other], other) > (count, label)]
-        close = alike or (difflib.get_close_matches(label, others, n=1, cutoff=0.85) if len(label) > 3 else [])
+        turned = [other for other in others if len(label) > 3 and sorted(other) == sorted(label)]  # two letters are exchanged
+        close = alike or turned or (difflib.get_close_matches(label, others, n=1, cutoff=0.85) if len(label) > 3 else [])
         if close and not label[-1].isdigit():
             found.append(Doubt(count, 0.0, f"have the label {label!r}, which looks like a slip in {close[0]!r}"))
     return found[:5]

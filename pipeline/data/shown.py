@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokens import Tokens, encode_answers, encode_messages
 from pipeline.data.types import Messages, Row
+from pipeline.models import control
 from pipeline.models.logits import IGNORED
-from pipeline.models.tokenization import templated_text
+from pipeline.models.tokenization import render, templated_text
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_ASKED, _ANSWER = 64, {"role": "assistant", "content": "an answer"}  # prompts that are looked at, and what stands after them
 _WORD = 4  # letters below which a text may stand among the targets by chance
 
 
@@ -48,6 +50,16 @@ def answers(row: Row, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str]
 def pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """Return `prompt_ids`, `chosen_ids` and `rejected_ids`; UserError as `conversation` raises it."""
     return answers(row, tokenizer, ("chosen", "rejected"))
+
+
+def asked(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where a template does not ask for an answer to the first prompts as it would show one."""
+    for row in (rows[at] for at in range(min(_ASKED, len(rows)))):
+        try:
+            _agrees([*row["prompt"], _ANSWER], len(row["prompt"]), tokenizer)
+        except control.Unfit:  # which is dropped and counted where rows are encoded
+            continue
+        _begins_once(render(tokenizer, row["prompt"], answer_next=True), tokenizer)
 
 
 def _agrees(messages: Messages, start: int, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -6,6 +6,7 @@ renamed counts as missing and unexpected, and layers beyond those of the configu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.system.errors import UserError
 
 _SHOWN = 3  # names of tensors in a refusal
 _POOLER = ("pooler",)  # a head on the first token that many encoders carry or lack; nothing here reads it
+_BUFFERS = ("position_ids", "inv_freq")  # that older versions of the library saved
 _ADAPTER = "adapter_config.json"
 
 
@@ -34,11 +36,12 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
         )
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what the library would print of its report is read here
+    _plain(folder, role)
     try:
         model, told = auto.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **how
         )
-    except (RuntimeError, SafetensorError) as error:  # of sizes that differ it says no more than that they do
+    except (RuntimeError, ImportError, SafetensorError) as error:  # of sizes that differ it says no more than that they do
         raise UserError(f"--{role} {folder}: {_sizes(folder, error)}") from None
     finally:
         logging.set_verbosity(verbosity)
@@ -51,7 +54,33 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
             f"--{role} {folder}: its weights {' and '.join(found)}; config.json and the weights don't belong together, or tensors "
             "were renamed or lost"
         )
+    _finite(model, folder, role)
     return model
+
+
+def _plain(folder: str, role: str) -> None:
+    """Raise UserError where a configuration says that weights are quantised."""
+    path = Path(folder) / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):  # which the library will say
+        return
+    if isinstance(settings, dict) and (how := settings.get("quantization_config")):
+        method = how.get("quant_method", "") if isinstance(how, dict) else ""
+        raise UserError(
+            f"--{role} {folder}: config.json says that its weights are quantised ({method or 'quantization_config'}), and rounded weights "
+            "are not trained here; take the model as it was before that"
+        )
+
+
+def _finite(model: Any, folder: str, role: str) -> None:
+    """Raise UserError for tensors that hold infinities, or what is no number."""
+    broken = [name for name, one in model.named_parameters() if not bool(one.isfinite().all())]
+    if broken:
+        raise UserError(
+            f"--{role} {folder}: {_named(broken)} hold numbers that are not finite (NaN or infinity); the weights are wrecked: take "
+            "an earlier checkpoint, or make them again"
+        )
 
 
 def _named(names: Sequence[str]) -> str:
@@ -65,10 +94,11 @@ def _part_of(name: str, modules: Sequence[str]) -> bool:
 
 def _has_place(model: Any, name: str) -> bool:
     """Say whether a tensor belongs to the model's body, or to a module that the model has; else it is of a head of another task."""
-    if _part_of(name, _POOLER):
+    if _part_of(name, _POOLER) or name.rpartition(".")[2] in _BUFFERS:
         return False
+    name = name.removeprefix(f"{model.base_model_prefix}.") if model.base_model is model else name  # a bare body has no prefix
     known = {child for child, _ in model.named_children()}
-    body = {model.base_model_prefix} & known or known  # a bare body has no prefix
+    body = {model.base_model_prefix} & known or known
     first, owner = name.partition(".")[0], name.rpartition(".")[0]
     return first in body or (bool(owner) and any(module == owner for module, _ in model.named_modules()))
 

@@ -37,6 +37,28 @@ RESERVED = {
     "eval_delay": "a node is measured when it is done",
     "eval_on_start": "a node is measured when it is done",
     "load_best_model_at_end": "use patience",
+    **dict.fromkeys(
+        (
+            "per_device_eval_batch_size",
+            "eval_accumulation_steps",
+            "bf16_full_eval",
+            "fp16_full_eval",
+            "batch_eval_metrics",
+            "prediction_loss_only",
+            "greater_is_better",
+            "do_eval",
+            "do_predict",
+            "include_for_metrics",
+            "eval_on_each_node",
+        ),
+        "nothing is evaluated while a stage trains; a node is measured when it is done",
+    ),
+    **dict.fromkeys(
+        ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+        "a stage never pushes while it trains; use make push HUB=namespace/name",
+    ),
+    "do_train": "a stage always trains",
+    "reward_weights": "write each weight beside its reward, `rewards: {NAME: 0.5}`",
     "metric_for_best_model": "a task names its own figure",
     "push_to_hub": "a stage never pushes while it trains",
     "hub_token": "the token comes from the environment or the hub login",
@@ -72,8 +94,22 @@ SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
     "per_device_train_batch_size": _COUNT, "gradient_accumulation_steps": _COUNT, "num_generations": _COUNT,
     "desirable_weight": _SIZE, "undesirable_weight": _SIZE, "neftune_noise_alpha": _SIZE,
     "seed": (lambda value: 0 <= value < 2**32, "expected a number from 0 to below 2**32"),
+    "center_rewards_coefficient": _SIZE, "num_iterations": _COUNT, "steps_per_generation": _COUNT, "epsilon": _SIZE, "rpo_alpha": _SIZE,
+    "top_p": (lambda value: 0 < value <= 1, "expected a number above 0 and at most 1"),
+    "repetition_penalty": (lambda value: value > 0, "expected more than 0"),
     "max_completion_length": _COUNT, "temperature": (lambda value: value > 0, "expected more than 0"),
 }  # fmt: skip
+
+
+# Keys that a library reads only together with another: key, as a pattern → that other key, what it has to be, and where that is so.
+_ADAM = re.compile("adam|lion|ademamix|lomo", re.IGNORECASE)
+NEEDS: dict[str, tuple[str, Callable[[str], bool], str]] = {
+    "optim_target_modules": ("optim", lambda value: value.startswith(("galore", "apollo")), "an optim of GaLore or APOLLO"),
+    "optim_args": ("optim", lambda value: not value.startswith(("adamw_torch", "adamw_apex", "adafactor")), "an optim that has arguments of its own"),
+    "adam_.*": ("optim", lambda value: bool(_ADAM.search(value)), "an optim of Adam's kind"),
+    "vllm_.*": ("use_vllm", lambda value: value == "True", "use_vllm: true"),
+}  # fmt: skip
+_USUAL = {"optim": "adamw_torch", "use_vllm": "False"}  # what those others are where nobody says
 
 
 _PATHS = ("config", "output", "data", "runs", "node", "profile", "hub")
@@ -289,7 +325,17 @@ def check(
             faults.append(f"{where}: {key}: {value}: {SENSIBLE[key][1]}")
         elif most.get(key) is not None and value > most[key]:
             faults.append(f"{where}: {key}: expected at most {most[key]}, found {value}")
+        elif key not in ours and value is not None and (unread := _unread(key, values)):
+            faults.append(f"{where}: {key}: is read only with {unread}; leave it out")
     return faults
+
+
+def _unread(key: str, values: Mapping[str, Any]) -> str:
+    """Return in words what a key needs to be read at all, where that is not so; or ""."""
+    for pattern, (other, fits_other, told) in NEEDS.items():
+        if re.fullmatch(pattern, key) and not fits_other(str(values.get(other, _USUAL[other]))):
+            return told
+    return ""
 
 
 def explain(name: str, text: str, options: type, library: str | None, roles: Mapping[str, str] | None = None) -> str:

@@ -91,6 +91,7 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
 
 
+_LAST_WORD = 5.0  # seconds; whoever still lives then is the only one that met the fault
 _KEPT = "; what was finished and the last whole checkpoint are as they were: the same command goes on"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # How the libraries say that a disk is full or can't be written; torch and safetensors raise no OSError for it.
@@ -119,9 +120,10 @@ def _ended(body: Callable[[], int], name: str) -> int:
             _shut_down()
             return status
     except UserError as error:
-        if main_process():
-            for fault in error.faults:
-                print(f"{name}: {fault}", file=sys.stderr)
+        if not main_process():  # a launcher ends all processes with the first one, which should be the one that speaks
+            time.sleep(_LAST_WORD)
+        for fault in error.faults:
+            print(f"{name}: {fault}", file=sys.stderr)
         return 2
     except WorldError as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -138,8 +138,10 @@ def fitting(run: Run, rows: Sequence[Row], tokenizer: Any, positions: int, most:
 
     `most`: how many are wanted, spread over all; 0: all. Raises UserError where there is room for no prompt.
     """
+    from pipeline.data import shown
     from pipeline.models.tokenization import render
 
+    shown.asked(rows, tokenizer)
     room = positions - run.options.max_new_tokens
     if room < 1:
         raise UserError(

@@ -28,6 +28,7 @@ _KNOWN = 1.0  # nats a token below the same text with its tokens exchanged: a mo
 _NOTHING = 0.1  # the same of a model that knows nothing; one of a few steps is at 0.8
 _PAIRS = 16  # that are looked at for swapped columns
 _NAMED = 3  # tensors in a warning
+_UNREADABLE, _STRANGE = 0.6, 0.2  # shares of tokens that a tokenizer does not know
 
 
 def warms_up(arguments: Any, steps: int) -> str:
@@ -54,10 +55,10 @@ def weights(model: Any) -> dict[str, int]:
     return found
 
 
-def knows(model: Any, rows: Sequence[Any], special: Collection[int], say: Callable[[str], None]) -> None:
+def knows(model: Any, rows: Sequence[Any], special: Collection[int], say: Callable[[str], None], role: str = "parent") -> None:
     """Raise UserError where a causal parent learned other tokens than those of the rows; say where it learned none.
 
-    `rows`: examples with `labels`, or with `prompt_ids` and answers. The first of them are scored as they are, and with their
+    `rows`: examples with `labels`, with `prompt_ids` and answers, or prompts alone. The first of them are scored as they are, and with their
     ids exchanged at random, save for the `special` ones: whoever knows the tokens finds the text likelier than that, however strange it is. Guessing
     costs ln(vocabulary) nats a token. What is no target may cost more than that, since no training was ever about it.
     """
@@ -69,12 +70,12 @@ def knows(model: Any, rows: Sequence[Any], special: Collection[int], say: Callab
         return
     if real.targets > math.log(size) + _WORSE and real.all > exchanged.all - _KNOWN:  # not finite is told at the first step
         raise UserError(
-            f"--parent: costs {real.targets:.2f} nats a token on the first rows, where guessing among its {size:,} tokens costs "
+            f"--{role}: costs {real.targets:.2f} nats a token on the first rows, where guessing among its {size:,} tokens costs "
             f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"
         )
     if real.all > exchanged.all - _NOTHING:
         say(
-            f"the parent finds the first rows no likelier ({real.all:.2f} nats a token) than the same rows with their tokens "
+            f"the {role} finds the first rows no likelier ({real.all:.2f} nats a token) than the same rows with their tokens "
             f"exchanged at random ({exchanged.all:.2f}): its weights know nothing of these tokens, as if they were never trained"
         )
 
@@ -132,10 +133,53 @@ def ends_text(model: Any, tokenizer: Any) -> str:
 
 
 def empty(model: Any) -> str:
-    """Return a warning naming the matrices of a model that hold nothing but zeros, or ""; adapters begin so and are left out."""
+    """Return a warning naming the matrices and norms of a model that are nothing but zeros, or ""; adapters begin so and are left out.
+
+    A norm counts where it lets nothing through: some add one to their weights.
+    """
     names = [name for name, one in model.named_parameters() if one.dim() > 1 and not _ADAPTERS.search(name) and not one.any()]
+    names += [f"{name}.weight" for name, module in model.named_modules() if _is_shut(module)]
     more = ", …" if len(names) > _NAMED else ""
-    return f"{len(names):,} matrices hold nothing but zeros: {', '.join(names[:_NAMED])}{more}" if names else ""
+    return f"{len(names):,} matrices or norms hold nothing but zeros: {', '.join(names[:_NAMED])}{more}" if names else ""
+
+
+def _is_shut(module: Any) -> bool:
+    """Say whether a module whose weight is a row of zeros makes nothing but zeros of what goes through it."""
+    import torch
+
+    weight = vars(module).get("_parameters", {}).get("weight")
+    if weight is None or weight.dim() != 1 or weight.any():
+        return False
+    with torch.no_grad():
+        return not bool(module(torch.linspace(-1, 1, len(weight), device=weight.device, dtype=weight.dtype)[None]).any())
+
+
+def reads(rows: Sequence[Any], tokenizer: Any) -> str:
+    """Return a warning where the tokenizer knows few of the first rows' tokens, or ""; UserError where it knows hardly any."""
+    unknown, special = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2 has one token for all roles
+        return ""
+    first = [rows[at] for at in range(min(_FIRST_ROWS, len(rows)))]
+    ids = [
+        one for row in first for name, column in row.items() if name.endswith("_ids") and "type" not in name for one in column
+    ]
+    lost = ids.count(unknown)
+    share = lost / max(1, lost + sum(one not in special for one in ids))
+    said = f"{share:.0%} of the first rows' tokens are unknown to the tokenizer ({tokenizer.unk_token}): it was made for another text"
+    if share > _UNREADABLE:
+        raise UserError(f"--parent: {said}")
+    return said if share > _STRANGE else ""
+
+
+def fills(trainer: Any) -> None:
+    """Raise UserError where all rows together fill no batch, and what fills none is left out."""
+    rows, arguments = trainer.train_dataset, trainer.args
+    size = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and hasattr(rows, "__len__") and len(rows) < size:
+        raise UserError(
+            f"dataloader_drop_last: {len(rows):,} rows fill no batch of {size:,}, so no step would be trained; lower "
+            "per_device_train_batch_size, or leave it out"
+        )
 
 
 def swapped(model: Any, rows: Sequence[Any]) -> str:
@@ -160,9 +204,10 @@ def _targets(row: Any) -> Tokens:
     """Return ids and labels of an example, of pairs those of the chosen side; an example without targets has none."""
     if "labels" in row:
         return {name: row[name] for name in ("input_ids", "labels")}
-    return answered(
-        row.get("prompt_ids", []), next((row[name] for name in ("chosen_ids", "completion_ids") if name in row), [])
-    )
+    if "prompt_ids" not in row:
+        ids = list(row.get("input_ids", []))
+        return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
+    return answered(row["prompt_ids"], next((row[name] for name in ("chosen_ids", "completion_ids") if name in row), []))
 
 
 def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, role: str = "parent") -> None:

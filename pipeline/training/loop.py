@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.chain import directory, resume
 from pipeline.chain.run import Run
+from pipeline.chain.stage import PARENT
 from pipeline.data import doubts, mixture, shards, tokens, types
 from pipeline.data.ranges import told
 from pipeline.data.recipe import Rows
@@ -184,11 +185,12 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
             trainer.position = stream.resume(newest)
     run.unchanged()
     guards.adapts(trainer.model, getattr(run.options, "target_modules", ""))
-    if _is_foreign(run) and isinstance(trainer.train_dataset, (Dataset, Streamed)):
-        tokenizer: Any = trainer.processing_class
+    guards.fills(trainer)
+    if run.record.get("starts_from") == "parent" and isinstance(trainer.train_dataset, (Dataset, Streamed)):
         first: Any = trainer.train_dataset
-        guards.knows(trainer.model, first, set(tokenizer.all_special_ids), run.say)
-        if warning := guards.swapped(trainer.model, first):
+        if run.record.get("family") == "causal":
+            known(run, trainer.model, first, trainer.processing_class)
+        if warning := guards.reads(first, trainer.processing_class):
             run.say(warning)
     if run.record.get("starts_from") == "parent" and (warning := guards.empty(trainer.model)):
         run.say(warning)
@@ -206,16 +208,27 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     if stream:
         run.unchanged()
         run.record["recipe"] |= stream.record(trainer.position)
-    trainer.worse = outcome.worse(before, outcome.losses(trainer)) or outcome.less_rewarded(progress.entries)
+    after = outcome.losses(trainer)
+    trainer.worse = (
+        outcome.worse(before, after) or outcome.less_rewarded(progress.entries) or outcome.untaught(progress.entries)
+    )
+    trainer.still = outcome.still(before, after)
     run.record |= {
         "training_seconds": keeper.seconds(), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip
 
 
-def _is_foreign(run: Run) -> bool:
-    """Say whether a causal parent goes on that no node made; what a node hands on is whole, however strange the data is to it."""
-    goes_on = run.record.get("starts_from") == "parent" and run.record.get("family") == "causal"
-    return goes_on and not (Path(run.parent) / hashes.RECORD).is_file()
+def known(run: Run, model: Any, examples: Any, tokenizer: Any, role: str = PARENT) -> None:
+    """Raise UserError, or warn, where a causal model that no node made does not know the tokens of the examples, or finds pairs swapped.
+
+    What a node hands on is whole, however strange the data is to it, and its record holds the digest of each of its files.
+    """
+    new = role == PARENT and run.record.get("starts_from") == "random"
+    if run.quiet or new or (Path(run.parents[role]) / hashes.RECORD).is_file():
+        return
+    guards.knows(model, examples, set(tokenizer.all_special_ids), run.say, role)
+    if warning := guards.swapped(model, examples):
+        run.say(warning)
 
 
 def hand_over(
@@ -238,7 +251,7 @@ def hand_over(
             (run.result / "adapter" / "README.md").unlink(missing_ok=True)
         model, moved = checkpoint.merge(model, sample)
         run.record["merge_error"] = moved
-    if trainer.began and guards.weights(model) == trainer.began:
+    if trainer.began and (trainer.still or guards.weights(model) == trainer.began):
         said = f"{trainer.state.global_step:,} steps moved no weight by more than rounding; learning_rate is {trainer.args.learning_rate:g}"
         if trainer.args.max_steps <= 0:
             raise WorldError(f"{run.name}: {said}; nothing is handed on")

@@ -18,6 +18,7 @@ from pipeline.training.trainer import StageTrainer, take_rows
 _BATCHES, _ROWS = 8, 2  # that are measured, and rows of each, of which a loss over the batch needs two
 _FEWEST = 4  # measurements below which nothing is clear
 _ERRORS, _LEAST = 3.0, 0.01
+_ROUNDING = 3e-6
 _REWARD = "mean_reward"
 
 
@@ -51,6 +52,21 @@ def worse(before: Sequence[float], after: Sequence[float]) -> str:
     if not _clear(float(changes.mean()), float(changes.std(ddof=1)) / len(changes) ** 0.5):
         return ""
     return f"the loss of its own first rows rose from {np.mean(before):.3f} to {np.mean(after):.3f}"
+
+
+def still(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Say whether training left the loss of the same rows as it was, save for rounding."""
+    if len(before) < _FEWEST or len(after) != len(before) or np.mean(before) < _LEAST:
+        return False
+    return bool(np.all(np.abs(np.subtract(after, before)) <= _ROUNDING * np.maximum(1.0, np.abs(before))))
+
+
+def untaught(log: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words that within no group of answers one got another reward than the others, or ""."""
+    groups, alike = (sum(entry.get(name, 0) for entry in log) for name in ("groups", "alike_groups"))
+    if not groups or alike < groups:
+        return ""
+    return f"within each of {groups:,} groups all answers got the same reward, so there was nothing to learn"
 
 
 def less_rewarded(log: Sequence[Mapping[str, Any]]) -> str:

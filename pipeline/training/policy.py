@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import gather, gather_object
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
+from pipeline.data import shown
 from pipeline.data.batches import Batches, pad
 from pipeline.data.tokens import pieces
 from pipeline.data.types import Row
@@ -70,6 +71,7 @@ def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[Prompt
     )
     dataset = prepare(run, rows, encoded)
     guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
+    shown.asked(rows.kept, tokenizer)
     dataset = dataset.add_column(PROMPT, dataset["row"])
     sample = {"input_ids": dataset[0]["input_ids"]}
     return Batches(dataset, partial(pad, pad_id=int(tokenizer.pad_token_id)), sample, order)

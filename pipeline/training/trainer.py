@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -64,6 +65,7 @@ class StageTrainer(Trainer):
     position = ""  # behind the last row that was trained on, where the rows are a stream
     began: Mapping[str, int] = {}
     worse = ""  # in words, what is worse after training than before it
+    still = False  # whether the loss of the same rows is the same after training as before it
     samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
     progress: Sequence[str] = ()  # figures of its log that the line of progress shows beside the loss
 
@@ -87,6 +89,12 @@ class StageTrainer(Trainer):
             given = [vars(one) for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]
             told = {key: value for settings in given for key, value in settings.items() if value}
             raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
+        wanted = "fsdp" if self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true" else ""
+        if wanted and "FSDP" not in str(self.accelerator.distributed_type):
+            raise UserError(
+                f"fsdp: is asked for, by the profile or by accelerate's configuration, but this launch trains as {self.accelerator.distributed_type.value}, "
+                "with the whole model in each process; take it out, or launch on GPUs"
+            )
         if self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor: this loss does not read it; leave it out")
         self.data_collator: Traced = Traced(self.data_collator)

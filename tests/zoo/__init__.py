@@ -36,11 +36,21 @@ ROWS = {
     ],
 }
 ROWS["reward"] = ROWS["dpo"]
-PARENT = {"pretrain": "", "sft": "sft", "dpo": "sft", "kto": "sft", "reward": "sft", "finetune": "encoder"}
+ROWS["rlhf"] = ROWS["pairs"] = ROWS["self_train"] = [
+    {"prompt": question["content"], "answer": f"The {a} did."} for question, (a, _) in zip(ASKED, PAIRS, strict=True)
+]
+ROWS["distill"] = ROWS["pretrain"]
+PARENT = dict.fromkeys(("sft", "dpo", "kto", "reward", "rlhf", "pairs", "self_train"), "sft")
+PARENT |= {"pretrain": "", "finetune": "encoder", "distill": "pretrain"}
+REWARDED = {"rewards": {"length": {"weight": 1, "at_most": 8}}}
 OPTIONS = {
     "pretrain": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 400, "learning_rate": 1e-2},
     "sft": {"learning_rate": 1e-3}, "dpo": {"learning_rate": 1e-3}, "kto": {"learning_rate": 1e-3},
     "reward": {"learning_rate": 1e-3}, "finetune": {"learning_rate": 1e-3},
+    "rlhf": REWARDED | {"learning_rate": 1e-4, "max_completion_length": 12, "num_generations": 4, "max_steps": 3},
+    "pairs": REWARDED | {"answers": 4, "max_new_tokens": 12, "prompts": 12, "held_out_prompts": 4},
+    "self_train": REWARDED | {"learning_rate": 1e-4, "answers": 4, "max_new_tokens": 12, "rounds": 1, "max_steps": 4, "threshold": 0.0, "prompts": 16},
+    "distill": {"learning_rate": 1e-3, "student": {"hidden_size": 16, "intermediate_size": 32}},
 }  # fmt: skip
 
 
@@ -105,12 +115,15 @@ class Case:
     says: str = ""  # pattern of the line that tells it
     plain: bool = True  # whether plain scripts can have it
     parent: str = ""
+    sound: Callable[[Setup], None] | None = None  # makes the setup that the fault is planted into, where it is no usual one
 
     def setup(self, folder: Path, models: Path) -> Setup:
         """Return the setup with the fault in it."""
         parent = self.parent or PARENT[self.stage]
         rows = [dict(row) for row in ROWS[self.stage]]
         made = Setup(folder, models, self.stage, parent, rows, dict(OPTIONS[self.stage]))
+        if self.sound:
+            self.sound(made)
         self.plant(made)
         return made
 
@@ -119,22 +132,24 @@ FAULTS: list[Case] = []
 CORRECT: list[Case] = []
 
 
-def fault(stages: str, says: str = "", plain: bool = True, parent: str = "") -> Callable[[Callable[[Setup], None]], Callable[[Setup], None]]:  # fmt: skip
+def fault(stages: str, says: str = "", plain: bool = True, parent: str = "", sound: Callable[[Setup], None] | None = None) -> Callable[[Callable[[Setup], None]], Callable[[Setup], None]]:  # fmt: skip
     """Register a function that plants a fault, once for each stage; its docstring says how it happens to people."""
-    return _registered(FAULTS, stages.split(), says, plain, parent)
+    return _registered(FAULTS, stages.split(), says, plain, parent, sound)
 
 
-def correct(stages: str, parent: str = "") -> Callable[[Callable[[Setup], None]], Callable[[Setup], None]]:
+def correct(
+    stages: str, parent: str = "", sound: Callable[[Setup], None] | None = None
+) -> Callable[[Callable[[Setup], None]], Callable[[Setup], None]]:
     """Register a function that makes an unusual setup which is right."""
-    return _registered(CORRECT, stages.split(), "", False, parent)
+    return _registered(CORRECT, stages.split(), "", False, parent, sound)
 
 
-def _registered(cases: list[Case], stages: Iterable[str], says: str, plain: bool, parent: str) -> Callable[[Callable[[Setup], None]], Callable[[Setup], None]]:  # fmt: skip
+def _registered(cases: list[Case], stages: Iterable[str], says: str, plain: bool, parent: str, sound: Callable[[Setup], None] | None) -> Callable[[Callable[[Setup], None]], Callable[[Setup], None]]:  # fmt: skip
     def register(plant: Callable[[Setup], None]) -> Callable[[Setup], None]:
         kind = plant.__module__.rpartition(".")[2]
         story = " ".join(str(plant.__doc__).split())
         name = plant.__name__.strip("_").replace("_", " ")
-        cases.extend(Case(name, kind, story, stage, plant, says, plain, parent) for stage in stages)
+        cases.extend(Case(name, kind, story, stage, plant, says, plain, parent, sound) for stage in stages)
         return plant
 
     return register

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from pipeline import ROOT
 from tests.zoo.plain import plain
-from tests.zoo.runner import EARLY, LATE, SILENT, WARNED, Zoo, alarm, cases, ours, verdict, verdict_plain
+from tests.zoo.runner import EARLY, LATE, SILENT, WARNED, Ended, Zoo, alarm, cases, ours, verdict, verdict_plain
 
 PAGE = ROOT / "docs" / "zoo.md"
 HEADINGS = {
     "weights": "Weights that don't fill the model", "tokens": "Tokenizers and weights that don't belong together",
     "templates": "Chat templates", "stuck": "Nothing can move, or all is wrecked", "rows": "Data",
-    "arguments": "Arguments that are ignored or mean something else", "parents": "Parents and resumes",
+    "arguments": "Arguments that are ignored or mean something else", "parents": "Parents and resumes", "others": "Other stages, families and architectures",
 }  # fmt: skip
 
 
@@ -42,35 +45,48 @@ def main() -> int:
         return report(zoo, faults, right, given, started)
 
 
+_SETUP: dict[str, Any] = {}  # what the processes that carry out cases share: they are forked
+
+
+def carried_out(number: int) -> tuple[Ended, str, Ended | None, str]:
+    """Return how a fault ended with tristage and, where it can be planted there, with a plain script, and both verdicts."""
+    zoo, case = _SETUP["zoo"], _SETUP["faults"][number]
+    mine = zoo.run(case, ours)
+    how = verdict(case, mine, zoo.clean(case, ours))
+    if not case.plain or _SETUP["given"].ours:
+        return mine, how, None, "—"
+    theirs = zoo.run(case, plain)
+    return mine, how, theirs, verdict_plain(case, theirs, zoo.clean(case, plain))
+
+
+def trained(number: int) -> Ended:
+    """Return how a correct setup ended."""
+    ended: Ended = _SETUP["zoo"].run(_SETUP["right"][number], ours)
+    return ended
+
+
 def report(zoo, faults, right, given, started) -> int:
-    """Run the cases, print a line for each, then the table."""
-    found, traces, warnings = [], {"ours": 0, "plain": 0}, set()
-    for case in faults:
-        mine = zoo.run(case, ours)
-        how = verdict(case, mine, zoo.clean(case, ours))
-        traces["ours"] += mine.traceback
-        if how == WARNED:
-            warnings.add(case.says)
-        theirs = "—"
-        if case.plain and not given.ours:
-            ended = zoo.run(case, plain)
-            theirs = verdict_plain(case, ended, zoo.clean(case, plain))
-            traces["plain"] += ended.traceback
-            if given.show:
-                print("    plain: " + " / ".join(sorted(ended.lines() - zoo.clean(case, plain).lines())[:4])[:600])
-        found.append((case, how, theirs))
-        print(f"{case.kind:10} {case.stage:9} {case.name:42} {how:30} {theirs:30} {mine.seconds:5.1f} s{'  TRACEBACK' * mine.traceback}", flush=True)  # fmt: skip
-        if given.show or (how == SILENT and mine.status != 0) or mine.traceback:
-            print(
-                f"    status {mine.status}, {mine.steps} steps: ..." + mine.printed[-1500:].replace("\n", "\n    "), flush=True
-            )
-    alarms = []
-    for case in right:
-        ended = zoo.run(case, ours)
-        said = alarm(case, ended, warnings)
-        if said:
-            alarms.append((case, said))
-        print(f"correct    {case.stage:9} {case.name:42} {f'FALSE ALARM: {said}' if said else 'trains'}", flush=True)
+    """Run the cases, on as many processes as there are cores, print a line for each, then the table."""
+    _SETUP.update(zoo=zoo, faults=faults, right=right, given=given)
+    found, traces, warnings, alarms = [], {"ours": 0, "plain": 0}, set(), []
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("fork")) as pool:
+        for case, (mine, how, ended, theirs) in zip(faults, pool.map(carried_out, range(len(faults))), strict=True):
+            traces["ours"] += mine.traceback
+            traces["plain"] += bool(ended and ended.traceback)
+            if how == WARNED:
+                warnings.add(case.says)
+            found.append((case, how, theirs))
+            print(f"{case.kind:10} {case.stage:9} {case.name:42} {how:30} {theirs:30} {mine.seconds:5.1f} s{'  TRACEBACK' * mine.traceback}", flush=True)  # fmt: skip
+            if given.show or (how == SILENT and mine.status != 0) or mine.traceback:
+                shown = mine.printed[-1500:].replace("\n", "\n    ")
+                print(f"    status {mine.status}, {mine.steps} steps: ...{shown}", flush=True)
+            if given.show and ended:
+                print("    plain: " + " / ".join(sorted(ended.lines())[:4])[:600])
+        for case, ended in zip(right, pool.map(trained, range(len(right))), strict=True):
+            said = alarm(case, ended, warnings)
+            if said:
+                alarms.append((case, said))
+            print(f"correct    {case.stage:9} {case.name:42} {f'FALSE ALARM: {said}' if said else 'trains'}", flush=True)
     text = page(found, right, alarms, traces)
     print(text.partition("\n## ")[0])
     print(f"{time.monotonic() - started:.0f} s")

@@ -39,6 +39,22 @@ options("dpo", loss_type="ipo")
 options("dpo", loss_type="hinge")
 options("dpo", beta=2.0)
 options("dpo", loss_type="robust", label_smoothing=0.1)
+options("sft", optim="sgd", learning_rate=0.5, max_grad_norm=0)
+options("sft", optim="adafactor", lr_scheduler_type="cosine")
+options("sft dpo", target_modules="[q_proj, v_proj]", r=2)
+options("sft", loss_type="dft")
+options("sft dpo", dataloader_drop_last=True)
+options("reward", center_rewards_coefficient=0.01)
+options("kto", desirable_weight=1.5)
+options("rlhf", algorithm="grpo")
+options("rlhf", beta=0)
+options("rlhf", method="full")
+options("pairs", temperature=0.7)
+options("self_train", rounds=2)
+options("distill", soft_weight=0.5, temperature=2.0)
+options("distill", beta=1.0)
+options("finetune", strategy="last_n", last_layers=1)
+options("finetune", init="random")
 options("finetune", strategy="frozen")
 options("finetune", strategy="lora")
 options("pretrain", objective="mlm")
@@ -176,3 +192,78 @@ def text_in_another_language(setup):
 def two_labels_of_unequal_size(setup):
     """One label in ten."""
     setup.rows = [row | {"label": "rare" if at % 10 == 0 else "common"} for at, row in enumerate(setup.rows)]
+
+
+@correct("sft dpo reward rlhf kto", parent="gpt2")
+def a_parent_of_gpt2(setup):
+    """A parent of an architecture with positions that it learned."""
+
+
+@correct("sft dpo", parent="qwen3")
+def a_parent_of_qwen3(setup):
+    """A parent of an architecture whose norms are in its heads, too."""
+
+
+def task(name, parent, stages="finetune"):
+    """Register a task on an encoder or on a model of two parts."""
+
+    def plant(setup):
+        from tests.test_tasks import ROWS as TASKS
+
+        setup.parent, setup.rows = parent, [dict(row) for row in TASKS[name]]
+        setup.options["task"] = name
+
+    plant.__doc__, plant.__name__, plant.__module__ = "A task on another family.", f"{name} on {parent}", __name__
+    correct(stages)(plant)
+
+
+task("sequence_to_sequence", "t5")
+task("sequence_to_sequence", "bart")
+task("token_classification", "roberta")
+task("similarity", "encoder")
+task("classification", "electra")
+task("classification", "embedder")
+
+
+@correct("sft")
+def a_norm_that_begins_at_zero(setup):
+    """One norm of the parent is nearly shut, as deep models are sometimes begun."""
+    setup.weights(
+        lambda found: {name: value * 1e-3 if "layers.1.post_attention" in name else value for name, value in found.items()}
+    )
+
+
+@correct("sft pretrain")
+def code_with_escapes(setup):
+    """Programs, in which a line break is written as a backslash and a letter."""
+    code = "\ndef f(x):\n    print('a\\n', x)\n"
+    setup.rows = [
+        {"text": row["text"] + code}
+        if "text" in row
+        else {"messages": [row["messages"][0], {"role": "assistant", "content": row["messages"][1]["content"] + code}]}
+        for row in setup.rows
+    ]
+
+
+@correct("sft")
+def pages_of_the_web(setup):
+    """HTML, with its entities."""
+    setup.messages(lambda _, turns: [turns[0], turns[1] | {"content": f"<p>{turns[1]['content']} &amp; more</p>"}])
+
+
+@correct("dpo")
+def refusals_are_rejected(setup):
+    """Half of the rejected answers are the same refusal."""
+    setup.rows = [row | {"rejected": "I can not say."} if at % 2 else row for at, row in enumerate(setup.rows)]
+
+
+@correct("sft")
+def answers_of_one_length(setup):
+    """Every answer is a code of eight letters."""
+    setup.messages(lambda at, turns: [turns[0], turns[1] | {"content": f"{at * 7919 % 10**8:08}"}])
+
+
+@correct("finetune")
+def labels_that_look_alike(setup):
+    """Labels that differ in a digit or in a prefix."""
+    setup.rows = [row | {"label": f"{'un' * (at % 2)}happy{at % 3}"} for at, row in enumerate(setup.rows)]

@@ -19,6 +19,21 @@ from tests.zoo import CORRECT, FAULTS, OPTIONS, PARENT, Case, Setup
 EARLY, LATE, WARNED, SILENT = "stopped before the first step", "stopped later", "warned", "silent"
 SECONDS = 90  # after which a setup is ended and counts as silent
 LENGTH = 64
+ROLE = {"distill": "teacher"}  # of the model that faults are planted into, where it is no parent
+LACKS = {
+    "rlhf": ("max_length",),
+    "self_train": ("max_length", "num_train_epochs"),
+    "pairs": ("max_length", "num_train_epochs", "per_device_train_batch_size"),
+}
+OTHERS = {"gpt2": "gpt2", "qwen3": "qwen3"}  # chat models of other architectures
+PARENTS = {
+    "encoder": ("mlm", "bert"),
+    "t5": ("span_corruption", "t5"),
+    "roberta": ("mlm", "roberta"),
+    "electra": ("rtd", "electra"),
+    "bart": ("denoising", "bart"),
+    "embedder": ("contrastive", "bert"),
+}
 _NUMBERS = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?%?|0x[0-9a-f]+|nan|inf")
 
 
@@ -90,14 +105,14 @@ def ours(setup: Setup) -> int:
 
 
 def _flags(setup: Setup) -> list[str]:
-    values = {"max_length": LENGTH, "num_train_epochs": 1, "per_device_train_batch_size": 8} | setup.options
-    if setup.stage == "finetune":
-        values = {"task": "classification"} | values
+    usual = {"max_length": LENGTH, "num_train_epochs": 1, "per_device_train_batch_size": 8}
+    usual = {key: value for key, value in usual.items() if key not in LACKS.get(setup.stage, ())}
+    values = usual | ({"task": "classification"} if setup.stage == "finetune" else {}) | setup.options
     if setup.template:
         path = setup.folder / "template.jinja"
         path.write_text(setup.template)
         values["chat_template"] = str(path)
-    parent = ["--parent", str(setup.model)] if setup.parent else []
+    parent = [f"--{ROLE.get(setup.stage, 'parent')}", str(setup.model)] if setup.parent else []
     return [*parent, *(word for key, value in values.items() for word in (f"--{key}", _word(value)))]
 
 
@@ -111,40 +126,45 @@ class Zoo:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.models = folder / "models"
-        self._clean: dict[tuple[str, str], Ended] = {}
+        self._clean: dict[tuple[object, ...], Ended] = {}
 
-    def build(self, encoder: bool = True) -> None:
+    def build(self, all_models: bool = True) -> None:
         """Load the libraries, and train the small models in another process: the tokenizer's threads don't survive a fork."""
         import torch
         import transformers
         import trl
 
         torch.set_num_threads(1)
-        for name in ("SFTTrainer", "DPOTrainer", "RewardTrainer", "KTOTrainer"):
+        for name in ("SFTTrainer", "DPOTrainer", "RewardTrainer", "KTOTrainer", "RLOOTrainer"):
             getattr(trl, name)
         assert transformers.Trainer
-        ended = isolated(lambda: self._train(encoder), self.folder)
+        ended = isolated(lambda: self._train(all_models), self.folder)
         if ended.status:
             raise RuntimeError(f"the models of the zoo were not made: {ended.printed[-2000:]}")
 
-    def _train(self, encoder: bool) -> int:
-        """Train a base, a chat model on it that learned its answers, and an encoder."""
+    def _train(self, all_models: bool) -> int:
+        """Train a base, and a chat model on it that learned its answers; of other architectures, too, with some models of other families."""
         from tests.conftest import make_quietly
         from tests.test_tasks import parent
         from tests.zoo import ROWS
 
-        for stage, epochs, rate in (("pretrain", 6, 1e-2), ("sft", 6, 1e-2)):
-            given = Setup(self.folder / f"data-{stage}", self.models, stage, rows=ROWS[stage])
+        def made(stage: str, name: str, *where: object, **more: object) -> None:
+            given = Setup(self.folder / f"data-{name}", self.models, stage, rows=ROWS[stage])
             given.folder.mkdir()
-            options = OPTIONS[stage] | {"learning_rate": rate, "num_train_epochs": epochs, "max_length": LENGTH}
-            options |= {"per_device_train_batch_size": 8}
-            if stage == "sft":
-                options |= {"chat_template": "chatml.jinja", "method": "full"}
-            where = ["--parent", self.models / "pretrain"] if stage == "sft" else []
+            options = OPTIONS[stage] | {"learning_rate": 1e-2, "num_train_epochs": 6, "max_length": LENGTH}
+            options |= {"per_device_train_batch_size": 8} | more
             flags = [word for key, value in options.items() for word in (f"--{key}", _word(value))]
-            make_quietly(stage, *where, "--output", self.models / stage, "--data", given.data, *flags)
-        if encoder:
-            parent(self.models / "encoder", "mlm")
+            make_quietly(stage, *where, "--output", self.models / name, "--data", given.data, *flags)
+
+        chat = {"chat_template": "chatml.jinja", "method": "full"}
+        made("pretrain", "pretrain")
+        made("sft", "sft", "--parent", self.models / "pretrain", **chat)
+        if all_models:
+            for name, architecture in OTHERS.items():
+                made("pretrain", f"{name}-base", architecture=architecture)
+                made("sft", name, "--parent", self.models / f"{name}-base", **chat)
+            for name, (objective, architecture) in PARENTS.items():
+                parent(self.models / name, objective, architecture)
         return 0
 
     def run(self, case: Case, how: Callable[[Setup], int]) -> Ended:
@@ -157,12 +177,12 @@ class Zoo:
 
     def clean(self, case: Case, how: Callable[[Setup], int]) -> Ended:
         """Return how the training of a case ends without its fault."""
-        key = case.stage, how.__module__
+        key = case.stage, case.sound, how.__module__
         if key not in self._clean:
-            sound = Case("sound", "", "", case.stage, lambda _: None, parent=PARENT[case.stage])
+            sound = Case("sound", "", "", case.stage, case.sound or (lambda _: None), parent=PARENT[case.stage])
             self._clean[key] = ended = self.run(sound, how)
             if ended.status:
-                raise RuntimeError(f"without a fault {case.stage} does not train by {key[1]}: {ended.printed[-2000:]}")
+                raise RuntimeError(f"without a fault {case.stage} does not train by {key[2]}: {ended.printed[-2000:]}")
         return self._clean[key]
 
 

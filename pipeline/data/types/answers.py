@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import DatasetType, Format, Malformed, Row
 from pipeline.data.types._columns import text
 
@@ -66,6 +67,10 @@ class Answers(DatasetType):
         Format("SQuAD", frozenset({"context", "question", "answers"}), _question),
         Format("SQuAD's own file", frozenset({"data", "version"}), _file),
     )
+
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return questions without an answer, where nearly all have none."""
+        return [Doubt(sum(not row["answers"] for row in rows), 0.95, "have no answer: a model learns to find nothing", 1.0)]
 
 
 TYPE = Answers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Messages, Row
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, said, silent, spoken, thumb
@@ -68,11 +69,17 @@ class Feedback(DatasetType):
         return None if row["completion"][-1]["role"] == "assistant" else "does not end with the assistant"
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
-        """Return answers that were rated both up and down."""
+        """Return answers that were rated both up and down, nearly all alike, or are placeholders."""
         rated = [((repr(row["prompt"]), repr(row["completion"])), row["label"]) for row in rows]
         known = set(rated)
         both = sum((answer, not label) in known for answer, label in rated)
-        return [Doubt(both, 0.02, "contradict another: the same answer, rated up and down", 0.9)]
+        up = sum(row["label"] for row in rows)
+        few, side = min((up, "up"), (len(rows) - up, "down"))
+        return [
+            Doubt(both, 0.02, "contradict another: the same answer, rated up and down", 0.9),
+            Doubt(len(rows) - few if 0 < few <= 0.02 * len(rows) else 0, 0.0, f"have the same thumb: only {few:,} are {side}"),
+            doubts.gaps(row["completion"][-1]["content"] for row in rows),
+        ]
 
     def document(self, row: Row) -> str:
         """Return the prompt and the answer, whether it was liked or not."""

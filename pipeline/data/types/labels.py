@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,8 +38,15 @@ class Labels(DatasetType):
     )
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
-        """Return labels that look like a slip in another."""
-        return doubts.typed(row["label"] for row in rows)
+        """Return labels that contradict each other, differ in every row, or look like a slip in another; and one text for all."""
+        labels, texts = [row["label"] for row in rows], [f"{row['text']}\n{row.get('text_pair', '')}" for row in rows]
+        own = sum(count == 1 for count in Counter(labels).values())
+        return [
+            Doubt(doubts.contradictions(texts, labels), 0.05, "have the text of another row and another label", 0.9),
+            Doubt(own, 0.5, "have a label that no other row has: is it the right column?", 0.9),
+            doubts.same(texts, "have the same text: there is nothing to tell labels by", 1.0),
+            *doubts.typed(labels),
+        ]
 
 
 TYPE = Labels()

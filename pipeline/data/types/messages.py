@@ -67,11 +67,15 @@ class Messages(DatasetType):
         return "empty assistant turn" if any(item["role"] == "assistant" and silent(item) for item in turns) else None
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
-        """Return answers that are all the same, or placeholders."""
+        """Return answers that are all the same, placeholders, or what was asked."""
         last = [row["messages"][-1] for row in rows]
         return [
             doubts.same_answer([f"{turn['content']}{turn.get('tool_calls', '')}" for turn in last]),
             doubts.gaps(turn["content"] for turn in last),
+            doubts.repeated(
+                [row["messages"][-2]["content"] if len(row["messages"]) > 1 else "" for row in rows],
+                [turn["content"] for turn in last],
+            ),
         ]
 
     def prompt(self, row: Row) -> Turns | None:

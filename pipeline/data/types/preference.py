@@ -91,7 +91,7 @@ class Preference(DatasetType):
         return "chosen equals rejected" if row["chosen"] == row["rejected"] else None
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
-        """Return pairs of which the opposite is there, too, or whose sides differ in blanks or case alone."""
+        """Return pairs of which the opposite is there, too, or whose sides differ in blanks or case alone, are the same in all, or placeholders."""
         sides = [(repr(row["prompt"]), repr(row["chosen"]), repr(row["rejected"])) for row in rows]
         known = set(sides)
         opposite = sum((prompt, rejected, chosen) in known for prompt, chosen, rejected in sides)
@@ -99,6 +99,10 @@ class Preference(DatasetType):
         return [
             Doubt(opposite, 0.02, "are contradicted by another: the same answers, the other one chosen", 0.9),
             Doubt(alike, 0.1, "have sides that differ in blanks or case alone", 0.9),
+            doubts.same([chosen for _, chosen, _ in sides], "have the same chosen answer"),
+            doubts.same([rejected for _, _, rejected in sides], "have the same rejected answer"),
+            Doubt(sum(_echoes(row) for row in rows), 0.5, "have sides that begin with the prompt itself: cut it off"),
+            *(doubts.gaps(row[side][-1]["content"] for row in rows) for side in ("chosen", "rejected")),
         ]
 
     def document(self, row: Row) -> str:
@@ -108,6 +112,12 @@ class Preference(DatasetType):
     def prompt(self, row: Row) -> Messages | None:
         """Return the prompt."""
         return list(row["prompt"])
+
+
+def _echoes(row: Row) -> bool:
+    """Say whether both sides begin with what was asked, word for word."""
+    asked = row["prompt"][-1]["content"].strip()
+    return bool(asked) and all(row[side][0]["content"].strip().startswith(asked) for side in ("chosen", "rejected"))
 
 
 TYPE = Preference()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.data import doubts
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Row
 
 
@@ -46,6 +48,15 @@ class Tags(DatasetType):
         Format("tokens and tags", frozenset({"tokens", "tags"}), _tags("tags")),
         Format("CoNLL", frozenset({"text"}), _conll),
     )
+
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return rows of one and the same tag, and tags that look like a slip in another."""
+        alike = {tag for row in rows for tag in row["tags"]}
+        one = len(rows) if len(alike) == 1 else 0
+        return [
+            Doubt(one, 0.0, f"have no tag but {min(alike, default='')!r}: there is nothing to find", 1.0),
+            *doubts.typed(tag for row in rows for tag in row["tags"]),
+        ]
 
 
 TYPE = Tags()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.data import doubts
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Row
 from pipeline.data.types._columns import text
 
@@ -35,6 +37,15 @@ class Translation(DatasetType):
         Format("document and summary", frozenset({"document", "summary"}), _from("document", "summary")),
         Format("article and highlights", frozenset({"article", "highlights"}), _from("article", "highlights")),
     )
+
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return targets that are all the same, their sources, or placeholders."""
+        targets = [row["target"] for row in rows]
+        return [
+            doubts.same_answer(targets),
+            doubts.repeated([row["source"] for row in rows], targets),
+            doubts.gaps(targets),
+        ]
 
 
 TYPE = Translation()
