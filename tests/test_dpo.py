@@ -88,8 +88,17 @@ def at_first_step(dpo, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("reference", REFERENCES)
-@pytest.mark.parametrize("adapter", [[], ["--use_dora", "true"], ["--use_rslora", "true"], ["--method", "full"]])
+ADAPTERS = [[], ["--use_dora", "true"], ["--use_rslora", "true"], ["--method", "full"]]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "reference"),
+    [
+        pytest.param(adapter, reference, marks=[pytest.mark.slow] * (adapter != ADAPTERS[0] and reference != REFERENCES[0]))
+        for adapter in ADAPTERS
+        for reference in REFERENCES
+    ],
+)
 def test_every_loss_stands_at_its_value_for_margin_0_on_any_parent(
     at_first_step, run, chain, data, tmp_path, adapter, reference
 ):
@@ -122,8 +131,14 @@ def gradient(trainer, batch):
     return float(loss), torch.cat([weights.grad.flatten() for weights in trainer.model.parameters() if weights.requires_grad])
 
 
-@pytest.mark.parametrize("reference", [*REFERENCES, ["--use_weighting", "true"], ["--gradient_checkpointing", "true"]])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("method", "reference"),
+    [
+        pytest.param(method, reference, marks=[pytest.mark.slow] * (method == "full" and reference != REFERENCES[0]))
+        for method in ("lora", "full")
+        for reference in [*REFERENCES, ["--use_weighting", "true"], ["--gradient_checkpointing", "true"]]
+    ],
+)
 def test_every_loss_and_its_gradient_are_trls_at_a_margin(at_first_step, chain, tmp_path, method, reference):
     """Joined pairs, answers scored alone and a kept reference, against trl's trainer as it comes."""
     from trl import DPOTrainer
