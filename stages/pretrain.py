@@ -37,7 +37,7 @@ class Pretraining(Stage):
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"lr_scheduler_type": "warmup_stable_decay"}
     primary = (
-        Against("loss", "unigram"), Against("generator_loss", "unigram"), Against("pair_accuracy", "chance"),
+        Against("loss", "5-gram"), Against("loss", "unigram"), Against("generator_loss", "unigram"), Against("pair_accuracy", "chance"),
         Against("detection", "chance"), Against("detection", "unigram"), Against("retrieval", "untrained"),
     )  # fmt: skip
 

@@ -241,7 +241,7 @@ def test_held_out_rows_measure_the_divergence_from_the_teacher(chain, data, prom
     text, chat = nodes["distill"]["figures"], nodes["distill-chat"]["figures"]
     assert text["kl_to_teacher"].keys() == {"distill"}
     assert text["kl_to_teacher"]["distill"]["value"] > 0
-    assert text["loss"].keys() == {"distill", "pretrain", "unigram"}
+    assert text["loss"].keys() == {"distill", "pretrain", "5-gram", "unigram"}
     assert chat["kl_to_teacher"].keys() == {"distill-chat", "sft"}
     assert nodes["distill-chat"]["primary"]["metric"] == "kl_to_teacher"
 

@@ -286,7 +286,7 @@ def test_a_model_that_did_not_learn_is_refused(run, evaluated, tmp_path, hub):
     """Measured, not made up: six steps of pretraining are worse than counting words."""
     status, _, err = push(run, shutil.copytree(evaluated, tmp_path / "runs"))
     assert status == 2
-    assert "pretrain: worse than unigram by loss: " in err
+    assert re.search(r"pretrain: worse than 5-gram by loss: \S+ nats .*; unigram by loss: ", err)
 
 
 @pytest.mark.parametrize(("low", "high", "refused"), [(-0.3, -0.1, True), (-0.1, 0.1, False), (0.1, 0.3, False)])
@@ -302,10 +302,14 @@ def test_any_metric_of_any_node_is_held_against_its_rival(low, high, refused):
         "high": high,
     }
     compared["better"] = low > 0
-    block = {"primary": compared, "metrics": {"wins": {"meaning": "", "unit": "share", "better": "more"}}}
+    block = {"primary": compared, "comparisons": [compared], "metrics": {"wins": {"meaning": "", "unit": "share", "better": "more"}}}
     summary = {"measured": {"round-2": "x"}, "nodes": {"round-2": block}}
-    said = gate._worth(finished.Finished(Path("runs", record["node"]), record), summary, "evaluate.json")
+    node = finished.Finished(Path("runs", record["node"]), record)
+    said = gate._worth(node, summary, "evaluate.json")
     assert said == ["round-2: worse than even chances by wins: -20.0 points [-30.0, -10.0], worse, clear of zero"] * refused
+    easier = compared | {"against": "a constant", "value": 0.2, "low": 0.1, "high": 0.3, "better": True}
+    block["comparisons"].append(easier)
+    assert gate._worth(node, summary, "evaluate.json") == [], "worse than counting, but better than the easiest baseline"
 
 
 def test_a_control_is_no_product():

@@ -37,8 +37,14 @@ _BATCH, _CHARACTERS = 1000, 1_000_000  # rows and characters that are encoded, o
 
 def encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """Return ids and labels of one document, begin and end token included; the first token is never a target."""
-    ids = [_begin(tokenizer), *text_ids([row["text"]], tokenizer)[0], tokenizer.eos_token_id]
+    (ids,) = document_ids([row["text"]], tokenizer)
     return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
+
+
+def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the ids of documents, begin and end token included; of many documents on all cores."""
+    begin, end = _begin(tokenizer), tokenizer.eos_token_id
+    return [[begin, *ids, end] for ids in text_ids(texts, tokenizer)]
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -67,8 +67,8 @@ class Block:
 
     @property
     def asked(self) -> list[str]:
-        """How models were asked, in sentences without a full stop."""
-        return [f"{label} was asked {model['asked']}" for label, model in self.found["models"].items() if model["asked"]]
+        """How models were asked or baselines counted, in sentences without a full stop."""
+        return [f"{label} was {model['asked']}" for label, model in self.found["models"].items() if model["asked"]]
 
     def bounds(self) -> dict[str, float]:
         """Return what no loss of a model can pass."""

@@ -204,7 +204,7 @@ class Subject:
         self.about = about(len(rows), items, self.record["recipe"]["name"], groups)
 
     def add_model(self, label: str, role: str, asked: str = "") -> None:
-        """Add a column: a model that is measured once more, asked in another way."""
+        """Add a column, and how its model was asked or counted: one that is asked in another way, or a baseline."""
         self.models[label] = {"role": role, "asked": asked}
 
     def _as_trained(self) -> bool:

@@ -62,7 +62,7 @@ def of_node(name: str, block: Mapping[str, Any]) -> Iterator[str]:
         for metric, of in figures.items()
     ]
     yield from columns(rows)
-    yield from (f"  {label}: asked {model['asked']}" for label, model in models.items() if model["asked"])
+    yield from (f"  {label}: {model['asked']}" for label, model in models.items() if model["asked"])
     if block["comparisons"]:
         yield "  paired differences on the same items, 95% intervals:"
         yield from columns([

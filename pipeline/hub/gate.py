@@ -26,9 +26,22 @@ def _worth(node: Finished, summary: Mapping[str, Any] | None, path: Path) -> lis
     found = block.primary
     if found is None:
         return [f"{name}: {path} has no figure that holds it against its parent or a baseline"]
-    if block.is_worse(found):
-        return [f"{name}: worse than {found['against']} by {found['metric']}: {block.difference(found)}"]
+    rivals = [found, *_baselines(block, found)]
+    if all(map(block.is_worse, rivals)):
+        told = "; ".join(f"{one['against']} by {one['metric']}: {block.difference(one)}" for one in rivals)
+        return [f"{name}: worse than {told}"]
     return []
+
+
+def _baselines(block: blocks.Block, found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the other baselines of the metric that a node is judged by, where its rival is one: the easiest must be beaten."""
+    return [
+        one
+        for one in block.comparisons
+        if one["role"] == found["role"] == "baseline"
+        and one["metric"] == found["metric"]
+        and one["against"] != found["against"]
+    ]
 
 
 def reasons(nodes: Iterable[Finished], summary: Mapping[str, Any] | None, path: Path) -> list[str]:

@@ -1,18 +1,26 @@
-"""The loss of held-out text, one document a row, beside a unigram and, where the recipe's judge knows it, the exact floor."""
+"""The loss of held-out text, one document a row, beside what counting reaches and, where a judge knows it, the exact floor."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.data.tokens import IGNORED, Tokens, encode_text, pieces
+import numpy as np
+
+from pipeline.data.tokens import IGNORED, Tokens, document_ids, encode_text, pieces
 from pipeline.evaluation.inference import num_targets
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
+from pipeline.evaluation.ngram import KneserNey, spread
 from pipeline.evaluation.subject import StageModel, Subject
 
 _UNIGRAM_ROWS = 5000  # of the training text, for the unigram's counts
+_ORDER, _MOST = 5, 4_000_000  # of the n-gram model; training tokens that it counts at most, which bounds its memory
+_TOGETHER = 1000  # rows that are tokenised at once
+_PROBED = 200  # rows whose length says how many rows hold that many tokens
+NGRAM = "5-gram"
 _LONGEST = 1024  # tokens of a piece, where the model's configuration sets no bound
 
 Document = list[Tokens]  # a text cut in pieces that fit the model
@@ -30,7 +38,7 @@ class TextLoss(Evaluator):
     )
 
     def measure(self, subject: Subject) -> Iterator[Measurement]:
-        """Yield loss and bits per byte of the models and the unigram, and the floor."""
+        """Yield loss and bits per byte of the models, of a unigram and a 5-gram, and the floor."""
         rows, node = subject.rows, subject.node
         if not rows:
             return
@@ -51,6 +59,9 @@ class TextLoss(Evaluator):
         frequent = _unigram(subject, documents)
         yield Measurement("unigram", "loss", share(frequent, tokens))
         yield Measurement("unigram", "bits_per_byte", share(_bits(frequent), sizes))
+        counted = _counted(subject, texts)
+        yield Measurement(NGRAM, "loss", share(counted, tokens))
+        yield Measurement(NGRAM, "bits_per_byte", share(_bits(counted), sizes))
         floors = [subject.judge.floor(text) for text in texts] if subject.judge else [None]
         known = [floor for floor in floors if floor is not None]
         if len(known) == len(texts):
@@ -85,6 +96,28 @@ def _unigram(subject: Subject, documents: Sequence[Document]) -> list[float]:
         sum(total - math.log(counts[label] + 1) for piece in document for label in piece["labels"] if label != IGNORED)
         for document in documents
     ]
+
+
+def _counted(subject: Subject, texts: Sequence[str]) -> list[float]:
+    """Return −Σ log p of texts under an n-gram model of the training text, or of rows spread over it where it is long."""
+    started = time.monotonic()
+    tokenizer, rows = subject.node.tokenizer, subject.training()
+
+    def read(numbers: Iterable[int]) -> list[np.ndarray]:
+        documents: list[np.ndarray] = []
+        numbers = list(numbers)
+        for start in range(0, len(numbers), _TOGETHER):
+            given = [str(rows[number]["text"]) for number in numbers[start : start + _TOGETHER]]
+            documents += [np.asarray(ids, dtype=np.int32) for ids in document_ids(given, tokenizer)]
+        return documents
+
+    probed = read(spread(len(rows), _PROBED))
+    wanted = int(_MOST * len(probed) / max(1, sum(map(len, probed))))
+    model = KneserNey(read(spread(len(rows), wanted)), len(tokenizer), _ORDER)
+    part = "" if wanted >= len(rows) else ", a sample"
+    taken = time.monotonic() - started
+    subject.add_model(NGRAM, "baseline", f"counted over {model.tokens:,} tokens of the training text{part}, in {taken:.0f} s")
+    return [float(model.nats(ids).sum()) for ids in document_ids(texts, tokenizer)]
 
 
 EVALUATOR = TextLoss()
