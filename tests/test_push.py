@@ -302,7 +302,11 @@ def test_any_metric_of_any_node_is_held_against_its_rival(low, high, refused):
         "high": high,
     }
     compared["better"] = low > 0
-    block = {"primary": compared, "comparisons": [compared], "metrics": {"wins": {"meaning": "", "unit": "share", "better": "more"}}}
+    block = {
+        "primary": compared,
+        "comparisons": [compared],
+        "metrics": {"wins": {"meaning": "", "unit": "share", "better": "more"}},
+    }
     summary = {"measured": {"round-2": "x"}, "nodes": {"round-2": block}}
     node = finished.Finished(Path("runs", record["node"]), record)
     said = gate._worth(node, summary, "evaluate.json")
