@@ -5,6 +5,7 @@
 MEGABYTES=1000 names the larger size (40 where nobody says another); 10 is what it is held against.
 """
 
+import itertools
 import json
 import os
 import random
@@ -14,13 +15,15 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from pipeline.data import recipe, shards, tokens
+from pipeline.data import ranges, recipe, shards, stream, tokens
 from pipeline.data.rows import Rows
 from pipeline.models import tokenization
+from pipeline.training.streamed import Streamed
 from tests.conftest import SMALL, command
 
 pytestmark = pytest.mark.measured
@@ -99,6 +102,44 @@ def test_memory_does_not_grow_with_the_text(tmp_path, name):
         )
         print("".join(f"  {at:6.1f} s {line}" for at, line in lines[:6]))
     assert peaks[MEGABYTES] - peaks[10] < GROWTH
+
+
+def test_a_stream_is_found_again_at_row_1000000_by_reading_one_chunk(tmp_path, monkeypatch):
+    from torch.utils.data import SequentialSampler
+
+    wanted, length = 1_000_000, 200  # rows, and bytes of each line
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number in range(wanted + 20_000):
+            line = f"Row {number} of a stream: " + "ab cd " * 40
+            file.write(json.dumps({"text": line[: length - 13]}) + "\n")
+    assert (tmp_path / "rows.jsonl").stat().st_size == length * (wanted + 20_000)
+    (tmp_path / "stream.yaml").write_text(f"type: text\nstream: yes\nsources:\n  - files: {tmp_path}/rows.jsonl\n")
+    rows = recipe.load(str(tmp_path / "stream.yaml")).rows("text", "train", 1)
+    tokenizer = tokenization.train((row["text"] for row in rows.kept[:500]), 400, 64)
+    arguments = SimpleNamespace(train_batch_size=8, world_size=1, max_steps=wanted, gradient_accumulation_steps=1)
+
+    def opened():
+        return Streamed(rows.stream, lambda part: tokens.text_pieces(part.kept, tokenizer, 64), 64, arguments)
+
+    position = json.loads(opened()[0]["position"])  # and the one that a checkpoint has after so many rows
+    position["next"], position["pools"][0]["place"] = wanted, [0, wanted * length // ranges.NEAR, 0]
+    (tmp_path / "stream-0.json").write_text(json.dumps(position))
+    read, chunk = [], stream.Stream.chunk
+    monkeypatch.setattr(stream.Stream, "chunk", lambda self, *given: read.append(given) or chunk(self, *given))
+    seconds = {"at the beginning": [], f"at row {wanted:,}": []}
+    for at, name in ((0, "at the beginning"), (wanted, f"at row {wanted:,}")) * 3:
+        data, began = opened(), time.perf_counter()
+        if at:
+            data.resume(tmp_path)
+        number = next(itertools.islice(iter(SequentialSampler(data)), at, None))  # which the trainer passes by, too
+        read.clear()
+        assert data[number]["row"]
+        seconds[name].append(time.perf_counter() - began)
+        assert len(read) == 1
+    print(
+        "\nseconds to the first row of a stream, one chunk read: "
+        + str({name: [round(one, 2) for one in found] for name, found in seconds.items()})
+    )
 
 
 def test_the_same_text_with_another_model_is_not_tokenised_and_starts_as_soon_as_a_single_row(tmp_path):
