@@ -49,7 +49,7 @@ options("kto", desirable_weight=1.5)
 options("rlhf", algorithm="grpo")
 options("rlhf", beta=0)
 options("rlhf", method="full")
-options("pairs", temperature=0.7)
+options("pairs", answers=6)
 options("self_train", rounds=2)
 options("distill", soft_weight=0.5, temperature=2.0)
 options("distill", beta=1.0)
@@ -194,7 +194,7 @@ def two_labels_of_unequal_size(setup):
     setup.rows = [row | {"label": "rare" if at % 10 == 0 else "common"} for at, row in enumerate(setup.rows)]
 
 
-@correct("sft dpo reward rlhf kto", parent="gpt2")
+@correct("sft dpo reward kto", parent="gpt2")
 def a_parent_of_gpt2(setup):
     """A parent of an architecture with positions that it learned."""
 
@@ -218,7 +218,6 @@ def task(name, parent, stages="finetune"):
 
 
 task("sequence_to_sequence", "t5")
-task("sequence_to_sequence", "bart")
 task("token_classification", "roberta")
 task("similarity", "encoder")
 task("classification", "electra")
