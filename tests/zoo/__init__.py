@@ -42,7 +42,7 @@ ROWS["rlhf"] = ROWS["pairs"] = ROWS["self_train"] = [
 ROWS["distill"] = ROWS["pretrain"]
 PARENT = dict.fromkeys(("sft", "dpo", "kto", "reward", "rlhf", "pairs", "self_train"), "sft")
 PARENT |= {"pretrain": "", "finetune": "encoder", "distill": "pretrain"}
-REWARDED = {"rewards": {"length": {"weight": 1, "at_most": 8}}}
+REWARDED = {"rewards": {"regex": {"weight": 1, "pattern": "cat|dog|hen|owl|fox"}}}
 OPTIONS = {
     "pretrain": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 400, "learning_rate": 1e-2},
     "sft": {"learning_rate": 1e-3}, "dpo": {"learning_rate": 1e-3}, "kto": {"learning_rate": 1e-3},
