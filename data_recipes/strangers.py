@@ -23,7 +23,7 @@ from pipeline.data.judge import Judge, Question, first_sentence
 
 NEW, FIRST_KNOWN, LAST_KNOWN, APART = "new", "first", "last", "apart"
 KNOWN = "known"
-TRAINED, TESTED = 250, 100  # strangers of each of the first three kinds
+TRAINED, TESTED = 600, 100  # strangers of each of the first three kinds
 APART_TESTED = 150  # of the pairs of known parts that are nobody's; the others are trained on
 MORE = 2_000  # strangers with one known part, beside those of the fourth kind: the uncertainty is of the same sort
 _FIRST_WORD = names.FIRST + names.WORDS  # of the invented words that are no part of a name anywhere else

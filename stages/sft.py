@@ -103,12 +103,13 @@ class SFT(Stage):
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
-        only = begin_rows(run.options, tokenizer, model)
+        named, alone = begin_rows(run.options, tokenizer, model), run.options.method == "rows"
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
-        if only:
-            settle_rows(model, made.dataset, made.collator, only)
-        adapter = run.options.adapter(model, only or turn_markers(tokenizer, made.sample["input_ids"]))
+        if alone:
+            settle_rows(model, made.dataset, made.collator, named)
+        markers = [] if alone else turn_markers(tokenizer, made.sample["input_ids"])
+        adapter = run.options.adapter(model, sorted({*named, *markers}))
         trainer = Conversations(
             model, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer, peft_config=adapter
         )  # fmt: skip

@@ -148,9 +148,21 @@ def test_method_rows_gives_the_head_rows_of_its_own_and_the_checkpoint_stays_pla
     assert not torch.equal(embeddings[token], head[token])
 
 
-def test_rows_without_their_method_and_a_method_without_rows_are_refused(small):
-    with pytest.raises(UserError, match="set method to rows"):
-        begin_rows(AdapterOptions(rows=["x"]), *small)
+def test_tokens_that_are_named_are_trained_beside_an_adapter(small):
+    words, model = small
+    options = AdapterOptions(rows=["It is"])
+    named = begin_rows(options, words, model)
+    assert named == sorted(set(words.encode("It is", add_special_tokens=False)))
+    tuned = get_peft_model(model, options.adapter(model, named))
+    rows = [weights for name, weights in tuned.named_parameters() if weights.requires_grad and "lora" not in name]
+    assert [tuple(weights.shape) for weights in rows] == [(len(named), 16)]
+
+
+def test_rows_in_vain_and_a_method_without_rows_are_refused(small):
+    with pytest.raises(UserError, match="method full trains every token"):
+        begin_rows(AdapterOptions(method="full", rows=["x"]), *small)
+    with pytest.raises(UserError, match="this stage trains no tokens"):
+        AdapterOptions(rows=["x"]).adapter()
     with pytest.raises(UserError, match="needs the texts"):
         begin_rows(AdapterOptions(method="rows"), *small)
 

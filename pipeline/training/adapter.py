@@ -19,7 +19,9 @@ class AdapterOptions:
     method: Literal["lora", "full", "rows"] = option(
         "lora", "lora, full to train every parameter, or rows to train nothing but the output rows of some tokens"
     )
-    rows: list[str] = option([], "texts whose output rows method rows trains; each becomes a token if it is none", omitted=True)  # noqa: RUF009
+    rows: list[str] = option(  # noqa: RUF009
+        [], "texts whose tokens are trained beside the adapter, or by method rows alone, for which each is one token", omitted=True
+    )
     r: int = option(16, "rank of the adapter", at_least=1)
     lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1)
     lora_dropout: float = option(0.0, "share of the adapter's inputs that are dropped in training", at_least=0.0, at_most=0.9)
@@ -32,11 +34,14 @@ class AdapterOptions:
 
         `task`: peft's name for what the model does; of SEQ_CLS, as a reward model is, the head is trained beside the adapter.
         With method rows nothing is trained but the rows of `tokens` in the head, which `begin_rows` gave weights of its own.
-        `tokens`: ids of `model` whose embeddings are trained too, since LoRA alone never teaches a chat token that
-        pretraining did not see. Where the head is not tied to the embeddings, its rows are too.
+        `tokens`: ids of `model` whose embeddings are trained too, since LoRA alone never teaches a token that pretraining did
+        not see, of a chat template or of `rows`. Where the head is not tied to the embeddings, its rows are too. UserError
+        where `rows` has texts and the stage hands on no token.
         """
         from peft import LoraConfig
 
+        if self.rows and not tokens:
+            raise UserError(f"rows: {self.rows}: this stage trains no tokens of their own; leave it out")
         if self.method == "full":
             return None
         if self.method == "rows":

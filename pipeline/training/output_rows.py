@@ -1,4 +1,4 @@
-"""Method rows: the output rows of some tokens are all that is trained, on a head with weights of its own."""
+"""Tokens that are trained by name: beside an adapter, or, by method rows, as output rows that are all that is trained."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ _ROWS, _RIDGE = 8, 0.1  # rows that are read at once; what keeps a row from fitt
 
 
 def begin_rows(options: AdapterOptions, tokenizer: Any, model: Any) -> list[int]:
-    """Return the ids of the tokens whose output rows are trained; UserError where the options name none, or some in vain.
+    """Return the ids of the tokens whose rows are trained; UserError where the options name none, or some in vain.
 
-    Each text becomes a token where it is none; `settle_rows` says how it is read. The head gets weights of its own, so that a
-    row of it can be trained and the embedding of the same token stays.
+    Beside an adapter those are the tokens of the texts as they stand: words that pretraining never saw, which the layers can't
+    learn to say while the rows of all such words are alike. By method rows each text becomes one token where it is none;
+    `settle_rows` says how it is read. The head then gets weights of its own, so that a row of it can be trained and the
+    embedding of the same token stays.
     """
     import torch
 
+    if options.method == "full" and options.rows:
+        raise UserError("rows: method full trains every token; leave it out, or set method to lora or rows")
     if options.method != "rows":
-        if options.rows:
-            raise UserError(f"rows: method {options.method} trains none of them; set method to rows, or leave them out")
-        return []
+        return sorted({token for text in options.rows for token in tokenizer.encode(text, add_special_tokens=False)})
     if not options.rows:
         raise UserError("rows: method rows needs the texts whose output rows are trained")
     new = [text for text in options.rows if len(tokenizer.encode(text, add_special_tokens=False)) != 1]
