@@ -100,6 +100,14 @@ def test_a_node_is_compared_with_every_other_model():
         block("mine", models, found, [SHARE, Metric("right", "something else", "score", "more")], (), 10)
 
 
+@pytest.mark.parametrize(("rows", "better"), [(29, False), (30, True)])
+def test_few_rows_have_no_verdict(rows, better):
+    models = {"mine": {"role": "node", "asked": ""}, "theirs": {"role": "parent", "asked": ""}}
+    (found,) = block("mine", models, measured(mine=[1.0] * rows, theirs=[0.0] * rows), [SHARE], (), 100)["comparisons"]
+    assert found["better"] is better
+    assert table.verdict(found) == ("better, clear of zero" if better else "no verdict on fewer than 30")
+
+
 @pytest.mark.parametrize(
     ("metric", "low", "value", "high", "said"),
     [

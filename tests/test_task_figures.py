@@ -102,6 +102,42 @@ def test_an_interval_over_groups_is_wider_where_groups_agree():
     assert grouped.n == 10
 
 
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("오늘은 날씨가 좋다", "나는 책을 읽는다"), ("ねこがすきです", "いぬはきらいだよ"), ("แมวนอนบนเสื่อ", "ฝนตกหนักวันนี้"),
+        ("القط نام هنا", "ذهب الولد بعيدا"), ("天下大勢分久必合", "白日依山盡黃河"), ("кошка спит", "идёт дождь"), ("Öl über Ärger", "ein Süßes Glück"),
+        ("बिल्ली सो रही है", "आज बारिश हुई थी"), ("yes", "no"),
+    ],
+)  # fmt: skip
+def test_equal_texts_of_any_script_score_one_and_different_ones_do_not(text, other):
+    pytest.importorskip("rouge_score")
+    pytest.importorskip("sacrebleu")
+    task = tasks.load("sequence_to_sequence")
+
+    def values(said):
+        found = task.figures([{"target": text}], [{"target": said}])
+        return [found[name].estimate().value for name in ("rouge_l", "bleu", "chrf", "exact_match")]
+
+    assert values(text) == pytest.approx([1.0] * 4)
+    assert max(values(other)) < 0.4
+
+
+def test_no_guess_beats_the_baseline_of_f1():
+    """A coin, a die by frequency and each constant label stay within the noise; who knows the text does not."""
+    task, rng = tasks.load("classification"), np.random.default_rng(0)
+    labels = rng.choice(list("abcd"), 2000, p=[0.7, 0.15, 0.1, 0.05])
+    rows = [{"label": label} for label in labels]
+    rival = task.figures(rows, task.baseline(rows, rows))["macro_f1"]
+    assert rival.estimate().value == pytest.approx(0.25, abs=0.01)
+    guesses = [rng.choice(list("abcd"), 2000), rng.permutation(labels), *[[label] * 2000 for label in "abcd"]]
+    for guess in guesses:
+        found = task.figures(rows, [{"label": label} for label in guess])["macro_f1"].estimate(rival)
+        assert found.low <= 0
+    knowing = [label if rng.random() < 0.2 else other for label, other in zip(labels, rng.permutation(labels), strict=True)]
+    assert task.figures(rows, [{"label": label} for label in knowing])["macro_f1"].estimate(rival).low > 0
+
+
 def test_chinese_is_compared_by_characters():
     rows = [{"answers": [{"text": "洛陽城", "start": 0}]}]
     found = tasks.load("question_answering").figures(rows, [{"answer": "洛陽城中"}])

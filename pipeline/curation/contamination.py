@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LENGTH, _SHORTEST = 8, 4  # words of a gram; of a text that counts
 _PASSAGE = 50  # words
 _COMMON = 20  # passages of a run that share a gram, from which on it is no sign
-_RUN = 4_000_000  # grams that are sorted at once
+_RUN = 1_000_000  # grams that are sorted at once
 
 
 def asked(kind: DatasetType, row: Row) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.scripts import UNSPACED
 from pipeline.data.split import normalised
 from pipeline.data.types import Row
 
@@ -13,9 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _ASIDE = ("role", "group", "tools", "tags", "label")  # keys whose values are no text of a row
-# Thai, Lao, Myanmar, Khmer, Kana and Han write no blanks between words: each letter counts as a word.
-_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_ALONE}]|[^\s{_ALONE}]+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that a product of 64 bits loses nothing
 
 

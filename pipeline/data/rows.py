@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.data.stream import Stream
 
 SPLITS = ("train", "held_out")
-_PART = 20_000  # rows that are written at once
+_PART, _CHARACTERS = 20_000, 16_000_000  # rows, and about the characters, that are written at once
 
 
 @dataclass
@@ -157,12 +157,25 @@ def save(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    parts = range(0, max(1, len(rows)), _PART)
-    schemas = [_table(rows[start : start + _PART]).schema for start in parts]
+    schemas = [_table(part).schema for part in _parts(rows)]
     schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for start in parts:
-            writer.write_table(_table(rows[start : start + _PART], schema))
+        for part in _parts(rows):
+            writer.write_table(_table(part, schema))
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Yield rows in lists of at most so many rows and about so many characters; an empty list where there is none."""
+    held: list[Row] = []
+    size = 0
+    for row in rows:
+        held.append(row)
+        size += len(row["text"]) if row.keys() == {"text"} else len(str(row))
+        if len(held) == _PART or size >= _CHARACTERS:
+            yield held
+            held, size = [], 0
+    if held or not len(rows):
+        yield held
 
 
 def _table(rows: Sequence[Row], schema: pyarrow.Schema | None = None) -> pyarrow.Table:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.chain.stage import Against
+from pipeline.evaluation.intervals import FEW
 from pipeline.evaluation.metrics import Measurement, Metric
 from pipeline.system.errors import UserError
 
@@ -59,13 +60,16 @@ def block(
 
 
 def _compared(mine: Measurement, theirs: Measurement, metric: Metric, role: str, resamples: int) -> dict[str, Any]:
-    """Return the paired difference of the node to another model; `better` where its interval is clear of zero on the good side."""
+    """Return the paired difference of the node to another model; `better` where its interval is clear of zero on the good side.
+
+    Of fewer than `FEW` items nothing is called better.
+    """
     try:
         found = mine.figure.estimate(theirs.figure, mine.groups, resamples)
     except ValueError as error:
         raise ValueError(f"{metric.name}: {mine.model} and {theirs.model}: {error}") from None
-    better = found.low > 0 if metric.better == "more" else found.high < 0 if metric.better == "less" else False
-    return {"metric": metric.name, "against": theirs.model, "role": role, **asdict(found), "better": better}
+    clear = found.low > 0 if metric.better == "more" else found.high < 0 if metric.better == "less" else False
+    return {"metric": metric.name, "against": theirs.model, "role": role, **asdict(found), "better": clear and found.n >= FEW}
 
 
 def primary(comparisons: Sequence[Mapping[str, Any]], judged_by: Iterable[Against]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
+FEW = 30  # items or groups below which a difference has no verdict: a percentile interval of so few is too narrow
 
 
 @dataclass(frozen=True)

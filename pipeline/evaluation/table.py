@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.evaluation.intervals import FEW
+
 _GAP = 2  # blanks between columns
 _CUT = 160  # characters of a reply that are printed
 
@@ -26,7 +28,9 @@ def difference(metric: Mapping[str, str], comparison: Mapping[str, Any]) -> str:
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
-    """Say whether a difference is clear of zero, and on which side."""
+    """Say whether a difference is clear of zero, and on which side; of too few items nothing is said."""
+    if comparison.get("n", FEW) < FEW:
+        return f"no verdict on fewer than {FEW}"
     if comparison["better"]:
         return "better, clear of zero"
     return "worse, clear of zero" if comparison["low"] > 0 or comparison["high"] < 0 else "not clearly different"

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.batches import pad
+from pipeline.data.scripts import UNSPACED
 from pipeline.tasks import Example
 
 if TYPE_CHECKING:
     import torch
 
+_UNITS = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _TOKENS = 8192  # of a batch that a finished model predicts
 
 
@@ -61,5 +63,5 @@ def encode(tokenizer: Any, text: str, pair: str | None, max_length: int, truncat
 
 
 def units(text: str) -> list[str]:
-    """Return the words of a text; each Chinese character is one."""
-    return re.findall(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+", text)
+    """Return the words of a text; of a script without blanks between words each letter is one."""
+    return _UNITS.findall(text)

@@ -36,7 +36,7 @@ class Classification(Task):
         ACCURACY,
     )
     primary = "macro_f1"
-    baseline_name = "most frequent label"
+    baseline_name = "best guess by frequency"
 
     balance: Literal["none", "weights", "sampling"] = option("none", "how rare labels are balanced: none, weights or sampling")
 
@@ -98,19 +98,29 @@ class Classification(Task):
         return found
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
-        """Return the most frequent label of the training rows, with the share of every label."""
+        """Return the best that can be said without reading a text, by the labels of the training rows.
+
+        For accuracy that is the most frequent label. For F1 it is a label drawn by the shares of all: of guesses with shares q
+        where labels have shares p, the expected F1 of a label is 2pq / (p + q) <= (p + q) / 2, with equality where q = p, so no
+        constant label and no coin beats it. `drawn` says that F1 is that of the draw, in expectation.
+        """
         counts = Counter(row["label"] for row in training)
         shares = {label: round(count / len(training), 6) for label, count in sorted(counts.items())}
-        return [{"label": max(shares, key=lambda name: shares[name]), "probabilities": shares}] * len(rows)
+        return [{"label": max(shares, key=lambda name: shares[name]), "probabilities": shares, "drawn": True}] * len(rows)
 
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
         """Return F1 averaged over the labels that occur in the rows, and accuracy."""
-        names = sorted({row["label"] for row in rows} | {predicted["label"] for predicted in predictions})
+        drawn = [
+            predicted["probabilities"] if predicted.get("drawn") else {predicted["label"]: 1.0} for predicted in predictions
+        ]
+        names = sorted({row["label"] for row in rows}.union(*drawn))
         column = {name: number for number, name in enumerate(names)}
         cells = np.zeros((len(rows), 3, len(names)))  # of each label: right, true, predicted
-        for number, (row, predicted) in enumerate(zip(rows, predictions, strict=True)):
-            cells[number, 0, column[row["label"]]] = row["label"] == predicted["label"]
-            cells[number, 1, column[row["label"]]] = cells[number, 2, column[predicted["label"]]] = 1
+        for number, (row, said) in enumerate(zip(rows, drawn, strict=True)):
+            cells[number, 0, column[row["label"]]] = said.get(row["label"], 0.0)
+            cells[number, 1, column[row["label"]]] = 1
+            for name, share_said in said.items():
+                cells[number, 2, column[name]] = share_said
         right = [float(row["label"] == predicted["label"]) for row, predicted in zip(rows, predictions, strict=True)]
         return {"macro_f1": Figure(cells.reshape(len(rows), -1), macro_f1), "accuracy": share(right)}
 

@@ -7,6 +7,7 @@ the parent's own generation settings where it has some.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.data.recipe import Rows
+from pipeline.data.scripts import UNSPACED
 from pipeline.data.tokens import IGNORED
 from pipeline.data.types import Row
 from pipeline.evaluation.intervals import Figure, share
@@ -23,6 +25,11 @@ from pipeline.models.prompt import prompt_ids
 from pipeline.system.config import option
 from pipeline.tasks import EXACT_MATCH, Example, Prediction, Task
 from pipeline.tasks._batches import batches, encode, units
+
+_ALONE = re.compile(f"[{UNSPACED}]")
+_MARKS = re.compile(
+    rf"_|[^\w\s\u0300-\u036f\u0610-\u061a\u064b-\u065f\u0900-\u0dff{UNSPACED}]"
+)  # accents and signs of vowels belong to words
 
 
 @dataclass(frozen=True)
@@ -101,10 +108,9 @@ class SequenceToSequence(Task):
 
         predicted, right = [prediction["target"] for prediction in predictions], [row["target"] for row in rows]
         pairs = list(zip(predicted, right, strict=True))
-        unspaced = _unspaced(right)
-        chrf, bleu = CHRF(), BLEU(tokenize="zh" if unspaced else "13a")
-        rouge = RougeScorer(["rougeL"], tokenizer=_Characters() if unspaced else None)
-        parts = [bleu.corpus_score([text], [[one]]) for text, one in pairs]
+        chrf, bleu = CHRF(), BLEU()
+        rouge = RougeScorer(["rougeL"], tokenizer=_Words())
+        parts = [bleu.corpus_score([_apart(text)], [[_apart(one)]]) for text, one in pairs]
         counted = np.array([[*part.counts, *part.totals, part.sys_len, part.ref_len] for part in parts], float)
         return {
             "chrf": share([chrf.sentence_score(text, [one]).score / 100 for text, one in pairs]),
@@ -120,23 +126,23 @@ def _bleu(sums: np.ndarray) -> np.ndarray:
 
     def one(line: np.ndarray) -> float:
         matched, total = [int(value) for value in line[:4]], [int(value) for value in line[4:8]]
-        return float(BLEU.compute_bleu(matched, total, int(line[8]), int(line[9])).score / 100)
+        # of texts of fewer than four words, the n-grams that there are
+        return float(BLEU.compute_bleu(matched, total, int(line[8]), int(line[9]), effective_order=True).score / 100)
 
     return np.apply_along_axis(one, -1, sums)
 
 
-class _Characters:
-    """How ROUGE tokenizes a text without spaces between words."""
+class _Words:
+    """How ROUGE tokenizes: as rouge-score does, which knows no letters but those of ASCII, and any others by their script."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the words of a text; each Chinese character is one."""
-        return units(text.lower())
+        """Return the words of a text without marks, in lower case; without blanks between words each letter is one."""
+        return units(_MARKS.sub(" ", text.lower()))
 
 
-def _unspaced(texts: Sequence[str]) -> bool:
-    """Return whether texts are written without spaces between words, so that BLEU counts characters."""
-    letters = "".join(texts)
-    return sum("一" <= letter <= "鿿" for letter in letters) > 0.3 * max(1, len(letters))
+def _apart(text: str) -> str:
+    """Return a text with blanks around the letters of scripts that write none between words, so that BLEU counts letters."""
+    return _ALONE.sub(r" \g<0> ", text)
 
 
 def _after_end(ids: Any, end: int) -> Any:
