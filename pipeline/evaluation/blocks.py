@@ -57,8 +57,8 @@ class Block:
 
     def is_worse(self, comparison: Mapping[str, Any]) -> bool:
         """Say whether the node is worse than its rival, clear of zero."""
-        clear = comparison["low"] > 0 or comparison["high"] < 0
-        return bool(self.description(comparison["metric"])["better"]) and clear and not comparison["better"]
+        way = self.description(comparison["metric"])["better"]
+        return bool(comparison["high"] < 0 if way == "more" else comparison["low"] > 0 if way == "less" else False)
 
     @property
     def headings(self) -> list[str]:
