@@ -238,7 +238,7 @@ def worse(ready):
         }  # fmt: skip
 
     edit(ready / "evaluate.json", change)
-    return "sft: worse than pretrain by loss: +0.200 nats [0.100, 0.300], worse, clear of zero"
+    return "sft: worse than pretrain by loss: +0.200 nats [0.100, 0.300], no verdict on fewer than 30"
 
 
 def unmeasured(ready):
