@@ -66,7 +66,7 @@ def test_a_model_of_chinese_fills_gaps(run, tmp_path):
     told = ["玄德乃汉室宗亲，人称皇叔。", "关公提青龙刀上马出阵。", "张飞挺丈八蛇矛大喝一声。"]
     rng = np.random.default_rng(0)
     data = tmp_path / "text.jsonl"
-    rows = [{"text": "".join(rng.choice(told, 6))} for _ in range(300)]
+    rows = [{"text": "".join(rng.choice(told, 6))} for _ in range(700)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = ["--hidden_size", 32, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--vocab_size", 100, "--max_length", 64]
     status, _, err = run(
