@@ -38,6 +38,7 @@ class PairObjective(MaskedLanguageModel):
     accepts: ClassVar[tuple[str, ...]] = ("masked",)
     architectures: ClassVar[tuple[str, ...]] = ("bert", "albert")
     by_row = False  # a segment may come from another document
+    both_ways: ClassVar[bool] = False  # whether half of the documents are cut from their end on, so that lengths tell no order
     metrics: ClassVar[tuple[Metric, ...]] = (
         LOSS,
         Metric(
@@ -71,6 +72,7 @@ class PairObjective(MaskedLanguageModel):
 
     def examples(self, text: Text) -> Iterator[Example]:
         """Yield pairs of segments; documents of one sentence are counted as dropped, a corpus of fewer than two others is refused."""
+        self.check(text.tokenizer)
         cut = [(number, sentences(text, row["text"])) for number, row in enumerate(text.rows)]
         documents = [(number, body) for number, body in cut if len(body) > 1]
         if short := len(cut) - len(documents):
@@ -89,6 +91,8 @@ class PairObjective(MaskedLanguageModel):
         self, body: list[list[int]], others: Sequence[list[list[int]]], room: int, rng: np.random.Generator
     ) -> Iterator[Pair]:
         """Yield the pairs of one document, from its beginning to its end; `others` holds a strange document for each sentence."""
+        backward = self.both_ways and rng.random() < 0.5
+        body = body[::-1] if backward else body
         start = 0
         while start < len(body) - 1:
             size = int(rng.integers(2, room + 1)) if rng.random() < _SHORT else room
@@ -97,9 +101,12 @@ class PairObjective(MaskedLanguageModel):
                 length += len(body[end])
                 end += 1
             middle = int(rng.integers(start + 1, end))
-            follows = list(chain(*body[middle:end]))
+            segments = [body[start:middle], body[middle:end]]
+            if backward:
+                segments = [part[::-1] for part in segments[::-1]]
+            front, follows = (list(chain(*part)) for part in segments)
             other = _as_long(others[start], len(follows), rng)
-            pair = self.pair(list(chain(*body[start:middle])), follows, other, rng)
+            pair = self.pair(front, follows, other, rng)
             first, second = _shortened(pair, room, rng)
             yield pair._replace(first=first, second=second)
             start = end if pair.used else middle  # what was not used comes up again

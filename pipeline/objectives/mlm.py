@@ -19,6 +19,7 @@ from pipeline.models.logits import at, num_targets, summed, token_scores
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces
 from pipeline.system.config import option
+from pipeline.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,15 @@ class MaskedLanguageModel(Objective):
 
     def examples(self, text: Text) -> Iterator[Example]:
         """Yield pieces of documents between begin and end tokens."""
+        self.check(text.tokenizer)
         first, last = text.tokenizer.cls_token_id, text.tokenizer.sep_token_id
         for piece in pieces(text, text.max_length - 2):
             yield {"input_ids": [first, *piece.ids, last], "row": piece.row}
+
+    def check(self, tokenizer: Any) -> None:
+        """Raise UserError where whole words are wanted of a vocabulary that does not tell them."""
+        if self.whole_words:
+            continues(tokenizer)
 
     def corrupt(self, example: Example, tokenizer: Any, rng: np.random.Generator) -> Example:
         """Return the text with its chosen tokens hidden, and labels at their positions."""
@@ -103,8 +110,14 @@ def choose(ids: np.ndarray, tokenizer: Any, share: float, whole_words: bool, rng
 
 @cache
 def continues(tokenizer: Any) -> np.ndarray:
-    """Return which ids continue a word, (vocabulary,) bool."""
-    return np.array([token.startswith("##") for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    """Return which ids continue a word, (vocabulary,) bool; UserError where a vocabulary does not tell."""
+    found = np.array([token.startswith("##") for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    if not found.any():
+        raise UserError(
+            "whole_words: the tokenizer has no WordPiece vocabulary, whose ## marks pieces within words; leave it out, or start "
+            "without a parent"
+        )
+    return found
 
 
 @cache

@@ -7,6 +7,7 @@ The loss is the mean over hidden tokens plus the mean over pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from pipeline.objectives._pairs import Pair, PairObjective
 @dataclass(frozen=True)
 class SentenceOrder(PairObjective):
     """Classify whether the two segments are in order or swapped."""
+
+    # The last sentence of a window had to fit, so it is shorter than the others, and so is the segment that it ends.
+    both_ways: ClassVar[bool] = True
 
     def pair(self, first: list[int], follows: list[int], other: list[int], rng: np.random.Generator) -> Pair:
         """Return both segments of one text, in order or swapped."""
