@@ -20,7 +20,9 @@ class AdapterOptions:
         "lora", "lora, full to train every parameter, or rows to train nothing but the output rows of some tokens"
     )
     rows: list[str] = option(  # noqa: RUF009
-        [], "texts whose tokens are trained beside the adapter, or by method rows alone, for which each is one token", omitted=True
+        [],
+        "texts whose tokens are trained beside the adapter, or by method rows alone, for which each is one token",
+        omitted=True,
     )
     r: int = option(16, "rank of the adapter", at_least=1)
     lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1)
