@@ -70,7 +70,7 @@ def test_what_is_settled_is_not_searched_again():
     assert frozen > 1000
     kept = [[] for _ in range(100)]
     imports.settle()
-    assert gc.get_freeze_count() == frozen, "objects of one training are not kept for ever in a process of many"
+    assert gc.get_freeze_count() <= frozen, "objects of one training are not kept for ever in a process of many"
     del kept
 
 

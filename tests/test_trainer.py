@@ -8,7 +8,7 @@ from tests.conftest import SMALL, flags_of
 
 
 def poisoned_parent(folder, chain):
-    """A model whose embedding of one token is not a number; its head is its own, so that other rows stay well."""
+    """A model that overflows at one token, whose embedding is as large as a float can be; other rows stay well."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(chain / "pretrain")
@@ -16,7 +16,7 @@ def poisoned_parent(folder, chain):
     model.config.tie_word_embeddings = False
     twin = AutoModelForCausalLM.from_config(model.config)
     (token,) = tokenizer.encode("Z", add_special_tokens=False)
-    twin.get_input_embeddings().weight.data[token] = torch.nan
+    twin.get_input_embeddings().weight.data[token] = torch.finfo(torch.float32).max
     twin.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
