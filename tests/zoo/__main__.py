@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import time
@@ -14,9 +15,10 @@ from typing import Any
 
 from pipeline import ROOT
 from tests.zoo.plain import plain
-from tests.zoo.runner import EARLY, LATE, SILENT, WARNED, Ended, Zoo, alarm, cases, ours, verdict, verdict_plain
+from tests.zoo.runner import EARLY, LATE, SILENT, WARNED, Ended, Zoo, alarm, cases, ours, telling, verdict, verdict_plain
 
 PAGE = ROOT / "docs" / "zoo.md"
+_LONGEST = 160  # characters of a line that are shown
 HEADINGS = {
     "weights": "Weights that don't fill the model", "tokens": "Tokenizers and weights that don't belong together",
     "templates": "Chat templates", "stuck": "Nothing can move, or all is wrecked", "rows": "Data",
@@ -48,15 +50,16 @@ def main() -> int:
 _SETUP: dict[str, Any] = {}  # what the processes that carry out cases share: they are forked
 
 
-def carried_out(number: int) -> tuple[Ended, str, Ended | None, str]:
-    """Return how a fault ended with tristage and, where it can be planted there, with a plain script, and both verdicts."""
+def carried_out(number: int) -> tuple[Ended, str, str, Ended | None, str]:
+    """Return how a fault ended with tristage, the line that told it, and how with a plain script, where it can be planted there."""
     zoo, case = _SETUP["zoo"], _SETUP["faults"][number]
     mine = zoo.run(case, ours)
-    how = verdict(case, mine, zoo.clean(case, ours))
+    sound = zoo.clean(case, ours)
+    how, line = verdict(case, mine, sound), telling(case, mine, sound)
     if not case.plain or _SETUP["given"].ours:
-        return mine, how, None, "—"
+        return mine, how, line, None, "—"
     theirs = zoo.run(case, plain)
-    return mine, how, theirs, verdict_plain(case, theirs, zoo.clean(case, plain))
+    return mine, how, line, theirs, verdict_plain(case, theirs, zoo.clean(case, plain))
 
 
 def trained(number: int) -> Ended:
@@ -70,13 +73,13 @@ def report(zoo, faults, right, given, started) -> int:
     _SETUP.update(zoo=zoo, faults=faults, right=right, given=given)
     found, traces, warnings, alarms = [], {"ours": 0, "plain": 0}, set(), []
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("fork")) as pool:
-        for case, (mine, how, ended, theirs) in zip(faults, pool.map(carried_out, range(len(faults))), strict=True):
+        for case, (mine, how, line, ended, theirs) in zip(faults, pool.map(carried_out, range(len(faults))), strict=True):
             traces["ours"] += mine.traceback
             traces["plain"] += bool(ended and ended.traceback)
             if how == WARNED:
                 warnings.add(case.says)
-            found.append((case, how, theirs))
-            print(f"{case.kind:10} {case.stage:9} {case.name:42} {how:30} {theirs:30} {mine.seconds:5.1f} s{'  TRACEBACK' * mine.traceback}", flush=True)  # fmt: skip
+            found.append((case, how, theirs, _shown(line)))
+            print(f"{case.kind:10} {case.stage:9} {case.name:42} {how:30} {theirs:30} {mine.seconds:5.1f} s{'  TRACEBACK' * mine.traceback}\n    {_shown(line)}", flush=True)  # fmt: skip
             if given.show or (how == SILENT and mine.status != 0) or mine.traceback:
                 shown = mine.printed[-1500:].replace("\n", "\n    ")
                 print(f"    status {mine.status}, {mine.steps} steps: ...{shown}", flush=True)
@@ -105,8 +108,8 @@ def page(found, right, alarms, traces) -> str:
         "the same script does not print without the fault.", "",
         "| | tristage | tristage, of those that plain scripts can have | plain scripts |", "|---|---|---|---|",
     ]  # fmt: skip
-    both = [(mine, theirs) for _, mine, theirs in found if theirs != "—"]
-    columns = [[mine for _, mine, _ in found], [mine for mine, _ in both], [theirs for _, theirs in both]]
+    both = [(mine, theirs) for _, mine, theirs, _ in found if theirs != "—"]
+    columns = [[mine for _, mine, *_ in found], [mine for mine, _ in both], [theirs for _, theirs in both]]
     lines += [
         f"| {how} | " + " | ".join(_share(column, (how,)) for column in columns) + " |" for how in (EARLY, LATE, WARNED, SILENT)
     ]
@@ -118,13 +121,24 @@ def page(found, right, alarms, traces) -> str:
     ]
     lines += [f"- {case.stage}: {case.name}: {said}" for case, said in alarms] + [""] * bool(alarms)
     for kind, heading in HEADINGS.items():
-        lines += [f"## {heading}", "", "| fault | stage | how it happens | tristage | plain script |", "|---|---|---|---|---|"]
-        lines += [f"| {case.name} | {case.stage} | {case.story} | {mine} | {theirs} |" for case, mine, theirs in found if case.kind == kind]  # fmt: skip
+        lines += [
+            f"## {heading}",
+            "",
+            "| fault | stage | how it happens | tristage | what it says | plain script |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [f"| {case.name} | {case.stage} | {case.story} | {mine} | {line} | {theirs} |" for case, mine, theirs, line in found if case.kind == kind]  # fmt: skip
         lines.append("")
     lines += ["## Correct setups", "", "| setup | stages |", "|---|---|"]
     names = dict.fromkeys(case.name for case in right)
     lines += [f"| {name} | {', '.join(case.stage for case in right if case.name == name)} |" for name in names]
     return "\n".join(lines) + "\n"
+
+
+def _shown(line: str) -> str:
+    """Return the beginning of a line without folders, as a table can hold it."""
+    text = " ".join(re.sub(r"/\S*/", "", line).replace("|", "\\|").split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _share(column, how) -> str:

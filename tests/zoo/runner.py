@@ -186,15 +186,16 @@ class Zoo:
         return self._clean[key]
 
 
-def verdict(case: Case, ended: Ended, sound: Ended) -> str:
-    """Say how tristage met a fault; a stop or a warning counts only where it tells that fault.
-
-    A line that the sound training prints, too, tells nothing.
-    """
+def telling(case: Case, ended: Ended, sound: Ended) -> str:
+    """Return the line that tells a fault; empty where none does. One that the sound training prints, too, tells nothing."""
     usual = sound.lines()
-    told = any(
-        re.search(case.says, line) for line in ended.printed.splitlines() if _NUMBERS.sub("#", line.strip()) not in usual
-    )
+    lines = (line for line in ended.printed.splitlines() if _NUMBERS.sub("#", line.strip()) not in usual)
+    return next((line for line in lines if re.search(case.says, line)), "")
+
+
+def verdict(case: Case, ended: Ended, sound: Ended) -> str:
+    """Say how tristage met a fault; a stop or a warning counts only where it tells that fault."""
+    told = telling(case, ended, sound)
     if ended.status != 0 and told:
         return LATE if ended.steps else EARLY
     return WARNED if told else SILENT
