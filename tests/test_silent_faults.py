@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import flags_of
+
 
 @pytest.fixture
 def broken(chain, tmp_path):
@@ -243,3 +245,18 @@ def test_sums_of_weights_see_through_an_adapter(chain):
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight += 1e-3
     assert guards.weights(model) != before
+
+
+@pytest.mark.parametrize("by", ["the profile", "accelerate"])
+def test_sharding_that_would_become_another_training_is_refused(run, chain, data, tmp_path, monkeypatch, by):
+    """On a CPU the library trains the whole model in each process, and says nothing."""
+    flags = [*flags_of("sft", chain, data, tmp_path / "sft")]
+    if by == "the profile":
+        flags += ["--fsdp", "full_shard"]
+    else:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    status, _, err = run("sft", *flags)
+    assert status == 2
+    assert "fsdp" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "sft" / "manifest.json").exists()
