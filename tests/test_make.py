@@ -181,7 +181,9 @@ def test_nodes_are_made_parents_first_and_the_goal_alone_gets_the_flags(tmp_path
 def test_what_a_launcher_prints_of_its_own_is_explained(tmp_path, mine, monkeypatch, capsys, launch, explained):
     monkeypatch.setattr(make, "run", lambda command: 2)
     with pytest.raises(SystemExit) as ended:
-        make.making({"PROFILE": str(mine), "RUNS": str(tmp_path / "runs"), "GOAL": "pretrain", "LAUNCH": launch}).make("pretrain")
+        make.making({"PROFILE": str(mine), "RUNS": str(tmp_path / "runs"), "GOAL": "pretrain", "LAUNCH": launch}).make(
+            "pretrain"
+        )
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert ("what torchrun prints when a process ends, its traceback included, is about itself" in said) == explained

@@ -260,3 +260,18 @@ def test_sharding_that_would_become_another_training_is_refused(run, chain, data
     assert "fsdp" in err
     assert "Traceback" not in err
     assert not (tmp_path / "sft" / "manifest.json").exists()
+
+
+def test_a_head_of_another_model_beside_tied_embeddings_is_refused(run, broken, files, tmp_path):
+    """The library unties them, and only logs that."""
+    parent = broken(lambda found: found | {"lm_head.weight": torch.randn_like(found["model.embed_tokens.weight"])})
+    status, _, err = run("sft", "--parent", parent, "--data", files["sft"], "--output", tmp_path / "sft", "--max_steps", "1")
+    assert status == 2
+    assert "config.json ties the head to the embeddings" in err
+
+
+def test_a_head_that_is_saved_beside_the_embeddings_that_it_is_tied_to_is_fine(run, broken, files, tmp_path):
+    parent = broken(lambda found: found | {"lm_head.weight": found["model.embed_tokens.weight"].clone()})
+    flags = ["--data", files["sft"], "--output", tmp_path / "sft", "--max_steps", "1", "--max_length", "64"]
+    status, _, err = run("sft", "--parent", parent, *flags)
+    assert status == 0, err

@@ -55,6 +55,7 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
             "were renamed or lost"
         )
     _finite(model, folder, role)
+    _tied(model, folder, role)
     return model
 
 
@@ -81,6 +82,25 @@ def _finite(model: Any, folder: str, role: str) -> None:
             f"--{role} {folder}: {_named(broken)} hold numbers that are not finite (NaN or infinity); the weights are wrecked: take "
             "an earlier checkpoint, or make them again"
         )
+
+
+def _tied(model: Any, folder: str, role: str) -> None:
+    """Raise UserError where the weights hold another head than the embeddings to which the configuration ties it.
+
+    The library then unties them with no more than a line in its log.
+    """
+    import torch
+
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return
+    head, begin = model.get_output_embeddings(), model.get_input_embeddings()
+    ours = [getattr(one, "weight", None) for one in (head, begin)]
+    if any(one is None for one in ours) or ours[0] is ours[1] or ours[0].shape != ours[1].shape or torch.equal(*ours):
+        return
+    raise UserError(
+        f"--{role} {folder}: config.json ties the head to the embeddings (tie_word_embeddings), but the weights hold another head; "
+        "one of them is of another model: set tie_word_embeddings to false if the head is meant, or take its tensor away"
+    )
 
 
 def _named(names: Sequence[str]) -> str:

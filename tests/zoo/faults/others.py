@@ -151,7 +151,7 @@ def _tied(s):
     s.weights(lambda f: f | {"lm_head.weight": torch.randn_like(f["model.embed_tokens.weight"])})
 
 
-add("sft dpo rlhf", "wrecked|lm_head", _tied, "a head of another model")
+add("sft dpo rlhf", "ties the head", _tied, "a head of another model")
 add(
     "sft",
     "mlp|same|equal",
