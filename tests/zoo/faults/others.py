@@ -116,16 +116,16 @@ add("rlhf pairs self_train distill", LACK, without("layers.1.mlp.up_proj"), "los
 s2s = on("t5", task="sequence_to_sequence")
 add("finetune", LACK, without("decoder.block.1"), "t5 lost decoder", s2s)
 add("finetune", LACK, without("position_embeddings"), "roberta lost positions", on("roberta"))
-add("finetune", "left out|hold", lambda s: s.settings(num_hidden_layers=1), "electra layers too many", on("electra"))
+add("finetune", "would be left out", lambda s: s.settings(num_hidden_layers=1), "electra layers too many", on("electra"))
 add(
     "sft dpo",
-    "not finite|wrecked|inf",
+    "not finite",
     lambda s: s.weights(lambda f: {n: v * float("inf") if n.endswith("norm.weight") else v for n, v in f.items()}),
     "inf norm",
 )
 add(
     "finetune",
-    "not finite|wrecked",
+    "not finite",
     lambda s: s.weights(
         lambda f: {n: v * float("nan") if "layer.1.intermediate.dense.weight" in n else v for n, v in f.items()}
     ),
@@ -133,13 +133,13 @@ add(
 )
 add(
     "reward pairs rlhf self_train distill",
-    "not finite|wrecked|nan",
+    "not finite",
     lambda s: s.weights(lambda f: {n: v * float("nan") if "layers.0.mlp.up" in n else v for n, v in f.items()}),
     "nan others",
 )
 add(
     "sft dpo",
-    "zero|wrecked",
+    "nothing but zeros|guessing",
     lambda s: s.weights(lambda f: {n: v * 0 if n.endswith("layernorm.weight") else v for n, v in f.items()}),
     "zero norms",
 )
@@ -154,18 +154,18 @@ def _tied(s):
 add("sft dpo rlhf", "ties the head", _tied, "a head of another model")
 add(
     "sft",
-    "mlp|same|equal",
+    "the same weights",
     lambda s: s.weights(lambda f: {n: f[n.replace("layers.1.", "layers.0.")].clone() for n in f}),
     "one layer for all",
 )
 add(
     "sft dpo",
-    "likelier|guessing|record|unlikely",
+    "first rows no likelier|guessing",
     lambda s: s.settings(num_attention_heads=4, num_key_value_heads=4, head_dim=8),
     "heads cut otherwise",
 )
-add("sft dpo", "likelier|guessing|record|unlikely", lambda s: s.settings(hidden_act="relu"), "another activation")
-add("sft dpo", "likelier|guessing|record|unlikely", lambda s: s.settings(rms_norm_eps=10.0), "huge epsilon")
+add("sft dpo", "first rows no likelier|guessing", lambda s: s.settings(hidden_act="relu"), "another activation")
+add("sft dpo", "first rows no likelier|guessing", lambda s: s.settings(rms_norm_eps=10.0), "huge epsilon")
 
 
 def _shard(s):
@@ -212,10 +212,10 @@ def _swap(s):
     path.write_text(t.replace("<|im_start|>", "<|x|>").replace("<|im_end|>", "<|im_start|>").replace("<|x|>", "<|im_end|>"))
 
 
-add("dpo", "belong together|end|unlikely", _swap, "turn tokens swapped")
+add("dpo", "belong together", _swap, "turn tokens swapped")
 add(
     "finetune",
-    "unknown|UNK",
+    "unknown to the tokenizer",
     lambda s: setattr(
         s, "rows", [r | {"text": r["text"].translate({i: i + 0x410 - 97 for i in range(97, 123)})} for r in s.rows]
     ),
@@ -232,12 +232,12 @@ BAD = (
     if "{%- if add_generation_prompt %}" in CHATML
     else CHATML.replace("add_generation_prompt", "xx")
 )
-add("rlhf self_train", "generation", tmpl(BAD), "no generation prompt")
-add("rlhf self_train", "drops|chat_template", tmpl(CHATML.replace("message['content']", "message['contents']")), "text dropped")
-add("rlhf self_train", "end|stop", tmpl(CHATML.replace("<|im_end|>", "")), "no end")
+add("rlhf self_train", "add_generation_prompt adds nothing", tmpl(BAD), "no generation prompt")
+add("rlhf self_train", "chat_template: ", tmpl(CHATML.replace("message['content']", "message['contents']")), "text dropped")
+add("rlhf self_train", "after an answer", tmpl(CHATML.replace("<|im_end|>", "")), "no end")
 add(
     "sft",
-    "order|drops|chat_template",
+    "chat_template: ",
     tmpl(
         "{%- for message in messages | reverse -%}" + CHATML.split("-%}", 1)[1]
         if CHATML.startswith("{%- for")
@@ -247,7 +247,7 @@ add(
 )
 add(
     "sft",
-    "generation asks|chat_template",
+    "generation asks",
     tmpl("{%- if add_generation_prompt %}Be brief. {% endif %}" + CHATML),
     "a prompt in generation alone",
 )
@@ -260,10 +260,10 @@ def opt(stages, says, name="", sound=None, **options):
 opt("rlhf reward distill self_train kto", "learning_rate", learning_rate=0)
 opt("rlhf", "nothing to learn", "a reward that nothing gets", rewards={"regex": {"weight": 1, "pattern": "zzzqqq"}})
 opt("rlhf", "nothing to learn", "sampling without chance", temperature=1e-6)
-opt("kto", "desirable_weight|weight", desirable_weight=0, undesirable_weight=0)
-opt("sft dpo finetune", "drop_last|no step|batch", dataloader_drop_last=True, per_device_train_batch_size=4000)
-opt("sft finetune", "moved|did not change|learning_rate", learning_rate=1e-9)
-opt("sft", "lora_alpha|worse|rose|finite|wrecked", lora_alpha=1000000)
+opt("kto", "desirable_weight|moved no weight", desirable_weight=0, undesirable_weight=0)
+opt("sft dpo finetune", "dataloader_drop_last", dataloader_drop_last=True, per_device_train_batch_size=4000)
+opt("sft finetune", "moved no weight", learning_rate=1e-9)
+opt("sft", "lora_alpha|rose from|not finite", lora_alpha=1000000)
 opt("finetune", "last_layers", strategy="last_n", last_layers=50)
 opt("finetune", "label_smoothing", label_smoothing_factor=0.1)
 opt("reward", "center_rewards", center_rewards_coefficient=-1.0)
@@ -273,13 +273,13 @@ opt("dpo", "label_smoothing", loss_type="hinge", label_smoothing=0.2)
 opt("rlhf", "vllm", vllm_mode="server")
 opt("rlhf", "reward_weights", reward_weights=[0.5])
 opt("sft", "tf32", tf32=True)
-opt("sft", "bf16_full_eval|eval", bf16_full_eval=True)
-opt("sft", "eval", per_device_eval_batch_size=3)
-opt("sft", "lr_scheduler|plateau|eval", lr_scheduler_type="reduce_lr_on_plateau")
+opt("sft", "bf16_full_eval", bf16_full_eval=True)
+opt("sft", "per_device_eval_batch_size", per_device_eval_batch_size=3)
+opt("sft", "reduce_lr_on_plateau", lr_scheduler_type="reduce_lr_on_plateau")
 opt("distill", "temperature", temperature=1e6)
 opt("sft", "liger", use_liger_kernel=True)
-opt("sft finetune", "deepspeed|parallelism|ignored", parallelism_config={"tp_size": 2})
-opt("sft", "hub|push", hub_model_id="a/b")
+opt("sft finetune", "parallelism_config", parallelism_config={"tp_size": 2})
+opt("sft", "hub_model_id", hub_model_id="a/b")
 
 
 def rows(stages, says, name, change, sound=None):
@@ -288,7 +288,7 @@ def rows(stages, says, name, change, sound=None):
 
 rows(
     "finetune",
-    "contradict|other label|different label",
+    "another label",
     "same text other labels",
     lambda r: r + [x | {"label": {"glad": "sad", "sad": "glad", "fond": "glad"}[x["label"]]} for x in r],
 )
@@ -298,27 +298,27 @@ rows(
     "an id as a label",
     lambda r: [x | {"label": f"row{i:05}"} for i, x in enumerate(r)],
 )
-rows("finetune", "same text", "one text for all", lambda r: [x | {"text": "See attachment."} for x in r])
+rows("finetune", "have the same text", "one text for all", lambda r: [x | {"text": "See attachment."} for x in r])
 sim = on("encoder", task="similarity")
-rows("finetune", "score|same", "one score", lambda r: [x | {"score": 1.0} for x in r], sim)
+rows("finetune", "have the same score", "one score", lambda r: [x | {"score": 1.0} for x in r], sim)
 rows(
     "finetune",
-    "score",
+    "two scales mixed",
     "a score of another scale",
     lambda r: [x | {"score": 500.0 if i % 9 == 0 else x["score"]} for i, x in enumerate(r)],
     sim,
 )
 tags = on("encoder", task="token_classification")
-rows("finetune", "tag|same|label", "all tags O", lambda r: [x | {"tags": ["O"] * len(x["tags"])} for x in r], tags)
+rows("finetune", "no tag but", "all tags O", lambda r: [x | {"tags": ["O"] * len(x["tags"])} for x in r], tags)
 rows(
     "finetune",
-    "B-PTE|slip",
+    "looks like a slip",
     "a tag typed wrong",
     lambda r: [x | {"tags": ["B-PTE" if i == 5 and t != "O" else t for t in x["tags"]]} for i, x in enumerate(r)],
     tags,
 )
 rows("finetune", "question itself", "target equals source", lambda r: [x | {"target": x["source"]} for x in r], s2s)
-rows("finetune", "same", "one target", lambda r: [x | {"target": "A cat."} for x in r], s2s)
+rows("finetune", "have the same answer", "one target", lambda r: [x | {"target": "A cat."} for x in r], s2s)
 rows(
     "finetune",
     "placeholder",
@@ -326,11 +326,21 @@ rows(
     lambda r: [x | {"target": "nan" if i % 2 else x["target"]} for i, x in enumerate(r)],
     s2s,
 )
-rows("dpo reward", "same", "one rejected for all", lambda r: [x | {"rejected": "I can not help with that."} for x in r])
-rows("dpo", "same", "one chosen for all", lambda r: [x | {"chosen": "I can not help with that."} for x in r])
+rows(
+    "dpo reward",
+    "have the same rejected answer",
+    "one rejected for all",
+    lambda r: [x | {"rejected": "I can not help with that."} for x in r],
+)
+rows(
+    "dpo",
+    "have the same chosen answer",
+    "one chosen for all",
+    lambda r: [x | {"chosen": "I can not help with that."} for x in r],
+)
 rows(
     "dpo sft rlhf",
-    "same prompt|the same",
+    "are the same as another row|have the same prompt",
     "one prompt for all",
     lambda r: [
         x | {"prompt": "Tell me."}
@@ -341,13 +351,13 @@ rows(
 )
 rows(
     "sft",
-    "question|repeat|copy|same as",
+    "answered by the question itself",
     "answers repeat the question",
     lambda r: [{"messages": [x["messages"][0], {"role": "assistant", "content": x["messages"][0]["content"]}]} for x in r],
 )
 rows(
     "sft",
-    "HTML|entit",
+    "HTML entities",
     "html entities",
     lambda r: [
         {
@@ -361,7 +371,7 @@ rows(
 )
 rows(
     "sft pretrain",
-    r"\\\\n|escape|backslash",
+    "escaped twice",
     "escaped line breaks",
     lambda r: [
         {"messages": [x["messages"][0], {"role": "assistant", "content": x["messages"][1]["content"] + "\\nYes.\\nNo."}]}
@@ -381,7 +391,7 @@ rows(
 )
 rows(
     "sft pretrain",
-    "control|NUL",
+    "control characters",
     "nul characters",
     lambda r: [
         {"messages": [x["messages"][0], {"role": "assistant", "content": x["messages"][1]["content"] + "\x00\x00"}]}
@@ -392,7 +402,7 @@ rows(
 )
 rows(
     "sft",
-    "same length|cut",
+    "cut at the same length",
     "answers cut at a length",
     lambda r: [
         {
@@ -409,20 +419,20 @@ rows(
 )
 rows(
     "dpo",
-    "begin with",
+    "begin with the prompt itself",
     "answers begin with the prompt",
     lambda r: [x | {"chosen": x["prompt"] + " " + x["chosen"], "rejected": x["prompt"] + " " + x["rejected"]} for x in r],
 )
-rows("kto", "few|thumb|one kind", "one thumb down", lambda r: [x | {"label": i != 3} for i, x in enumerate(r)])
+rows("kto", "have the same thumb", "one thumb down", lambda r: [x | {"label": i != 3} for i, x in enumerate(r)])
 rows(
     "rlhf",
-    "answer",
+    "nothing to learn|no answer",
     "no answers for the reward",
     lambda r: [{"prompt": x["prompt"]} for x in r],
     on("sft", rewards={"exact_match": 1}),
 )
-rows("sft", "list|JSON|string", "messages as a string", lambda r: [{"messages": str(x["messages"])} for x in r])
-rows("pretrain", "number|digit|letters", "numbers for text", lambda r: [{"text": str(i * 7919)} for i, x in enumerate(r)])
+rows("sft", "expected a list of messages", "messages as a string", lambda r: [{"messages": str(x["messages"])} for x in r])
+rows("pretrain", "nothing but a number", "numbers for text", lambda r: [{"text": str(i * 7919)} for i, x in enumerate(r)])
 
 
 def base(setup):
@@ -430,7 +440,7 @@ def base(setup):
     setup.parent, setup.record, setup.template = "pretrain", True, CHATML
 
 
-add("rlhf self_train", "base|never taught|chat template|conversations", base, "from the base")
+add("rlhf self_train", "never taught", base, "from the base")
 add("dpo rlhf", "family", lambda s: setattr(s, "parent", "encoder"), "an encoder as parent")
 
 
