@@ -93,9 +93,9 @@ def _tied(model: Any, folder: str, role: str) -> None:
 
     if not getattr(model.config, "tie_word_embeddings", False):
         return
-    head, begin = model.get_output_embeddings(), model.get_input_embeddings()
-    ours = [getattr(one, "weight", None) for one in (head, begin)]
-    if any(one is None for one in ours) or ours[0] is ours[1] or ours[0].shape != ours[1].shape or torch.equal(*ours):
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    begin = getattr(model.get_input_embeddings(), "weight", None)
+    if head is None or begin is None or head is begin or head.shape != begin.shape or torch.equal(head, begin):
         return
     raise UserError(
         f"--{role} {folder}: config.json ties the head to the embeddings (tie_word_embeddings), but the weights hold another head; "
