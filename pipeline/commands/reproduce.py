@@ -103,6 +103,16 @@ def _download(repo: str, revision: str, folder: Path) -> Path:
     return folder
 
 
+def _pushed(entry: Mapping[str, Any], beside: Path) -> Path:
+    """Download a parent that was pushed, and all that it descends from, each beside the others, as a profile's nodes lie."""
+    repo, tag = entry["repository"]
+    folder = _download(repo, tag, beside / str(entry["node"]))
+    for older in (manifest.read(folder) or {}).get("parents", []):
+        if "repository" in older:
+            _pushed(older, beside)
+    return folder
+
+
 def _stage(record: Mapping[str, Any]) -> Stage:
     if record["stage"] not in stages.known():
         raise UserError(f"{record['node']}: was made by {record['script']}, which is not here; check out{_commit(record)}")
@@ -125,8 +135,7 @@ def _parents(record: Mapping[str, Any], folder: Path, beside: Path, given: Mappi
         if "hub" in entry:
             found[role] = str(entry["hub"])
         elif "repository" in entry:
-            repo, tag = entry["repository"]
-            found[role] = str(_download(repo, tag, beside / repo.replace("/", "--")))
+            found[role] = str(_pushed(entry, beside))
         elif entry["beside"] and (place := folder.parent / name).is_dir():
             found[role] = str(place)
         else:
