@@ -426,7 +426,7 @@ rows(
 rows("kto", "have the same thumb", "one thumb down", lambda r: [x | {"label": i != 3} for i, x in enumerate(r)])
 rows(
     "rlhf",
-    "nothing to learn|no answer",
+    "nothing to learn",
     "no answers for the reward",
     lambda r: [{"prompt": x["prompt"]} for x in r],
     on("sft", rewards={"exact_match": 1}),
