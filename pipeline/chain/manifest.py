@@ -19,6 +19,7 @@ from pipeline.system import hashes, process
 from pipeline.system.errors import UserError
 
 NAME, CLAIM = hashes.RECORD, hashes.CLAIM
+PUSHED = "pushed"  # what a record that left for a hub names: the files that left with it, by sha256
 VERSION = 3
 _LOADED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py", ".parquet")
 _REPORTED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
@@ -59,7 +60,7 @@ def altered(folder: Path, record: Mapping[str, Any], sha256: Callable[[Path], st
     """
     faults = []
     there = hashes.handed_on(folder)
-    left = record.get("pushed")
+    left = record.get(PUSHED)
     for name, entry in record["files"].items():
         if left is not None and left.get(name) != entry["sha256"]:
             continue

@@ -22,7 +22,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if was["stage"] != now["stage"]:
         lines.append(f"stage: {now['stage']}, was {was['stage']}")
     if was.get("recipe") != now.get("recipe") or was.get("sources") != now.get("sources"):
-        lines += _content(old["recipe"], new["recipe"])
+        lines += content(old["recipe"], new["recipe"])
     before, after = was.get("digests", {}), now.get("digests", {})
     lines += [f"{name}: was edited" for name in sorted(before.keys() & after.keys()) if before[name] != after[name]]
     for role in sorted(was["parents"].keys() | now["parents"].keys()):
@@ -40,7 +40,8 @@ def surroundings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _content(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def content(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return how the rows that two recipes give differ, as their records name them."""
     lines = [f"recipe {new['name']}: {name} {how}" for name, how in _changed(old["sources"], new["sources"])]
     return lines or [f"recipe {new['name']}: reads the same files in another way (its settings, or the recipe {old['name']})"]
 

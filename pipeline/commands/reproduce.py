@@ -193,9 +193,7 @@ def _measured(output: Path, made: Mapping[str, Any], options: Mapping[str, Any])
         settings.write_text(yaml.safe_dump(dict(options)), encoding="utf-8")
         summary = evaluate.pending(["--runs", str(output), "--config", str(settings)]).run()
         block = blocks.of(made, summary)
-    return (
-        {name: figures[block.own] for name, figures in block.found["figures"].items() if block.own in figures} if block else {}
-    )
+    return block.figures if block else {}
 
 
 if __name__ == "__main__":

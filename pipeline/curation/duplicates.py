@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.curation.words import grams, texts, words
+from pipeline.curation.words import grams, mixed, texts, words
 from pipeline.data.types import Row
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def keys(rows: Sequence[Row], near: bool) -> np.ndarray:
         minima = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, _BANDS * _ROWS, _SEED).to_rows()
         bands = np.array(minima, np.uint64).reshape(len(some), _BANDS, _ROWS)
         for at in range(_ROWS):
-            found[some, 1:] = (found[some, 1:] ^ bands[:, :, at]) * np.uint64(0x9E3779B97F4A7C15)
-            found[some, 1:] ^= found[some, 1:] >> np.uint64(29)
+            found[some, 1:] = mixed(found[some, 1:], bands[:, :, at])
     return found
 
 

@@ -20,7 +20,7 @@ from pipeline.chain.blocks import Block
 from pipeline.curation import contamination, duplicates, rules
 from pipeline.curation.words import mapped
 from pipeline.data import types
-from pipeline.data.rows import Rows
+from pipeline.data.rows import Rows, characters
 from pipeline.data.tokens import batched
 from pipeline.data.types import Row
 
@@ -155,7 +155,7 @@ def cleaned(run: Run, split: str, rows: Rows, plan: Plan) -> Iterator[dict[str, 
             number, found = waiting.popleft()
             return keep(number, found.result()) if isinstance(found, Future) else found
 
-        for number, items in enumerate(batched(_items(rows), _size)):
+        for number, items in enumerate(batched(_items(rows), lambda item: characters(item[1]))):
             found = blocks.kept(run.output, name(number), run.say)
             if found and found.mark == mark:
                 waiting.append((number, found.value))
@@ -173,8 +173,3 @@ def cleaned(run: Run, split: str, rows: Rows, plan: Plan) -> Iterator[dict[str, 
 def _items(rows: Rows) -> Iterable[Item]:
     origins = rows.origins or (f"{rows.name}: row {number}" for number in range(1, len(rows.kept) + 1))
     return zip(origins, rows.kept, strict=True)
-
-
-def _size(item: Item) -> int:
-    row = item[1]
-    return len(row["text"]) if row.keys() == {"text"} else len(str(row))

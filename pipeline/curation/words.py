@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.scripts import UNSPACED
+from pipeline.data.scripts import WORD
 from pipeline.data.split import normalised
 from pipeline.data.types import Row
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 _ASIDE = ("role", "group", "tools", "tags", "label")  # keys whose values are no text of a row
-_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that a product of 64 bits loses nothing
 
 
@@ -43,7 +41,15 @@ def texts(row: Row) -> list[str]:
 
 def words(text: str) -> list[str]:
     """Return the words of a text in lower case."""
-    return _WORD.findall(normalised(text))
+    return WORD.findall(normalised(text))
+
+
+def mixed(made: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Return digests of 64 bits that further ones went into, number by number."""
+    import numpy as np
+
+    made = (made ^ more) * np.uint64(_FACTOR)
+    return np.asarray(made ^ (made >> np.uint64(29)))
 
 
 def grams(found: list[str], length: int) -> np.ndarray:
@@ -57,6 +63,5 @@ def grams(found: list[str], length: int) -> np.ndarray:
     length = min(length, len(found))
     made = np.full(len(found) - length + 1 if found else 0, length, np.uint64)
     for at in range(length):
-        made = (made ^ digests[at : at + len(made)]) * np.uint64(_FACTOR)
-        made ^= made >> np.uint64(29)
+        made = mixed(made, digests[at : at + len(made)])
     return made

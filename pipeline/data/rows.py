@@ -170,12 +170,17 @@ def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
     size = 0
     for row in rows:
         held.append(row)
-        size += len(row["text"]) if row.keys() == {"text"} else len(str(row))
+        size += characters(row)
         if len(held) == _PART or size >= _CHARACTERS:
             yield held
             held, size = [], 0
     if held or not len(rows):
         yield held
+
+
+def characters(row: Row) -> int:
+    """Return about how many characters a row has."""
+    return len(row["text"]) if row.keys() == {"text"} else len(str(row))
 
 
 def _table(rows: Sequence[Row], schema: pyarrow.Schema | None = None) -> pyarrow.Table:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.rows import Rows
+from pipeline.data.rows import Rows, characters
 from pipeline.data.tokens import batched, write
 from pipeline.system import cache
 from pipeline.system.process import Progress
@@ -88,14 +88,14 @@ def _shard(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Yield the examples of rows from `start` on, as many as make a shard."""
     first = start
-    for batch in batched(_from(rows, start), _size):
+    for batch in batched(_from(rows, start), characters):
         part = replace(rows, kept=batch, origins=[], dropped_by_encoding=Counter(), truncated=Counter(), too_long=Counter())
         for example in encode(part):
             yield example | {"row": example["row"] + first}
         for name in _COUNTED:
             counted[name].update(getattr(part, name))
         first += len(batch)
-        state["next"], state["characters"] = first, state["characters"] + sum(map(_size, batch))
+        state["next"], state["characters"] = first, state["characters"] + sum(map(characters, batch))
         progress.tell(lambda: f"tokenises: {state['next']:,} of {len(rows.kept):,} rows in {time.monotonic() - began:.0f} s")
         if state["characters"] >= _SHARD:
             return
@@ -105,8 +105,3 @@ def _from(rows: Rows, start: int) -> Iterator[Row]:
     step = 1000
     for begin in range(start, len(rows.kept), step):
         yield from rows.kept[begin : begin + step]
-
-
-def _size(row: Row) -> int:
-    """Return about how many characters a row has."""
-    return len(row["text"]) if row.keys() == {"text"} else len(str(row))

@@ -28,6 +28,12 @@ class Block:
         return next((label for label, model in self.found["models"].items() if model["role"] == _NODE), "")
 
     @property
+    def figures(self) -> dict[str, Mapping[str, float]]:
+        """The node's own figures by metric; empty where nothing of it was measured."""
+        own = self.own
+        return {metric: found[own] for metric, found in self.found["figures"].items() if own in found}
+
+    @property
     def comparisons(self) -> Sequence[Mapping[str, Any]]:
         """How the node differs from the others."""
         return list(self.found["comparisons"])

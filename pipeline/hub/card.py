@@ -92,11 +92,10 @@ def _results(subject: Subject) -> list[Any]:
     if block is None or not block.own:
         return []
     data, task = str(subject.record["recipe"]["name"]) or subject.record["node"], _TASKS.get(subject.auto, "other")
-    figures = {metric: found[block.own] for metric, found in block.found["figures"].items() if block.own in found}
     return [
         EvalResult(
             task_type=task, dataset_type=data, dataset_name=data, dataset_split="held_out", metric_type=metric,
             metric_value=round(found["value"], 4), metric_name=f"{metric}, 95% interval {found['low']:.4f} to {found['high']:.4f}",
         )
-        for metric, found in figures.items()
+        for metric, found in block.figures.items()
     ]  # fmt: skip

@@ -39,16 +39,8 @@ def parted_before(record: Mapping[str, Any], requested: Mapping[str, Any]) -> li
     """Return how the inputs of a run differ from those of the record; none where they are the same."""
     if requested["inputs"] == record["inputs"]:
         return []
-    lines = []
     was, now = record["recipe"], requested["recipe"]
-    if was.get("digest") != now.get("digest"):
-        lines += why.changes(
-            {"request": {"stage": "", "parents": {}, "recipe": was.get("digest")}, "recipe": was},
-            {
-                "request": {"stage": "", "parents": {}, "recipe": now.get("digest")},
-                "recipe": now | {"sources": _named(was, now)},
-            },
-        )
+    lines = why.content(was, now | {"sources": _named(was, now)}) if was.get("digest") != now.get("digest") else []
     return lines or ["its settings, as the record tells them, are not those that it was made with"]
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from pipeline.chain import manifest
 from pipeline.chain.finished import Finished
+from pipeline.chain.manifest import PUSHED
 from pipeline.chain.verify import agrees
 from pipeline.evaluation.blocks import Block
-from pipeline.hub import leaks
+from pipeline.hub import leaks, readback
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
-PUSHED, SEAL = "pushed", "record"  # the files that left by sha256; the digest over the rest of the record
+SEAL = "record"  # the digest over the rest of the record
 
 
 def record(
@@ -32,8 +33,7 @@ def record(
         for entry in found["parents"]
     ]
     if block and block.own:
-        own = {name: figures[block.own] for name, figures in block.found["figures"].items() if block.own in figures}
-        found["figures"] = {"options": dict(options), "own": own}
+        found["figures"] = {"options": dict(options), "own": block.figures}
     found |= {PUSHED: dict(files), "forced": list(forced)}
     return found | {SEAL: hashes.digest(found)}
 
@@ -60,12 +60,7 @@ def _altered(folder: Path, found: Mapping[str, Any]) -> list[str]:
         return [f"{name}: was pushed without a digest of itself, by an earlier version of tristage; push it again"]
     faults = [f"{name}: was edited after it was pushed"] * (hashes.digest(rest) != found[SEAL])
     faults += [f"{name}: outputs is not the digest of its files"] * (hashes.outputs(found["files"]) != found["outputs"])
-    for path, digest in found[PUSHED].items():
-        made = found["files"].get(path)
-        if not (folder / path).is_file():
-            faults.append(f"{folder}: {path} is missing")
-        elif hashes.read(folder / path) != digest:
-            faults.append(f"{folder}: {path} is another file than was pushed")
-        elif made and made["sha256"] != digest and not leaks.ADAPTER.fullmatch(path):  # its base is renamed on the way
-            faults.append(f"{name}: names two digests of {path}")
-    return faults
+    faults += [f"{folder}: {fault}" for fault in readback.differences(folder, found[PUSHED])]
+    made = {path: entry["sha256"] for path, entry in found["files"].items() if not leaks.ADAPTER.fullmatch(path)}
+    twice = [path for path, digest in found[PUSHED].items() if made.get(path, digest) != digest]
+    return faults + [f"{name}: names two digests of {path}" for path in twice]

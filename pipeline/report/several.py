@@ -58,20 +58,18 @@ class Compared:
         """Every metric that one of the runs has of the node, with its description."""
         found: dict[str, Mapping[str, Any]] = {}
         for _, _, block in self.made:
-            if block and block.own:
-                own = [name for name, figures in block.found["figures"].items() if block.own in figures]
-                found |= {name: block.description(name) for name in own}
+            found |= {name: block.description(name) for name in block.figures} if block else {}
         return found
 
-    def _figure(self, block: Block | None, metric: str) -> Mapping[str, float] | None:
-        return block.found["figures"].get(metric, {}).get(block.own) if block and block.own else None
+    def _figures(self, metric: str) -> list[Mapping[str, float] | None]:
+        return [block.figures.get(metric) if block else None for _, _, block in self.made]
 
     @property
     def rows(self) -> list[tuple[str, list[str], str]]:
         """Each metric with its figure in each run, and their mean with the least and the most."""
         found = []
         for metric, described in self._metrics.items():
-            figures = [self._figure(block, metric) for _, _, block in self.made]
+            figures = self._figures(metric)
             cells = [table.figure(described, figure) if figure else "" for figure in figures]
             values = [figure["value"] for figure in figures if figure]
             spread = {"value": statistics.fmean(values), "low": min(values), "high": max(values)}
@@ -82,7 +80,7 @@ class Compared:
     def forests(self) -> Iterator[tuple[charts.Forest, str]]:
         """Yield a picture of each metric that has a meaning, an interval for each run."""
         for (metric, cells, _), described in zip(self.rows, self._metrics.values(), strict=True):
-            figures = [self._figure(block, metric) for _, _, block in self.made]
+            figures = self._figures(metric)
             shown = {
                 run.label: (figure, cell)
                 for (run, _, _), figure, cell in zip(self.made, figures, cells, strict=True)

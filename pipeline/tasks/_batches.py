@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.batches import pad
-from pipeline.data.scripts import UNSPACED
+from pipeline.data.scripts import WORD
 from pipeline.tasks import Example
 
 if TYPE_CHECKING:
     import torch
 
-_UNITS = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _TOKENS = 8192  # of a batch that a finished model predicts
 
 
@@ -64,4 +62,4 @@ def encode(tokenizer: Any, text: str, pair: str | None, max_length: int, truncat
 
 def units(text: str) -> list[str]:
     """Return the words of a text; of a script without blanks between words each letter is one."""
-    return _UNITS.findall(text)
+    return WORD.findall(text)

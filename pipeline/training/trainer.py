@@ -89,8 +89,8 @@ class StageTrainer(Trainer):
             given = [vars(one) for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]
             told = {key: value for settings in given for key, value in settings.items() if value}
             raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
-        wanted = "fsdp" if self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true" else ""
-        if wanted and "FSDP" not in str(self.accelerator.distributed_type):
+        sharded = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        if sharded and "FSDP" not in str(self.accelerator.distributed_type):
             raise UserError(
                 f"fsdp: is asked for, by the profile or by accelerate's configuration, but this launch trains as {self.accelerator.distributed_type.value}, "
                 "with the whole model in each process; take it out, or launch on GPUs"

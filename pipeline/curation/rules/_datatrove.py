@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline.curation.rules import Rule
+from pipeline.system.config import option
 
 if TYPE_CHECKING:
     from datatrove.utils.word_tokenizers import WordTokenizer
@@ -41,3 +45,21 @@ def reason(filter: Any, text: str) -> str | None:
     if isinstance(kept, tuple):
         return None if kept[0] else str(kept[1])
     return None if kept else str(filter.name)
+
+
+@dataclass(frozen=True)
+class FilterRule(Rule):
+    """A rule that drops what one filter of datatrove drops; `_filter` makes that with the rule's options."""
+
+    needs = NEEDS
+    called: ClassVar[str]  # for people, before the filter's word
+    language: str = option("en", "code of the language whose sentences are found")
+
+    @property
+    def _filter(self) -> Any:
+        raise NotImplementedError
+
+    def fault(self, text: str) -> str | None:
+        """Return datatrove's word for the rule that a document breaks."""
+        found = reason(self._filter, text)
+        return found and f"{self.called}: {found.removeprefix('gopher_')}"

@@ -6,22 +6,20 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.curation.rules import Rule
-from pipeline.curation.rules._datatrove import NEEDS, language, reason
+from pipeline.curation.rules._datatrove import FilterRule, language
 from pipeline.system.config import option
 
 
 @dataclass(frozen=True)
-class FineWebQuality(Rule):
+class FineWebQuality(FilterRule):
     """Drops lists, menus and fragments."""
 
-    needs = NEEDS
+    called = "FineWeb quality"
     line_punct_thr: float = option(0.12, "share of the lines that end with a mark, at least", at_least=0)
     short_line_thr: float = option(0.67, "share of short lines, at most", at_least=0)
     short_line_length: int = option(30, "characters up to which a line is short", at_least=0)
     char_duplicates_ratio: float = option(0.01, "share of the characters in lines that stood there before, at most", at_least=0)
     new_line_ratio: float = option(0.3, "line ends for each word, at most", at_least=0)
-    language: str = option("en", "code of the language whose sentences are found")
 
     @functools.cached_property
     def _filter(self) -> Any:
@@ -32,11 +30,6 @@ class FineWebQuality(Rule):
             char_duplicates_ratio=self.char_duplicates_ratio, new_line_ratio=self.new_line_ratio,
             language=language(self.language),
         )  # fmt: skip
-
-    def fault(self, text: str) -> str | None:
-        """Return datatrove's word for the rule that a document breaks."""
-        found = reason(self._filter, text)
-        return found and f"FineWeb quality: {found}"
 
 
 RULE = FineWebQuality

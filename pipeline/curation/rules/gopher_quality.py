@@ -6,16 +6,15 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.curation.rules import Rule
-from pipeline.curation.rules._datatrove import NEEDS, language, reason
+from pipeline.curation.rules._datatrove import FilterRule, language
 from pipeline.system.config import option
 
 
 @dataclass(frozen=True)
-class GopherQuality(Rule):
+class GopherQuality(FilterRule):
     """Drops what Gopher's rules call no prose."""
 
-    needs = NEEDS
+    called = "Gopher quality"
     min_doc_words: int = option(50, "words that a document has at least", at_least=0)
     max_doc_words: int = option(100_000, "words that it has at most", at_least=0)
     min_avg_word_length: float = option(3, "letters of a word in the mean, at least", at_least=0)
@@ -28,7 +27,6 @@ class GopherQuality(Rule):
     )
     min_stop_words: int = option(2, "different stop words, at least", at_least=0)
     stop_words: list[str] = option([], "which words these are; none: the eight English ones of the paper")  # noqa: RUF009
-    language: str = option("en", "code of the language whose sentences are found")
 
     @functools.cached_property
     def _filter(self) -> Any:
@@ -39,11 +37,6 @@ class GopherQuality(Rule):
             self.max_symbol_word_ratio, self.max_bullet_lines_ratio, self.max_ellipsis_lines_ratio,
             self.max_non_alpha_words_ratio, self.min_stop_words, self.stop_words or None, language=language(self.language),
         )  # fmt: skip
-
-    def fault(self, text: str) -> str | None:
-        """Return datatrove's word for the rule that a document breaks."""
-        found = reason(self._filter, text)
-        return found and f"Gopher quality: {found.removeprefix('gopher_')}"
 
 
 RULE = GopherQuality

@@ -89,8 +89,8 @@ def _unigram(subject: Subject, documents: Sequence[Document]) -> list[float]:
     """Return −Σ log p of documents under token frequencies of the training text, one added to each count."""
     tokenizer = subject.node.tokenizer
     counts: Counter[int] = Counter()
-    for row in subject.training()[:_UNIGRAM_ROWS]:
-        counts.update(encode_text(row, tokenizer)["input_ids"][1:])
+    for ids in document_ids([str(row["text"]) for row in subject.training()[:_UNIGRAM_ROWS]], tokenizer):
+        counts.update(ids[1:])
     total = math.log(sum(counts.values()) + len(tokenizer))
     return [
         sum(total - math.log(counts[label] + 1) for piece in document for label in piece["labels"] if label != IGNORED)
