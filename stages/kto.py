@@ -102,6 +102,10 @@ class KTO(Stage):
             raise UserError(*faults)
         if arguments.loss_type not in ("kto", "apo_zero_unpaired"):
             raise UserError(f"loss_type: {arguments.loss_type}: known are kto, apo_zero_unpaired")
+        if arguments.desirable_weight == arguments.undesirable_weight == 0:
+            raise UserError(
+                "desirable_weight, undesirable_weight: both are 0, so that no row has a loss; give one of them more"
+            )
         if arguments.loss_type == "kto" and arguments.per_device_train_batch_size < 2:
             raise UserError("per_device_train_batch_size: 1 has no other answer to estimate the KL from; set it to 2 or more")
         if arguments.loss_type == "kto" and arguments.train_sampling_strategy != "sequential":

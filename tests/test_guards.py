@@ -202,6 +202,8 @@ def pair(chosen, rejected):
         ("messages", chat("What of {at}?"), "answered by the question itself"),
         ("messages", chat("#REF!", "Sum {at}?") + chat("{at}"), "a placeholder"),
         ("messages", chat("{at:08}"), ""),
+        ("messages", chat("It was a long day in the wood of {at:03}"), "of exactly 36 characters"),
+        ("messages", chat("It was number {at:03} and a long day."), ""),
         ("text", [{"text": str(at * 7919)} for at in range(30)], "nothing but a number"),
         ("text", [{"text": f"{at} + 1 = {at + 1}"} for at in range(30)], ""),
         ("preference", pair("Yes {at}.", "No."), "have the same rejected answer"),
@@ -270,6 +272,71 @@ def test_a_norm_of_zeros_is_told_where_it_lets_nothing_through():
     assert guards.empty(model) == ""
     torch.nn.init.zeros_(model[0].weight)
     assert guards.empty(model).endswith("nothing but zeros: 0.weight")
+
+
+def test_a_layer_that_was_copied_over_another_is_told():
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()) for _ in range(3)))
+    model.append(model[0])  # shared, as in ALBERT, which is no copy
+    for layer in model[:3]:
+        torch.nn.init.ones_(layer[0].bias)
+    assert guards.copied(model) == ""
+    model[2].load_state_dict(model[1].state_dict())
+    assert guards.copied(model) == "1 matrices hold the same weights as those of another layer: 2.0.weight and 1.0.weight"
+
+
+def test_code_of_a_models_own_is_not_run_and_told():
+    from types import SimpleNamespace
+
+    model = SimpleNamespace(config=SimpleNamespace())
+    assert guards.own_code(model) == ""
+    model.config.auto_map = {"AutoConfig": "conf_x.C", "AutoModel": "model_x.M"}
+    assert guards.own_code(model).startswith(
+        "config.json names code of the model's own (conf_x.py, model_x.py), which is not run"
+    )
+
+
+class Fixed:
+    """A causal model that finds one token likely, whatever comes before it."""
+
+    training = False
+
+    def __init__(self, likely, size=300):
+        import torch
+
+        self.logits = torch.zeros(size)
+        self.logits[likely] = 20.0
+
+    def parameters(self):
+        yield self.logits
+
+    def get_input_embeddings(self):
+        return type("Embeddings", (), {"weight": self.logits[:, None]})
+
+    def eval(self):
+        return self
+
+    def train(self, mode):
+        return self
+
+    def __call__(self, input_ids, **_):
+        return type("Outputs", (), {"logits": self.logits.expand(1, input_ids.shape[1], -1)})
+
+
+def test_an_end_of_answers_that_the_parent_finds_unlikely_is_told():
+    rows = [{"prompt_ids": [5, 6], "chosen_ids": [7, 9], "rejected_ids": [8, 9]}] * 4
+    assert guards.ends_answers(Fixed(9), rows) == ""
+    assert "less likely (20.00 nats) than guessing among its 300 tokens (5.70)" in guards.ends_answers(Fixed(7), rows)
+    assert guards.ends_answers(Fixed(7), [{"input_ids": [1, 2], "labels": [1, 2]}]) == ""
+
+
+def test_targets_that_a_parent_finds_less_likely_than_guessing_are_told():
+    said = []
+    rows = [{"input_ids": [5, 9, 9, 9, 9, 7], "labels": [-100, -100, -100, -100, -100, 7]}] * 4
+    guards.knows(Fixed(9), rows, set(), said.append)
+    assert "finds what it is trained to say less likely (20.00 nats a token) than guessing among its 300 tokens" in said[0]
 
 
 def test_prompts_are_asked_as_answers_are_shown(tokenizer):

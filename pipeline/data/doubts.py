@@ -13,6 +13,7 @@ from pipeline.system.errors import UserError
 if TYPE_CHECKING:
     from pipeline.data.types import DatasetType, Row
 
+_SHORTEST_CUT, _WORDS = 20, 4  # characters, and words before the last, of a sentence that may have been cut
 _FEW, _MOST = 20, 100_000  # rows below which nothing is judged, and that are looked at
 _WRONG = re.compile("[ÃÂâ][\u0080-\u00bf\u20ac\u201a-\u2122]")  # UTF-8 that was read as Latin-1 or Windows-1252
 _GAPS = {
@@ -53,7 +54,7 @@ def of(rows: Sequence[Row], kind: DatasetType) -> list[str]:
     }
     fatal = [line for line, one in told.items() if one.rows >= one.fatal * len(few)]
     if fatal:
-        raise UserError(*(f"{line}; nothing is trained on such rows" for line in fatal))
+        raise UserError(*(f"{line}; nothing is trained on such rows" if line in fatal else line for line in told))
     return list(told)
 
 
@@ -80,6 +81,19 @@ def contradictions(asked: Sequence[str], answers: Sequence[str]) -> int:
     for question, answer in zip(questions, answers, strict=True):
         known.setdefault(question, set()).add(answer)
     return sum(len(known[question]) > 1 for question in questions)
+
+
+def cut(answers: Sequence[str]) -> Doubt:
+    """Return how many answers are exactly as long as the longest one and end in the middle of a sentence, in one word or another."""
+    longest = max(map(len, answers), default=0)
+    ends = [text.split(" ")[-1] for text in answers if len(text) == longest and _open(text)]
+    if longest < _SHORTEST_CUT or not ends or Counter(ends).most_common(1)[0][1] > len(ends) / 2:  # a form ends in one word
+        return Doubt(0, 0.0, "")
+    return Doubt(len(ends), 0.3, f"have an answer of exactly {longest:,} characters that ends without a sign: were they cut?")
+
+
+def _open(text: str) -> bool:
+    return text.count(" ") >= _WORDS and (text[-1].isalnum() or text[-1] == " ")
 
 
 def gaps(answers: Iterable[str]) -> Doubt:

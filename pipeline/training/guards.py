@@ -28,6 +28,7 @@ _KNOWN = 1.0  # nats a token below the same text with its tokens exchanged: a mo
 _NOTHING = 0.1  # the same of a model that knows nothing; one of a few steps is at 0.8
 _PAIRS = 16  # that are looked at for swapped columns
 _NAMED = 3  # tensors in a warning
+_SAMPLED = 64  # numbers of a matrix that are compared before all of them are
 _UNREADABLE, _STRANGE = 0.6, 0.2  # shares of tokens that a tokenizer does not know
 
 
@@ -72,6 +73,11 @@ def knows(model: Any, rows: Sequence[Any], special: Collection[int], say: Callab
         raise UserError(
             f"--{role}: costs {real.targets:.2f} nats a token on the first rows, where guessing among its {size:,} tokens costs "
             f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"
+        )
+    elif real.targets > math.log(size):
+        say(
+            f"the {role} finds what it is trained to say less likely ({real.targets:.2f} nats a token) than guessing among its {size:,} "
+            f"tokens ({math.log(size):.2f}): it was trained on quite other text, or with another tokenizer"
         )
     if real.all > exchanged.all - _NOTHING:
         say(
@@ -143,6 +149,37 @@ def empty(model: Any) -> str:
     return f"{len(names):,} matrices or norms hold nothing but zeros: {', '.join(names[:_NAMED])}{more}" if names else ""
 
 
+def copied(model: Any) -> str:
+    """Return a warning naming matrices of one layer that hold the same numbers as those of another, or ""; shared ones have one name."""
+    import torch
+
+    seen: dict[tuple[Any, ...], list[tuple[str, Any]]] = {}
+    found = []
+    for name, one in model.named_parameters():
+        plain = re.sub(r"(^|\.)\d+(?=\.)", r"\1", name)
+        if one.dim() < 2 or plain == name or _ADAPTERS.search(name) or not one.any():
+            continue
+        values = one.detach().flatten()
+        alike = seen.setdefault((plain, *values[:: max(1, len(values) // _SAMPLED)].tolist()), [])
+        found += [f"{name} and {other}" for other, held in alike[:1] if torch.equal(values, held)]
+        alike.append((name, values))
+    more = ", …" if len(found) > _NAMED else ""
+    return (
+        f"{len(found):,} matrices hold the same weights as those of another layer: {', '.join(found[:_NAMED])}{more}"
+        if found
+        else ""
+    )
+
+
+def own_code(model: Any) -> str:
+    """Return a note that a model's configuration names Python code of its own, which is not run, or ""."""
+    named = getattr(model.config, "auto_map", None)
+    if not isinstance(named, dict) or not named:
+        return ""
+    code = ", ".join(sorted({str(one).partition(".")[0] + ".py" for one in named.values()})[:_NAMED])
+    return f"config.json names code of the model's own ({code}), which is not run; the library's {type(model).__name__} is used instead"
+
+
 def _is_shut(module: Any) -> bool:
     """Say whether a module whose weight is a row of zeros makes nothing but zeros of what goes through it."""
     import torch
@@ -182,14 +219,49 @@ def fills(trainer: Any) -> None:
         )
 
 
-def swapped(model: Any, rows: Sequence[Any]) -> str:
-    """Return a warning where a causal parent finds nearly all chosen sides of the first pairs short and unlikely, or ""."""
+def ends_answers(model: Any, rows: Sequence[Any]) -> str:
+    """Return a warning where a chat model finds the token that ends the first rows' answers less likely than guessing, or ""."""
+    import torch
+
+    from pipeline.models.logits import token_nats
+
+    first = [rows[at] for at in range(min(_KNOWN_ROWS, len(rows)))]
+    if not first or "prompt_ids" not in first[0]:
+        return ""
+    sides = [[*row["prompt_ids"], *row[name]] for row in first for name in ("chosen_ids", "completion_ids") if row.get(name)]
+    sides = [ids for ids in sides if len(ids) <= _KNOWN_TOKENS]
+    if not sides:
+        return ""
+    device, size, was_training = next(model.parameters()).device, model.get_input_embeddings().weight.shape[0], model.training
+    model.eval()
+    nats = []
+    for ids in sides:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[:, -2:-1].float()
+        nats.append(float(token_nats(logits, torch.tensor([ids[-1:]], device=device)).sum()))
+    model.train(was_training)
+    mean = sum(nats) / len(nats)
+    if mean <= math.log(size):
+        return ""
+    return (
+        f"the parent finds the token that ends an answer less likely ({mean:.2f} nats) than guessing among its {size:,} tokens "
+        f"({math.log(size):.2f}): it was trained to end its answers otherwise, or tokenizer and weights don't belong together"
+    )
+
+
+def swapped(load: Callable[[], Any], rows: Sequence[Any]) -> str:
+    """Return a warning where a causal model finds nearly all chosen sides of the first pairs short and unlikely, or "".
+
+    `load`: returns the model; it is not called where the chosen sides are not shorter.
+    """
     if len(rows) < _PAIRS or not {"prompt_ids", "chosen_ids", "rejected_ids"} <= rows[0].keys():
         return ""
-    unlikely = 0
-    for row in (rows[at] for at in range(_PAIRS)):
-        if len(row["chosen_ids"]) >= len(row["rejected_ids"]):
-            continue
+    first = [rows[at] for at in range(_PAIRS)]
+    shorter = [row for row in first if len(row["chosen_ids"]) < len(row["rejected_ids"])]
+    if len(shorter) < 0.9 * _PAIRS:
+        return ""
+    model, unlikely = load(), 0
+    for row in shorter:
         chosen, rejected = (_nats(model, [row | {"chosen_ids": row[side]}]) for side in ("chosen_ids", "rejected_ids"))
         unlikely += bool(chosen and rejected and chosen.targets > rejected.targets + _KNOWN)
     if unlikely < 0.9 * _PAIRS:

@@ -24,7 +24,7 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, WorldError
-from pipeline.training import guards, outcome
+from pipeline.training import guards, outcome, rates
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
@@ -142,6 +142,13 @@ def passes(arguments: TrainingArguments, rows: int) -> float:
     return float(arguments.num_train_epochs)
 
 
+def steps(arguments: TrainingArguments, rows: int) -> int:
+    """Return how many steps of the optimizer a run over so many rows takes."""
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    return math.ceil(math.ceil(rows / rows_of_a_step(arguments)) * arguments.num_train_epochs)
+
+
 def decay(arguments: TrainingArguments, rows: int) -> None:
     """Give a warmup-stable-decay schedule its decay: the last 40% of the steps, unless the profile says how many.
 
@@ -149,10 +156,8 @@ def decay(arguments: TrainingArguments, rows: int) -> None:
     """
     if str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)) != "warmup_stable_decay":
         return
-    epoch = math.ceil(rows / rows_of_a_step(arguments))
-    steps = arguments.max_steps if arguments.max_steps > 0 else epoch * arguments.num_train_epochs
     given: Any = arguments.lr_scheduler_kwargs or {}
-    arguments.lr_scheduler_kwargs = {"num_decay_steps": max(1, round(0.4 * steps)), **given}
+    arguments.lr_scheduler_kwargs = {"num_decay_steps": max(1, round(0.4 * steps(arguments, rows))), **given}
 
 
 def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
@@ -186,14 +191,18 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     run.unchanged()
     guards.adapts(trainer.model, getattr(run.options, "target_modules", ""))
     guards.fills(trainer)
+    rows_read: Any = trainer.train_dataset
+    rates.fits(trainer.model, trainer.args, steps(trainer.args, len(rows_read) if hasattr(rows_read, "__len__") else 1))
     if run.record.get("starts_from") == "parent" and isinstance(trainer.train_dataset, (Dataset, Streamed)):
         first: Any = trainer.train_dataset
         if run.record.get("family") == "causal":
             known(run, trainer.model, first, trainer.processing_class)
         if warning := guards.reads(first, trainer.processing_class):
             run.say(warning)
-    if run.record.get("starts_from") == "parent" and (warning := guards.empty(trainer.model)):
-        run.say(warning)
+    if run.record.get("starts_from") == "parent":
+        for warning in (guards.empty(trainer.model), guards.copied(trainer.model), guards.own_code(trainer.model)):
+            if warning:
+                run.say(warning)
     before = outcome.losses(trainer)
     imports.settle()
     keeper.started = time.time()
@@ -227,8 +236,9 @@ def known(run: Run, model: Any, examples: Any, tokenizer: Any, role: str = PAREN
     if run.quiet or new or (Path(run.parents[role]) / hashes.RECORD).is_file():
         return
     guards.knows(model, examples, set(tokenizer.all_special_ids), run.say, role)
-    if warning := guards.swapped(model, examples):
-        run.say(warning)
+    for warning in (guards.swapped(lambda: model, examples), guards.ends_answers(model, examples)):
+        if warning:
+            run.say(warning)
 
 
 def hand_over(

@@ -79,6 +79,7 @@ class Feedback(DatasetType):
             Doubt(both, 0.02, "contradict another: the same answer, rated up and down", 0.9),
             Doubt(len(rows) - few if 0 < few <= 0.02 * len(rows) else 0, 0.0, f"have the same thumb: only {few:,} are {side}"),
             doubts.gaps(row["completion"][-1]["content"] for row in rows),
+            doubts.cut([row["completion"][-1]["content"] for row in rows]),
         ]
 
     def document(self, row: Row) -> str:

@@ -72,6 +72,7 @@ class Messages(DatasetType):
         return [
             doubts.same_answer([f"{turn['content']}{turn.get('tool_calls', '')}" for turn in last]),
             doubts.gaps(turn["content"] for turn in last),
+            doubts.cut([turn["content"] for turn in last]),
             doubts.repeated(
                 [row["messages"][-2]["content"] if len(row["messages"]) > 1 else "" for row in rows],
                 [turn["content"] for turn in last],

@@ -103,6 +103,7 @@ class Preference(DatasetType):
             doubts.same([rejected for _, _, rejected in sides], "have the same rejected answer"),
             Doubt(sum(_echoes(row) for row in rows), 0.5, "have sides that begin with the prompt itself: cut it off"),
             *(doubts.gaps(row[side][-1]["content"] for row in rows) for side in ("chosen", "rejected")),
+            doubts.cut([row["chosen"][-1]["content"] for row in rows]),
         ]
 
     def document(self, row: Row) -> str:

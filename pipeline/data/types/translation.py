@@ -45,6 +45,7 @@ class Translation(DatasetType):
             doubts.same_answer(targets),
             doubts.repeated([row["source"] for row in rows], targets),
             doubts.gaps(targets),
+            doubts.cut(targets),
         ]
 
 
