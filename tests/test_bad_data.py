@@ -94,3 +94,18 @@ def test_a_pass_that_was_killed_is_made_again(tmp_path, place, monkeypatch):
     cache._held.clear()
     rows = given.rows("text", "train", 1)
     assert len(rows.kept) + rows.held_out == 500
+
+
+def test_an_entry_that_vanishes_while_others_are_counted_is_no_fault(monkeypatch, tmp_path):
+    """Another process finishes it, or removes it."""
+    monkeypatch.setenv("CACHE", str(tmp_path))
+    (tmp_path / "rows-1.partial").mkdir()
+    listed = type(tmp_path).iterdir
+
+    def vanishing(path):
+        if path.name == "rows-1.partial":
+            path.rmdir()
+        return listed(path)
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", vanishing)
+    assert cache.shrink(10) == (0, 0)

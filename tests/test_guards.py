@@ -332,13 +332,6 @@ def test_an_end_of_answers_that_the_parent_finds_unlikely_is_told():
     assert guards.ends_answers(Fixed(7), [{"input_ids": [1, 2], "labels": [1, 2]}]) == ""
 
 
-def test_targets_that_a_parent_finds_less_likely_than_guessing_are_told():
-    said = []
-    rows = [{"input_ids": [5, 9, 9, 9, 9, 7], "labels": [-100, -100, -100, -100, -100, 7]}] * 4
-    guards.knows(Fixed(9), rows, set(), said.append)
-    assert "finds what it is trained to say less likely (20.00 nats a token) than guessing among its 300 tokens" in said[0]
-
-
 def test_prompts_are_asked_as_answers_are_shown(tokenizer):
     rows = [{"prompt": TALK["messages"][:1]}]
     tokenizer.chat_template = CHATML.replace("%s", "{{ m['content'] }}<|im_end|>")

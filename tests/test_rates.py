@@ -1,10 +1,9 @@
+import re
 from types import SimpleNamespace
 
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from pipeline.system.errors import UserError
 from pipeline.training import rates
 
 
@@ -22,36 +21,32 @@ class Layer(torch.nn.Module):
 def judged(rate, steps=100, optim="adamw_torch_fused", **lora):
     torch.manual_seed(0)
     model = get_peft_model(Layer(), LoraConfig(target_modules=["up"], **lora)) if lora else Layer()
-    rates.fits(model, SimpleNamespace(learning_rate=rate, optim=optim), steps)
+    return rates.fault(model, SimpleNamespace(learning_rate=rate, optim=optim), steps)
 
 
 def test_rates_that_people_use_are_fine():
     for rate in (1e-6, 3e-4, 2e-2):
-        judged(rate)
-        judged(rate, r=8, lora_alpha=16)
-    judged(1e-3, r=8, lora_alpha=256)
-    judged(0.9, optim="sgd")  # whose steps are as large as the gradient
-    judged(1e-9, optim="sgd")
-    judged(1e-9, steps=1000)
+        assert not judged(rate)
+        assert not judged(rate, r=8, lora_alpha=16)
+    assert not judged(1e-3, r=8, lora_alpha=256)
+    assert not judged(0.9, optim="sgd")  # whose steps are as large as the gradient
+    assert not judged(1e-9, optim="sgd")
+    assert not judged(1e-9, steps=1000)
 
 
 def test_a_rate_that_moves_nothing_is_refused():
-    with pytest.raises(
-        UserError, match=r"learning_rate: 1e-09: 11 steps of adamw_torch_fused move no weight by more than about 1e-08"
-    ):
-        judged(1e-9, steps=11)
+    assert re.search(
+        r"learning_rate: 1e-09: 11 steps of adamw_torch_fused move no weight by more than about 1e-08", judged(1e-9, steps=11)
+    )
 
 
 def test_a_rate_that_wrecks_is_refused():
-    with pytest.raises(
-        UserError, match=r"one step of adamw_torch_fused moves up.weight by about 4\d times the size of its weights"
-    ):
-        judged(0.9)
-    with pytest.raises(
-        UserError, match=r"moves base_model.model.up through its LoRA by about 18 times.* lower learning_rate or lora_alpha"
-    ):
-        judged(0.9, r=8, lora_alpha=16)
-    with pytest.raises(
-        UserError, match=r"moves base_model.model.up through its LoRA by about .* lower learning_rate or lora_alpha"
-    ):
-        judged(1e-3, r=8, lora_alpha=1_000_000)
+    assert re.search(r"one step of adamw_torch_fused moves up.weight by about 4\d times the size of its weights", judged(0.9))
+    assert re.search(
+        r"moves base_model.model.up through its LoRA by about 18 times.* lower learning_rate or lora_alpha",
+        judged(0.9, r=8, lora_alpha=16),
+    )
+    assert re.search(
+        r"moves base_model.model.up through its LoRA by about .* lower learning_rate or lora_alpha",
+        judged(1e-3, r=8, lora_alpha=1_000_000),
+    )

@@ -153,8 +153,8 @@ def test_a_warm_up_longer_than_the_run_is_told(run, chain, files, tmp_path):
 def test_a_stage_that_moved_nothing_does_not_say_done(run, chain, files, tmp_path):
     flags = ("--data", files["sft"], "--output", tmp_path / "out", "--learning_rate", "1e-30")
     status, out, err = run("sft", "--parent", chain / "sft", *flags, "--num_train_epochs", "1")
-    assert status == 1
-    assert "moved no weight by more than rounding; learning_rate is 1e-30; nothing is handed on" in err
+    assert status == 2
+    assert "move no weight by more than about" in err
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "manifest.json").exists()
     status, out, _ = run("sft", "--parent", chain / "sft", *flags, "--max_steps", "1")
@@ -162,7 +162,7 @@ def test_a_stage_that_moved_nothing_does_not_say_done(run, chain, files, tmp_pat
 
 
 def test_a_stage_that_made_its_rows_unlikelier_keeps_the_result_aside(run, chain, files, tmp_path):
-    wrecks = ("--learning_rate", "0.9", "--lr_scheduler_type", "constant", "--method", "full")
+    wrecks = ("--learning_rate", "0.9", "--optim", "adagrad", "--lr_scheduler_type", "constant", "--method", "full")
     flags = (
         "--data",
         files["sft"],

@@ -60,13 +60,22 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
 
 
 def _plain(folder: str, role: str) -> None:
-    """Raise UserError where a configuration says that weights are quantised."""
+    """Raise UserError where a configuration says that weights are quantised, or that only code of the model's own can load them."""
+    from transformers import CONFIG_MAPPING
+
     path = Path(folder) / "config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):  # which the library will say
         return
-    if isinstance(settings, dict) and (how := settings.get("quantization_config")):
+    if not isinstance(settings, dict):
+        return
+    if settings.get("auto_map") and settings.get("model_type") not in CONFIG_MAPPING:
+        raise UserError(
+            f"--{role} {folder}: config.json wants Python code of the model's own to run (auto_map), which is never done; take a "
+            "model of a type that transformers has"
+        )
+    if how := settings.get("quantization_config"):
         method = how.get("quant_method", "") if isinstance(how, dict) else ""
         raise UserError(
             f"--{role} {folder}: config.json says that its weights are quantised ({method or 'quantization_config'}), and rounded weights "

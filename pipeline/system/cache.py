@@ -141,7 +141,7 @@ def shrink(bound: int, keep: Path | None = None) -> tuple[int, int]:
     Returns how many were removed and how many bytes are left.
     """
     entries = [path for path in folder().iterdir() if path.is_dir() and path.name.startswith(("rows-", "tokens-"))]
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in entries}
+    sizes = {path: _size(path) for path in entries}
     total, removed = sum(sizes.values()), 0
     for path in sorted(entries, key=_used):
         if total <= bound:
@@ -151,9 +151,20 @@ def shrink(bound: int, keep: Path | None = None) -> tuple[int, int]:
     return removed, total
 
 
+def _size(path: Path) -> int:
+    """Return the bytes of an entry, as far as it is still there: another process may finish or remove it meanwhile."""
+    found = 0
+    with contextlib.suppress(FileNotFoundError):
+        for file in path.iterdir():
+            found += file.stat().st_size
+    return found
+
+
 def _used(path: Path) -> float:
-    marks = [path / _WHOLE, path]
-    return next((mark.stat().st_mtime for mark in marks if mark.exists()), 0.0)
+    for mark in (path / _WHOLE, path):
+        with contextlib.suppress(FileNotFoundError):
+            return mark.stat().st_mtime
+    return 0.0
 
 
 def _remove(path: Path) -> bool:

@@ -74,11 +74,6 @@ def knows(model: Any, rows: Sequence[Any], special: Collection[int], say: Callab
             f"--{role}: costs {real.targets:.2f} nats a token on the first rows, where guessing among its {size:,} tokens costs "
             f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"
         )
-    elif real.targets > math.log(size):
-        say(
-            f"the {role} finds what it is trained to say less likely ({real.targets:.2f} nats a token) than guessing among its {size:,} "
-            f"tokens ({math.log(size):.2f}): it was trained on quite other text, or with another tokenizer"
-        )
     if real.all > exchanged.all - _NOTHING:
         say(
             f"the {role} finds the first rows no likelier ({real.all:.2f} nats a token) than the same rows with their tokens "

@@ -23,7 +23,7 @@ from pipeline.data.recipe import Rows
 from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, imports, process, signals
-from pipeline.system.errors import Stopped, WorldError
+from pipeline.system.errors import Stopped, UserError, WorldError
 from pipeline.training import guards, outcome, rates
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
@@ -192,7 +192,11 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     guards.adapts(trainer.model, getattr(run.options, "target_modules", ""))
     guards.fills(trainer)
     rows_read: Any = trainer.train_dataset
-    rates.fits(trainer.model, trainer.args, steps(trainer.args, len(rows_read) if hasattr(rows_read, "__len__") else 1))
+    planned = steps(trainer.args, len(rows_read) if hasattr(rows_read, "__len__") else 1)
+    if said := rates.fault(trainer.model, trainer.args, planned):
+        if run.arguments.get("max_steps", -1) <= 0:
+            raise UserError(said)
+        run.say(said)  # a trial of a few steps
     if run.record.get("starts_from") == "parent" and isinstance(trainer.train_dataset, (Dataset, Streamed)):
         first: Any = trainer.train_dataset
         if run.record.get("family") == "causal":

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from pipeline.system.errors import UserError
-
 _BOUNDED = (
     "adamw",
     "adam",
@@ -26,24 +24,25 @@ _WRECKED = 3.0  # a step, in sizes of the weights
 _PROMPTS = ("prompt_encoder", "lora_embedding")  # begin small and are trained at large rates (Lester et al. 2021: 0.3)
 
 
-def fits(model: Any, arguments: Any, steps: int) -> None:
-    """Raise UserError where so many steps at the learning rate move no weight, or one step is larger than the weights are."""
+def fault(model: Any, arguments: Any, steps: int) -> str:
+    """Return in words that so many steps at the learning rate move no weight, or that one is larger than the weights are, or ""."""
     rate, optimizer = float(arguments.learning_rate), str(getattr(arguments.optim, "value", arguments.optim))
     if not optimizer.startswith(_BOUNDED) or rate <= 0:
-        return
+        return ""
     if rate * steps < _ROUNDING:
-        raise UserError(
+        return (
             f"learning_rate: {rate:g}: {steps:,} steps of {optimizer} move no weight by more than about {rate * steps:.0e}, which is "
             "lost in rounding"
         )
     found = {name: size for name, size in _steps(model, rate) if size > _WRECKED}
-    if found:
-        name = max(found, key=lambda one: found[one])
-        scale = "learning_rate or lora_alpha" if "LoRA" in name else "learning_rate"
-        raise UserError(
-            f"learning_rate: {rate:g}: one step of {optimizer} moves {name} by about {found[name]:,.0f} times the size of its weights, "
-            f"which wrecks it; lower {scale}"
-        )
+    if not found:
+        return ""
+    name = max(found, key=lambda one: found[one])
+    scale = "learning_rate or lora_alpha" if "LoRA" in name else "learning_rate"
+    return (
+        f"learning_rate: {rate:g}: one step of {optimizer} moves {name} by about {found[name]:,.0f} times the size of its weights, "
+        f"which wrecks it; lower {scale}"
+    )
 
 
 def _steps(model: Any, rate: float) -> list[tuple[str, float]]:

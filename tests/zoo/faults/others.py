@@ -154,7 +154,7 @@ def _tied(s):
 add("sft dpo rlhf", "ties the head", _tied, "a head of another model")
 add(
     "sft",
-    "the same weights",
+    "the same weights as",
     lambda s: s.weights(lambda f: {n: f[n.replace("layers.1.", "layers.0.")].clone() for n in f}),
     "one layer for all",
 )
@@ -402,7 +402,7 @@ rows(
 )
 rows(
     "sft",
-    "cut at the same length",
+    "cut at the same length|were they cut",
     "answers cut at a length",
     lambda r: [
         {
