@@ -48,8 +48,7 @@ def without(name):
 def test_layers_that_a_bare_body_has_no_place_for_are_told(tmp_path, objective):
     import transformers
 
-    from pipeline.training import rates
-from pipeline.models import loading
+    from pipeline.models import loading
     from pipeline.system.errors import UserError
     from tests.test_tasks import parent
 
@@ -163,7 +162,7 @@ def test_a_stage_that_moved_nothing_does_not_say_done(run, chain, files, tmp_pat
 
 
 def test_a_stage_that_made_its_rows_unlikelier_keeps_the_result_aside(run, chain, files, tmp_path, monkeypatch):
-    monkeypatch.setattr(rates, "_WRECKED", 1e9)  # which would stop it before the first step
+    monkeypatch.setattr("pipeline.training.rates._WRECKED", 1e9)  # which would stop it before the first step
     wrecks = ("--learning_rate", "0.9", "--lr_scheduler_type", "constant", "--method", "full")
     flags = (
         "--data",
