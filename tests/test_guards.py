@@ -1,4 +1,5 @@
 import contextlib
+import json
 
 import pytest
 from datasets import Dataset
@@ -296,6 +297,33 @@ def test_code_of_a_models_own_is_not_run_and_told():
     assert guards.own_code(model).startswith(
         "config.json names code of the model's own (conf_x.py, model_x.py), which is not run"
     )
+
+
+def test_a_masked_parent_with_its_tokens_in_another_order_stops(tmp_path):
+    from tests.conftest import make_quietly
+    from tests.zoo import OPTIONS, ROWS
+
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS["pretrain"]))
+    more = {"objective": "mlm", "num_train_epochs": 6, "max_length": 64, "per_device_train_batch_size": 8}
+    flags = [word for key, value in (OPTIONS["pretrain"] | more).items() for word in (f"--{key}", str(value))]
+    made = tmp_path / "made"
+    make_quietly("pretrain", "--output", made, "--data", tmp_path / "rows.jsonl", *flags)
+
+    def judged():
+        tokenizer, said = tokenization.load(str(made)), []
+        rows = [{"input_ids": tokenizer(row["text"])["input_ids"]} for row in ROWS["finetune"]]
+        guards.fills_gaps(str(made), rows, tokenizer, said.append)
+        return said
+
+    assert judged() == []
+    file = made / "tokenizer.json"
+    found = json.loads(file.read_text())
+    words, held = found["model"]["vocab"], {token["content"] for token in found["added_tokens"]}
+    free = [word for word in words if word not in held]
+    found["model"]["vocab"] = words | dict(zip(free, [words[word] for word in reversed(free)], strict=True))
+    file.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"nats a hidden token .* weights and tokenizer don't belong together"):
+        judged()
 
 
 class Fixed:

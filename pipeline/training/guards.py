@@ -28,6 +28,12 @@ _KNOWN = 1.0  # nats a token below the same text with its tokens exchanged: a mo
 _NOTHING = 0.1  # the same of a model that knows nothing; one of a few steps is at 0.8
 _PAIRS = 16  # that are looked at for swapped columns
 _NAMED = 3  # tensors in a warning
+_GAP_ROWS, _GAPS, _GAPS_FROM, _FEWEST_GAPS = (
+    32,
+    7,
+    3,
+    40,
+)  # rows, every which token is hidden, from where on, and how many at least
 _SAMPLED = 64  # numbers of a matrix that are compared before all of them are
 _UNREADABLE, _STRANGE = 0.6, 0.2  # shares of tokens that a tokenizer does not know
 
@@ -78,6 +84,53 @@ def knows(model: Any, rows: Sequence[Any], special: Collection[int], say: Callab
         say(
             f"the {role} finds the first rows no likelier ({real.all:.2f} nats a token) than the same rows with their tokens "
             f"exchanged at random ({exchanged.all:.2f}): its weights know nothing of these tokens, as if they were never trained"
+        )
+
+
+def fills_gaps(parent: str, rows: Sequence[Any], tokenizer: Any, say: Callable[[str], None]) -> None:
+    """Raise UserError where a masked parent learned other tokens than those of the rows; say where it learned none.
+
+    Every seventh token of the first rows is hidden. The parent finds what was there likelier than the tokens of the same rows
+    exchanged at random, if it knows them.
+    """
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    from pipeline.models import loading
+    from pipeline.models.logits import token_nats
+
+    if tokenizer.mask_token_id is None or not rows or "input_ids" not in rows[0]:
+        return
+    model = loading.from_pretrained(AutoModelForMaskedLM, parent).eval()
+    size, special = model.get_input_embeddings().weight.shape[0], set(tokenizer.all_special_ids)
+    ids = [one for one in range(min(size, len(tokenizer))) if one not in special]
+    exchange = dict(zip(ids, random.Random(0).sample(ids, len(ids)), strict=True))
+    positions = int(getattr(model.config, "max_position_embeddings", 512)) - 2  # RoBERTa counts from 2 on
+    sums, count = [0.0, 0.0], 0
+    for row in (rows[at] for at in range(min(_GAP_ROWS, len(rows)))):
+        told = list(row["input_ids"])[: min(_KNOWN_TOKENS, positions)]
+        hidden = [at for at, one in enumerate(told) if one in exchange][_GAPS_FROM::_GAPS]
+        count += len(hidden)
+        for side, table in enumerate(({}, exchange)):
+            given = [table.get(one, one) for one in told]
+            labels = [one if at in set(hidden) else IGNORED for at, one in enumerate(given)]
+            for at in hidden:
+                given[at] = tokenizer.mask_token_id
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([given])).logits.float()
+            sums[side] += float(token_nats(logits, torch.tensor([labels])).sum())
+    if count < _FEWEST_GAPS:
+        return
+    real, exchanged = sums[0] / count, sums[1] / count
+    if real > math.log(size) + _WORSE and real > exchanged - _KNOWN:
+        raise UserError(
+            f"--parent: costs {real:.2f} nats a hidden token on the first rows, where guessing among its {size:,} tokens costs "
+            f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"
+        )
+    if real > exchanged - _NOTHING:
+        say(
+            f"the parent finds hidden tokens of the first rows no likelier ({real:.2f} nats) than those of the same rows with their tokens "
+            f"exchanged at random ({exchanged:.2f}): its weights know nothing of these tokens, or belong to another tokenizer"
         )
 
 

@@ -201,6 +201,8 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         first: Any = trainer.train_dataset
         if run.record.get("family") == "causal":
             known(run, trainer.model, first, trainer.processing_class)
+        elif _fills_gaps(Path(run.parents[PARENT])) and not run.quiet:
+            guards.fills_gaps(run.parents[PARENT], first, trainer.processing_class, run.say)
         if warning := guards.reads(first, trainer.processing_class):
             run.say(warning)
     if run.record.get("starts_from") == "parent":
@@ -229,6 +231,14 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     run.record |= {
         "training_seconds": keeper.seconds(), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip
+
+
+def _fills_gaps(parent: Path) -> bool:
+    """Say whether a parent that no node made is a masked model with its head."""
+    if (parent / hashes.RECORD).is_file() or not (parent / "config.json").is_file():
+        return False
+    named = json.loads((parent / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    return str(named[0]).endswith("ForMaskedLM")
 
 
 def known(run: Run, model: Any, examples: Any, tokenizer: Any, role: str = PARENT) -> None:

@@ -164,7 +164,10 @@ class Zoo:
                 made("pretrain", f"{name}-base", architecture=architecture)
                 made("sft", name, "--parent", self.models / f"{name}-base", **chat)
             for name, (objective, architecture) in PARENTS.items():
-                parent(self.models / name, objective, architecture)
+                if objective == "mlm":  # of which it is asked whether they know their tokens
+                    made("pretrain", name, objective=objective, architecture=architecture)
+                else:
+                    parent(self.models / name, objective, architecture)
         return 0
 
     def run(self, case: Case, how: Callable[[Setup], int]) -> Ended:

@@ -14,7 +14,7 @@ def vocabulary(setup, change):
     path.write_text(json.dumps(found))
 
 
-@fault("sft dpo kto", f"{APART}|unigram")
+@fault("sft dpo kto finetune", f"{APART}|unigram")
 def another_order_of_tokens(setup):
     """The tokenizer was trained once more, and the same pieces got other numbers."""
 
