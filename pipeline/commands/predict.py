@@ -90,7 +90,7 @@ def main() -> int:
     predictor = node.stage.predictor(node.options, str(node.folder))
     if predictor is None:
         raise UserError(
-            f"{node.folder}: {node.title} gives no predictions of rows; name a fine-tuned node, as in STAGE=finetune-tags"
+            f"{node.folder}: {node.title} gives no predictions of rows; name a node of a supervised task with STAGE="
         )
     paths = sources.expand(str(flags["data"]))
     kind = types.load(predictor.reads)
