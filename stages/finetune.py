@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from pipeline import tasks
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, Against, Signature, Stage
+from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.system.config import library_class, option
@@ -82,6 +82,11 @@ class Finetuning(Stage):
     def load_model(self, options: Options, folder: str) -> Any:
         """Return the model with the task's head."""
         return options.chosen.load_model(folder)
+
+    def predictor(self, options: Options, folder: str) -> Predictor:
+        """Return the task's own predictions."""
+        task = options.chosen
+        return Predictor(task.reads, lambda: task.predictor(folder, options.max_length))
 
     def rows(self, run: Run) -> Rows:
         """Return the recipe's rows, those left out that patience looks at."""

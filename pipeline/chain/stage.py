@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -38,6 +38,13 @@ class Against(NamedTuple):
 
     metric: str
     rival: str
+
+
+class Predictor(NamedTuple):
+    """Predicts rows without labels."""
+
+    reads: str  # the dataset type of its rows
+    load: Callable[[], Callable[[Rows], list[dict[str, Any]]]]  # loads the model, returns rows → a prediction for each
 
 
 class Stage(ABC):
@@ -111,6 +118,10 @@ class Stage(ABC):
     def evaluators(self, options: Any) -> Sequence[Any]:
         """Return evaluators of its own, beside those that fit the type of its rows and the family of its model."""
         return ()
+
+    def predictor(self, options: Any, folder: str) -> Predictor | None:
+        """Return what predicts unlabelled rows with the model in a folder; None where the model is not asked row by row."""
+        return None
 
     def sources(self, options: Any) -> list[Path]:
         """Return files that count as input beside the recipe's."""

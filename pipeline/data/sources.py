@@ -100,6 +100,12 @@ def _read_text(path: Path, faults: Faults) -> Iterator[Raw]:
     yield str(path), {"text": _whole(path, faults)}
 
 
+def _read_lines(path: Path, faults: Faults) -> Iterator[Raw]:
+    for number, line in _lines(path, faults):
+        if text := line.strip():
+            yield f"{path}:{number}", {"text": text}
+
+
 def _read_jsonl(path: Path, faults: Faults) -> Iterator[Raw]:
     for number, line in _lines(path, faults):
         if line.strip() and (row := parsed(line, f"{path}:{number}", faults)) is not None:
@@ -216,16 +222,19 @@ def _about(path: Path, folder: Path) -> bool:
     return hidden or bool(re.fullmatch(_ABOUT, path.name, re.IGNORECASE))
 
 
-def read_files(paths: list[Path], documents: Documents | None = None, notes: list[str] | None = None) -> Iterator[Raw]:
+def read_files(
+    paths: list[Path], documents: Documents | None = None, notes: list[str] | None = None, by_line: bool = False
+) -> Iterator[Raw]:
     """Yield the raw rows of files; UserError at the end if any row was broken.
 
-    `documents`: how text files are cut; without it each is one row. `notes` gets what there is to say of that.
+    `documents`: how text files are cut; without it each is one row, or with `by_line` each of its lines that is not blank.
+    `notes` gets what there is to say of that.
     """
     faults = Faults()
     for path in paths:
         read = 0
         try:
-            for raw in _read(path, faults, documents, notes):
+            for raw in _read_lines(path, faults) if by_line and _is_text(path) else _read(path, faults, documents, notes):
                 yield raw
                 read += 1
         except NotText as error:
@@ -235,8 +244,12 @@ def read_files(paths: list[Path], documents: Documents | None = None, notes: lis
     faults.stop()
 
 
+def _is_text(path: Path) -> bool:
+    return READERS[kind(path)] is _read_text
+
+
 def _read(path: Path, faults: Faults, documents: Documents | None, notes: list[str] | None) -> Iterator[Raw]:
-    if documents and READERS[kind(path)] is _read_text:
+    if documents and _is_text(path):
         told = documents.read(path, opened, notes if notes is not None else [])
         return ((where, {"text": text}) for where, text in told)
     return READERS[kind(path)](path, faults)

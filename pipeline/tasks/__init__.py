@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -123,6 +123,14 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return a model's prediction for each row; count in `rows` what it could not read."""
+
+    def predictor(self, folder: str, max_length: int) -> Callable[[Rows], list[Prediction]]:
+        """Return what predicts rows with the fine-tuned model in a folder."""
+        from pipeline.models import tokenization
+        from pipeline.system.hardware import device
+
+        model, tokenizer = self.load_model(folder).to(device()).eval(), tokenization.load(folder)
+        return lambda rows: self.predict(model, tokenizer, rows, max_length)
 
     @abstractmethod
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:

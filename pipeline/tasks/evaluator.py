@@ -19,9 +19,7 @@ from pipeline.evaluation import table
 from pipeline.evaluation.comparisons import block, collected
 from pipeline.evaluation.metrics import Evaluator, Measurement
 from pipeline.evaluation.subject import Subject, about
-from pipeline.models.tokenization import load as load_tokenizer
 from pipeline.system.errors import UserError
-from pipeline.system.hardware import device
 from pipeline.tasks import Prediction, Task
 from pipeline.tasks import _predictions as predictions
 
@@ -109,9 +107,8 @@ def finish(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
     if not rows:
         run.say("its data is too small to hold any row out, so nothing was evaluated")
         return
-    model = task.load_model(str(run.result)).to(device()).eval()
     read = Rows(kept=rows)
-    predicted = task.predict(model, load_tokenizer(str(run.result)), read, max_length)
+    predicted = task.predictor(str(run.result), max_length)(read)
     baseline, confusion = task.baseline(training, rows), task.confusion(rows, predicted)
     predictions.write(run.result, rows, predicted, baseline, confusion)
     skipped = dict(found.dropped + read.truncated)

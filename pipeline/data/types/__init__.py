@@ -45,6 +45,7 @@ class DatasetType(ABC):
     reads_all: ClassVar[bool] = False  # whether a row keeps every column
     filled: ClassVar[Sequence[str]] = ()  # columns that may not be empty
     asks: ClassVar[Sequence[str]] = ()  # columns that a model is given, as against what it has to say; none: all of them
+    blank: ClassVar[Mapping[str, Any]] = {}  # columns of a raw row that hold an answer, each with what stands for none
 
     @property
     def name(self) -> str:
@@ -54,6 +55,15 @@ class DatasetType(ABC):
     def fault(self, row: Row) -> str | None:
         """Return why a row can't be used (a reason to count), or None."""
         empty = [column for column in self.filled if column in row and _blank(row[column])]
+        return f"empty {empty[0]}" if empty else None
+
+    def unanswered(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a raw row that a format of the type reads, without the answers that it may have."""
+        return {**raw, **self.blank}
+
+    def unasked(self, row: Row) -> str | None:
+        """Return why a row that came without answers asks nothing, or None."""
+        empty = [column for column in self.filled if column in row and column not in self.blank and _blank(row[column])]
         return f"empty {empty[0]}" if empty else None
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:

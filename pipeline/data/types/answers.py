@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.data.doubts import Doubt
 from pipeline.data.types import DatasetType, Format, Malformed, Row
@@ -63,6 +63,7 @@ class Answers(DatasetType):
     items = "questions"
     asks = ("context",)
     filled = ("context", "question")
+    blank: ClassVar[dict[str, Any]] = {"answers": {"text": [], "answer_start": []}}
     formats = (
         Format("SQuAD", frozenset({"context", "question", "answers"}), _question),
         Format("SQuAD's own file", frozenset({"data", "version"}), _file),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
@@ -31,6 +31,7 @@ class Labels(DatasetType):
     items = "labelled texts"
     asks = ("text", "text_pair")
     filled = ("text", "text_pair", "label")
+    blank: ClassVar[dict[str, Any]] = {"label": None}
     formats = (
         *(Format(f"{one}, {two} and label", frozenset({one, two, "label"}), _label(one, two)) for one, two in PAIRS),
         Format("text and label", frozenset({"text", "label"}), _label("text")),

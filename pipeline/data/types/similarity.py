@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
@@ -32,6 +32,7 @@ class Similarity(DatasetType):
     items = "scored pairs"
     asks = ("text", "text_pair")
     filled = ("text", "text_pair")
+    blank: ClassVar[dict[str, Any]] = {"score": 0.0}
     formats = tuple(Format(f"{one}, {two} and score", frozenset({one, two, "score"}), _score(one, two)) for one, two in PAIRS)
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:

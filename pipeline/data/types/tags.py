@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
@@ -43,11 +43,19 @@ class Tags(DatasetType):
     items = "tagged sentences"
     asks = ("tokens",)
     filled = ("tokens",)
+    blank: ClassVar[dict[str, Any]] = {"tags": []}
     formats = (
         Format("tokens and ner_tags", frozenset({"tokens", "ner_tags"}), _tags("ner_tags")),
         Format("tokens and tags", frozenset({"tokens", "tags"}), _tags("tags")),
         Format("CoNLL", frozenset({"text"}), _conll),
     )
+
+    def unanswered(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Return words with an empty tag each; a text without `tokens` is cut at its blanks."""
+        words = raw.get("tokens", raw["text"].split() if isinstance(raw.get("text"), str) else None)
+        if not isinstance(words, list):
+            return {key: value for key, value in raw.items() if key != "text"}  # which no format reads
+        return {"tokens": words, "tags": [""] * len(words)}
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return rows of one and the same tag, and tags that look like a slip in another."""

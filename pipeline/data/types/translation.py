@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
@@ -31,6 +31,7 @@ class Translation(DatasetType):
     items = "translations"
     asks = ("source",)
     filled = ("source", "target")
+    blank: ClassVar[dict[str, Any]] = dict.fromkeys(("target", "summary", "highlights"), "")
     formats = (
         Format("source and target", frozenset({"source", "target"}), _from("source", "target")),
         Format("two languages", frozenset({"translation"}), _languages),
