@@ -92,7 +92,7 @@ class Finetuning(Stage):
         """Return the recipe's rows, those left out that patience looks at."""
         rows = run.rows()
         if run.options.patience:
-            rows.hold_back(run.options.validation, run.seed)
+            rows.hold_back(run.options.validation, run.seed, run.options.chosen.reads)
         return rows
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:

@@ -117,7 +117,7 @@ def test_shares_in_a_recipe(tmp_path):
 def test_rows_held_back_for_validation_leave_the_parts_where_they_are(tmp_path):
     a, b = (write(tmp_path / f"{x}.jsonl", [{"text": f"{x} {number}"} for number in range(100)]) for x in "ab")
     rows = recipe.from_data(f"{a}=1,{b}=1", "text").rows("text", "train", 1)
-    rows.hold_back(0.2, 1)
+    rows.hold_back(0.2, 1, "text")
     for part, letter in zip(rows.parts, "ab", strict=True):
         assert {rows.kept[number]["text"][0] for number in range(part.start, part.stop)} == {letter}
     assert rows.parts[1].stop == len(rows.kept)

@@ -104,13 +104,23 @@ def test_rows_are_held_back_for_validation_by_group(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     found = recipe.from_data(str(tmp_path / "rows.jsonl"), "labels").rows("labels", "train", 1)
     before = dict(zip((row["text"] for row in found.kept), found.origins, strict=True))
-    found.hold_back(0.2, 1)
+    found.hold_back(0.2, 1, "labels")
     assert 20 < len(found.validation) < 160
     assert len(found.kept) + len(found.validation) == len(before)
     assert not {row["group"] for row in found.kept} & {row["group"] for row in found.validation}
     assert [found.origin(number) for number in range(len(found.kept))] == [before[row["text"]] for row in found.kept]
     with pytest.raises(UserError, match=r"validation: 0 of .* rows were held back"):
-        found.hold_back(1e-9, 1)
+        found.hold_back(1e-9, 1, "labels")
+
+
+def test_rows_that_ask_the_same_are_held_back_together(tmp_path):
+    given = [{"text": f"{'Row' if number % 2 else 'row'} {number // 2}", "label": "ab"[number % 2]} for number in range(200)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    found = recipe.from_data(str(tmp_path / "rows.jsonl"), "labels").rows("labels", "train", 1)
+    found.hold_back(0.3, 1, "labels")
+    sides = [{row["text"].lower() for row in side} for side in (found.kept, found.validation)]
+    assert all(sides)
+    assert not sides[0] & sides[1]
 
 
 def test_the_rows_of_a_node_are_judged_by_its_own_recipe_s_judge(tmp_path):

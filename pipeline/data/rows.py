@@ -52,20 +52,26 @@ class Rows:
             return self.origins[number]
         return f"{self.name}: row {number + 1} ({json.dumps(self.kept[number], ensure_ascii=False)[:60]}...)"
 
-    def hold_back(self, share: float, seed: int) -> None:
-        """Move about a share of the kept rows to `validation`, chosen by a hash of their group or else of their content.
+    def hold_back(self, share: float, seed: int, type: str) -> None:
+        """Move about a share of the kept rows to `validation`, by a hash of their group or of the first row that asks the same.
 
         Raises UserError where that leaves no row on one of the two sides.
         """
-        drawn = (int(hashes.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32 for row in self.kept)
-        wanted = bytearray(drawn)
+        from pipeline.data import split  # which builds on this module
+
+        asked, sides, wanted = types.load(type).asked, dict[bytes, bool](), bytearray()
+        for row in self.kept:
+            key = split.key(row, asked(row))
+            if key not in sides:
+                sides[key] = int(hashes.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32
+            wanted.append(sides[key])
         back, left = ([number for number, out in enumerate(wanted) if out == side] for side in (1, 0))
         self.validation, self.kept = chosen(self.kept, back), chosen(self.kept, left)
         self.origins = chosen(self.origins, left) if self.origins else []
         self.parts = [
             part._replace(start=bisect_left(left, part.start), stop=bisect_left(left, part.stop)) for part in self.parts
         ]
-        self.identity = self.identity and cache.key(self.identity, share, seed)
+        self.identity = self.identity and cache.key(self.identity, share, seed, "by what is asked")
         if not self.validation or not self.kept:
             raise UserError(
                 f"validation: {len(self.validation):,} of {len(wanted):,} rows were held back; "
