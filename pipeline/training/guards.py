@@ -108,7 +108,9 @@ def fills_gaps(parent: str, rows: Sequence[Any], tokenizer: Any, say: Callable[[
     positions = int(getattr(model.config, "max_position_embeddings", 512)) - 2  # RoBERTa counts from 2 on
     sums, count = [0.0, 0.0], 0
     for row in (rows[at] for at in range(min(_GAP_ROWS, len(rows)))):
-        told = list(row["input_ids"])[: min(_KNOWN_TOKENS, positions)]
+        told = [one for one in row["input_ids"] if one < size][
+            : min(_KNOWN_TOKENS, positions)
+        ]  # beyond are a prompt's own tokens
         hidden = [at for at, one in enumerate(told) if one in exchange][_GAPS_FROM::_GAPS]
         count += len(hidden)
         for side, table in enumerate(({}, exchange)):
