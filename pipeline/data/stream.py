@@ -1,7 +1,7 @@
 """Rows of a recipe as a stream: no pass over the data before the first step, nothing of it kept, and any place found again.
 
 The parts of all files (pipeline/data/ranges.py) are shuffled by seed and epoch, and so are the rows of a chunk: the parts
-that are read at once, about a million characters. Where a chunk begins is a `Place`, from which it is read again as it was.
+that are read at once, about half a million characters. Where a chunk begins is a `Place`, from which it is read again as it was.
 A library's shuffle buffer has no such place: what it holds when a process is killed is lost.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.data.source_recipe import Source, SourceRecipe
 
 Told = tuple[str, Row, bytes]  # where a row stands, the row, and the key of what it asks
-CHUNK = 1_000_000  # characters of a chunk, about
+CHUNK = 500_000  # characters of a chunk, about; going on from a checkpoint reads so much again
 _PARTS = 1 << 18  # of a pool, at most, about; beyond that they are larger
 _TOGETHER = 16  # files of a hub that are asked for their parts at once
 
