@@ -153,7 +153,7 @@ def another_type_of_rows(setup):
     setup.rows = [{"prompt": f"Who saw the {a}?", "score": 1} for a in ANIMALS]
 
 
-@fault("sft dpo pretrain", "dropped: .*(equal|twice|duplicate|same)|repeat|twice|duplicate|the same as another")
+@fault("sft dpo pretrain", "dropped: .*(equal|twice|duplicate|same)|the same as another")
 def the_same_row_many_times(setup):
     """An export was appended to itself."""
     setup.rows = setup.rows[:3] * 40
