@@ -237,3 +237,18 @@ def test_a_hub_that_fails_is_asked_again_and_then_told(tmp_path, monkeypatch):
     monkeypatch.setattr(ranges, "read", lambda *_: (_ for _ in ()).throw(ConnectionError("connection reset")))
     with pytest.raises(UserError, match=r"a\.jsonl: the hub failed: connection reset; run the same command again"):
         epoch(rows)
+
+
+def test_a_checkpoint_of_chunks_of_another_size_is_refused(tmp_path):
+    """It would go on with other rows."""
+    from types import SimpleNamespace
+
+    from pipeline.training import streamed
+
+    at = streamed._file(tmp_path, 0)
+    held = SimpleNamespace(processes=1)
+    at.write_text(json.dumps({"next": 3, "processes": 1, "chunk": stream.CHUNK, "pools": []}))
+    assert json.loads(streamed.Streamed.resume(held, tmp_path))["next"] == 3
+    at.write_text(json.dumps({"next": 3, "processes": 1, "pools": []}))
+    with pytest.raises(UserError, match="chunks of another size by another version; start the stage anew"):
+        streamed.Streamed.resume(held, tmp_path)

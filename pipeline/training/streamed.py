@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.chain import manifest
-from pipeline.data import tokens
+from pipeline.data import stream, tokens
 from pipeline.data.shards import Encode
 from pipeline.data.stream import Place, Stream
 from pipeline.system import process
@@ -108,7 +108,7 @@ class Reader:
     def position(self) -> str:
         """Return where it stands, from which another goes on."""
         heads = [head.state() for head in self._heads]
-        return json.dumps({"next": self.next, "processes": self.owner.processes, "pools": heads})
+        return json.dumps({"next": self.next, "processes": self.owner.processes, "chunk": stream.CHUNK, "pools": heads})
 
     def _fill(self, number: int) -> None:
         """See to it that a pool has an example; UserError where a whole epoch has none."""
@@ -168,9 +168,14 @@ class Streamed(torch.utils.data.Dataset[Any]):
     def resume(self, checkpoint: Path) -> str:
         """Go on behind the last row that a checkpoint was trained on, and return that position.
 
-        Raises UserError where the stream was divided among another number of processes.
+        Raises UserError where the stream was divided among another number of processes, or into chunks of another size.
         """
-        processes = json.loads(_file(checkpoint, 0).read_text(encoding="utf-8"))["processes"]
+        saved = json.loads(_file(checkpoint, 0).read_text(encoding="utf-8"))
+        processes = saved["processes"]
+        if saved.get("chunk") != stream.CHUNK:
+            raise UserError(
+                f"{checkpoint}: its stream was cut into chunks of another size by another version; start the stage anew"
+            )
         if processes != self.processes:
             raise UserError(f"{checkpoint}: {processes} processes divided the stream; start as many, not {self.processes}")
         position = _file(checkpoint, process.rank()).read_text(encoding="utf-8")
