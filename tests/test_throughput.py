@@ -23,7 +23,7 @@ from pipeline.system.config import read_profile
 from pipeline.training.loop import DEFAULTS, FORCED, decay, fit
 from pipeline.training.trainer import ObjectiveTrainer
 
-STEPS, WARM, PAIRS = 100, 10, 2
+STEPS, WARM, PAIRS = 100, 10, 4
 pytestmark = pytest.mark.slow
 
 
