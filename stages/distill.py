@@ -99,7 +99,8 @@ class Distillation(Stage):
         from pipeline.data import shown, tokens
         from pipeline.models import tokenization
         from pipeline.training import distillation, guards, policy
-        from pipeline.training.loop import known, prepare
+        from pipeline.training.loop import prepare
+        from pipeline.training.parents import known
 
         options, pad_id = run.options, int(tokenizer.pad_token_id)
         if options.reads == "prompts":

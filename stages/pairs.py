@@ -46,8 +46,8 @@ class Pairs(RewardedStage):
         from pipeline.training import guards
         from pipeline.training.answers import Sampler, fitting
         from pipeline.training.chat import row_length
-        from pipeline.training.loop import known
         from pipeline.training.pairing import Pairing, evaluation
+        from pipeline.training.parents import known
 
         options: PairOptions = run.options
         tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent).to(device()).eval()

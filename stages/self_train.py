@@ -73,7 +73,8 @@ class SelfTraining(RewardedStage):
         from pipeline.training import guards
         from pipeline.training.answers import fitting
         from pipeline.training.chat import open_parent, row_length
-        from pipeline.training.loop import known, prepare, rows_of_a_step
+        from pipeline.training.loop import prepare, rows_of_a_step
+        from pipeline.training.parents import known
         from pipeline.training.self_training import Rounds, in_order
 
         arguments = self.arguments(run)

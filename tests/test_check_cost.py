@@ -8,8 +8,9 @@ import time
 import pytest
 
 from pipeline import ROOT
-from pipeline.data import doubts, shown
-from pipeline.training import guards, outcome, rates
+from pipeline.data import doubts, shown, tokens, types
+from pipeline.models import tokenization
+from pipeline.training import guards, outcome, parents, rates
 
 STEPS, WHOLE = 30, 1190  # of the profile
 pytestmark = pytest.mark.measured
@@ -37,16 +38,26 @@ def checks(monkeypatch):
 
         monkeypatch.setattr(module, name, call)
 
-    for module in (guards, rates):
+    for module in (guards, parents, rates):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if not name.startswith("_") and function.__module__ == module.__name__:
                 timed(module, name)
     timed(doubts, "of")
     timed(outcome, "losses")
-    for name in ("conversation", "checked"):  # which encode a row and check it
-        if hasattr(shown, name):
-            timed(shown, name)
+    timed(shown, "conversation")  # which encodes a row and checks it
     return spent
+
+
+def conversations(count):
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"Who saw number {at}?"},
+                {"role": "assistant", "content": f"Animal {at} did."},
+            ]
+        }
+        for at in range(count)
+    ]
 
 
 def told(title, spent, rest):
@@ -66,18 +77,29 @@ def test_of_the_pretraining_of_tiny(checks, run, tmp_path, monkeypatch):
 
 
 def test_of_an_sft_on_a_thousand_rows(checks, run, chain, tmp_path):
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Who saw number {at}?"},
-                {"role": "assistant", "content": f"Animal {at} did."},
-            ]
-        }
-        for at in range(1100)
-    ]
+    rows = conversations(1100)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ("--parent", chain / "sft", "--data", tmp_path / "rows.jsonl", "--output", tmp_path / "out", "--max_steps", 2)
     status, _, err = run("sft", *flags)
     assert status == 0, err
     told("SFT on 1,000 rows, their encoding included", checks, "")
     assert checks["shown.conversation"]
+
+
+def test_checks_of_a_thousand_conversations(chain):
+    tokenizer = tokenization.load(str(chain / "sft"))
+    rows = conversations(1000)
+    seconds = {}
+    for name, action in {
+        "encoding": lambda: [tokens.encode_messages(row["messages"], tokenizer) for row in rows],
+        "encoding and checking": lambda: [shown.conversation(row["messages"], tokenizer) for row in rows],
+        "doubts": lambda: doubts.of(rows, types.load("messages")),
+    }.items():
+        found = []
+        for _ in range(3):
+            started = time.perf_counter()
+            action()
+            found.append(time.perf_counter() - started)
+        seconds[name] = sorted(found)[1]
+    print("\n" + ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items()))
+    assert seconds["encoding and checking"] < 10 * seconds["encoding"]

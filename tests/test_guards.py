@@ -8,7 +8,7 @@ from pipeline.data import shown
 from pipeline.data.tokens import encode_messages
 from pipeline.models import tokenization
 from pipeline.system.errors import UserError
-from pipeline.training import guards
+from pipeline.training import guards, parents
 
 TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n%s{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -312,7 +312,7 @@ def test_a_masked_parent_with_its_tokens_in_another_order_stops(tmp_path):
     def judged():
         tokenizer, said = tokenization.load(str(made)), []
         rows = [{"input_ids": tokenizer(row["text"])["input_ids"]} for row in ROWS["finetune"]]
-        guards.fills_gaps(str(made), rows, tokenizer, said.append)
+        parents.fills_gaps(str(made), rows, tokenizer, said.append)
         return said
 
     assert judged() == []
@@ -355,9 +355,9 @@ class Fixed:
 
 def test_an_end_of_answers_that_the_parent_finds_unlikely_is_told():
     rows = [{"prompt_ids": [5, 6], "chosen_ids": [7, 9], "rejected_ids": [8, 9]}] * 4
-    assert guards.ends_answers(Fixed(9), rows) == ""
-    assert "less likely (20.00 nats) than guessing among its 300 tokens (5.70)" in guards.ends_answers(Fixed(7), rows)
-    assert guards.ends_answers(Fixed(7), [{"input_ids": [1, 2], "labels": [1, 2]}]) == ""
+    assert parents.ends_answers(Fixed(9), rows) == ""
+    assert "less likely (20.00 nats) than guessing among its 300 tokens (5.70)" in parents.ends_answers(Fixed(7), rows)
+    assert parents.ends_answers(Fixed(7), [{"input_ids": [1, 2], "labels": [1, 2]}]) == ""
 
 
 def test_prompts_are_asked_as_answers_are_shown(tokenizer):

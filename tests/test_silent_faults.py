@@ -150,11 +150,15 @@ def test_a_warm_up_longer_than_the_run_is_told(run, chain, files, tmp_path):
     assert "warmup_steps: 10 are not over within the 2 steps of the run" in out
 
 
-def test_a_stage_that_moved_nothing_does_not_say_done(run, chain, files, tmp_path):
+def test_a_stage_that_moved_nothing_does_not_say_done(run, chain, files, tmp_path, monkeypatch):
     flags = ("--data", files["sft"], "--output", tmp_path / "out", "--learning_rate", "1e-30")
-    status, out, err = run("sft", "--parent", chain / "sft", *flags, "--num_train_epochs", "1")
+    status, _, err = run("sft", "--parent", chain / "sft", *flags, "--num_train_epochs", "1")
     assert status == 2
-    assert "move no weight by more than about" in err
+    assert "would have moved no weight by more than about" in err
+    monkeypatch.setattr("pipeline.training.rates._ROUNDING", 0)  # which stopped it before the first step
+    status, out, err = run("sft", "--parent", chain / "sft", *flags, "--num_train_epochs", "1")
+    assert status == 1
+    assert "moved no weight by more than rounding; learning_rate is 1e-30; nothing is handed on" in err
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "manifest.json").exists()
     status, out, _ = run("sft", "--parent", chain / "sft", *flags, "--max_steps", "1")

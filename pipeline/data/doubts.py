@@ -89,7 +89,11 @@ def cut(answers: Sequence[str]) -> Doubt:
     ends = [text.split(" ")[-1] for text in answers if len(text) == longest and _open(text)]
     if longest < _SHORTEST_CUT or not ends or Counter(ends).most_common(1)[0][1] > len(ends) / 2:  # a form ends in one word
         return Doubt(0, 0.0, "")
-    return Doubt(len(ends), 0.3, f"have an answer of exactly {longest:,} characters that ends without a sign: were they cut?")
+    return Doubt(
+        len(ends),
+        0.3,
+        f"have an answer of exactly {longest:,} characters that ends without a sign: were they cut at the same length?",
+    )
 
 
 def _open(text: str) -> bool:

@@ -16,7 +16,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.chain import directory, resume
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT
 from pipeline.data import doubts, mixture, shards, tokens, types
 from pipeline.data.ranges import told
 from pipeline.data.recipe import Rows
@@ -24,7 +23,7 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
-from pipeline.training import guards, outcome, rates
+from pipeline.training import guards, outcome, parents, rates
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
@@ -160,6 +159,29 @@ def decay(arguments: TrainingArguments, rows: int) -> None:
     arguments.lr_scheduler_kwargs = {"num_decay_steps": max(1, round(0.4 * steps(arguments, rows))), **given}
 
 
+def _check(run: Run, trainer: StageTrainer) -> None:
+    """Raise UserError, or warn, of what model, rows and arguments tell before the first step."""
+    examples: Any = trainer.train_dataset
+    model, tokenizer = trainer.model, trainer.processing_class
+    guards.adapts(model, getattr(run.options, "target_modules", ""))
+    guards.fills(trainer)
+    if said := rates.fault(model, trainer.args, steps(trainer.args, len(examples) if hasattr(examples, "__len__") else 1)):
+        if run.arguments.get("max_steps", -1) <= 0:
+            raise UserError(said)
+        run.say(said)  # a trial of a few steps
+    if run.record.get("starts_from") != "parent":
+        return
+    warnings = [guards.empty(model), guards.copied(model), guards.own_code(model)]
+    if isinstance(trainer.train_dataset, (Dataset, Streamed)):
+        if run.record.get("family") == "causal":
+            parents.known(run, model, examples, tokenizer)
+        else:
+            parents.known_by_gaps(run, examples, tokenizer)
+        warnings.insert(0, guards.reads(examples, tokenizer))
+    for warning in filter(None, warnings):
+        run.say(warning)
+
+
 def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     """Train from the newest whole checkpoint on, and put what was seen and reached into the record.
 
@@ -189,26 +211,7 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         if stream:
             trainer.position = stream.resume(newest)
     run.unchanged()
-    guards.adapts(trainer.model, getattr(run.options, "target_modules", ""))
-    guards.fills(trainer)
-    rows_read: Any = trainer.train_dataset
-    planned = steps(trainer.args, len(rows_read) if hasattr(rows_read, "__len__") else 1)
-    if said := rates.fault(trainer.model, trainer.args, planned):
-        if run.arguments.get("max_steps", -1) <= 0:
-            raise UserError(said)
-        run.say(said)  # a trial of a few steps
-    if run.record.get("starts_from") == "parent" and isinstance(trainer.train_dataset, (Dataset, Streamed)):
-        first: Any = trainer.train_dataset
-        if run.record.get("family") == "causal":
-            known(run, trainer.model, first, trainer.processing_class)
-        elif _fills_gaps(Path(run.parents[PARENT])) and not run.quiet:
-            guards.fills_gaps(run.parents[PARENT], first, trainer.processing_class, run.say)
-        if warning := guards.reads(first, trainer.processing_class):
-            run.say(warning)
-    if run.record.get("starts_from") == "parent":
-        for warning in (guards.empty(trainer.model), guards.copied(trainer.model), guards.own_code(trainer.model)):
-            if warning:
-                run.say(warning)
+    _check(run, trainer)
     before = outcome.losses(trainer)
     imports.settle()
     keeper.started = time.time()
@@ -231,28 +234,6 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     run.record |= {
         "training_seconds": keeper.seconds(), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip
-
-
-def _fills_gaps(parent: Path) -> bool:
-    """Say whether a parent that no node made is a masked model with its head."""
-    if (parent / hashes.RECORD).is_file() or not (parent / "config.json").is_file():
-        return False
-    named = json.loads((parent / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
-    return str(named[0]).endswith("ForMaskedLM")
-
-
-def known(run: Run, model: Any, examples: Any, tokenizer: Any, role: str = PARENT) -> None:
-    """Raise UserError, or warn, where a causal model that no node made does not know the tokens of the examples, or finds pairs swapped.
-
-    What a node hands on is whole, however strange the data is to it, and its record holds the digest of each of its files.
-    """
-    new = role == PARENT and run.record.get("starts_from") == "random"
-    if run.quiet or new or (Path(run.parents[role]) / hashes.RECORD).is_file():
-        return
-    guards.knows(model, examples, set(tokenizer.all_special_ids), run.say, role)
-    for warning in (guards.swapped(lambda: model, examples), guards.ends_answers(model, examples)):
-        if warning:
-            run.say(warning)
 
 
 def hand_over(

@@ -10,15 +10,8 @@ from typing import Any
 
 import torch
 
-_BOUNDED = (
-    "adamw",
-    "adam",
-    "lion",
-    "galore_adamw",
-    "apollo_adamw",
-    "stable_adamw",
-    "ademamix",
-)  # begin the names of such optimizers
+# What the names of such optimizers begin with.
+_BOUNDED = ("adam", "lion", "galore_adamw", "apollo_adamw", "stable_adamw", "ademamix")
 _ROUNDING = 1e-7  # all steps together, below which a weight stays what it was
 _WRECKED = 3.0  # a step, in sizes of the weights
 _PROMPTS = ("prompt_encoder", "lora_embedding")  # begin small and are trained at large rates (Lester et al. 2021: 0.3)
@@ -31,8 +24,8 @@ def fault(model: Any, arguments: Any, steps: int) -> str:
         return ""
     if rate * steps < _ROUNDING:
         return (
-            f"learning_rate: {rate:g}: {steps:,} steps of {optimizer} move no weight by more than about {rate * steps:.0e}, which is "
-            "lost in rounding"
+            f"learning_rate: {rate:g}: {steps:,} steps of {optimizer} would have moved no weight by more than about "
+            f"{rate * steps:.0e}, which is lost in rounding"
         )
     found = {name: size for name, size in _steps(model, rate) if size > _WRECKED}
     if not found:

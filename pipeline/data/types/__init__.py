@@ -54,8 +54,7 @@ class DatasetType(ABC):
 
     def fault(self, row: Row) -> str | None:
         """Return why a row can't be used (a reason to count), or None."""
-        empty = [column for column in self.filled if column in row and _blank(row[column])]
-        return f"empty {empty[0]}" if empty else None
+        return _empty(row, self.filled)
 
     def unanswered(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Return a raw row that a format of the type reads, without the answers that it may have."""
@@ -63,8 +62,7 @@ class DatasetType(ABC):
 
     def unasked(self, row: Row) -> str | None:
         """Return why a row that came without answers asks nothing, or None."""
-        empty = [column for column in self.filled if column in row and column not in self.blank and _blank(row[column])]
-        return f"empty {empty[0]}" if empty else None
+        return _empty(row, [column for column in self.filled if column not in self.blank])
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return what the rows can hardly mean."""
@@ -85,6 +83,11 @@ class DatasetType(ABC):
     def prompt(self, row: Row) -> Messages | None:
         """Return the messages that a chat model can reply to, or None where a row holds no such thing."""
         return None
+
+
+def _empty(row: Row, columns: Sequence[str]) -> str | None:
+    """Return that the first of the columns is empty that is, or None."""
+    return next((f"empty {column}" for column in columns if column in row and _blank(row[column])), None)
 
 
 def _blank(value: str | Sequence[str]) -> bool:

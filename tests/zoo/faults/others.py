@@ -260,9 +260,9 @@ def opt(stages, says, name="", sound=None, **options):
 opt("rlhf reward distill self_train kto", "learning_rate", learning_rate=0)
 opt("rlhf", "nothing to learn", "a reward that nothing gets", rewards={"regex": {"weight": 1, "pattern": "zzzqqq"}})
 opt("rlhf", "nothing to learn", "sampling without chance", temperature=1e-6)
-opt("kto", "desirable_weight|moved? no weight", desirable_weight=0, undesirable_weight=0)
+opt("kto", "desirable_weight|moved no weight", desirable_weight=0, undesirable_weight=0)
 opt("sft dpo finetune", "dataloader_drop_last", dataloader_drop_last=True, per_device_train_batch_size=4000)
-opt("sft finetune", "moved? no weight", learning_rate=1e-9)
+opt("sft finetune", "moved no weight", learning_rate=1e-9)
 opt("sft", "lora_alpha|rose from|not finite", lora_alpha=1000000)
 opt("finetune", "last_layers", strategy="last_n", last_layers=50)
 opt("finetune", "label_smoothing", label_smoothing_factor=0.1)
@@ -402,7 +402,7 @@ rows(
 )
 rows(
     "sft",
-    "cut at the same length|were they cut",
+    "cut at the same length",
     "answers cut at a length",
     lambda r: [
         {

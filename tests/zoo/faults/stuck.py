@@ -15,7 +15,7 @@ def option(key, value, says, story, stages="sft", plain=True, name=""):
 
 option("learning_rate", 0, "learning_rate: ", "A schedule was switched off by its rate.", "sft dpo pretrain")
 option("learning_rate", -1e-3, "learning_rate: ", "A sign slipped in from a formula.", "sft finetune")
-option("learning_rate", 1e-30, "moved? no weight", "An exponent has a digit too many.", "sft dpo")
+option("learning_rate", 1e-30, "moved no weight", "An exponent has a digit too many.", "sft dpo")
 option(
     "learning_rate", 0.9, "learning_rate|worse|not finite|unlikely", "The rate of another optimizer was kept.", "sft pretrain"
 )
