@@ -153,3 +153,40 @@ def _registered(cases: list[Case], stages: Iterable[str], says: str, plain: bool
         return plant
 
     return register
+
+
+def named(module: str) -> Callable[..., None]:
+    """Return what registers a fault that is a few words long; its kind is the name of the module."""
+
+    def add(stages: str, says: str, name: str, story: str, plant: Callable[[Setup], None], sound: Callable[[Setup], None] | None = None, plain: bool = False) -> None:  # fmt: skip
+        def planted(setup: Setup) -> None:
+            plant(setup)
+
+        planted.__doc__, planted.__name__, planted.__module__ = story, name, module
+        fault(stages, says, plain, sound=sound)(planted)
+
+    return add
+
+
+def chosen(module: str) -> Callable[..., None]:
+    """Return what registers a fault that is one option or a few."""
+    add = named(module)
+
+    def option(stages: str, says: str, story: str, name: str = "", plain: bool = True, **options: object) -> None:
+        told = name or ", ".join(f"{key} {value}" for key, value in options.items())
+        add(stages, says, told, story, lambda setup: setup.options.update(options), plain=plain)
+
+    return option
+
+
+def on(parent: str, **options: object) -> Callable[[Setup], None]:
+    """Return what sets up another parent, task or options, into which a fault is then planted."""
+    from tests.test_tasks import ROWS as TASKS
+
+    def sound(setup: Setup) -> None:
+        setup.parent = parent
+        setup.options |= options
+        if "task" in options:
+            setup.rows = [dict(row) for row in TASKS[options["task"]]]
+
+    return sound

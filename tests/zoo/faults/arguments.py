@@ -1,28 +1,55 @@
 """Arguments that are ignored, or mean something else here."""
 
-from tests.zoo import fault
+from tests.zoo import chosen
 
-
-def option(key, value, says, story, stages="sft", plain=True):
-    """Register a fault that is one option."""
-
-    def plant(setup):
-        setup.options[key] = value
-
-    plant.__doc__, plant.__name__, plant.__module__ = story, f"{key} {value}", __name__
-    fault(stages, says, plain)(plant)
-
-
-option("fp16", True, "fp16", "The profile of a GPU is started on a CPU.", "sft dpo")
-option("label_smoothing_factor", 0.1, "label_smoothing", "Known from translation; trl's losses don't read it.", "sft dpo")
-option("label_smoothing", 0.1, "label_smoothing: unknown key", "An option of another method was carried over.", "kto", False)
-option("fsdp", "full_shard", "fsdp", "The profile of eight GPUs is started on one process.", "sft")
-option("deepspeed", "ds.json", "deepspeed", "A configuration that lies on another machine.", "sft")
-option("learning_rte", 1e-3, "did you mean|learning_rte", "A typing error in a key.", "sft dpo pretrain", False)
-option("max_length", 4096, "max_length", "The length of a larger model.", "sft dpo")
-option("eval_steps", 10, "eval_steps", "Evaluation was to run, and its strategy is off.", "sft")
-option("group_by_length", True, "group_by_length|unknown|did you mean", "An option of an older version.", "sft", False)
-option("report_to", "wandb", "report_to|wandb", "A logger that is not installed.", "sft", False)
-option("neftune_noise_alpha", -5, "neftune_noise_alpha", "A sign slipped in.", "sft")
-option("seed", -1, "seed", "−1 was meant as a random one.", "sft")
-option("desirable_weight", -1, "desirable_weight", "A sign slipped in.", "kto")
+option = chosen(__name__)
+option("sft dpo", "fp16", "The profile of a GPU is started on a CPU.", fp16=True)
+option("sft dpo", "label_smoothing", "Known from translation; trl's losses don't read it.", label_smoothing_factor=0.1)
+option("kto", "label_smoothing: unknown key", "An option of another method was carried over.", plain=False, label_smoothing=0.1)
+option("sft", "fsdp", "The profile of eight GPUs is started on one process.", fsdp="full_shard")
+option("sft", "deepspeed", "A configuration that lies on another machine.", deepspeed="ds.json")
+option("sft dpo pretrain", "did you mean|learning_rte", "A typing error in a key.", plain=False, learning_rte=1e-3)
+option("sft dpo", "max_length", "The length of a larger model.", max_length=4096)
+option("sft", "eval_steps", "Evaluation was to run, and its strategy is off.", eval_steps=10)
+option("sft", "group_by_length|unknown|did you mean", "An option of an older version.", plain=False, group_by_length=True)
+option("sft", "report_to|wandb", "A logger that is not installed.", plain=False, report_to="wandb")
+option("sft", "neftune_noise_alpha", "A sign slipped in.", neftune_noise_alpha=-5)
+option("sft", "seed", "−1 was meant as a random one.", seed=-1)
+option("kto", "desirable_weight", "A sign slipped in.", desirable_weight=-1)
+option("finetune", "last_layers", "The number of layers of a larger model.", plain=False, strategy="last_n", last_layers=50)
+option("finetune", "label_smoothing", "The task's loss does not read it.", plain=False, label_smoothing_factor=0.1)
+option("reward", "center_rewards", "A sign slipped in.", plain=False, center_rewards_coefficient=-1.0)
+option(
+    "sft",
+    "optim_target_modules",
+    "An option of GaLore with an optimizer that doesn't read it.",
+    plain=False,
+    optim_target_modules="all-linear",
+)
+option("sft", "optim_args", "Arguments for an optimizer that has none.", plain=False, optim_args="foo=1")
+option(
+    "dpo", "label_smoothing", "A smoothing that this loss does not read.", plain=False, loss_type="hinge", label_smoothing=0.2
+)
+option("rlhf", "vllm", "An option of vLLM, which is not switched on.", plain=False, vllm_mode="server")
+option("rlhf", "reward_weights", "Weights are written beside each reward.", plain=False, reward_weights=[0.5])
+option("sft", "tf32", "The profile of a GPU is started on a CPU.", plain=False, tf32=True)
+option("sft", "bf16_full_eval", "Precision of an evaluation that nothing runs.", plain=False, bf16_full_eval=True)
+option(
+    "sft",
+    "per_device_eval_batch_size",
+    "Batch size of an evaluation that nothing runs.",
+    plain=False,
+    per_device_eval_batch_size=3,
+)
+option(
+    "sft",
+    "reduce_lr_on_plateau",
+    "A schedule that waits for an evaluation.",
+    plain=False,
+    lr_scheduler_type="reduce_lr_on_plateau",
+)
+option("sft", "liger", "The profile of a GPU is started on a CPU.", plain=False, use_liger_kernel=True)
+option(
+    "sft finetune", "parallelism_config", "Tensor parallelism on one process.", plain=False, parallelism_config={"tp_size": 2}
+)
+option("sft", "hub_model_id", "A name on the hub for a training that never pushes.", plain=False, hub_model_id="a/b")

@@ -2,7 +2,7 @@
 
 import os
 
-from tests.zoo import fault
+from tests.zoo import fault, named
 from tests.zoo.faults.templates import CHATML
 
 
@@ -82,3 +82,33 @@ def a_parent_in_pickle(setup):
     path = setup.model / "model.safetensors"
     torch.save(load_file(path), setup.model / "pytorch_model.bin")
     path.unlink()
+
+
+add = named(__name__)
+
+
+def base(setup):
+    """Train on a base, with its record and with a template beside it."""
+    setup.parent, setup.record, setup.template = "pretrain", True, CHATML
+
+
+add(
+    "rlhf self_train",
+    "never taught",
+    "from the base",
+    "The path of the base was typed, with a template beside it since it has none.",
+    base,
+)
+add(
+    "dpo rlhf", "family", "an encoder as parent", "The path of an encoder was typed.", lambda s: setattr(s, "parent", "encoder")
+)
+
+
+def adapter_alone(setup):
+    """Leave the files of an adapter alone."""
+    for name in ("model.safetensors", "config.json"):
+        (setup.model / name).unlink()
+    (setup.model / "adapter_config.json").write_text('{"base_model_name_or_path": "a/b"}')
+
+
+add("sft", "no model folder", "an adapter alone", "The folder holds an adapter without its model.", adapter_alone)

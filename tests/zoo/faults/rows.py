@@ -2,7 +2,7 @@
 
 import random
 
-from tests.zoo import ANIMALS, fault
+from tests.zoo import ANIMALS, fault, named, on
 
 
 @fault("sft", "same answer|answers? (is|are) (all )?(the same|equal)")
@@ -166,3 +166,229 @@ def labels_drawn_by_lot(setup):
     labels = [row["label"] for row in setup.rows]
     rng.shuffle(labels)
     setup.rows = [row | {"label": label} for row, label in zip(setup.rows, labels, strict=True)]
+
+
+add = named(__name__)
+s2s = on("t5", task="sequence_to_sequence")
+
+
+def change(stages, says, name, story, how, sound=None):
+    """Register a fault that makes other rows of all rows."""
+    add(stages, says, name, story, lambda setup: setattr(setup, "rows", how(setup.rows)), sound)
+
+
+change(
+    "finetune",
+    "another label",
+    "same text other labels",
+    "Two exports with different labels were joined.",
+    lambda r: r + [x | {"label": {"glad": "sad", "sad": "glad", "fond": "glad"}[x["label"]]} for x in r],
+)
+change(
+    "finetune",
+    "label that no other row has",
+    "an id as a label",
+    "The wrong column was taken for the label.",
+    lambda r: [x | {"label": f"row{i:05}"} for i, x in enumerate(r)],
+)
+change(
+    "finetune",
+    "have the same text",
+    "one text for all",
+    "The texts were lost, and a placeholder stayed.",
+    lambda r: [x | {"text": "See attachment."} for x in r],
+)
+sim = on("encoder", task="similarity")
+change(
+    "finetune",
+    "have the same score",
+    "one score",
+    "A join gave every pair the same score.",
+    lambda r: [x | {"score": 1.0} for x in r],
+    sim,
+)
+change(
+    "finetune",
+    "two scales mixed",
+    "a score of another scale",
+    "Two sources have scores of different scales.",
+    lambda r: [x | {"score": 500.0 if i % 9 == 0 else x["score"]} for i, x in enumerate(r)],
+    sim,
+)
+tags = on("encoder", task="token_classification")
+change(
+    "finetune",
+    "no tag but",
+    "all tags O",
+    "The entities were lost in a conversion.",
+    lambda r: [x | {"tags": ["O"] * len(x["tags"])} for x in r],
+    tags,
+)
+change(
+    "finetune",
+    "looks like a slip",
+    "a tag typed wrong",
+    "Two letters of a tag were exchanged.",
+    lambda r: [x | {"tags": ["B-PTE" if i == 5 and t != "O" else t for t in x["tags"]]} for i, x in enumerate(r)],
+    tags,
+)
+change(
+    "finetune",
+    "question itself",
+    "target equals source",
+    "The target column was filled from the source.",
+    lambda r: [x | {"target": x["source"]} for x in r],
+    s2s,
+)
+change(
+    "finetune",
+    "have the same answer",
+    "one target",
+    "A join gave every source the first target.",
+    lambda r: [x | {"target": "A cat."} for x in r],
+    s2s,
+)
+change(
+    "finetune",
+    "placeholder",
+    "targets nan",
+    "A table had gaps, and they were written as text.",
+    lambda r: [x | {"target": "nan" if i % 2 else x["target"]} for i, x in enumerate(r)],
+    s2s,
+)
+change(
+    "dpo reward",
+    "have the same rejected answer",
+    "one rejected for all",
+    "A join gave every pair the same rejected answer.",
+    lambda r: [x | {"rejected": "I can not help with that."} for x in r],
+)
+change(
+    "dpo",
+    "have the same chosen answer",
+    "one chosen for all",
+    "A join gave every pair the same chosen answer.",
+    lambda r: [x | {"chosen": "I can not help with that."} for x in r],
+)
+change(
+    "dpo sft rlhf",
+    "are the same as another row|have the same prompt",
+    "one prompt for all",
+    "A join gave every row the first prompt.",
+    lambda r: [
+        x | {"prompt": "Tell me."}
+        if "prompt" in x
+        else {"messages": [{"role": "user", "content": "Tell me."}, x["messages"][1]]}
+        for x in r
+    ],
+)
+change(
+    "sft",
+    "answered by the question itself",
+    "answers repeat the question",
+    "The answer's column was filled from the question.",
+    lambda r: [{"messages": [x["messages"][0], {"role": "assistant", "content": x["messages"][0]["content"]}]} for x in r],
+)
+change(
+    "sft",
+    "HTML entities",
+    "html entities",
+    "Text was escaped for the web, and once more.",
+    lambda r: [
+        {
+            "messages": [
+                x["messages"][0],
+                {"role": "assistant", "content": x["messages"][1]["content"] + " &amp;quot;Yes&quot; &#39;no&#39;"},
+            ]
+        }
+        for x in r
+    ],
+)
+change(
+    "sft pretrain",
+    "escaped twice",
+    "escaped line breaks",
+    "JSON was written into JSON.",
+    lambda r: [
+        {"messages": [x["messages"][0], {"role": "assistant", "content": x["messages"][1]["content"] + "\\nYes.\\nNo."}]}
+        if "messages" in x
+        else {"text": x["text"].replace(". ", ".\\n")}
+        for x in r
+    ],
+)
+change(
+    "sft",
+    "placeholder",
+    "excel errors",
+    "A spreadsheet's formula failed in most rows.",
+    lambda r: [
+        {"messages": [x["messages"][0], {"role": "assistant", "content": "#REF!" if i % 3 else x["messages"][1]["content"]}]}
+        for i, x in enumerate(r)
+    ],
+)
+change(
+    "sft pretrain",
+    "control characters",
+    "nul characters",
+    "A binary export was read as text.",
+    lambda r: [
+        {"messages": [x["messages"][0], {"role": "assistant", "content": x["messages"][1]["content"] + "\x00\x00"}]}
+        if "messages" in x
+        else {"text": x["text"] + "\x00"}
+        for x in r
+    ],
+)
+change(
+    "sft",
+    "cut at the same length",
+    "answers cut at a length",
+    "A column of the database holds 30 characters.",
+    lambda r: [
+        {
+            "messages": [
+                x["messages"][0],
+                {
+                    "role": "assistant",
+                    "content": (x["messages"][1]["content"] + f" It was number {i * 7919} and a long day in the wood.")[:30],
+                },
+            ]
+        }
+        for i, x in enumerate(r)
+    ],
+)
+change(
+    "dpo",
+    "begin with the prompt itself",
+    "answers begin with the prompt",
+    "Completions were stored together with their prompts.",
+    lambda r: [x | {"chosen": x["prompt"] + " " + x["chosen"], "rejected": x["prompt"] + " " + x["rejected"]} for x in r],
+)
+change(
+    "kto",
+    "have the same thumb",
+    "one thumb down",
+    "An export holds hardly any answer of one kind.",
+    lambda r: [x | {"label": i != 3} for i, x in enumerate(r)],
+)
+change(
+    "rlhf",
+    "nothing to learn",
+    "no answers for the reward",
+    "The reward compares with a column that the rows lack.",
+    lambda r: [{"prompt": x["prompt"]} for x in r],
+    on("sft", rewards={"exact_match": 1}),
+)
+change(
+    "sft",
+    "expected a list of messages",
+    "messages as a string",
+    "The conversation was written as text into a column.",
+    lambda r: [{"messages": str(x["messages"])} for x in r],
+)
+change(
+    "pretrain",
+    "nothing but a number",
+    "numbers for text",
+    "The column of ids was taken for the text.",
+    lambda r: [{"text": str(i * 7919)} for i, x in enumerate(r)],
+)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.zoo import fault
+from tests.zoo import fault, named
 
 CHATML = (Path(__file__).parents[3] / "pipeline" / "models" / "templates" / "chatml.jinja").read_text()
 TAIL = CHATML.partition("{%- if add_generation_prompt -%}")[0]
@@ -110,3 +110,56 @@ def a_template_with_a_syntax_error(setup):
 def every_turn_the_same_role(setup):
     """The role in the template is a constant that was meant as an example."""
     setup.template = CHATML.replace("message['role'] + '\\n'", "'user' + '\\n'")
+
+
+add = named(__name__)
+
+
+def tmpl(text):
+    return lambda s: setattr(s, "template", text)
+
+
+BAD = (
+    CHATML.replace("{%- if add_generation_prompt %}", "{%- if false %}")
+    if "{%- if add_generation_prompt %}" in CHATML
+    else CHATML.replace("add_generation_prompt", "xx")
+)
+add(
+    "rlhf self_train",
+    "add_generation_prompt adds nothing",
+    "no generation prompt",
+    "The template was shortened, and add_generation_prompt went with the rest.",
+    tmpl(BAD),
+)
+add(
+    "rlhf self_train",
+    "chat_template: ",
+    "text dropped",
+    "A typing error in a key: Jinja renders what is not there as nothing.",
+    tmpl(CHATML.replace("message['content']", "message['contents']")),
+)
+add(
+    "rlhf self_train",
+    "after an answer",
+    "no end",
+    "The end of a turn was left out of the template.",
+    tmpl(CHATML.replace("<|im_end|>", "")),
+)
+add(
+    "sft",
+    "chat_template: ",
+    "turns reversed",
+    "A filter that was meant for the newest turns turns all of them around.",
+    tmpl(
+        "{%- for message in messages | reverse -%}" + CHATML.split("-%}", 1)[1]
+        if CHATML.startswith("{%- for")
+        else CHATML.replace("in messages", "in messages | reverse")
+    ),
+)
+add(
+    "sft",
+    "generation asks",
+    "a prompt in generation alone",
+    "A system prompt was put into the branch for generation.",
+    tmpl("{%- if add_generation_prompt %}Be brief. {% endif %}" + CHATML),
+)

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.zoo import fault
+from tests.zoo import fault, named, on
 
 APART = "don't belong together"
 
@@ -80,3 +80,41 @@ def a_tokenizer_of_brackets(setup):
 def a_configuration_of_brackets(setup):
     """A broken writer left 200,000 brackets in config.json."""
     (setup.model / "config.json").write_text("[" * 200_000)
+
+
+add = named(__name__)
+
+
+add(
+    "rlhf pairs self_train distill",
+    "belong together|guessing",
+    "another order",
+    "The tokenizer was trained once more, and the same pieces got other numbers.",
+    another_order_of_tokens,
+)
+add(
+    "sft rlhf",
+    "belong together|guessing",
+    "another order gpt2",
+    "The same with a model of another architecture.",
+    another_order_of_tokens,
+    on("gpt2"),
+)
+
+
+def _swap(s):
+    path = s.model / "tokenizer.json"
+    t = path.read_text()
+    path.write_text(t.replace("<|im_start|>", "<|x|>").replace("<|im_end|>", "<|im_start|>").replace("<|x|>", "<|im_end|>"))
+
+
+add("dpo", "belong together", "turn tokens swapped", "Begin and end of a turn were exchanged in tokenizer.json.", _swap)
+add(
+    "finetune",
+    "unknown to the tokenizer",
+    "another script",
+    "An encoder of one script is fine-tuned on texts in another.",
+    lambda s: setattr(
+        s, "rows", [r | {"text": r["text"].translate({i: i + 0x410 - 97 for i in range(97, 123)})} for r in s.rows]
+    ),
+)

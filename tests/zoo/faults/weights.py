@@ -1,6 +1,6 @@
 """Weights that don't fill the model."""
 
-from tests.zoo import fault
+from tests.zoo import fault, named, on
 
 LACK, SIZES = r"its weights lack .*begin at random", "have other sizes than config.json says"
 FULL = "full"
@@ -102,3 +102,167 @@ def weights_never_loaded(setup):
 def an_encoder_without_a_layer(setup):
     """A checkpoint of twelve files was copied without one."""
     setup.weights(lambda found: {name: value for name, value in found.items() if "layer.1.intermediate" not in name})
+
+
+add = named(__name__)
+
+
+def without(part):
+    return lambda setup: setup.weights(lambda found: {name: value for name, value in found.items() if part not in name})
+
+
+gpt2 = on("gpt2")
+add(
+    "sft rlhf kto",
+    LACK,
+    "gpt2 lost",
+    "A conversion script skipped a matrix of another architecture.",
+    without("h.1.mlp.c_fc"),
+    gpt2,
+)
+add(
+    "rlhf pairs self_train distill",
+    LACK,
+    "lost llama",
+    "A conversion script skipped one layer's matrix.",
+    without("layers.1.mlp.up_proj"),
+)
+s2s = on("t5", task="sequence_to_sequence")
+add(
+    "finetune",
+    LACK,
+    "t5 lost decoder",
+    "A decoder layer was pruned, and the configuration kept.",
+    without("decoder.block.1"),
+    s2s,
+)
+add(
+    "finetune",
+    LACK,
+    "roberta lost positions",
+    "A conversion script took the position embeddings for a buffer.",
+    without("position_embeddings"),
+    on("roberta"),
+)
+add(
+    "finetune",
+    "would be left out",
+    "electra layers too many",
+    "config.json was copied from the smaller model of a family.",
+    lambda s: s.settings(num_hidden_layers=1),
+    on("electra"),
+)
+add(
+    "sft dpo",
+    "not finite",
+    "inf norm",
+    "A scale overflowed in half precision and was saved all the same.",
+    lambda s: s.weights(lambda f: {n: v * float("inf") if n.endswith("norm.weight") else v for n, v in f.items()}),
+)
+add(
+    "finetune",
+    "not finite",
+    "nan encoder",
+    "An encoder was saved after its loss had become NaN.",
+    lambda s: s.weights(
+        lambda f: {n: v * float("nan") if "layer.1.intermediate.dense.weight" in n else v for n, v in f.items()}
+    ),
+)
+add(
+    "reward pairs rlhf self_train distill",
+    "not finite",
+    "nan others",
+    "A model was saved after its loss had become NaN.",
+    lambda s: s.weights(lambda f: {n: v * float("nan") if "layers.0.mlp.up" in n else v for n, v in f.items()}),
+)
+add(
+    "sft dpo",
+    "nothing but zeros|guessing",
+    "zero norms",
+    "The scales of the norms were allocated and never filled.",
+    lambda s: s.weights(lambda f: {n: v * 0 if n.endswith("layernorm.weight") else v for n, v in f.items()}),
+)
+
+
+def _tied(s):
+    import torch
+
+    s.weights(lambda f: f | {"lm_head.weight": torch.randn_like(f["model.embed_tokens.weight"])})
+
+
+add(
+    "sft dpo rlhf",
+    "ties the head",
+    "a head of another model",
+    "The file holds a head that was never trained with these embeddings.",
+    _tied,
+)
+add(
+    "sft",
+    "the same weights as",
+    "one layer for all",
+    "A merge wrote the first layer into the second, too.",
+    lambda s: s.weights(lambda f: {n: f[n.replace("layers.1.", "layers.0.")].clone() for n in f}),
+)
+add(
+    "sft dpo",
+    "first rows no likelier|guessing",
+    "heads cut otherwise",
+    "config.json has another number of heads, which no tensor's size tells.",
+    lambda s: s.settings(num_attention_heads=4, num_key_value_heads=4, head_dim=8),
+)
+add(
+    "sft dpo",
+    "first rows no likelier|guessing",
+    "another activation",
+    "config.json names the activation of another model, which no tensor tells.",
+    lambda s: s.settings(hidden_act="relu"),
+)
+add(
+    "sft dpo",
+    "first rows no likelier|guessing",
+    "huge epsilon",
+    "An exponent was lost in config.json.",
+    lambda s: s.settings(rms_norm_eps=10.0),
+)
+
+
+def _shard(s):
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    path = s.model / "model.safetensors"
+    f = load_file(path)
+    names = sorted(f)
+    half = names[: len(names) // 2]
+    save_file({n: f[n].contiguous() for n in half}, s.model / "model-00001-of-00002.safetensors", {"format": "pt"})
+    (s.model / "model.safetensors.index.json").write_text(
+        json.dumps(
+            {"metadata": {}, "weight_map": {n: f"model-0000{1 if n in half else 2}-of-00002.safetensors" for n in names}}
+        )
+    )
+    path.unlink()
+
+
+add(
+    "sft",
+    "can't be loaded|no model can be loaded|missing|model-00002",
+    "a shard is missing",
+    "One of two files of weights was not copied.",
+    _shard,
+)
+add(
+    "sft",
+    "quantised",
+    "a quantised config",
+    "The parent is a model that was quantised by GPTQ.",
+    lambda s: s.settings(quantization_config={"quant_method": "gptq", "bits": 4}),
+)
+add(
+    "sft",
+    "quantised",
+    "a bnb config",
+    "The parent's configuration asks for four bits.",
+    lambda s: s.settings(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+)
