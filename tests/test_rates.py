@@ -34,6 +34,12 @@ def test_rates_that_people_use_are_fine():
     assert not judged(1e-9, steps=1000)
 
 
+def test_rows_of_a_table_begin_small_and_may_move_far():
+    table = torch.nn.Embedding(9, 16)  # such as word vectors
+    torch.nn.init.uniform_(table.weight, -0.5 / 16, 0.5 / 16)
+    assert not rates.fault(table, SimpleNamespace(learning_rate=0.1, optim="adamw_torch_fused"), 100)
+
+
 def test_a_rate_that_moves_nothing_is_refused():
     assert re.search(
         r"learning_rate: 1e-09: 11 steps of adamw_torch_fused would have moved no weight by more than about 1e-08",

@@ -14,7 +14,6 @@ import torch
 _BOUNDED = ("adam", "lion", "galore_adamw", "apollo_adamw", "stable_adamw", "ademamix")
 _ROUNDING = 1e-7  # all steps together, below which a weight stays what it was
 _WRECKED = 3.0  # a step, in sizes of the weights
-_PROMPTS = ("prompt_encoder", "lora_embedding")  # begin small and are trained at large rates (Lester et al. 2021: 0.3)
 
 
 def fault(model: Any, arguments: Any, steps: int) -> str:
@@ -41,8 +40,11 @@ def fault(model: Any, arguments: Any, steps: int) -> str:
 def _steps(model: Any, rate: float) -> list[tuple[str, float]]:
     """Return for each trained matrix, and for each one under an adapter, how large a first step is, relative to its weights."""
     found = []
+    # Rows of a table, soft prompts and word vectors among them, begin small and are trained at large rates: they are looked up,
+    # not multiplied (Lester et al. 2021: 0.3).
+    tables = {id(weight) for one in model.modules() if isinstance(one, torch.nn.Embedding) for weight in one.parameters()}
     for name, weight in model.named_parameters():
-        if not weight.requires_grad or weight.dim() < 2 or any(one in name for one in _PROMPTS):
+        if not weight.requires_grad or weight.dim() < 2 or id(weight) in tables or "lora_embedding" in name:
             continue
         if size := _size(weight):  # what begins at zero, as one side of an adapter does, has none
             found.append((name, rate / size))
