@@ -1,6 +1,7 @@
 """Intervals, inference, comparisons and tables; the evaluation of a chain; a metric of one's own."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,9 @@ def test_a_chain_is_measured_node_by_node(evaluated, run):
         "loss": ["sft", "pretrain"], "bits_per_byte": ["sft", "pretrain"],
     }  # fmt: skip
     assert nodes["sft"]["models"]["pretrain"] == {"role": "parent", "asked": "asked by the chat template of sft"}
+    counted = nodes["pretrain"]["models"]["5-gram"]
+    assert set(counted) == {"role", "asked", "seconds"}  # what a clock tells stands by itself
+    assert re.fullmatch(r"counted over [\d,]+ tokens of the training text", counted["asked"])
     assert nodes["dpo"]["models"] == {"dpo": {"role": "node", "asked": ""}, "sft": {"role": "parent", "asked": ""}}
     assert {"accuracy", "likelier", "loss"} <= nodes["dpo"]["figures"].keys()
     assert "win_rate" not in nodes["dpo"]["figures"]  # nobody can judge answers here

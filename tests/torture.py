@@ -346,7 +346,7 @@ def survives(house: House, name: str, where: Path) -> str:
         return lost
     if name == EVALUATE:
         expected = json.loads((house.reference / "evaluate.json").read_text())
-        return "" if json.loads((where / "evaluate.json").read_text()) == expected else "other figures"
+        return differing(expected, json.loads((where / "evaluate.json").read_text()))
     for path in [*whole.glob("model.safetensors"), *whole.glob("*.parquet")]:
         if hashes.read(folder / path.name) != hashes.read(path):
             return f"another {path.name}"
@@ -357,6 +357,18 @@ def survives(house: House, name: str, where: Path) -> str:
     if sealed and not attempt.said(f"goes on from checkpoint-{max(sealed)}") and not attempt.said("up to date"):
         return f"did not go on from checkpoint-{max(sealed)}"
     return "" if not attempt.has("checkpoint-*") and not attempt.has(manifest.CLAIM) else "left something behind"
+
+
+def differing(expected: object, found: object, place: str = "") -> str:
+    """Return where two summaries first differ, with both values; an empty string where they are equal."""
+    if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+        told = expected.keys() - {"seconds"}  # by a clock
+        return next(filter(None, (differing(expected[key], found[key], f"{place}/{key}") for key in sorted(told))), "")
+    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        return next(
+            filter(None, (differing(*both, f"{place}/{at}") for at, both in enumerate(zip(expected, found, strict=True)))), ""
+        )
+    return "" if expected == found else f"other figures: {place}: {str(expected)[:120]!r}, then {str(found)[:120]!r}"
 
 
 def uninterrupted(house: House) -> dict[str, dict[str, float]]:

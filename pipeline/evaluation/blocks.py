@@ -74,7 +74,7 @@ class Block:
     @property
     def asked(self) -> list[str]:
         """How models were asked or baselines counted, in sentences without a full stop."""
-        return [f"{label} was {model['asked']}" for label, model in self.found["models"].items() if model["asked"]]
+        return [f"{label} was {how}" for label, model in self.found["models"].items() if (how := table.asked(model))]
 
     def bounds(self) -> dict[str, float]:
         """Return what no loss of a model can pass."""

@@ -145,7 +145,7 @@ class Subject:
         self.skipped: Counter[str] = Counter()
         self.samples: list[dict[str, Any]] = []
         self.about, self.count = "", 0  # what the figures were measured on, in words; how many rows those are
-        self.models = {node.label: {"role": "node", "asked": ""}}
+        self.models: dict[str, dict[str, Any]] = {node.label: {"role": "node", "asked": ""}}
         if parent:
             self.models[parent.label] = {"role": "parent", "asked": ""}
         self.models |= {model.label: {"role": role, "asked": ""} for role, model in self.others.items()}
@@ -203,9 +203,9 @@ class Subject:
         self.count = len(rows)
         self.about = about(len(rows), items, self.record["recipe"]["name"], groups)
 
-    def add_model(self, label: str, role: str, asked: str = "") -> None:
-        """Add a column, and how its model was asked or counted: one that is asked in another way, or a baseline."""
-        self.models[label] = {"role": role, "asked": asked}
+    def add_model(self, label: str, role: str, asked: str = "", seconds: float | None = None) -> None:
+        """Add a column, and how its model was asked or counted, in how long: one asked in another way, or a baseline."""
+        self.models[label] = {"role": role, "asked": asked} | ({} if seconds is None else {"seconds": seconds})
 
     def _as_trained(self) -> bool:
         """Say whether the recipe is still the one that the node was trained on; only then it's known what was held out."""

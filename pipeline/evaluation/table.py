@@ -41,6 +41,11 @@ def heading(label: str, model: Mapping[str, str]) -> str:
     return label if model["role"] == "node" else f"{label} ({model['role']})"
 
 
+def asked(model: Mapping[str, Any]) -> str:
+    """Return how a model was asked, or a baseline counted and in how long; empty where there is nothing to say."""
+    return f"{model['asked']}, in {model['seconds']:.0f} s" if "seconds" in model else str(model["asked"])
+
+
 def render(summary: Mapping[str, Any]) -> str:
     """Return the whole evaluation as text."""
     lines: list[str] = []
@@ -66,7 +71,7 @@ def of_node(name: str, block: Mapping[str, Any]) -> Iterator[str]:
         for metric, of in figures.items()
     ]
     yield from columns(rows)
-    yield from (f"  {label}: {model['asked']}" for label, model in models.items() if model["asked"])
+    yield from (f"  {label}: {asked(model)}" for label, model in models.items() if asked(model))
     if block["comparisons"]:
         yield "  paired differences on the same items, 95% intervals:"
         yield from columns([

@@ -116,7 +116,7 @@ def _counted(subject: Subject, texts: Sequence[str]) -> list[float]:
     model = KneserNey(read(spread(len(rows), wanted)), len(tokenizer), _ORDER)
     part = "" if wanted >= len(rows) else ", a sample"
     taken = time.monotonic() - started
-    subject.add_model(NGRAM, "baseline", f"counted over {model.tokens:,} tokens of the training text{part}, in {taken:.0f} s")
+    subject.add_model(NGRAM, "baseline", f"counted over {model.tokens:,} tokens of the training text{part}", round(taken, 1))
     return [float(model.nats(ids).sum()) for ids in document_ids(texts, tokenizer)]
 
 
