@@ -105,6 +105,8 @@ def call(checkout, *words, **variables):
 
 def _run(words, out, err, terminal, group, limit, checkout, environment):
     """Become the script, in the child."""
+    default = multiprocessing.get_all_start_methods()[0]
+    multiprocessing.set_start_method(default, force=True)  # of data workers, as in a script that somebody starts
     if group:
         os.setsid()
     os.chdir(checkout or ROOT)

@@ -46,6 +46,7 @@ def test_dialogue_is_one_speech_answered_by_a_named_character():
     assert sum(rows.dropped.values()) > 0
 
 
+@pytest.mark.slow
 def test_the_rejected_reply_is_of_similar_length_and_from_elsewhere():
     found = {split: list(classics.rows("preference", split, 1).kept) for split in recipe.SPLITS}
     for rows in found.values():

@@ -25,6 +25,7 @@ def profile(chain, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_node_is_held_against_the_same_model(profile, run):
     flags = ["--config", profile / "both" / "compare_alignment.yaml", "--runs", profile / "runs"]
     status, out, err = run("compare_alignment", *flags)

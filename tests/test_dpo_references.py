@@ -66,6 +66,7 @@ def test_it_is_computed_once_and_never_again_for_a_rate_a_beta_a_loss_or_more_ep
     assert weights(tmp_path / "again") == weights(tmp_path / "dpo")  # whether it was there or not
 
 
+@pytest.mark.slow
 def test_it_is_computed_again_for_another_parent_template_or_pairs(dpo, passes, chain, data, tmp_path):
     dpo()
     template = tmp_path / "other.jinja"

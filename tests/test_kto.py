@@ -212,6 +212,7 @@ def test_loss_and_gradient_are_trls_at_a_margin(at_first_step, chain, method, lo
     assert seen == [keeps == "true" and loss == "kto"]
 
 
+@pytest.mark.slow
 def test_the_reference_is_computed_once_and_again_where_other_answers_are_put_together(kto, tmp_path, monkeypatch):
     asked = []
     scores = ThumbsTrainer._parent_scores

@@ -67,6 +67,7 @@ def test_only_listed_files_leave(run, ready, hub):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_push_of_what_is_there_makes_no_commit(run, ready, hub):
     assert push(run, ready)[0] == 0
     before = {name: list(repo.commits) for name, repo in hub.repos.items()}
@@ -100,6 +101,7 @@ def test_a_tag_that_names_other_weights_is_refused(run, ready, hub):
     assert "pushed:" not in out
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_longer_part_goes_with_the_same_commit(run, ready, hub):
     assert push(run, ready, "--adapter", "yes")[0] == 0
     assert "adapter/adapter_model.safetensors" in head(hub, "me/small")
@@ -156,6 +158,7 @@ def test_an_adapter_that_brought_tokens_is_refused(run, ready, hub):
     assert not hub.repos
 
 
+@pytest.mark.slow
 def test_names_can_be_set(run, ready, hub):
     assert push(run, ready, "--names", "{pretrain: ground, dpo: me/roof}")[0] == 0
     assert {name for _, name in hub.repos} == {"me/ground", "me/small-sft", "me/roof"}
@@ -447,6 +450,7 @@ def test_a_fine_tuned_node_is_judged_by_its_own_figures(run, tmp_path, hub, monk
     assert not {"predictions.jsonl", "confusion.csv"} & set(head(hub, "me/small"))
 
 
+@pytest.mark.slow
 def test_an_adapter_that_comes_later_is_in_the_tag_that_is_printed(run, ready, hub):
     assert push(run, ready)[0] == 0
     status, out, err = push(run, ready, "--adapter", "yes")

@@ -267,6 +267,7 @@ def test_a_push_killed_at_twenty_moments_can_be_repeated(run, ready, hub, tmp_pa
     assert len(set(states)) >= 3, f"the kills hit only pushes with {set(states)} models there"
 
 
+@pytest.mark.slow
 def test_a_push_that_is_stopped_says_so(hub, ready, tmp_path):
     stopped = Push(hub, ready, tmp_path / "home")
     while stopped.asked() < 8:

@@ -60,6 +60,7 @@ def test_every_node_comes_out_with_the_same_bytes_in_an_empty_folder(run, data, 
     assert f"downloads me/small-sft at tristage-{manifest.read(ready / 'sft')['outputs'][:12]}" in out
 
 
+@pytest.mark.slow
 def test_by_a_process_of_its_own_and_again(run, data, pushed, tmp_path):
     status, _, err = reproduce(run, data, "sft", tmp_path / "again")
     assert status == 0, err

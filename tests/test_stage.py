@@ -493,6 +493,7 @@ def test_what_a_controls_own_file_says_stays_its_own(run, copy, data, written, t
     assert manifest.read(copy / "sft-control")["recipe"]["data"] == str(other)
 
 
+@pytest.mark.slow
 def test_next_is_a_line_that_can_be_run(run, copy, data, written, tmp_path):
     """The first child in the profile, RUNS with its blanks in quotes; else the evaluation."""
     import shlex

@@ -19,6 +19,7 @@ def zoo(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_a_sample_of_faults_is_told(zoo):
     sample = [case for case in cases()[0] if (case.kind, case.name) in TOLD and case.stage == "sft"]
     assert len(sample) == len(TOLD)
@@ -26,6 +27,7 @@ def test_a_sample_of_faults_is_told(zoo):
     assert found == TOLD
 
 
+@pytest.mark.slow
 def test_a_sample_of_correct_setups_trains(zoo):
     faults, right = cases()
     warnings = {case.says for case in faults if TOLD.get((case.kind, case.name)) == WARNED}
