@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -127,7 +128,7 @@ class Finetuning(Stage):
             **DEFAULTS | run.arguments | FORCED | evaluator.stopping(task, options.patience, run.arguments)
         )
         rows = self.rows(run)
-        labels = task.labels([*rows.kept, *rows.validation])
+        labels = task.labels(chain(rows.kept, rows.validation))
         set_seed(run.seed)
         tokenizer = tokenization.load(run.parent)
         model = task.load_model(run.parent, labels, options.init == "random")

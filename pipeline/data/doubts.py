@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _SHORTEST_CUT, _WORDS = 20, 4  # characters, and words before the last, of a sentence that may have been cut
 _FEW, _MOST = 20, 100_000  # rows below which nothing is judged, and that are looked at
+_CHARACTERS = 10_000_000  # of those, at most, about: they are in memory together
 _WRONG = re.compile("[ÃÂâ][\u0080-\u00bf\u20ac\u201a-\u2122]")  # UTF-8 that was read as Latin-1 or Windows-1252
 _GAPS = {
     "nan", "none", "null", "nil", "n/a", "undefined", "nat", "<na>", "todo", "#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!",
@@ -35,10 +36,17 @@ class Doubt(NamedTuple):
 
 def of(rows: Sequence[Row], kind: DatasetType) -> list[str]:
     """Return a line for each doubt about the rows of a type, with how many rows it is about; UserError for what can't be meant."""
-    few = list(islice(rows, _MOST))
+    few: list[Row] = []
+    texts: list[str] = []
+    size = 0
+    for row in islice(rows, _MOST):
+        few.append(row)
+        texts.append(kind.document(row))
+        size += len(texts[-1])
+        if size >= _CHARACTERS:
+            break
     if len(few) < _FEW:
         return []
-    texts = [kind.document(row) for row in few]
     found = [
         Doubt(sum("\ufffd" in text for text in texts), 0.01, "hold the replacement character U+FFFD: their encoding was lost", 0.5),
         Doubt(sum(bool(_WRONG.search(text)) for text in texts), 0.01, "look like UTF-8 that was read in another encoding (mojibake)", 0.9),

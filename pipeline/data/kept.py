@@ -1,6 +1,7 @@
 """Rows on disk, read as if they were a list: Arrow record batches that are mapped into memory, never loaded as a whole.
 
-A row that is nothing but a text is stored as that text, any other as JSON, so that it comes back as it was.
+A row that is nothing but a text is stored as that text, any other as JSON, so that it comes back as it was. Whoever passes
+over all of them need not say how far it is: a pass that takes long says so by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pipeline.data.types import Row
-from pipeline.system import cache
+from pipeline.system import cache, process
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,9 +30,11 @@ class Kept(Sequence[Item]):
     """A sequence of items decoded from record batches, all of them or those of an index."""
 
     def __init__(
-        self, batches: Sequence[pa.RecordBatch], decode: Callable[[pa.RecordBatch], list[Item]], index: array[int] | None = None
-    ) -> None:
-        self._batches, self._decode, self._index = batches, decode, index
+        self, batches: Sequence[pa.RecordBatch], decode: Callable[[pa.RecordBatch], list[Item]], index: array[int] | None = None,
+        name: str = "",
+    ) -> None:  # fmt: skip
+        """`name`: of the recipe, under which a pass over all items says how far it is; empty for none."""
+        self._batches, self._decode, self._index, self._name = batches, decode, index, name
         self._starts = list(accumulate((batch.num_rows for batch in batches), initial=0))
 
     def __len__(self) -> int:
@@ -53,9 +56,10 @@ class Kept(Sequence[Item]):
         return self._decode(self._batches[batch].slice(number - self._starts[batch], 1))[0]
 
     def __iter__(self) -> Iterator[Item]:
-        if self._index is None:
-            return self._between(0, len(self))
-        return (self[number] for number in range(len(self)))
+        found = self._between(0, len(self)) if self._index is None else (self[number] for number in range(len(self)))
+        if not self._name:
+            return found
+        return process.reading(self._name).along(found, lambda number: f"{number:,} of {len(self):,} rows read")
 
     def _between(self, start: int, stop: int) -> Iterator[Item]:
         first = bisect_right(self._starts, start) - 1
@@ -76,7 +80,7 @@ class Kept(Sequence[Item]):
     def select(self, wanted: Iterable[int]) -> Kept[Item]:
         """Return the items at some positions."""
         index = wanted if self._index is None else (self._index[number] for number in wanted)
-        return Kept(self._batches, self._decode, array("q", index))
+        return Kept(self._batches, self._decode, array("q", index), self._name)
 
 
 class Writer:
@@ -131,13 +135,13 @@ def _storable(text: str) -> str | None:
     return text
 
 
-def load(path: Path) -> tuple[Kept[Row], Kept[str]]:
-    """Return the rows of a file and where they come from."""
+def load(path: Path, name: str = "") -> tuple[Kept[Row], Kept[str]]:
+    """Return the rows of a file and where they come from; `name`: of their recipe."""
     import pyarrow as pa
 
     source = pa.ipc.open_file(pa.memory_map(str(path)))
     batches = [source.get_batch(number) for number in range(source.num_record_batches)]
-    return Kept(batches, _rows), Kept(batches, _origins)
+    return Kept(batches, _rows, name=name), Kept(batches, _origins)
 
 
 def _rows(batch: Any) -> list[Row]:
@@ -149,14 +153,14 @@ def _origins(batch: Any) -> list[str]:
     return list(batch.column(2).to_pylist())
 
 
-def spooled(write: Callable[[Writer], None]) -> tuple[Kept[Row], Kept[str]]:
+def spooled(write: Callable[[Writer], None], name: str = "") -> tuple[Kept[Row], Kept[str]]:
     """Return rows that `write` adds to a file without a name, which goes with the last who reads it."""
-    handle, name = tempfile.mkstemp(dir=cache.folder())
+    handle, made = tempfile.mkstemp(dir=cache.folder())
     os.close(handle)
     try:
-        writer = Writer(Path(name))
+        writer = Writer(Path(made))
         write(writer)
         writer.close()
-        return load(Path(name))
+        return load(Path(made), name)
     finally:
-        Path(name).unlink(missing_ok=True)
+        Path(made).unlink(missing_ok=True)

@@ -85,7 +85,7 @@ class Rows:
             for number, row in self._usable(rows, type):
                 writer.add(row, f"{file}: row {number}" if file else "")
 
-        self.kept, origins = kept.spooled(write)
+        self.kept, origins = kept.spooled(write, self.name)
         self.origins = origins if file else []
 
     def _usable(self, rows: Iterable[Row], type: str) -> Iterator[tuple[int, Row]]:

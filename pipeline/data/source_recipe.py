@@ -21,9 +21,9 @@ from pipeline.data.types import Row
 from pipeline.data.types.text import cut
 from pipeline.system import cache, hashes, process
 from pipeline.system.errors import UserError
-from pipeline.system.process import Progress
 
 HELD_OUT = 0.05  # of the rows, where a recipe doesn't say
+_LARGE = 5_000_000  # bytes of a source that takes a second or more
 
 
 @dataclass(frozen=True)
@@ -139,19 +139,22 @@ class SourceRecipe(Recipe):
         """Read every row once, and write those of each split to a file, with what was counted."""
         counted, seen, faults = Rows(name=self.name), set[str](), sources.Faults()
         notes: list[str] = []
-        progress = Progress(lambda text: process.say("data", f"{self.name}: {text}"))
+        progress = process.reading(self.name)
         documents = Documents(self.cut, self.separator)
         sides = split.Sides(folder, self.held_out)
-        found = dict(sides.writers)
         parts = [part for source in self.given for part in source.sides]
         for source, out in sorted(parts, key=lambda part: not part[1]):  # those that are held out by name first
             if not out:
                 sides.begin()
             before = counted.formats.total()
-            for where, row, key in self.sided(
-                source, _raw(source, self.type, documents, notes, faults), counted, faults, notes, seed, seen
-            ):
-                progress.tell(lambda: f"{found['train'].rows:,} rows read, and {found['held_out'].rows:,} held out")
+            size = sum(path.stat().st_size for path in source.files)
+            if size > _LARGE:  # a text is scanned before its first row
+                progress.say(f"reads {source.name}, {size / 1e6:,.0f} MB")
+            raws = progress.along(
+                _raw(source, self.type, documents, notes, faults),
+                lambda _: f"{counted.formats.total():,} rows read, {sides.writers['held_out'].rows:,} held out",
+            )
+            for where, row, key in self.sided(source, raws, counted, faults, notes, seed, seen):
                 if reason := sides.add(row, where, key, out):
                     counted.dropped[reason] += 1
             if counted.formats.total() == before and not faults.count:
@@ -189,7 +192,7 @@ class SourceRecipe(Recipe):
         return "weighted away" if int(hashes.digest([key, seed])[:8], 16) >= source.weight * 2**32 else None
 
     def _read(self, folder: Path, split: str, identity: str) -> Rows:
-        found = {name: kept.load(folder / f"{name}.arrow") for name in SPLITS}
+        found = {name: kept.load(folder / f"{name}.arrow", self.name) for name in SPLITS}
         counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
         rows, origins = found[split]
         trained = [source for source in self.given if not source.held_out]

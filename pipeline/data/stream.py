@@ -22,6 +22,7 @@ from pipeline.data.rows import Rows
 from pipeline.data.sources import Faults, Raw
 from pipeline.data.types import Row
 from pipeline.system.errors import UserError
+from pipeline.system.process import reading
 
 if TYPE_CHECKING:
     from pipeline.data.source_recipe import Source, SourceRecipe
@@ -59,12 +60,11 @@ class Pool:
         self.share = given[0][0].share
         files = [(source, file) for source, found in given for file in found]
         whole = sum(file.size for _, file in files)
+        least = {far: max(ranges.FAR if far else ranges.NEAR, whole // _PARTS) for far in (False, True)}
+        progress = reading(self.name)
         with ThreadPoolExecutor(_TOGETHER) as pool:
-            found = list(
-                pool.map(
-                    lambda one: ranges.parts(one[1], max(ranges.FAR if one[1].far else ranges.NEAR, whole // _PARTS)), files
-                )
-            )
+            cut = pool.map(lambda one: ranges.parts(one[1], least[one[1].far]), files)
+            found = list(progress.along(cut, lambda number: f"{number:,} of {len(files):,} files looked at"))
         self._files = [(*one, cuts) for one, cuts in zip(files, found, strict=True) if cuts]
         self._ends = list(accumulate(len(cuts) for _, _, cuts in self._files))
         self._order: tuple[int, Any] = (-1, ())

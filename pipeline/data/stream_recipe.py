@@ -19,7 +19,6 @@ from pipeline.data.source_recipe import Source, SourceRecipe
 from pipeline.data.stream import Place, Pool, Stream
 from pipeline.system import cache, hashes, process
 from pipeline.system.errors import UserError
-from pipeline.system.process import Progress
 
 SAMPLE = 20_000_000  # characters that are read before the first step, and again as many of what is held out by name
 _KEYS = "named.keys"  # of the sample's folder: the keys of rows that are held out by name, 16 bytes each
@@ -89,7 +88,7 @@ class StreamRecipe(SourceRecipe):
         counted, notes, faults = Rows(name=self.name), list[str](), list[str]()
         sides = split.Sides(folder, self.held_out, moves=False)
         pools = {True: self._pools(None, True), False: self._pools(seed, False)}
-        progress = Progress(lambda text: process.say("data", f"{self.name}: {text}"))
+        progress = process.reading(self.name)
         for named, group in pools.items():
             for pool in group:
                 if not len(pool):

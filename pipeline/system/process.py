@@ -8,12 +8,14 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.system import imports, readable, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
 
+Item = TypeVar("Item")
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -48,6 +50,17 @@ class Progress:
         if time.monotonic() >= self.due:
             self.due = time.monotonic() + 10.0
             self.say(text())
+
+    def along(self, items: Iterable[Item], text: Callable[[int], str]) -> Iterator[Item]:
+        """Yield items, and say now and then how many there were."""
+        for number, item in enumerate(items, start=1):
+            yield item
+            self.tell(lambda: text(number))  # noqa: B023
+
+
+def reading(name: str) -> Progress:
+    """Return what says how far the rows of a recipe are read."""
+    return Progress(lambda text: say("data", f"{name}: {text}"))
 
 
 def count() -> int:

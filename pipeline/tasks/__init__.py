@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,7 +60,7 @@ class Task(ABC):
     baseline_name: ClassVar[str]  # what `baseline` predicts, in words
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
 
-    def labels(self, rows: Sequence[Row]) -> list[str]:
+    def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return the labels that a model of this task chooses from, in the order of their numbers; empty where it has none."""
         return []
 

@@ -7,7 +7,7 @@ that its mean over the rows is 1; with `sampling`, rows of rare labels are repea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -40,12 +40,16 @@ class Classification(Task):
 
     balance: Literal["none", "weights", "sampling"] = option("none", "how rare labels are balanced: none, weights or sampling")
 
-    def labels(self, rows: Sequence[Row]) -> list[str]:
+    def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return the labels in alphabetical order; UserError where there is only one."""
-        found = sorted({row["label"] for row in rows})
+        labels, paired = set[str](), set[bool]()
+        for row in rows:
+            labels.add(row["label"])
+            paired.add("text_pair" in row)
+        found = sorted(labels)
         if len(found) < 2:
             raise UserError(f"every row has the label {found[0]!r}; there is nothing to tell apart")
-        if len({"text_pair" in row for row in rows}) > 1:
+        if len(paired) > 1:
             raise UserError("some rows have one text and some have two; a model reads one or the other")
         return found
 

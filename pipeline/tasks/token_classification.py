@@ -7,7 +7,7 @@ whole word. The loss is -Σ log p(tag) over these positions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
@@ -50,7 +50,7 @@ class TokenClassification(Task):
         """The metric that decides the verdict."""
         return "entity_f1" if self.scheme == "bio" else "accuracy"
 
-    def labels(self, rows: Sequence[Row]) -> list[str]:
+    def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return the tags in alphabetical order; UserError where they are of another scheme."""
         found = sorted({tag for row in rows for tag in row["tags"]})
         strange = [tag for tag in found if tag != _OUTSIDE and not tag.startswith(("B-", "I-"))]
