@@ -156,6 +156,36 @@ def test_a_killed_run_ends_with_the_same_weights_log_and_record(run, tmp_path, m
     assert all(abs(item["got"] - item["asked"]) < 0.1 for item in found["mixture"]), "a hundred rows divide no finer"
 
 
+def test_going_on_reads_one_chunk_whatever_was_looked_at_before(tmp_path, monkeypatch):
+    """The checks before the first step read the first rows."""
+    from types import SimpleNamespace
+
+    from pipeline.data import tokens
+    from pipeline.models import tokenization
+    from pipeline.training.streamed import Streamed
+
+    (tmp_path / "a.jsonl").write_text(lines(texts(0, 1000)))
+    rows = recipe.load(written(tmp_path, {"a.jsonl": "weight: 1"})).rows("text", "train", 1)
+    tokenizer = tokenization.train((row["text"] for row in rows.kept), 300, 64)
+    arguments = SimpleNamespace(train_batch_size=4, world_size=1, max_steps=200, gradient_accumulation_steps=1)
+
+    def opened():
+        return Streamed(rows.stream, lambda part: tokens.text_pieces(part.kept, tokenizer, 64), 0, arguments)
+
+    whole = opened()
+    found = [whole[number] for number in range(700)]
+    (tmp_path / "stream-0.json").write_text(found[599]["position"])
+    again, read, chunk = opened(), [], stream.Stream.chunk
+    monkeypatch.setattr(stream.Stream, "chunk", lambda self, *given: read.append(given) or chunk(self, *given))
+    again.resume(tmp_path)
+    assert again[0] == found[0]
+    read.clear()
+    assert again[600] == found[600]
+    assert len(read) == 1
+    assert [again[number] for number in range(601, 700)] == found[601:]
+    assert again[0] == found[0]
+
+
 def test_a_stage_that_cannot_stream_and_a_run_without_an_end_are_told_at_once(run, chain, tmp_path):
     (tmp_path / "a.jsonl").write_text(lines(texts(0, 9)))
     given = ["--recipe", written(tmp_path, {"a.jsonl": "weight: 1"}), "--output", tmp_path / "out"]

@@ -143,11 +143,11 @@ class Streamed(torch.utils.data.Dataset[Any]):
         batch, place = divmod(index, self.batch)
         turn, process = divmod(batch, self.processes)
         number = turn * self.batch + place
-        reader = self._readers.get(process)
-        if reader is None or reader.next > number:
-            begin = self._begins.get(process)
-            reader = Reader(self, process, begin if begin and begin["next"] <= number else None)
-            self._readers[process] = reader
+        reader, begin = self._readers.get(process), self._begins.get(process)
+        begin = begin if begin and begin["next"] <= number else None
+        # Who looked at the first rows before a run went on left a reader there, and all rows between would be read again.
+        if reader is None or reader.next > number or (begin and reader.next < begin["next"]):
+            reader = self._readers[process] = Reader(self, process, begin)
         while reader.next < number:
             reader.give()
         example = reader.give() | {POSITION: reader.position()}
