@@ -21,7 +21,7 @@ def test_proportions_are_got_within_one_percent(tmp_path, shares):
     sizes = np.random.default_rng(1).integers(5, 200, 3000)
     sizes[1000:] *= 3
     dataset = examples(tmp_path, sizes.tolist())
-    found, told, words = mixture.mixed(dataset, [Part("a", 0, 1000, shares[0]), Part("b", 1000, 3000, shares[1])], 1)
+    found, told = mixture.mixed(dataset, [Part("a", 0, 1000, shares[0]), Part("b", 1000, 3000, shares[1])], 1)
     got = Counter()
     for row in found:
         got["ab"[row["row"] >= 1000]] += len(row["input_ids"])
@@ -37,8 +37,9 @@ def test_proportions_are_got_within_one_percent(tmp_path, shares):
     for numbers in (range(1000), range(1000, 3000)):
         counts = {times[number] for number in numbers}
         assert max(counts) - min(counts) <= 1, "of one source no example is read twice before each was read once"
-    assert "a " in words
-    assert "times; b " in words
+    (words,) = mixture.told({"mixture": told})
+    assert words.startswith(f"mixture: a {told[0]['got']:.1%} of the tokens (asked ")
+    assert "times an epoch; b " in words
 
 
 def test_the_same_seed_gives_the_same_mixture_and_packing_keeps_it_apart_from_others(tmp_path):

@@ -50,7 +50,8 @@ def _changed(old: Iterable[Any], new: Iterable[Any]) -> list[tuple[str, str]]:
     """Return name and change of every file in two listings of (name, sha256)."""
     before, after = {tuple(entry) for entry in old}, {tuple(entry) for entry in new}
     lost, found = {name for name, _ in before - after}, {name for name, _ in after - before}
-    both = [(name, "was edited") for name in lost & found]
+    was, now = dict(before), dict(after)  # what is known by no digest says so in words
+    both = [(name, f"{now[name]}; was {was[name]}" if " " in now[name] else "was edited") for name in lost & found]
     return sorted([*both, *((name, "is gone") for name in lost - found), *((name, "is new") for name in found - lost)])
 
 

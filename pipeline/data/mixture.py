@@ -6,7 +6,7 @@ is read more than once, one whose share is smaller in part (Brown et al. 2020, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,8 +43,23 @@ class Got:
         return f"{self.source} {self.got:.1%} of the tokens (asked {self.asked:.1%}), read {self.epochs:.2f} times"
 
 
-def mixed(dataset: Dataset, parts: Sequence[Part], seed: int) -> tuple[Dataset, list[dict[str, Any]], str]:
-    """Return the examples of one epoch of a mixture in random order, what each source has of it, and that in words.
+def told(recipe: Mapping[str, Any]) -> list[str]:
+    """Return in words how the rows of a recipe were read, by a node's record of it: as a stream, in shares, or neither."""
+    lines = []
+    if found := recipe.get("stream"):
+        epochs = f" in {found['epochs'][0]:.2f} epochs" if "mixture" not in recipe else ""
+        lines.append(
+            f"streamed: {recipe['rows']:,} rows read{epochs}, and {found['held_out']:,} left out as held out; "
+            f"the data is known by its {found['known_by']}"
+        )
+    if shares := recipe.get("mixture"):
+        turn = "in all" if found else "an epoch"
+        lines.append(f"mixture: {'; '.join(f'{Got(**share)} {turn}' for share in shares)}")
+    return lines
+
+
+def mixed(dataset: Dataset, parts: Sequence[Part], seed: int) -> tuple[Dataset, list[dict[str, Any]]]:
+    """Return the examples of one epoch of a mixture in random order, and what each source has of it.
 
     Raises UserError where a source has no example.
     """
@@ -64,7 +79,7 @@ def mixed(dataset: Dataset, parts: Sequence[Part], seed: int) -> tuple[Dataset, 
         for part, share, count, own in zip(parts, asked, tokens, have, strict=True)
     ]
     order = rng.permutation(np.concatenate(drawn))
-    return dataset.select(order), [asdict(item) for item in found], "; ".join(map(str, found))
+    return dataset.select(order), [asdict(item) for item in found]
 
 
 def _counted(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.chain.stage import DATA
+from pipeline.data import mixture
 from pipeline.system.hardware import watts
 
 if TYPE_CHECKING:
@@ -74,12 +75,7 @@ def data(subject: Subject) -> Iterator[str]:
         told = ", ".join(f"{count:,} {reason}" for reason, count in lost.items()) or "none"
         yield f"| {record['node']} | {_recipe(subject, recipe['name'])} | {recipe.get('kept', 0):,} | {told} |"
     for record in subject.records:
-        if mixed := record["recipe"].get("mixture"):
-            shares = "; ".join(
-                f"{_cell(one['source'])} {one['got']:.1%} of the tokens (asked {one['asked']:.1%}), read {one['epochs']:.2f} times an epoch"
-                for one in mixed
-            )
-            yield f"\n{record['node']} reads a mixture: {shares}."
+        yield from (f"\n{record['node']}, {line}." for line in mixture.told(record["recipe"]))
 
 
 def _recipe(subject: Subject, name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.chain import finished, manifest
 from pipeline.chain.finished import Finished
 from pipeline.chain.stage import PARENT
+from pipeline.data import mixture
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
 from pipeline.system.hardware import watts
@@ -68,6 +69,11 @@ class Node:
     def recipe(self) -> str:
         """Name of its recipe, without this machine's folders."""
         return "/".join(Path(self.record["recipe"]["name"]).parts[-2:])
+
+    @property
+    def read(self) -> list[str]:
+        """How its rows were read, in words, where they were streamed or have shares."""
+        return mixture.told(self.record["recipe"])
 
     @cached_property
     def entries(self) -> list[dict[str, Any]]:

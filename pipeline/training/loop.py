@@ -81,8 +81,9 @@ def prepare(
         f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}{held_out}; dropped: {lost}"
     )
     if rows.parts:
-        dataset, run.record["recipe"]["mixture"], told = mixture.mixed(dataset, rows.parts, run.seed)
-        run.say(f"mixture: {told}")
+        dataset, run.record["recipe"]["mixture"] = mixture.mixed(dataset, rows.parts, run.seed)
+        for line in mixture.told(run.record["recipe"]):
+            run.say(line)
     if dropped.total() > kept:
         run.say(_mostly_dropped(rows, kept, dropped.total()))
     return dataset
@@ -226,6 +227,8 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     if stream:
         run.unchanged()
         run.record["recipe"] |= stream.record(trainer.position)
+        for line in mixture.told(run.record["recipe"]):
+            run.say(line)
     after = outcome.losses(trainer)
     trainer.worse = (
         outcome.worse(before, after) or outcome.less_rewarded(progress.entries) or outcome.untaught(progress.entries)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipeline.chain import manifest
 from pipeline.data import stream, tokens
+from pipeline.data.mixture import Got
 from pipeline.data.shards import Encode
 from pipeline.data.stream import Place, Stream
 from pipeline.system import process
@@ -107,8 +108,16 @@ class Reader:
 
     def position(self) -> str:
         """Return where it stands, from which another goes on."""
-        heads = [head.state() for head in self._heads]
+        heads = [head.state() | {"epochs": self._epochs(number)} for number, head in enumerate(self._heads)]
         return json.dumps({"next": self.next, "processes": self.owner.processes, "chunk": stream.CHUNK, "pools": heads})
+
+    def _epochs(self, number: int) -> float:
+        """Return how often the parts of a pool that this process reads were read, as far as examples of them were given out."""
+        head, parts = self._heads[number], len(self._pools[number].order(0, self.process, self.owner.processes))
+        assert head.chunk
+        behind = parts if head.chunk.next.epoch > head.place.epoch else head.chunk.next.part
+        share = head.row / len(head.chunk.order)
+        return round(head.place.epoch + (head.place.part + share * (behind - head.place.part)) / parts, 4)
 
     def _fill(self, number: int) -> None:
         """See to it that a pool has an example; UserError where a whole epoch has none."""
@@ -193,25 +202,20 @@ class Streamed(torch.utils.data.Dataset[Any]):
         kept = sum(head.kept for head in flat)
         found: dict[str, Any] = {"rows": kept + dropped.total(), "kept": kept, "dropped": dict(dropped)}
         found |= {"truncated": dict(truncated)} if truncated else {}
-        epochs = [_epochs(self.stream, number, found) for number, found in enumerate(heads)]
+        read = [[one["pools"][number]["epochs"] for one in every] for number in range(len(heads))]
+        epochs = [round(sum(found) / len(found), 4) for found in read]
         found["stream"] = {
             "held_out": sum(head.held_out for head in flat), "epochs": epochs,
             "known_by": "revision" if any(source.hub for source in self.stream.recipe.given) else "names, sizes and times of files",
         }  # fmt: skip
         if len(self.stream.pools) > 1:
             shares = sum(pool.share for pool in self.stream.pools)
-            read = [sum(head.tokens for head in found) for found in heads]
+            given = [sum(head.tokens for head in found) for found in heads]
             found["mixture"] = [
-                {"source": pool.name, "asked": round(pool.share / shares, 6), "got": round(own / sum(read), 6), "tokens": own, "epochs": epoch}
-                for pool, own, epoch in zip(self.stream.pools, read, epochs, strict=True)
-            ]  # fmt: skip
+                asdict(Got(pool.name, round(pool.share / shares, 6), round(own / sum(given), 6), own, epoch))
+                for pool, own, epoch in zip(self.stream.pools, given, epochs, strict=True)
+            ]
         return found
-
-
-def _epochs(stream: Stream, pool: int, heads: list[_Head]) -> float:
-    """Return how often the parts of a pool were read, in the mean."""
-    parts = max(1, len(stream.pools[pool]) // len(heads))
-    return round(sum(head.place.epoch + head.place.part / parts for head in heads) / len(heads), 4)
 
 
 def _file(checkpoint: Path, rank: int) -> Path:
