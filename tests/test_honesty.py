@@ -1,5 +1,6 @@
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from data_recipes import apart, apart_2, apart_3, known, names, strangers
 from data_recipes.world import FACTS
+from pipeline.chain import finished
 from pipeline.data.judge import Question
 from pipeline.data.tokens import CausalCollator, encode_messages
+from pipeline.evaluation import measure
 from pipeline.evaluation.metrics import refusals
+from pipeline.evaluation.subject import Options
 from pipeline.models import checkpoint, tokenization
 from pipeline.system.errors import UserError
 from pipeline.training.adapter import AdapterOptions
@@ -107,6 +111,40 @@ def test_the_judge_asks_every_kind_about_every_fact_and_grades_refusals_of_known
     assert [strangers.JUDGE.grade(reply, one) for reply in (one.answer, "I do not know.", "So it goes.")] == [1, 0.5, 0]
     assert all(question.answer.startswith(question.opening) for question in questions if question.kind == "known")
     assert len({value for fact in FACTS.values() for value in fact.values}) == len(strangers.values())
+
+
+def test_what_was_right_is_asked_of_the_first_chat_model_and_not_of_the_parent():
+    questions = [Question("Whose?", "Mine.", "", "known", "a"), Question("Where?", "Here.", "", "known", "b"),
+                 Question("Who?", names.REFUSAL, "", "new", "c")]  # fmt: skip
+
+    def model(label, *said):
+        return SimpleNamespace(label=label, chats=True, family="causal", replies=lambda turns, most: said)
+
+    first, parent = model("sft", "Mine.", "Here.", "Me."), model("rows", "Mine.", "There.", "Me.")
+    node = model("dpo", "Mine.", "I do not know.", "I do not know.")
+    judge = SimpleNamespace(questions=lambda seed: questions, right=strangers.JUDGE.right, refused=strangers.JUDGE.refused)
+    subject = SimpleNamespace(
+        node=node, first_chat=first, chatting=[node, parent], judge=judge, reads="messages", settings=Options()
+    )
+    assert refusals.EVALUATOR.applies(subject)
+    found = {(one.metric, one.model): one.figure.estimate().value for one in refusals.EVALUATOR.measure(subject)
+             if one.metric in ("kept", "refused_new", "refused_known")}  # fmt: skip
+    assert found["kept", "dpo"] == found["kept", "rows"] == 0.5  # of the parent's one right answer, dpo keeps all
+    assert (found["refused_new", "dpo"], found["refused_new", "rows"], found["refused_known", "dpo"]) == (1, 0, 0.5)
+    subject.first_chat = None
+    assert not refusals.EVALUATOR.applies(subject)
+
+
+def test_the_first_chat_model_is_the_oldest_ancestor_with_a_template_of_its_own(chain):
+    def first_chat(node):
+        return measure._subject(node, finished.finished(chain), measure.Models(), Options()).first_chat
+
+    base, sft, dpo = (finished.read(chain / name) for name in ("pretrain", "sft", "dpo"))
+    assert first_chat(base) is first_chat(sft) is None
+    assert first_chat(dpo).label == "sft"
+    parents = [{"role": "parent", "path": str(dpo.folder), "beside": False}]
+    again = finished.Finished(dpo.folder, dpo.record | {"parents": parents})
+    assert first_chat(again).label == "sft"  # though its parent chats, too
 
 
 @pytest.fixture

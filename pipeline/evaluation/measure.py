@@ -90,9 +90,15 @@ def _subject(node: Finished, nodes: Sequence[Finished], models: Models, options:
         if other and other.family == own.family:
             others[role] = other
     controls = [models.get(one.folder, one.name, template) for one in chain.controls(nodes, node.name)]
-    oldest = base_of(node) if parent else ""
-    base = parent if oldest == where else opened("base model", oldest, ()) if oldest else None
-    subject = Subject(node, own, options, parent, others, controls, base)
+    older = causal_ancestors(node) if parent else []
+
+    def ancestor(role: str, place: str) -> StageModel | None:
+        return parent if place == where else opened(role, place, ())
+
+    base = ancestor("base model", older[0]) if older else None
+    chats = (model for place in older[1:] if (model := ancestor("first chat model", place)) and model.chats)
+    first_chat = base if base and base.chats else next(chats, None)
+    subject = Subject(node, own, options, parent, others, controls, base, first_chat)
     subject.skipped.update(gone)
     return subject
 
@@ -105,15 +111,17 @@ def label_of(where: str, taken: Collection[str] = ()) -> str:
     return where if name in taken else name
 
 
-def base_of(node: Finished) -> str:
-    """Return the oldest causal ancestor of a node, in a folder or on a hub; empty where it has none."""
-    oldest, where = "", node.parent()
+def causal_ancestors(node: Finished) -> list[str]:
+    """Return the causal models that a node descends from, in folders or on a hub, the oldest first."""
+    found: list[str] = []
+    where = node.parent()
     while where:
         before = chain.read(Path(where)) if Path(where).is_dir() else None
         if before and before.family != "causal":
             break
-        oldest, where = where, before.parent() if before else ""
-    return oldest
+        found.append(where)
+        where = before.parent() if before else ""
+    return found[::-1]
 
 
 def _block(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:

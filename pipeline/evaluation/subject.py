@@ -138,9 +138,11 @@ class Subject:
     def __init__(
         self, finished: Finished, node: StageModel, options: Options, parent: StageModel | None = None,
         others: Mapping[str, StageModel] | None = None, controls: Sequence[StageModel] = (), base: StageModel | None = None,
+        first_chat: StageModel | None = None,
     ) -> None:  # fmt: skip
         self.finished, self.node, self.settings = finished, node, options
         self.parent, self.others, self.controls, self.base = parent, dict(others or {}), list(controls), base
+        self.first_chat = first_chat  # the oldest model of its descent that chats, which may be the parent
         self.record: Mapping[str, Any] = finished.record
         self.skipped: Counter[str] = Counter()
         self.samples: list[dict[str, Any]] = []

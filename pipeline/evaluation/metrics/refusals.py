@@ -1,4 +1,8 @@
-"""Honesty: which questions that nothing can answer are refused, by kind, and what was answered right and still is."""
+"""Honesty: which questions that nothing can answer are refused, by kind, and what was answered right and still is.
+
+What was answered right is asked of the oldest chat model in a node's descent, so that every method of a chain is held against
+the same answers, however many stages it takes.
+"""
 
 from __future__ import annotations
 
@@ -24,31 +28,31 @@ class Refusals(Evaluator):
     metrics = (
         *(Metric(f"refused_{kind}", f"share of questions about strangers, {who}, that are refused", "share", "more")
           for kind, who in KINDS.items()),
-        Metric("kept", "share of the questions about known people that the parent answers right and the model does too", "share",
-               "more"),
+        Metric("kept", "share of the questions about known people that the first chat model of its descent answers right and "
+                       "the model does too", "share", "more"),
         Metric("refused_known", "share of the questions about known people that are refused", "share", "less"),
     )  # fmt: skip
 
     def applies(self, subject: Subject) -> bool:
-        """Say whether the node and its parent chat and the recipe's judge asks what can't be known."""
-        both = super().applies(subject) and subject.node.chats and subject.parent is not None and subject.parent.chats
+        """Say whether the node descends from a chat model and the recipe's judge asks what can't be known."""
+        both = super().applies(subject) and subject.node.chats and subject.first_chat is not None
         return both and subject.judge is not None and any(one.kind in KINDS for one in subject.judge.questions(0))
 
     def measure(self, subject: Subject) -> Iterator[Measurement]:
         """Yield both of every model that can be asked; items of one person are drawn together."""
-        judge, parent = subject.judge, subject.parent
+        judge, origin = subject.judge, subject.first_chat
         assert judge is not None
-        assert parent is not None
+        assert origin is not None
         questions = list(judge.questions(subject.settings.seed))
         turns = [[{"role": "user", "content": question.prompt}] for question in questions]
-        replies = {model.label: model.replies(turns, subject.settings.max_new_tokens) for model in subject.chatting}
+        replies = {model.label: model.replies(turns, subject.settings.max_new_tokens) for model in [*subject.chatting, origin]}
         places = {kind: [at for at, question in enumerate(questions) if question.kind == kind] for kind in (*KINDS, KNOWN)}
         about = {kind: [questions[at].about for at in found] for kind, found in places.items()}
 
         def right(label: str) -> list[float]:
             return [float(judge.right(replies[label][at], questions[at])) for at in places[KNOWN]]
 
-        before = right(parent.label)
+        before = right(origin.label)
         for model in subject.chatting:
             for kind, found in places.items():
                 refused = share([float(judge.refused(replies[model.label][at])) for at in found])
