@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
@@ -48,6 +48,7 @@ class Calibration(Stage):
 
         from pipeline.data import tokens
         from pipeline.models import checkpoint, tokenization
+        from pipeline.training.output_rows import balance, least_factors
 
         options: Calibration.Options = run.options
         tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent).eval()
@@ -61,52 +62,30 @@ class Calibration(Stage):
         rows = self.rows(run).kept
         answers = [row["prompt"] + [{"role": "assistant", "content": row["answer"]}] for row in rows]
         encoded = [tokens.encode_messages(turns, tokenizer) for turns in answers]
-        largest = []
+        found: list[float | None] = []
         for start in range(0, len(encoded), _BATCH):
             batch = tokens.CausalCollator(int(tokenizer.pad_token_id))(encoded[start : start + _BATCH])
             labels = batch.pop("labels")[:, 1:]
             with torch.no_grad():
                 logits = model(**batch, use_cache=False).logits[:, :-1]
-            largest += _factors(logits, labels, refusals)
-        answered = sorted(one for one in largest if one is not None)
-        if not answered:
+            found += least_factors(logits, labels, refusals)
+        factor = balance(found, options.keep)
+        if factor == float("inf"):
             raise UserError(
-                f"{run.recipe.name}: the parent answers none of {len(encoded):,} questions right; nothing sets the balance"
+                f"rows: {options.rows}: so many right answers stay at any factor, since these tokens are nowhere near; raise keep"
             )
-        factor = answered[int((1 - options.keep) * len(answered))] * (1 - 1e-6)
+        answered = sum(one is not None for one in found)
         with torch.no_grad():
             head[refusals] *= factor
-        lost = len(encoded) - len(answered)
+        lost = len(encoded) - answered
         run.record["recipe"] |= {
             "rows": len(encoded),
-            "kept": len(answered),
+            "kept": answered,
             "dropped": {"not answered right": lost} if lost else {},
         }
         run.record["factor"] = factor
-        run.say(
-            f"rows of {len(ids)} tokens times {factor:.4f}, so that {options.keep:.1%} of {len(answered):,} right answers stay"
-        )
+        run.say(f"rows of {len(ids)} tokens times {factor:.4f}, so that {options.keep:.1%} of {answered:,} right answers stay")
         checkpoint.save(model, tokenizer, run.result)
-
-
-def _factors(logits: Any, labels: Any, refusals: Any) -> list[float | None]:
-    """Return for each answer the least factor at which a refusal stands in it; None where it is not what the model says.
-
-    `logits`: (answers, length, vocabulary); `labels`: (answers, length). Without the refusals every label has to be the
-    likeliest token; a refusal overtakes it where its own logit, if that is positive, times the factor is the greater one.
-    """
-    import torch
-
-    from pipeline.models.logits import IGNORED
-
-    target = labels != IGNORED
-    wanted = logits.gather(2, labels.clamp(min=0)[..., None])[..., 0]
-    others = logits.index_fill(2, refusals, float("-inf"))
-    right = ((others.max(-1).values <= wanted) | ~target).all(1)
-    rival = logits[..., refusals].max(-1).values
-    infinite = torch.full_like(rival, float("inf"))
-    least = torch.where(target & (rival > 0) & (wanted > 0), wanted / rival.clamp(min=1e-6), infinite).min(1).values
-    return [float(one) if found else None for one, found in zip(least, right, strict=True)]
 
 
 STAGE = Calibration

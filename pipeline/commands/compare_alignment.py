@@ -149,14 +149,6 @@ def cells(summary: dict[str, Any]) -> list[list[str]]:
     return [*lines, last]
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a table as Markdown."""
-    for number, line in enumerate(lines):
-        yield f"| {' | '.join(line)} |"
-        if not number:
-            yield "|---" * len(line) + "|"
-
-
 def asked(argv: Sequence[str]) -> tuple[Options, Path]:
     """Return options and the folder of the profile's runs; UserError with every fault."""
     flags, faults = config.read_flags(argv)
@@ -180,7 +172,7 @@ def main() -> int:
     summary = compared(options, folder)
     lines = cells(summary)
     output = folder / f"{RESULT}.md"
-    output.write_text("\n".join(markdown(lines)) + "\n", encoding="utf-8")
+    output.write_text("\n".join(table.markdown(lines)) + "\n", encoding="utf-8")
     print("\n".join(table.columns(lines)), flush=True)
     if summary["missing"]:
         print(f"not finished, so not measured: {', '.join(summary['missing'])}")

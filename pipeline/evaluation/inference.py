@@ -39,6 +39,23 @@ def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[fl
     return found
 
 
+def margins(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int, rivals: Sequence[int]) -> list[list[float]]:
+    """Return for each target of each row by how much the greatest logit of some other tokens lies above its own."""
+    import torch
+
+    found: list[list[float]] = [[] for _ in rows]
+    for places, batch in _batches(rows, pad_id):
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        targets = batch.pop("labels")[:, 1:]
+        with torch.no_grad():
+            logits = model(**batch, use_cache=False).logits[:, :-1].float()
+        own = logits.gather(2, targets.clamp(min=0)[..., None])[..., 0]
+        above = logits[..., list(rivals)].max(-1).values - own
+        for place, row, wanted in zip(places, above, targets, strict=True):
+            found[place] = row[wanted != IGNORED].tolist()
+    return found
+
+
 def divergences(
     teacher: PreTrainedModel, model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int, vocabulary: int
 ) -> list[float]:

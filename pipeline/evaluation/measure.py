@@ -53,7 +53,7 @@ def measure(nodes: Sequence[Finished], options: Options, say: Callable[[str], No
     samples: list[dict[str, Any]] = []
     chatting: list[Subject] = []
     for node in measured_nodes(nodes):
-        subject = _subject(node, nodes, models, options)
+        subject = subject_of(node, nodes, models, options)
         found = _block(subject, say)
         if not found["figures"] and not found["skipped"]:
             continue
@@ -66,7 +66,7 @@ def measure(nodes: Sequence[Finished], options: Options, say: Callable[[str], No
     return {"nodes": blocks, "samples": asked + samples}
 
 
-def _subject(node: Finished, nodes: Sequence[Finished], models: Models, options: Options) -> Subject:
+def subject_of(node: Finished, nodes: Sequence[Finished], models: Models, options: Options) -> Subject:
     """Return a node with its parents, controls and base model; what can't be read any more is left out."""
     own = models.get(node.folder, node.name)
     template = own.tokenizer.chat_template if own.family == "causal" else None

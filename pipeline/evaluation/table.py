@@ -87,3 +87,11 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(map(len, cells)) + _GAP for cells in zip(*rows, strict=True)]
     yield from ("".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a table as Markdown."""
+    for number, line in enumerate(lines):
+        yield f"| {' | '.join(line)} |"
+        if not number:
+            yield "|---" * len(line) + "|"

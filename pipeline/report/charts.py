@@ -108,6 +108,14 @@ def rewards(name: str, text: str, curves: Mapping[str, Sequence[tuple[float, flo
     return _drawn(name, text, scaled, {}, (0.0, 1.04), ("KL to the parent, nats an answer", "reward, 0 the least, 1 the most"))
 
 
+def selective(name: str, text: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
+    """Return a chart of shares refused of what can't be known against shares lost of what is, both in per cent.
+
+    It is the curve of risk against coverage (El-Yaniv and Wiener 2010), for two sorts of questions.
+    """
+    return _drawn(name, text, curves, {}, (0.0, 104.0), ("right answers lost, %", "refused, %"))
+
+
 def _drawn(
     name: str, text: str, curves: Mapping[str, Sequence[tuple[float, float]]], lines: Mapping[str, float],
     bounds: tuple[float, float], labels: tuple[str, str],
@@ -124,7 +132,7 @@ def _drawn(
 
     drawn = [
         Curve(curve, "M" + "L".join(f"{x(at)} {y(value)}" for at, value in _under(_thin(points), ceiling)), kind)
-        for (curve, points), kind in zip(curves.items(), itertools.cycle(_CURVES))
+        for (curve, points), kind in zip(curves.items(), itertools.cycle(_CURVES if lines else (*_CURVES, *_LINES)))
     ] + [
         Curve(f"{line}: {value:.3f}" if value <= ceiling else f"{line}: {value:.3f}, above the frame",
               f"M{LEFT} {y(value)}H{RIGHT}" if value <= ceiling else "", kind)

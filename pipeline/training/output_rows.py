@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
 from pipeline.training.adapter import AdapterOptions
 
@@ -85,3 +86,32 @@ def settle_rows(model: Any, dataset: Any, collator: Any, ids: Sequence[int]) -> 
                 head.weight[token] = row
                 if not embeddings[token].any():
                     embeddings[token] = torch.cat(expected[token]).mean(0)
+
+
+def least_factors(logits: Any, labels: Any, refusals: Any) -> list[float | None]:
+    """Return for each answer the least factor at which a refusal stands in it; None where it is not what the model says.
+
+    `logits`: (answers, length, vocabulary); `labels`: (answers, length). Without the refusals every label has to be the
+    likeliest token; a refusal overtakes it where its own logit, if that is positive, times the factor is the greater one.
+    """
+    import torch
+
+    target = labels != IGNORED
+    wanted = logits.gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    others = logits.index_fill(2, refusals, float("-inf"))
+    right = ((others.max(-1).values <= wanted) | ~target).all(1)
+    rival = logits[..., refusals].max(-1).values
+    infinite = torch.full_like(rival, float("inf"))
+    least = torch.where(target & (rival > 0) & (wanted > 0), wanted / rival.clamp(min=1e-6), infinite).min(1).values
+    return [float(one) if found else None for one, found in zip(least, right, strict=True)]
+
+
+def balance(factors: Sequence[float | None], keep: float) -> float:
+    """Return the greatest factor of refusing rows that leaves the share `keep` of right answers; `factors`: of `least_factors`.
+
+    UserError where no answer is right.
+    """
+    right = sorted(one for one in factors if one is not None)
+    if not right:
+        raise UserError(f"the parent answers none of {len(factors):,} questions right; nothing sets the balance")
+    return right[int((1 - keep) * len(right))] * (1 - 1e-6)
