@@ -45,8 +45,8 @@ class Abstention(Stage):
         recipe: str = option("world", "data recipe that gives answers, those about what can't be known with a text of `rows`")
         rows: list[str] = option([], "texts that stand in the place of a value, each of which becomes a token")  # noqa: RUF009
         keep: float = option(0.96, "share of the other right answers that stay as they are", at_least=0.0, at_most=1.0)
-        offsets: list[float] = option([10.0, 12.0, 14.0, 16.0], "logits above which the model counts as sure, to choose from")  # noqa: RUF009
-        weights: list[float] = option([1.0, 2.0, 4.0, 8.0, 16.0], "by how much sureness lowers the tokens, to choose from")  # noqa: RUF009
+        offsets: list[float] = option([12.0, 14.0, 16.0, 18.0], "logits above which the model counts as sure, to choose from")  # noqa: RUF009
+        weights: list[float] = option([4.0, 8.0, 16.0, 32.0], "by how much sureness lowers the tokens, to choose from")  # noqa: RUF009
 
     def train(self, run: Run) -> None:
         """Solve for the rows, choose the layer and write the model."""
