@@ -21,7 +21,7 @@ from pipeline.chain import request as requests
 from pipeline.chain.finished import Finished
 from pipeline.data import recipe as recipes
 from pipeline.data import types
-from pipeline.evaluation import metrics
+from pipeline.evaluation import benchmarks, metrics
 from pipeline.evaluation.subject import Options
 from pipeline.system import config, hashes, process
 from pipeline.system.errors import UserError
@@ -135,7 +135,7 @@ def _faults(node: Finished) -> list[str]:
 
 
 def _identity(node: Finished) -> Any:
-    """Return what the figures of a node depend on: its outputs, its rows, its judge's questions, what it is judged by."""
+    """Return what the figures of a node depend on: outputs, rows, its judge's questions, what it is judged by, benchmarks."""
     record = node.record
     judged_by = [list(against) for against in node.stage.judged_by(node.options)]
     found: list[str] = []
@@ -147,7 +147,7 @@ def _identity(node: Finished) -> Any:
             found = list(error.faults)
     parents = [entry | {"path": Path(entry["path"]).name} for entry in record["parents"]]  # wherever the folder was moved
     made = [record["outputs"], record["recipe"].get("digest"), parents, record["control_of"]]
-    return [node.name, *made, judged_by, *found]
+    return [node.name, *made, judged_by, *found, *([run] if (run := benchmarks.entries_of(node)) else [])]
 
 
 def _missing(runs: Path, file: Path | None, done: set[str]) -> list[str]:

@@ -12,7 +12,7 @@ from pipeline.chain.finished import Finished
 from pipeline.chain.stage import DATA, PARENT, ROWS
 from pipeline.data import types
 from pipeline.data.tokens import encode_text
-from pipeline.evaluation import metrics
+from pipeline.evaluation import benchmarks, metrics
 from pipeline.evaluation.comparisons import block, collected
 from pipeline.evaluation.metrics import Evaluator, Metric
 from pipeline.evaluation.subject import Options, StageModel, Subject, Turns
@@ -43,8 +43,8 @@ def measured_nodes(nodes: Sequence[Finished]) -> list[Finished]:
 
 
 def evaluators(node: Finished) -> list[Evaluator]:
-    """Return the registry's evaluators and those that the node's stage brings along."""
-    return [*map(metrics.load, metrics.known()), *node.stage.evaluators(node.options)]
+    """Return the registry's evaluators, those that the node's stage brings along, and the benchmarks that were run on it."""
+    return [*map(metrics.load, metrics.known()), *node.stage.evaluators(node.options), *benchmarks.evaluators(node)]
 
 
 def measure(nodes: Sequence[Finished], options: Options, say: Callable[[str], None]) -> dict[str, Any]:
