@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,7 +55,7 @@ class Abstention(Stage):
         from pipeline.data import tokens
         from pipeline.models import checkpoint, confidence_layer, tokenization
         from pipeline.training.adapter import AdapterOptions
-        from pipeline.training.output_rows import begin_rows, settle_rows
+        from pipeline.training.output_rows import balance, begin_rows, settle_rows
 
         options: Abstention.Options = run.options
         rows = self.rows(run)
@@ -71,11 +71,20 @@ class Abstention(Stage):
             raise UserError(f"rows: {missing}: no answer of {run.recipe.name} has such a text where a value would stand")
         read = _likeliest(model, states[withheld], refusals)
         down = confidence_layer.lowering(model, refusals)
+        right = _factors(model, states, labels, refusals)[0]
         found: list[tuple[float, float, float, float]] = []
         for offset, weight in itertools.product(options.offsets, options.weights):
             confidence_layer.write(model, read, offset, weight * down)
-            found.append((*_balance(model, states, labels, refusals, options.keep), offset, weight))
+            known, unknown = _factors(model, states, labels, refusals)
+            # an answer that the layer itself spoils is lost at any factor
+            still = [None if before is None else now or 0.0 for before, now in zip(right, known, strict=True)]
+            found.append((*_withheld(unknown, balance(still, options.keep)), offset, weight))
         share, factor, offset, weight = max(found)
+        if not share:
+            raise UserError(
+                f"{run.recipe.name}: under no setting is anything withheld, if {options.keep:.1%} of the right answers stay; "
+                "lower keep, or give other offsets and weights"
+            )
         confidence_layer.write(model, read, offset, weight * down)
         with torch.no_grad():
             model.get_output_embeddings().weight[refusals] *= factor
@@ -142,12 +151,15 @@ def _likeliest(model: Any, states: Any, refusals: Any) -> Any:
     return expected.topk(min(model.config.intermediate_size, len(expected) - len(refusals))).indices
 
 
-def _balance(model: Any, states: Any, labels: Any, refusals: Any, keep: float) -> tuple[float, float]:
-    """Return which share of the withheld places is refused at the factor of the rows that keeps the other answers, and that factor."""
+def _factors(model: Any, states: Any, labels: Any, refusals: Any) -> tuple[list[float | None], list[float]]:
+    """Return by how much the refusing rows may be multiplied before a refusal stands in an answer, and must be to stand where it is to.
+
+    The former is None of an answer that is not what the model says, the latter infinite where no factor is enough.
+    """
     import torch
 
     from pipeline.models import confidence_layer
-    from pipeline.training.output_rows import balance, least_factors
+    from pipeline.training.output_rows import least_factors
 
     known: list[float | None] = []
     unknown: list[float] = []
@@ -161,8 +173,14 @@ def _balance(model: Any, states: Any, labels: Any, refusals: Any, keep: float) -
         unknown += torch.where(rival > 0, others / rival, float("inf"))[withheld].tolist()
         answers = ~withheld.any(1)
         known += least_factors(logits[answers], wanted[answers], refusals)
-    factor = balance(known, keep)
-    return sum(one < factor < float("inf") for one in unknown) / len(unknown), factor
+    return known, unknown
+
+
+def _withheld(needed: Sequence[float], allowed: float) -> tuple[float, float]:
+    """Return the share that is withheld at a factor, and the factor: no more than what withholds all that can be."""
+    reachable = [one for one in needed if one < float("inf")]
+    factor = min(allowed, 1.01 * max(reachable, default=0.0))
+    return sum(one < factor for one in reachable) / len(needed), factor
 
 
 STAGE = Abstention

@@ -15,7 +15,7 @@ from pipeline.data.tokens import CausalCollator, encode_messages
 from pipeline.evaluation import measure
 from pipeline.evaluation.metrics import refusals
 from pipeline.evaluation.subject import Options
-from pipeline.models import checkpoint, confidence_layer, tokenization
+from pipeline.models import checkpoint, tokenization
 from pipeline.system.errors import UserError
 from pipeline.training.adapter import AdapterOptions
 from pipeline.training.output_rows import begin_rows, least_factors, settle_rows
@@ -209,46 +209,3 @@ def test_the_balance_is_the_least_factor_at_which_a_refusal_overtakes_a_right_an
     labels = torch.tensor([[0, 1], [0, 1], [0, -100]])
     found = least_factors(logits, labels, torch.tensor([2]))
     assert found == [3.0, None, float("inf")]  # 9 / 3 is less than 8 / 2; answered wrong; no refusal is ever near
-
-
-def entering(model, ids):
-    """Return what enters the last layer of a model."""
-    seen = []
-    hook = model.model.layers[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    with torch.no_grad():
-        model(ids)
-    hook.remove()
-    return seen[0]
-
-
-@torch.no_grad()
-def test_a_confidence_layer_changes_nothing_until_it_is_written_and_then_lowers_tokens_where_others_are_sure(small, tmp_path):
-    words, model = small
-    begin_rows(AdapterOptions(method="rows", rows=["It is"]), words, model)
-    model.get_output_embeddings().weight.normal_()
-    model.model.norm.weight.uniform_(0.5, 1.5)
-    ids = torch.randint(5, len(words), (4, 12))
-    before = model(ids).logits
-    deeper = confidence_layer.append(model).eval()
-    assert torch.equal(deeper(ids).logits, before)
-
-    refusals, read = torch.tensor([len(words) - 1, 7]), torch.tensor([9, 10, 11])
-    down = confidence_layer.lowering(deeper, refusals)
-    norm, rows = deeper.model.norm, deeper.get_output_embeddings().weight * deeper.model.norm.weight
-    assert torch.allclose((rows @ down)[refusals], -torch.ones(2), atol=1e-3)
-    aside = -rows[refusals].T @ torch.linalg.solve(rows[refusals] @ rows[refusals].T, torch.ones(2))  # the shortest such one
-    assert ((rows @ down) ** 2).sum() < ((rows @ aside) ** 2).sum()
-
-    offset = float(before[..., read].max()) - 0.5
-    confidence_layer.write(deeper, read, offset, 100.0 * down)
-    assert 0 < (before[..., read] > offset).any(-1).sum() < ids.numel()  # at some places one of them is as sure as that
-    found, states = deeper(ids).logits, entering(deeper, ids)
-    gates = torch.nn.functional.silu(before[..., read] - offset).sum(-1, keepdim=True)
-    assert torch.allclose(found, norm(states + 100.0 * gates * down) @ deeper.get_output_embeddings().weight.T, atol=1e-4)
-    assert torch.allclose(confidence_layer.logits(deeper, states), found, atol=1e-5)
-
-    checkpoint.save(deeper, words, tmp_path)
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, found)
-    config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, hidden_act="gelu")
-    with pytest.raises(UserError, match="gates of silu"):
-        confidence_layer.append(LlamaForCausalLM(config))

@@ -178,10 +178,16 @@ def refused_at(curve: Sequence[Mapping[str, float]], kind: str, kept: float) -> 
     return max((point[kind] for point in curve if point["kept"] >= kept), default=None)
 
 
+def asked_of(summary: Mapping[str, Any]) -> list[str]:
+    """Return the kinds of strangers whom every method was asked about."""
+    return [kind for kind in KINDS if all(kind in row["as it is"] for row in summary["rows"])]
+
+
 def cells(summary: Mapping[str, Any], wanted: Mapping[str, float]) -> Iterator[list[str]]:
     """Yield the table, its headings first: each method as it is and along its curve, and the threshold on each recipe's questions."""
     headings = [f"{kind} at {share:.0%} kept" for kind, share in wanted.items()]
-    yield ["", "questions", "kept", *(f"refused, {kind}" for kind in KINDS), *headings]
+    kinds = asked_of(summary)
+    yield ["", "questions", "kept", *(f"refused, {kind}" for kind in kinds), *headings]
 
     def read(curve: Sequence[Mapping[str, float]]) -> list[str]:
         found = [refused_at(curve, kind, share) for kind, share in wanted.items()]
@@ -193,11 +199,11 @@ def cells(summary: Mapping[str, Any], wanted: Mapping[str, float]) -> Iterator[l
             row["name"],
             row["questions"],
             f"{stands['kept']:.1%}",
-            *(f"{stands[kind]:.1%}" for kind in KINDS),
+            *(f"{stands[kind]:.1%}" for kind in kinds),
             *read(row["curve"]),
         ]
     for recipe, curve in {row["questions"]: row["threshold"] for row in summary["rows"]}.items():
-        yield ["threshold", recipe, *[""] * (1 + len(KINDS)), *read(curve)]
+        yield ["threshold", recipe, *[""] * (1 + len(kinds)), *read(curve)]
 
 
 def pictures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -205,12 +211,12 @@ def pictures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from pipeline.report import charts, templates
 
     curves = {row["name"]: row["curve"] for row in summary["rows"]} | {"threshold": summary["rows"][0]["threshold"]}
-    for kind, meaning in KINDS.items():
+    for kind in asked_of(summary):
         points = {
             name: [(100 * (1 - point["kept"]), 100 * point[kind]) for point in curve if 1 - point["kept"] <= _DRAWN]
             for name, curve in curves.items()
         }
-        told = f"Questions about strangers, {meaning}: share refused against share of right answers lost, for each method."
+        told = f"Questions about strangers, {KINDS[kind]}: share refused against share of right answers lost, for each method."
         chart = charts.selective(f"refused, {kind}", told, {name: found for name, found in points.items() if found})
         yield kind, templates.environment().get_template("selective.svg.jinja").render(chart=chart)
 

@@ -36,7 +36,8 @@ class Refusals(Evaluator):
     def applies(self, subject: Subject) -> bool:
         """Say whether the node descends from a chat model and the recipe's judge asks what can't be known."""
         both = super().applies(subject) and subject.node.chats and subject.first_chat is not None
-        return both and subject.judge is not None and any(one.kind in KINDS for one in subject.judge.questions(0))
+        kinds = {one.kind for one in subject.judge.questions(0)} if both and subject.judge else set()
+        return KNOWN in kinds and not kinds.isdisjoint(KINDS)
 
     def measure(self, subject: Subject) -> Iterator[Measurement]:
         """Yield both of every model that can be asked; items of one person are drawn together."""
@@ -46,7 +47,11 @@ class Refusals(Evaluator):
         questions = list(judge.questions(subject.settings.seed))
         turns = [[{"role": "user", "content": question.prompt}] for question in questions]
         replies = {model.label: model.replies(turns, subject.settings.max_new_tokens) for model in [*subject.chatting, origin]}
-        places = {kind: [at for at, question in enumerate(questions) if question.kind == kind] for kind in (*KINDS, KNOWN)}
+        asked = {question.kind for question in questions}
+        places = {
+            kind: [at for at, question in enumerate(questions) if question.kind == kind]
+            for kind in (*KINDS, KNOWN) if kind in asked
+        }  # fmt: skip
         about = {kind: [questions[at].about for at in found] for kind, found in places.items()}
 
         def right(label: str) -> list[float]:
