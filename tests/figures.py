@@ -80,6 +80,17 @@ def told_apart(node: str) -> list[Figure]:
     ]
 
 
+def honest(node: str, kept: float, **refused: float) -> list[Figure]:
+    """Return what is promised of a way to honesty: so much of each kind of the unknown is refused, so much of the known is kept."""
+    return [
+        (f"{node}: right answers of SFT kept", at(node, "kept"), lambda x: x >= kept, f">= {kept}"),
+        *(
+            (f"{node}: refused, {kind}", at(node, f"refused_{kind}"), lambda x, least=least: x >= least, f">= {least}")
+            for kind, least in refused.items()
+        ),
+    ]
+
+
 FIGURES: dict[str, list[Figure]] = {
     "tiny": [
         ("held-out loss over the entropy floor", at("pretrain", "loss_over_floor"), lambda x: x <= 1.15, "<= 1.15"),
@@ -111,6 +122,10 @@ FIGURES: dict[str, list[Figure]] = {
             (f"solved, {how}, RLOO - {other}: lower end", change("rlhf", other, metric, "low"), lambda x: x > 0, "> 0")
             for how, metric in (("greedy", "exact_match"), ("sampled", "sampled_reward")) for other in ("sft", "rlhf-format")
         ),
+    ],
+    "honest": [
+        *(figure for node in ("sft-refuse", "dpo") for figure in honest(node, 0.97, new=0.95, first=0.95, last=0.95)),
+        *(figure for draw in ("", "2", "3") for figure in honest(f"calibrate-abstain{draw}", 0.95, apart=0.6)),
     ],
     "distill": [
         ("held-out loss with the teacher - without it, as long: upper end", change("distill", "distill-alone", "loss", "high"), lambda x: x < 0, "< 0"),

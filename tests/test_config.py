@@ -3,14 +3,16 @@ import dataclasses
 import pytest
 
 from pipeline.chain import profile
-from pipeline.commands import compare_alignment, compare_objectives, evaluate, push
+from pipeline.commands import compare_alignment, compare_objectives, compare_refusals, evaluate, push
 from pipeline.data import recipe
 from pipeline.system import config
 from pipeline.system.config import check, fits, normal, only, option, read_flags, read_profile
 from pipeline.system.errors import UserError
 
 PROFILES = sorted(profile.FOLDER.rglob("*.yaml"))
-SETTINGS = {command.SETTINGS: command.Options for command in (compare_alignment, compare_objectives, evaluate, push)}
+SETTINGS = {
+    command.SETTINGS: command.Options for command in (compare_alignment, compare_objectives, compare_refusals, evaluate, push)
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,7 +181,7 @@ def test_a_parent_of_another_family_is_refused(run, chain, data, tmp_path):
     for name, family in (
         ("mlm", "masked or embedder"),
         ("span_corruption", "seq2seq"),
-        ("skipgram", "no parent here; calibrate and distill and dpo and finetune and "),
+        ("skipgram", "no parent here; abstain and calibrate and distill and dpo and finetune and "),
     ):
         status, _, err = run("pretrain", *flags(name, tmp_path, "--parent", chain / "pretrain"))
         assert status == 2

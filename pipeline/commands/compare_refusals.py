@@ -207,10 +207,12 @@ def cells(summary: Mapping[str, Any], wanted: Mapping[str, float]) -> Iterator[l
 
 
 def pictures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each kind of question with a chart of all methods, and of the threshold on the questions of the first."""
+    """Yield each kind of question with a chart of the methods that were asked what the first was, and of the threshold."""
     from pipeline.report import charts, templates
 
-    curves = {row["name"]: row["curve"] for row in summary["rows"]} | {"threshold": summary["rows"][0]["threshold"]}
+    first = summary["rows"][0]
+    curves = {row["name"]: row["curve"] for row in summary["rows"] if row["questions"] == first["questions"]}
+    curves["threshold"] = first["threshold"]
     for kind in asked_of(summary):
         points = {
             name: [(100 * (1 - point["kept"]), 100 * point[kind]) for point in curve if 1 - point["kept"] <= _DRAWN]
