@@ -62,9 +62,16 @@ class Pool:
         whole = sum(file.size for _, file in files)
         least = {far: max(ranges.FAR if far else ranges.NEAR, whole // _PARTS) for far in (False, True)}
         progress = reading(self.name)
-        with ThreadPoolExecutor(_TOGETHER) as pool:
-            cut = pool.map(lambda one: ranges.parts(one[1], least[one[1].far]), files)
-            found = list(progress.along(cut, lambda number: f"{number:,} of {len(files):,} files looked at"))
+        found: list[Sequence[tuple[int, int]]] = []
+
+        def look() -> None:  # from the first file on that was not answered for
+            left = [file for _, file in files[len(found) :]]
+            with ThreadPoolExecutor(_TOGETHER) as pool:
+                for cuts in pool.map(lambda file: ranges.parts(file, least[file.far]), left):
+                    found.append(cuts)
+                    progress.tell(lambda: f"{len(found):,} of {len(files):,} files looked at")
+
+        hubs.again(self.name, look)
         self._files = [(*one, cuts) for one, cuts in zip(files, found, strict=True) if cuts]
         self._ends = list(accumulate(len(cuts) for _, _, cuts in self._files))
         self._order: tuple[int, Any] = (-1, ())

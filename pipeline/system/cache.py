@@ -88,7 +88,11 @@ def made(name: str, make: Callable[[Path], None]) -> Path:
     if not _is_whole(path):
         fcntl.flock(lock, fcntl.LOCK_EX)  # not at once: another may come first
         if not _is_whole(path):
-            _make(path, make)
+            try:
+                _make(path, make)
+            except BaseException:
+                lock.close()  # at once: who keeps the error would keep the lock, and wait for itself in another try
+                raise
         fcntl.flock(lock, fcntl.LOCK_SH)
     _held[path] = lock
     with contextlib.suppress(OSError):
