@@ -81,6 +81,53 @@ def test_faults_of_all_sources_are_told_at_once(tmp_path, place):
     assert len(refused(f"{tmp_path}/a.jsonl=1,{tmp_path}/b.jsonl=1")) == 2
 
 
+@pytest.mark.parametrize(
+    ("lines_of", "said"),
+    [(lambda: lines(3000) + '{"txt": "a"}\n', "row 3001: text is NoneType, not text"), (lambda: "", "is empty; its split 'train' holds no row"),
+     (lambda: lines(3000) + '{"text: "a"}\n', "JSON parse error")],
+)  # fmt: skip
+def test_a_folder_of_a_hub_s_form_is_told_with_the_cause(tmp_path, place, lines_of, said):
+    (tmp_path / "form").mkdir()
+    (tmp_path / "form" / "train.jsonl").write_text(lines_of())
+    (tmp_path / "a.yaml").write_text(f"type: text\nsources:\n  - hub: {tmp_path}/form\n")
+    with pytest.raises(UserError) as error:
+        recipe.load(str(tmp_path / "a.yaml")).rows("text", "train", 1)
+    (fault,) = error.value.faults
+    assert fault.startswith(f"{tmp_path}/form: ")
+    assert said in fault
+    assert "\n" not in fault
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lambda path: path.write_text(lines(4001)), "was changed while it was read"),
+     (lambda path: path.write_text(lines(10)), "was changed while it was read"), (lambda path: path.unlink(), "was removed while it was read")],
+)  # fmt: skip
+def test_a_file_that_changes_in_the_middle(tmp_path, place, monkeypatch, change, said):
+    from pipeline.data import split
+
+    path, add = tmp_path / "a.jsonl", split.Sides.add
+    path.write_text(lines(4000))
+    monkeypatch.setattr(
+        split.Sides,
+        "add",
+        lambda self, row, where, *given: (where.endswith(":2000") and change(path)) or add(self, row, where, *given),
+    )
+    (fault,) = refused(path)
+    assert fault in (f"{path}: {said}", f"{path}: {said}; run the same command again")
+    assert not [entry for entry in place.iterdir() if entry.is_dir()], "nothing of it is kept"
+
+
+@pytest.mark.slow
+def test_a_column_that_changes_its_type_in_row_2000000(tmp_path, place):
+    path = tmp_path / "a.jsonl"
+    with path.open("w") as file:
+        file.writelines(f'{{"text": "row {number}"}}\n' for number in range(1_999_999))
+        file.write('{"text": 5}\n')
+    assert refused(path) == [f"{path}:2000000: text is int, not text"]
+    assert not [entry for entry in place.iterdir() if entry.is_dir()], "nothing of it is kept"
+
+
 def test_a_pass_that_was_killed_is_made_again(tmp_path, place, monkeypatch):
     from pipeline.data import kept
 

@@ -214,12 +214,23 @@ def refused(path):
      ("a.jsonl.gz", gzip.compress(lines(texts(0, 3000)).encode())[:-900], "{}: can't be read after row "),
      ("a.json", json.dumps([{"text": "a"}]), "{}: is one JSON value, which can't be streamed"),
      ("a.jsonl", "", "a.jsonl: is empty; it holds no row"),
+     ("a.jsonl", "\n\n", "a.jsonl: is empty; it holds no row"),
+     ("a.jsonl.gz", b"", "a.jsonl.gz: is empty; it holds no row"),
      ("a.parquet", b"PAR1", "{}: not parquet")],
 )  # fmt: skip
 def test_broken_data_is_one_line_with_file_and_row(tmp_path, name, data, said):
     (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     (fault,) = refused(written(tmp_path, {name: "weight: 1"}))
     assert fault.startswith(said.format(tmp_path / name)), fault
+
+
+def test_each_source_without_a_row_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines(texts(0, 300)))
+    groups(tmp_path / "b.parquet", [])
+    (tmp_path / "c.jsonl").write_text("")
+    assert refused(written(tmp_path, dict.fromkeys(["a.jsonl", "b.parquet", "c.jsonl"], "weight: 1"))) == [
+        "b.parquet: is empty; it holds no row", "c.jsonl: is empty; it holds no row",
+    ]  # fmt: skip
 
 
 def test_a_broken_row_group_is_one_line(tmp_path):

@@ -36,7 +36,9 @@ def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> 
         try:
             return datasets.load_dataset(name, subset, split=split, revision=revision)
         except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named or the network
-            said = " ".join(str(error).split())[:300]
+            said = _said(error)
+            if isinstance(error, StopIteration):
+                raise UserError(f"{name}: is empty; its split {split!r} holds no row") from None
             if not _network(error):
                 raise UserError(f"{name}: datasets can't load split {split!r}: {said}") from None
             if wait is None or said.startswith("Couldn't reach"):
@@ -71,7 +73,7 @@ def files(name: str, subset: str | None = None, split: str = "train", revision: 
     except UserError:
         raise
     except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named
-        said = " ".join(str(error).split())[:300]
+        said = _said(error)
         raise UserError(f"{name}: datasets can't find the files of split {split!r}: {said}") from None
 
 
@@ -83,12 +85,21 @@ def again(name: str, ask: Callable[[], Item]) -> Item:
         except Exception as error:
             if not _network(error):
                 raise
-            said = " ".join(str(error).split())[:300]
+            said = _said(error)
             if wait is None:
                 raise UserError(f"{name}: the hub failed: {said}; run the same command again, and it goes on") from None
             process.say("data", f"{name}: the hub failed ({said[:80]}); is asked again in {wait:g} s")
             time.sleep(wait)
     raise AssertionError("not reached")
+
+
+def _said(error: BaseException) -> str:
+    """Return what an error says, and what the first of those says that it came from, in one line."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    told = dict.fromkeys(" ".join(str(one).split())[:300] or type(one).__name__ for one in (error, first))
+    return ": ".join(told)
 
 
 def _network(error: BaseException | None) -> bool:

@@ -82,7 +82,8 @@ def parts(file: File, least: int) -> Sequence[tuple[int, int]]:
     """
     if file.kind == "parquet":
         with file.open() as opened:
-            return [(group, group + 1) for group in range(_parquet(file, opened).metadata.num_row_groups)]
+            groups = _parquet(file, opened).metadata
+            return [(group, group + 1) for group in range(groups.num_row_groups) if groups.row_group(group).num_rows]
     if file.kind == "json" and not file.packed:
         with file.open() as opened:
             if opened.read(FAR).lstrip()[:1] == b"[":

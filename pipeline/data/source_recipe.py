@@ -126,14 +126,24 @@ class SourceRecipe(Recipe):
         if identity:
 
             def make(folder: Path) -> None:
-                self._pass(folder, seed)
-                if cache.key(self._content(type), seed) != identity:
-                    raise UserError(f"{self.name}: was changed while it was read; run the same command again")
+                try:
+                    self._pass(folder, seed)
+                finally:  # a file that is written meanwhile may look broken, too
+                    self._unchanged(type, seed, identity)
 
             return self._read(cache.made(f"rows-{identity}", make), split, f"{identity}-{split}").usable(split)
         with tempfile.TemporaryDirectory(dir=cache.folder()) as made:
             self._pass(Path(made), seed)
             return self._read(Path(made), split, "").usable(split)
+
+    def _unchanged(self, type: str, seed: int, identity: str) -> None:
+        """Raise UserError where the sources are no longer those of an identity."""
+        try:
+            found = cache.key(self._content(type), seed)
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: was removed while it was read") from None
+        if found != identity:
+            raise UserError(f"{self.name}: was changed while it was read; run the same command again") from None
 
     def _pass(self, folder: Path, seed: int) -> None:
         """Read every row once, and write those of each split to a file, with what was counted."""

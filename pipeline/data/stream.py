@@ -72,6 +72,8 @@ class Pool:
                     progress.tell(lambda: f"{len(found):,} of {len(files):,} files looked at")
 
         hubs.again(self.name, look)
+        read = {id(source) for (source, _), cuts in zip(files, found, strict=True) if cuts}
+        self.empty = [source.name for source, _ in given if id(source) not in read]  # sources without a part
         self._files = [(*one, cuts) for one, cuts in zip(files, found, strict=True) if cuts]
         self._ends = list(accumulate(len(cuts) for _, _, cuts in self._files))
         self._order: tuple[int, Any] = (-1, ())

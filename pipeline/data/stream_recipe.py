@@ -91,10 +91,7 @@ class StreamRecipe(SourceRecipe):
         progress = process.reading(self.name)
         for named, group in pools.items():
             for pool in group:
-                if not len(pool):
-                    faults.append(f"{pool.name}: is empty; it holds no row")
-                    continue
-                place, size = Place(), SAMPLE // len(group)
+                place, size, before = Place(), SAMPLE // len(group), counted.formats.total()
                 while not place.epoch and size > 0:
                     found, place = stream.read(self, pool, place, stream.CHUNK, counted, seed, notes=notes)
                     for where, row, key in found:
@@ -102,6 +99,9 @@ class StreamRecipe(SourceRecipe):
                             counted.dropped[reason] += 1
                     size -= stream.CHUNK
                     progress.tell(lambda: f"{counted.formats.total():,} rows of the sample read")
+                faults += [f"{name}: is empty; it holds no row" for name in pool.empty]
+                if place.epoch and counted.formats.total() == before and not pool.empty:
+                    faults.append(f"{pool.name}: is empty; it holds no row")
                 if named and not place.epoch:
                     notes.append(f"of what is held out by name, the first {SAMPLE:,} characters are")
         if faults:
