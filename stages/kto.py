@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
@@ -26,28 +28,59 @@ from pipeline.system.errors import UserError
 from pipeline.training.chat import ChatOptions
 from pipeline.training.references import kept_and_moved
 
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-def mismatched(examples: Sequence[Tokens], size: int) -> list[Tokens]:
-    """Return examples with `KL_completion_ids`: the answer of the row before it in its batch, of the first that of the last.
+
+_READ = 1000  # examples that are looked up at once
+
+
+def mismatched(examples: Iterable[Tokens], size: int) -> Iterator[Tokens]:
+    """Yield examples with `KL_completion_ids`: the answer of the row before it in its batch, of the first that of the last.
 
     A batch of one row, which the last may be, has the answer of the row before it in the batch before.
     """
-    found = []
-    for start in range(0, len(examples), size):
-        batch = examples[start : start + size]
-        others = [batch[number - 1] for number in range(len(batch))] if len(batch) > 1 else [examples[start - 1]]
-        found += [row | {"KL_completion_ids": other["completion_ids"]} for row, other in zip(batch, others, strict=True)]
-    return found
+    left, before = iter(examples), list[Tokens]()
+    while batch := list(islice(left, size)):
+        others = [batch[number - 1] for number in range(len(batch))] if len(batch) > 1 else (before or batch)[-1:]
+        yield from (row | {"KL_completion_ids": other["completion_ids"]} for row, other in zip(batch, others, strict=True))
+        before = batch
 
 
-def shorten(examples: Sequence[Tokens], longest: int) -> int:
-    """Cut what stands after another prompt for the KL alone, so that no row is longer than `longest`; return how many."""
-    cut = 0
-    for row in examples:
-        room = longest - len(row["prompt_ids"])
-        cut += len(row["KL_completion_ids"]) > room
-        row["KL_completion_ids"] = row["KL_completion_ids"][:room]
-    return cut
+def shorten(row: Tokens, longest: int) -> bool:
+    """Cut what stands after another prompt for the KL alone, so that the row is no longer than `longest`; say whether it was."""
+    room, whole = longest - len(row["prompt_ids"]), row["KL_completion_ids"]
+    row["KL_completion_ids"] = whole[:room]
+    return len(whole) > room
+
+
+def _arranged(run: Run, dataset: Dataset, arguments: Any, longest: int) -> Dataset:
+    """Return examples in their order, each with its length, by which the parent reads them, and with another row's answer."""
+    from accelerate import PartialState
+    from datasets import Dataset
+
+    from pipeline.data import tokens
+
+    cut, path = 0, run.output / ".data" / "order.arrow"
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal cut
+        blocks = (dataset[start : start + _READ] for start in range(0, len(dataset), _READ))
+        found: Iterator[dict[str, Any]] = (
+            dict(zip(block, row, strict=True)) for block in blocks for row in zip(*block.values(), strict=True)
+        )
+        if arguments.loss_type == "kto":
+            found = mismatched(found, arguments.per_device_train_batch_size)
+        for row in found:
+            cut += "KL_completion_ids" in row and shorten(row, longest)
+            yield row | {"length": _length(row)}
+
+    with PartialState().main_process_first():
+        if run.main:
+            tokens.write(rows(), path)
+    if cut:
+        run.say(f"{cut:,} answers are cut at max_length {longest} where they stand after another prompt, for the KL alone")
+    return Dataset.from_file(str(path))
 
 
 def _length(row: Mapping[str, Any]) -> int:
@@ -127,27 +160,24 @@ class KTO(Stage):
 
         arguments, longest = self.arguments(run), row_length(run, model)
 
-        encoded = tokens.pieces(
-            rows.kept,
-            lambda row: shown.answers(row, tokenizer, ["completion"]),
-            longest,
-            False,
-            rows.dropped_by_encoding,
-            rows.too_long,
-        )
-        examples = [row | {"label": int(rows.kept[row["row"]]["label"])} for row in encoded]
-        random.Random(f"{run.seed}/order").shuffle(examples)
-        cut = 0
-        if arguments.loss_type == "kto":
-            examples = mismatched(examples, arguments.per_device_train_batch_size)
-            cut = shorten(examples, longest)
-        dataset = prepare(run, rows, examples)
+        def examples(part: Rows) -> Iterator[dict[str, Any]]:
+            encoded = tokens.pieces(
+                part.kept,
+                lambda row: shown.answers(row, tokenizer, ["completion"]),
+                longest,
+                False,
+                part.dropped_by_encoding,
+                part.too_long,
+            )
+            return (row | {"label": int(part.kept[row["row"]]["label"])} for row in encoded)
+
+        dataset = prepare(run, rows, examples, tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         both_kinds(dataset["label"], rows.dropped + rows.dropped_by_encoding)
+        order = array("q", range(len(dataset)))
+        random.Random(f"{run.seed}/order").shuffle(order)
+        dataset = _arranged(run, dataset.select(order), arguments, longest)
         answers_end(dataset, ["completion_ids"], tokenizer)
-        dataset = dataset.add_column("length", [_length(row) for row in dataset])  # by which the parent reads them
-        if cut:
-            run.say(f"{cut:,} answers are cut at max_length {longest} where they stand after another prompt, for the KL alone")
         sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["completion_ids"]}
         collator = DataCollatorForUnpairedPreference(
             int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")

@@ -236,7 +236,7 @@ def test_the_reference_is_computed_once_and_again_where_other_answers_are_put_to
 
 def test_an_answer_behind_another_prompt_is_cut_for_the_kl_alone():
     rows = [{"prompt_ids": [1] * 5, "KL_completion_ids": [2] * 4}, {"prompt_ids": [1] * 7, "KL_completion_ids": [2] * 4}]
-    assert shorten(rows, 10) == 1
+    assert [shorten(row, 10) for row in rows] == [False, True]
     assert [len(row["KL_completion_ids"]) for row in rows] == [4, 3]
 
 
