@@ -18,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pipeline.data import ranges, recipe, shards, stream, tokens
@@ -43,14 +45,30 @@ def text(megabytes, seed=0):
         yield paragraph
 
 
+def rows_of(name, megabytes):
+    """Yield rows of the type that is read from a file of a name, of so much text."""
+    for number, paragraph in enumerate(text(megabytes)):
+        asked, _, said = paragraph.partition(". ")
+        yield {
+            "chats": {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said or "Yes."}]},
+            "thumbs": {"prompt": asked, "completion": said or "Yes.", "label": number % 2 == 0},
+            "labels": {"text": paragraph, "label": "even" if number % 2 else "odd"},
+        }.get(name, {"text": paragraph})
+
+
 def written(path, megabytes):
-    """Write a text: as JSON lines, as a text file with blank lines, or in one line."""
+    """Write rows as JSON lines or Parquet, or their text with blank lines or in one line."""
+    rows = rows_of(path.stem, megabytes)
+    if path.suffix == ".parquet":
+        schema = pyarrow.schema({"text": pyarrow.string()})
+        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            while part := list(itertools.islice(rows, 10_000)):
+                writer.write_table(pyarrow.Table.from_pylist(part, schema))
+        return path
     with path.open("w") as file:
-        for paragraph in text(megabytes):
+        for row in rows:
             file.write(
-                json.dumps({"text": paragraph}) + "\n"
-                if path.suffix == ".jsonl"
-                else paragraph + (" " if "line" in path.stem else "\n\n")
+                json.dumps(row) + "\n" if path.suffix == ".jsonl" else row["text"] + (" " if "line" in path.stem else "\n\n")
             )
     return path
 
@@ -67,9 +85,9 @@ def anonymous(process):
     return total
 
 
-def measured(folder, data, *more):
-    """Pretrain for one step; return peak anonymous memory, in bytes, and the lines printed, each with its second."""
-    words = command("pretrain", ["--data", data, "--output", folder, *SMALL["pretrain"], "--max_steps", "1", *more])
+def measured(folder, data, *more, stage="pretrain"):
+    """Train for one step; return peak anonymous memory, in bytes, and the lines printed, each with its second."""
+    words = command(stage, ["--data", data, "--output", folder, *SMALL.get(stage, []), "--max_steps", "1", *more])
     began = time.monotonic()
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, text=True, env=os.environ | {"CACHE": str(folder.parent / "cache")}
@@ -89,14 +107,29 @@ def measured(folder, data, *more):
     return peak, lines
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "book.txt", "line.txt"])
-def test_memory_does_not_grow_with_the_text(tmp_path, name):
-    peaks = {}
+PLACES = ["--max_length", "128", "--per_device_train_batch_size", "2"]
+STAGES = {  # file → stage, and of its parent the stage and the flags
+    "chats": ("sft", []), "thumbs": ("kto", []), "labels": ("finetune", ["--objective", "mlm"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "book.txt", "line.txt", "rows.parquet", "chats.jsonl", "thumbs.jsonl", "labels.jsonl"]
+)
+def test_memory_does_not_grow_with_the_data(tmp_path, name):
+    peaks, more, stage = {}, [], "pretrain"
+    if Path(name).stem in STAGES:
+        stage, flags = STAGES[Path(name).stem]
+        measured(tmp_path / "base", written(tmp_path / "base.jsonl", 1), *PLACES, *flags)
+        more = ["--parent", tmp_path / "base", *PLACES]
+    if stage == "kto":
+        measured(tmp_path / "sft", written(tmp_path / "chats.jsonl", 1), *more, "--chat_template", "chatml.jinja", stage="sft")
+        more = ["--parent", tmp_path / "sft", *PLACES]
     for size in (10, MEGABYTES):
         (tmp_path / f"{size}").mkdir()
         path = written(tmp_path / f"{size}" / name, size)
         began = time.monotonic()
-        peaks[size], lines = measured(tmp_path / f"{size}" / "out", path)
+        peaks[size], lines = measured(tmp_path / f"{size}" / "out", path, *more, stage=stage)
         print(
             f"\n{name}, {size} MB: {peaks[size] / 1e6:,.0f} MB of anonymous memory, {time.monotonic() - began:.0f} s; first lines:"
         )
