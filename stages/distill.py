@@ -92,8 +92,7 @@ class Distillation(Stage):
         """Return texts or conversations, packed where both models keep them apart, or prompts."""
         from pipeline.models import checkpoint
 
-        teacher = None if run.options.reads == "prompts" else checkpoint.load(run.parents[TEACHER], TEACHER)
-        return self._read(run, rows, tokenizer, model, teacher)
+        return self._read(run, rows, tokenizer, model, checkpoint.load(run.parents[TEACHER], TEACHER))
 
     def _read(self, run: Run, rows: Rows, tokenizer: Any, model: Any, teacher: Any) -> Batches:
         from pipeline.data import shown, tokens
@@ -104,7 +103,9 @@ class Distillation(Stage):
 
         options, pad_id = run.options, int(tokenizer.pad_token_id)
         if options.reads == "prompts":
-            return policy.prompts(run, rows, tokenizer, model, distillation.AnswerOrder)
+            made = policy.prompts(run, rows, tokenizer, model, distillation.AnswerOrder)
+            known(run, teacher, made.dataset, tokenizer, TEACHER)
+            return made
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             if options.reads == "text":

@@ -177,7 +177,7 @@ def _check(run: Run, trainer: StageTrainer) -> None:
         if run.record.get("family") == "causal":
             parents.known(run, model, examples, tokenizer)
         else:
-            parents.known_by_gaps(run, examples, tokenizer)
+            parents.known_by_itself(run, examples, tokenizer)
         warnings.insert(0, guards.reads(examples, tokenizer))
     for warning in filter(None, warnings):
         run.say(warning)

@@ -8,123 +8,123 @@ from __future__ import annotations
 
 import json
 import math
-import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pipeline.chain.stage import PARENT
-from pipeline.data.tokens import IGNORED, Tokens, answered
+from pipeline.data.tokens import IGNORED
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
+from pipeline.training.familiarity import KNOWN_ROWS, KNOWN_TOKENS, Familiarity, cost_of, measured, next_tokens, targets
 
 if TYPE_CHECKING:
     from pipeline.chain.run import Run
 
-_KNOWN_ROWS, _KNOWN_TOKENS = 8, 2048  # by which it is measured whether a parent knows its tokenizer's tokens
-_GAP_ROWS, _GAP, _FIRST_GAP = 32, 7, 3  # rows in which every seventh token is hidden, from the fourth on
-_FEWEST_GAPS = 40  # below which nothing is said
 _WORSE = 2.0  # nats a token above guessing; a model that learned other tokens stands far higher, an untrained one below
 _KNOWN = 1.0  # nats a token below the same text with its tokens exchanged: a model with its own tokens on strange text is at 2
 _NOTHING = 0.1  # the same of a model that knows nothing; one of a few steps is at 0.8
+_JUDGED = 40  # tokens from which on the choice of the exchange is weighed
+_ERRORS, _MORE = (
+    2.0,
+    3.5,
+)  # standard deviations of exchanged rows that known rows are below them, and where they cost far more than a guess
+_WORDS = (
+    0.5  # share of tokens of several characters in text that a tokenizer was made for; in other text all may be new to a model
+)
 _PAIRS = 16  # that are looked at for swapped columns
+_COIN = math.log(2)  # nats of a discriminator's guess
 
 
 def known(run: Run, model: Any, examples: Any, tokenizer: Any, role: str = PARENT) -> None:
     """Raise UserError, or warn, where a causal model from elsewhere does not know the tokens of the examples, or finds pairs swapped."""
     if (role == PARENT and run.record.get("starts_from") == "random") or not _asked(run, role):
         return
-    knows(model, examples, set(tokenizer.all_special_ids), run.say, role)
+    knows("causal", model, examples, tokenizer, run.say, role)
     for warning in (swapped(lambda: model, examples), ends_answers(model, examples)):
         if warning:
             run.say(warning)
 
 
-def known_by_gaps(run: Run, examples: Any, tokenizer: Any) -> None:
-    """Raise UserError, or warn, where a masked model from elsewhere does not know the tokens of the examples."""
-    settings = Path(run.parents[PARENT]) / "config.json"
-    if not _asked(run, PARENT) or not settings.is_file():
+def known_by_itself(run: Run, examples: Any, tokenizer: Any) -> None:
+    """Raise UserError, or warn, where a parent from elsewhere does not know the tokens of the examples, whatever is trained on it.
+
+    It is loaded with the head with which it was pretrained; one that has none can't be asked.
+    """
+    if not _asked(run, PARENT) or not examples:
         return
-    named = json.loads(settings.read_text(encoding="utf-8")).get("architectures") or [""]
-    if str(named[0]).endswith("ForMaskedLM"):
-        fills_gaps(run.parents[PARENT], examples, tokenizer, run.say)
+    if opened := pretrained(run.parents[PARENT]):
+        knows(*opened, examples, tokenizer, run.say)
+
+
+def pretrained(folder: str) -> tuple[str, Any] | None:
+    """Return a model's family and the model as it was pretrained; None where it has no head that could be asked."""
+    import transformers
+
+    from pipeline.models import families, loading
+
+    settings = Path(folder) / "config.json"
+    if not settings.is_file():
+        return None
+    named = str((json.loads(settings.read_text(encoding="utf-8")).get("architectures") or [""])[0])
+    family = families.family_of(named)
+    autos = {
+        "causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM",
+        "discriminator": "AutoModelForPreTraining",
+    }  # fmt: skip
+    return (family, loading.from_pretrained(getattr(transformers, autos[family]), folder).eval()) if family in autos else None
 
 
 def _asked(run: Run, role: str) -> bool:
     return not run.quiet and not (Path(run.parents[role]) / hashes.RECORD).is_file()
 
 
-def knows(model: Any, rows: Sequence[Any], special: Collection[int], say: Callable[[str], None], role: str = "parent") -> None:
-    """Raise UserError where a causal parent learned other tokens than those of the rows; say where it learned none.
+def knows(
+    family: str, model: Any, rows: Sequence[Any], tokenizer: Any, say: Callable[[str], None], role: str = "parent"
+) -> None:
+    """Raise UserError where a parent learned other tokens than those of the rows; say where it learned none.
 
-    `rows`: examples with `labels`, with `prompt_ids` and answers, or prompts alone. The first of them are scored as they are, and with their
-    ids exchanged at random, save for the `special` ones: whoever knows the tokens finds the text likelier than that, however strange it is. Guessing
-    costs ln(vocabulary) nats a token. What is no target may cost more than that, since no training was ever about it.
+    Whoever knows the tokens finds the text likelier than with its ids exchanged at random, however strange it is. What is no target may
+    cost more than a guess, since no training was ever about it.
     """
     size = model.get_input_embeddings().weight.shape[0]
-    ids = [one for one in range(size) if one not in special]
-    drawn = random.Random(0).sample(ids, len(ids))
-    real, exchanged = (_nats(model, rows, dict(zip(ids, by, strict=True))) for by in (ids, drawn))
-    if real is None or exchanged is None:
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+    ids = [one for one in range(min(size, len(tokenizer))) if one not in special]
+    guessing = _COIN if family == "discriminator" else math.log(size)
+    cost = cost_of(family, model, rows, tokenizer, ids)
+    found = measured(cost, ids, guessing) if cost else None
+    if found is None:
         return
-    if real.targets > math.log(size) + _WORSE and real.all > exchanged.all - _KNOWN:  # not finite is told at the first step
+    real, gap = found.real, found.exchanged - found.real.all
+    guess = f"guessing among its {size:,} tokens costs {guessing:.2f}" if guessing > _COIN else f"a coin costs {guessing:.2f}"
+    if found.moved:
         raise UserError(
-            f"--{role}: costs {real.targets:.2f} nats a token on the first rows, where guessing among its {size:,} tokens costs "
-            f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"
+            f"--{role}: finds the first rows far likelier with every token's number moved by {found.moved} than as they are "
+            f"({real.all:.2f} nats a token): a token was added before the others or lost, so weights and tokenizer don't belong together"
         )
-    if real.all > exchanged.all - _NOTHING:
+    # What is not finite is told at the first step.
+    if real.targets > guessing + _WORSE and gap < _KNOWN:
+        raise UserError(
+            f"--{role}: costs {real.targets:.2f} nats a token on the first rows, where {guess}: weights and tokenizer don't belong "
+            "together, or the weights are wrecked"
+        )
+    if gap < _NOTHING or _doubtful(found, guessing, rows, tokenizer, ids):
         say(
             f"the {role} finds the first rows no likelier ({real.all:.2f} nats a token) than the same rows with their tokens "
-            f"exchanged at random ({exchanged.all:.2f}): its weights know nothing of these tokens, as if they were never trained"
+            f"exchanged at random ({found.exchanged:.2f} ± {found.deviation:.2f}): its weights know nothing of these tokens, as if they "
+            "were never trained, or weights and tokenizer don't belong together"
         )
 
 
-def fills_gaps(parent: str, rows: Sequence[Any], tokenizer: Any, say: Callable[[str], None]) -> None:
-    """Raise UserError where a masked parent learned other tokens than those of the rows; say where it learned none.
-
-    Every seventh token of the first rows is hidden. The parent finds what was there likelier than the tokens of the same rows
-    exchanged at random, if it knows them.
-    """
-    import torch
-    from transformers import AutoModelForMaskedLM
-
-    from pipeline.models import loading
-    from pipeline.models.logits import token_nats
-
-    if tokenizer.mask_token_id is None or not rows or "input_ids" not in rows[0]:
-        return
-    model = loading.from_pretrained(AutoModelForMaskedLM, parent).eval()
-    size, special = model.get_input_embeddings().weight.shape[0], set(tokenizer.all_special_ids)
-    ids = [one for one in range(min(size, len(tokenizer))) if one not in special]
-    exchange = dict(zip(ids, random.Random(0).sample(ids, len(ids)), strict=True))
-    positions = int(getattr(model.config, "max_position_embeddings", 512)) - 2  # RoBERTa counts from 2 on
-    sums, count = [0.0, 0.0], 0
-    for row in (rows[at] for at in range(min(_GAP_ROWS, len(rows)))):
-        told = [one for one in row["input_ids"] if one < size]  # a soft prompt's own tokens lie beyond
-        told = told[: min(_KNOWN_TOKENS, positions)]
-        hidden = [at for at, one in enumerate(told) if one in exchange][_FIRST_GAP::_GAP]
-        count += len(hidden)
-        for side, table in enumerate(({}, exchange)):
-            given = [table.get(one, one) for one in told]
-            labels = [IGNORED] * len(given)
-            for at in hidden:
-                labels[at], given[at] = given[at], tokenizer.mask_token_id
-            with torch.no_grad():
-                logits = model(input_ids=torch.tensor([given])).logits.float()
-            sums[side] += float(token_nats(logits, torch.tensor([labels])).sum())
-    if count < _FEWEST_GAPS:
-        return
-    real, exchanged = sums[0] / count, sums[1] / count
-    if real > math.log(size) + _WORSE and real > exchanged - _KNOWN:
-        raise UserError(
-            f"--parent: costs {real:.2f} nats a hidden token on the first rows, where guessing among its {size:,} tokens costs "
-            f"{math.log(size):.2f}: weights and tokenizer don't belong together, or the weights are wrecked"
-        )
-    if real > exchanged - _NOTHING:
-        say(
-            f"the parent finds hidden tokens of the first rows no likelier ({real:.2f} nats) than those of the same rows with their tokens "
-            f"exchanged at random ({exchanged:.2f}): its weights know nothing of these tokens, or belong to another tokenizer"
-        )
+def _doubtful(found: Familiarity, guessing: float, rows: Sequence[Any], tokenizer: Any, ids: Collection[int]) -> bool:
+    """Say whether rows that the tokenizer was made for are no likelier than by the luck of an exchange."""
+    needed = _MORE if guessing > _COIN and found.real.all > guessing + _WORSE else _ERRORS
+    if found.errors >= needed or found.real.tokens < _JUDGED:
+        return False
+    known = set(ids)
+    first = [one for at in range(min(KNOWN_ROWS, len(rows))) for one in targets(rows[at])["input_ids"] if one in known]
+    words = [str(one).strip("Ġ▁#") for one in tokenizer.convert_ids_to_tokens(first)]
+    return sum(len(word) > 1 for word in words) >= _WORDS * max(1, len(words))
 
 
 def swapped(load: Callable[[], Any], rows: Sequence[Any]) -> str:
@@ -140,7 +140,7 @@ def swapped(load: Callable[[], Any], rows: Sequence[Any]) -> str:
         return ""
     model, unlikely = load(), 0
     for row in shorter:
-        chosen, rejected = (_nats(model, [row | {"chosen_ids": row[side]}]) for side in ("chosen_ids", "rejected_ids"))
+        chosen, rejected = (next_tokens(model, [row | {"chosen_ids": row[side]}]) for side in ("chosen_ids", "rejected_ids"))
         unlikely += bool(chosen and rejected and chosen.targets > rejected.targets + _KNOWN)
     if unlikely < 0.9 * _PAIRS:
         return ""
@@ -152,60 +152,16 @@ def swapped(load: Callable[[], Any], rows: Sequence[Any]) -> str:
 
 def ends_answers(model: Any, rows: Sequence[Any]) -> str:
     """Return a warning where a chat model finds the token that ends the first rows' answers less likely than guessing, or ""."""
-    answers = [_targets(row) for row in (rows[at] for at in range(min(_KNOWN_ROWS, len(rows)))) if "prompt_ids" in row]
+    answers = [targets(row) for row in (rows[at] for at in range(min(KNOWN_ROWS, len(rows)))) if "prompt_ids" in row]
     ends = [
         row | {"labels": [IGNORED] * (len(row["labels"]) - 1) + row["labels"][-1:]}
         for row in answers
-        if len(row["labels"]) <= _KNOWN_TOKENS
+        if len(row["labels"]) <= KNOWN_TOKENS
     ]
-    size, nats = model.get_input_embeddings().weight.shape[0], _nats(model, ends)
+    size, nats = model.get_input_embeddings().weight.shape[0], next_tokens(model, ends)
     if nats is None or nats.targets <= math.log(size):
         return ""
     return (
         f"the parent finds the token that ends an answer less likely ({nats.targets:.2f} nats) than guessing among its {size:,} tokens "
         f"({math.log(size):.2f}): it was trained to end its answers otherwise, or tokenizer and weights don't belong together"
     )
-
-
-class _Nats(NamedTuple):
-    """Nats a token, over the targets and over all tokens that are exchanged."""
-
-    targets: float
-    all: float
-
-
-def _nats(model: Any, rows: Sequence[Any], exchange: Mapping[int, int] | None = None) -> _Nats | None:
-    """Return what the first rows cost, their ids exchanged by a table where one is given; None where they hold no target."""
-    import torch
-
-    from pipeline.models.logits import token_nats
-
-    device = next(model.parameters()).device
-    sums, counts = [0.0, 0.0], [0, 0]
-    was_training = model.training
-    model.eval()
-    for row in (rows[at] for at in range(min(_KNOWN_ROWS, len(rows)))):
-        columns = _targets(row)
-        ids, labels = (columns[name][:_KNOWN_TOKENS] for name in ("input_ids", "labels"))
-        if counts[0] > _KNOWN_TOKENS or all(label == IGNORED for label in labels[1:]):
-            continue
-        given = [exchange.get(one, one) for one in ids] if exchange else ids
-        told = [one if label != IGNORED else IGNORED for one, label in zip(given[1:], labels[1:], strict=True)]
-        every = [one if not exchange or old in exchange else IGNORED for one, old in zip(given[1:], ids[1:], strict=True)]
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([given], device=device), use_cache=False).logits[:, :-1].float()
-        for at, wanted in enumerate((told, every)):
-            sums[at] += float(token_nats(logits, torch.tensor([wanted], device=device)).sum())
-            counts[at] += sum(one != IGNORED for one in wanted)
-    model.train(was_training)
-    return _Nats(sums[0] / counts[0], sums[1] / counts[1]) if all(counts) else None
-
-
-def _targets(row: Any) -> Tokens:
-    """Return ids and labels of an example, of pairs those of the chosen side; an example without targets has none."""
-    if "labels" in row:
-        return {name: row[name] for name in ("input_ids", "labels")}
-    if "prompt_ids" not in row:
-        ids = list(row.get("input_ids", []))
-        return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
-    return answered(row["prompt_ids"], next((row[name] for name in ("chosen_ids", "completion_ids") if name in row), []))

@@ -40,6 +40,7 @@ ROWS["rlhf"] = ROWS["pairs"] = ROWS["self_train"] = [
     {"prompt": question["content"], "answer": f"The {a} did."} for question, (a, _) in zip(ASKED, PAIRS, strict=True)
 ]
 ROWS["distill"] = ROWS["pretrain"]
+READ = {"text": "pretrain", "messages": "sft", "prompts": "rlhf"}  # stages whose rows are of a type
 PARENT = dict.fromkeys(("sft", "dpo", "kto", "reward", "rlhf", "pairs", "self_train"), "sft")
 PARENT |= {"pretrain": "", "finetune": "encoder", "distill": "pretrain"}
 REWARDED = {"rewards": {"regex": {"weight": 1, "pattern": "cat|dog|hen|owl|fox"}}}
@@ -188,5 +189,7 @@ def on(parent: str, **options: object) -> Callable[[Setup], None]:
         setup.options |= options
         if "task" in options:
             setup.rows = [dict(row) for row in TASKS[options["task"]]]
+        if "reads" in options:
+            setup.rows = [dict(row) for row in ROWS[READ[options["reads"]]]]
 
     return sound

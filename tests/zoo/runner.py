@@ -164,10 +164,10 @@ class Zoo:
                 made("pretrain", f"{name}-base", architecture=architecture)
                 made("sft", name, "--parent", self.models / f"{name}-base", **chat)
             for name, (objective, architecture) in PARENTS.items():
-                if objective == "mlm":  # of which it is asked whether they know their tokens
-                    made("pretrain", name, objective=objective, architecture=architecture)
-                else:
+                if objective == "contrastive":  # the one of which it can't be asked whether it knows its tokens
                     parent(self.models / name, objective, architecture)
+                else:
+                    made("pretrain", name, objective=objective, architecture=architecture)
         return 0
 
     def run(self, case: Case, how: Callable[[Setup], int]) -> Ended:

@@ -1,6 +1,7 @@
 """Tokenizers and weights that don't belong together."""
 
 import json
+import random
 
 from tests.zoo import fault, named, on
 
@@ -118,3 +119,46 @@ add(
         s, "rows", [r | {"text": r["text"].translate({i: i + 0x410 - 97 for i in range(97, 123)})} for r in s.rows]
     ),
 )
+
+
+def renumbered(change):
+    """Return what gives the pieces of a tokenizer that are no added tokens other numbers; `change`: of their list."""
+
+    def plant(setup):
+        def renumber(found):
+            model = found["model"]
+            held = {token["content"] for token in found["added_tokens"]}
+            if isinstance(model["vocab"], list):  # Unigram: a piece and its score
+                places = [at for at, (piece, _) in enumerate(model["vocab"]) if piece not in held]
+                for at, entry in zip(places, change([model["vocab"][at] for at in places]), strict=True):
+                    model["vocab"][at] = entry
+                return
+            free = [word for word in sorted(model["vocab"], key=model["vocab"].get) if word not in held]
+            numbers = [model["vocab"][word] for word in free]
+            model["vocab"] |= dict(zip(change(free), numbers, strict=True))
+
+        vocabulary(setup, renumber)
+
+    return plant
+
+
+def shuffled(words):
+    return random.Random(1).sample(words, len(words))
+
+
+TWICE = "The tokenizer was trained once more, and the same pieces got other numbers."
+add("distill", APART, "another order for answers", TWICE, renumbered(shuffled), on("sft", reads="messages"))
+for parent in ("t5", "bart", "electra", "roberta"):
+    add("finetune", APART, f"another order {parent}", TWICE, renumbered(shuffled), on(parent))
+add("finetune", APART, "another order causal", TWICE, renumbered(shuffled), on("pretrain"))
+add("finetune", APART, "another order t5 writing", TWICE, renumbered(shuffled), on("t5", task="sequence_to_sequence"))
+add("reward", APART, "another order reward", TWICE, renumbered(shuffled))
+for parent, stages in (("pretrain", "distill"), ("sft", "sft dpo"), ("gpt2", "sft"), ("qwen3", "kto")):
+    add(
+        stages,
+        APART,
+        f"all moved by one {parent}",
+        "A token was put before all others, and every number moved by one.",
+        renumbered(lambda words: [*words[1:], words[0]]),
+        on(parent),
+    )
