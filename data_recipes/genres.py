@@ -31,12 +31,13 @@ def labels(split: str, seed: int) -> Iterator[Row]:
     rows = [
         {"text": text, "label": _kind(verse // 1_000_000), "group": str(verse // 1000)}
         for verse, text in sorted(verses(FILES()[0]).items())
-        if len(text) >= _SHORTEST and _held_out(verse // 1000) == (split == "held_out") and verse // 1_000_000 <= max(KINDS)
+        if len(text) >= _SHORTEST and held_out(verse // 1000) == (split == "held_out") and verse // 1_000_000 <= max(KINDS)
     ]
     yield from random.Random(f"{seed}/genres/{split}").sample(rows, min(_ROWS[split], len(rows)))
 
 
-def _held_out(chapter: int) -> bool:
+def held_out(chapter: int) -> bool:
+    """Say whether a chapter (book · 1000 + number) is held out."""
     return random.Random(f"genres/{chapter}").random() < _SHARE
 
 

@@ -131,12 +131,13 @@ class Finetuning(Stage):
         labels = task.labels(chain(rows.kept, rows.validation))
         set_seed(run.seed)
         tokenizer = tokenization.load(run.parent)
-        model = task.load_model(run.parent, labels, options.init == "random")
+        model = task.load_model(run.parent, labels, options.init == "random", rows.kept)
         prompt: list[int] = []
         if options.strategy == "prompt":
             tokenizer, prompt = add_prompt(tokenizer, model, options.prompt_tokens)
         guards.fits_parent(model, tokenizer, task.longest(options.max_length))
         guards.agree(tokenizer, model)
+        guards.batches(task, arguments)
         made = self.batches(run, rows, tokenizer, model)
         run.record["recipe"]["validation"] = len(rows.validation)
         model = strategies.chosen(options.strategy, model, options.last_layers, options.r, options.lora_alpha, prompt)

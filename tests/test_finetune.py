@@ -25,10 +25,17 @@ def write_rows(path, rows):
 
 
 FORMAT = {
-    "classification": lambda row: row,
+    "classification": lambda row: row, "multilabel_classification": lambda row: row, "regression": lambda row: row, "retrieval": lambda row: row,
     "question_answering": lambda row: row | {"answers": {"text": [one["text"] for one in row["answers"]], "answer_start": [one["start"] for one in row["answers"]]}},
     "token_classification": lambda row: row, "sequence_to_sequence": lambda row: row, "similarity": lambda row: row,
 }  # fmt: skip
+
+LINEAR = importlib.util.find_spec("sklearn") is not None
+LOGISTIC = ["logistic regression on TF-IDF"]
+RIVALS = {
+    "classification": LOGISTIC, "multilabel_classification": LOGISTIC, "regression": ["ridge on TF-IDF"],
+    **dict.fromkeys(("retrieval", "similarity"), ("parent as it was", "cosine of TF-IDF")),
+} if LINEAR else dict.fromkeys(("retrieval", "similarity"), ("parent as it was",))  # fmt: skip
 
 
 def flags(name, parents, folder, *more):
@@ -56,11 +63,12 @@ def test_a_task_from_rows_to_predictions(run, parents, tmp_path, name):
     assert found["of"].startswith(f"{found['rows']} held-out ")
     assert record["family"] == task.family
     assert (found["primary"]["metric"], found["primary"]["against"]) == (task.primary, task.baseline_name)
-    assert found["figures"][task.primary].keys() == {"out", task.baseline_name}
+    assert found["figures"][task.primary].keys() == {"out", task.baseline_name, *RIVALS.get(name, ())}
     assert found["figures"].keys() <= {metric.name for metric in task.metrics}
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == found["rows"] > 0
 
+    assert (folder / "labels.csv").is_file() == (name in ("classification", "multilabel_classification"))
     if name == "classification":
         assert all(sum(line["said"]["probabilities"].values()) == pytest.approx(1, abs=1e-4) for line in lines)
         cells = [row.split(",") for row in (folder / "confusion.csv").read_text().splitlines()]
@@ -149,7 +157,9 @@ def test_it_learns_what_can_be_learned_and_random_labels_it_does_not(run, parent
         status, _, err = run("finetune", *given[:at], *given[at + 2 :], "--recipe", recipe)
         assert status == 0, err
         compared = manifest.read(folder / "out")["evaluation"]["comparisons"]
-        (verdicts[name],) = [found for found in compared if found["metric"] == "accuracy"]
+        (verdicts[name],) = [
+            found for found in compared if found["metric"] == "accuracy" and found["against"] == "best guess by frequency"
+        ]
     assert verdicts["true"]["low"] > 0.1
     assert verdicts["true"]["better"] is True
     assert verdicts["drawn"]["low"] <= 0
@@ -281,7 +291,7 @@ def test_what_judges_a_task_is_asked_for_before_it_trains(run, parents, tmp_path
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--task", "guess"], "task: guess: no such task; known are classification, question_answering"),
+        (["--task", "guess"], "task: guess: no such task; known are classification, multilabel_classification, question_answering"),
         (["--task", ""], "task: (none): no such task"),
         (["--task_options", "{ballance: weights}"], "ballance: unknown key; did you mean balance?"),
         (["--strategy", "half"], "strategy: expected full or frozen or last_n or lora or prompt, found 'half'"),
@@ -321,7 +331,7 @@ def test_a_window_without_room_is_refused(run, parents, tmp_path):
     assert "question that leaves no more than 4 of 10 tokens" in err
 
 
-@pytest.mark.parametrize("name", mostly_slow(["genres", "verses", "sayings"], "sayings"))
+@pytest.mark.parametrize("name", mostly_slow(["genres", "themes", "quotes", "verses", "sayings"], "sayings"))
 def test_shipped_recipes_hold_out_what_they_say(name):
     from pipeline.data import recipe
 

@@ -7,10 +7,10 @@ import pytest
 from pipeline.commands import predict as command
 from pipeline.data import types
 from tests.test_finetune import flags, write_rows
-from tests.test_tasks import NAMES
 
 ASKED = {
-    "classification": ("text",), "question_answering": ("context", "question"), "token_classification": ("tokens",),
+    "classification": ("text",), "multilabel_classification": ("text",), "regression": ("text",),
+    "question_answering": ("context", "question"), "token_classification": ("tokens",),
     "sequence_to_sequence": ("source",), "similarity": ("text", "text_pair"),
 }  # fmt: skip
 
@@ -26,7 +26,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ASKED)
 def test_unlabelled_rows_get_what_the_stage_said_of_them(run, parents, tmp_path, monkeypatch, name):
     folder = finetuned(run, parents, tmp_path / "runs", name)
     known = lines(folder / "out" / "predictions.jsonl")

@@ -108,6 +108,23 @@ def _open(text: str) -> bool:
     return text.count(" ") >= _WORDS and (text[-1].isalnum() or text[-1] == " ")
 
 
+def numbers(asked: Sequence[str], values: Sequence[float], what: str) -> list[Doubt]:
+    """Return numbers (`what` they are called) that are all the same, contradict each other or lie far beyond the others."""
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 4], ordered[-len(ordered) // 4]
+    far = 10 * max(high - low, abs(high), abs(low))
+    beyond = sum(abs(value) > far for value in values) if far else 0
+    return [
+        same(values, f"have the same {what}: there is nothing to tell apart", 1.0),
+        Doubt(contradictions(asked, list(map(str, values))), 0.1, f"have the text of another row and another {what}"),
+        Doubt(
+            beyond,
+            0.0,
+            f"have a {what} beyond ten times those of most rows (from {low:g} to {high:g}): are two scales mixed?",
+        ),
+    ]
+
+
 def gaps(answers: Iterable[str]) -> Doubt:
     """Return how many answers are a word by which programs write a missing value."""
     count = sum(answer.strip().lower() in _GAPS for answer in answers)

@@ -82,3 +82,15 @@ def correlation(one: np.ndarray, two: np.ndarray) -> Figure:
         return np.asarray(np.where(spread > 1e-9, (ab - a * b / n) / np.maximum(spread, 1e-9), 0.0))
 
     return Figure(np.stack([np.ones(len(one)), one, two, one * one, two * two, one * two], -1), of)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks, (items,); equal values share their mean rank."""
+    _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[position]
+
+
+def root_mean(squares: np.ndarray) -> Figure:
+    """Return the root of a mean as a figure; (items,) squares."""
+    sums = np.stack([squares, np.ones(len(squares))], -1)
+    return Figure(sums, lambda sums: np.sqrt(sums[..., 0] / np.maximum(sums[..., 1], 1e-12)))

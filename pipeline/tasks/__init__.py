@@ -1,8 +1,8 @@
 """Supervised tasks, one file each; the file's name is the task's name.
 
 A task defines what a row becomes (`examples`), what the model is trained on (`losses`), what it predicts (`predict`),
-how good predictions are (`figures`, described by `metrics`) and a trivial baseline (`baseline`). Its fields are its
-options.
+how good predictions are (`figures`, described by `metrics`), a trivial baseline (`baseline`) and stronger `rivals`. Its
+fields are its options.
 """
 
 from __future__ import annotations
@@ -35,6 +35,16 @@ ENCODERS = ("masked", "discriminator", "embedder", "causal", "seq2seq")  # famil
 
 # Metrics that several tasks give.
 ACCURACY = Metric("accuracy", "share of the labels that are right, one for each text or each word", "share", "more")
+MACRO_F1 = Metric(
+    "macro_f1", "F1 averaged over the labels, so that rare labels count as much as frequent ones", "share", "more"
+)
+PEARSON = Metric("pearson", "linear correlation of the predictions with the true values; 1 is perfect", "score", "more")
+SPEARMAN = Metric(
+    "spearman",
+    "rank correlation: how well the order of the predictions is the order of the true values; 1 is perfect",
+    "score",
+    "more",
+)
 EXACT_MATCH = Metric(
     "exact_match",
     "share of the answers that are exactly right; answers to questions are compared without case, punctuation and articles",
@@ -54,20 +64,24 @@ class Task(ABC):
     accepts: ClassVar[tuple[str, ...]]  # families of a parent
     auto: ClassVar[str]  # the Auto class of transformers that builds and loads the model
     outputs: ClassVar[int] = 0  # of its head, where it doesn't follow from the labels
+    problem_type: ClassVar[str] = ""  # what transformers calls the problem, where one class of models serves several
     needs: ClassVar[Mapping[str, str]] = {}  # module → distribution that its metrics need and our dependencies lack
     metrics: ClassVar[tuple[Metric, ...]]  # one for each name that `figures` can give
     primary: ClassVar[str]  # the metric that decides the verdict and early stopping; more is better
     baseline_name: ClassVar[str]  # what `baseline` predicts, in words
+    accumulates: ClassVar[bool] = True  # whether a batch may be read in parts
+    parent_too: ClassVar[bool] = False  # whether a parent can do the task as it is, so that what training adds is told
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
 
     def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return the labels that a model of this task chooses from, in the order of their numbers; empty where it has none."""
         return []
 
-    def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False) -> Any:
+    def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False, rows: Sequence[Row] = ()) -> Any:
         """Return the parent as a model of the task, in fp32; its head is new, unless it has one for these labels.
 
-        With `random` all weights are random, in the same sizes: the control. UserError where there is no such model.
+        With `random` all weights are random, in the same sizes: the control. `rows` are those that it will be trained on.
+        UserError where there is no such model.
         """
         import transformers
 
@@ -82,17 +96,24 @@ class Task(ABC):
                 settings.id2label = dict(enumerate(labels))
                 settings.label2id = {name: number for number, name in enumerate(labels)}
             settings.num_labels = self.outputs or settings.num_labels
+            settings.problem_type = self.problem_type or settings.problem_type
             settings.use_cache = self.family == "seq2seq"
             if not random and self.auto in _WHOLE:
                 return loading.from_pretrained(auto, parent, config=settings)
             model = auto.from_config(settings, trust_remote_code=False).float()
-            if random:
-                return model
-            if same and type(model).__name__ in (settings.architectures or []):
+            if same and not random and type(model).__name__ in (settings.architectures or []):
                 return loading.from_pretrained(auto, parent, config=settings)
-            return _with_body(model, loading.from_pretrained(transformers.AutoModel, parent))
+            if not random:
+                model = _with_body(model, loading.from_pretrained(transformers.AutoModel, parent))
+            if rows:
+                self.begin(model, rows)
+            return model
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"--parent {parent}: {self.auto} can't load it ({' '.join(str(error).split())[:200]})") from None
+
+    def begin(self, model: Any, rows: Sequence[Row]) -> None:
+        """Set what a new head can know from the rows that it will be trained on, before the first step."""
+        return
 
     @abstractmethod
     def examples(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str]) -> Iterator[Example]:
@@ -136,12 +157,20 @@ class Task(ABC):
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return the predictions of a trivial baseline."""
 
+    def rivals(self, training: Sequence[Row], rows: Sequence[Row]) -> Iterator[tuple[str, list[Prediction]]]:
+        """Yield the name and the predictions of each model that could do without pretraining, such as one on TF-IDF."""
+        return iter(())
+
     @abstractmethod
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
         """Return the metrics of predictions."""
 
     def confusion(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, dict[str, int]]:
         """Return true label → predicted label → count, for tasks with labels."""
+        return {}
+
+    def by_label(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
+        """Return label → precision, recall, F1 and rows, for tasks with labels."""
         return {}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:

@@ -19,8 +19,10 @@ from pipeline.evaluation.intervals import Figure, macro_f1, share
 from pipeline.evaluation.metrics import Metric
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
-from pipeline.tasks import ACCURACY, ENCODERS, Example, Prediction, Task
-from pipeline.tasks._batches import Padding, batches, encode
+from pipeline.tasks import ACCURACY, ENCODERS, MACRO_F1, Example, Prediction, Task, _rivals
+from pipeline.tasks._batches import Padding
+from pipeline.tasks._labels import by_label, cells
+from pipeline.tasks._texts import encoded, logits
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,8 @@ class Classification(Task):
     family = "classifier"
     accepts: ClassVar[tuple[str, ...]] = (*ENCODERS, "classifier")
     auto = "AutoModelForSequenceClassification"
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("macro_f1", "F1 averaged over the labels, so that rare labels count as much as frequent ones", "share", "more"),
-        ACCURACY,
-    )
+    problem_type = "single_label_classification"
+    metrics: ClassVar[tuple[Metric, ...]] = (MACRO_F1, ACCURACY)
     primary = "macro_f1"
     baseline_name = "best guess by frequency"
 
@@ -49,6 +49,11 @@ class Classification(Task):
         found = sorted(labels)
         if len(found) < 2:
             raise UserError(f"every row has the label {found[0]!r}; there is nothing to tell apart")
+        if fractions := _fractions(found):
+            raise UserError(
+                f"label: {len(found):,} different labels, all of them numbers, such as {fractions[0]}: `task: regression` predicts "
+                "numbers; where they are names, write them as such"
+            )
         if len(paired) > 1:
             raise UserError("some rows have one text and some have two; a model reads one or the other")
         return found
@@ -56,9 +61,8 @@ class Classification(Task):
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield texts with the number of their label; long texts lose their end."""
         numbers = {name: number for number, name in enumerate(labels)}
-        for number, row in enumerate(rows.kept):
-            encoded = encode(tokenizer, row["text"], row.get("text_pair"), max_length, rows.truncated)
-            yield encoded | {"label": numbers[row["label"]], "row": number}
+        for number, columns in enumerate(encoded(rows, tokenizer, max_length)):
+            yield columns | {"label": numbers[rows.kept[number]["label"]], "row": number}
 
     def collator(self, tokenizer: Any, dataset: Any) -> Any:
         """Return a collator that adds each row's weight."""
@@ -92,13 +96,13 @@ class Classification(Task):
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the most likely label of each row, with the probability of every label."""
-        encoded = [encode(tokenizer, row["text"], row.get("text_pair"), max_length, rows.truncated) for row in rows.kept]
-        names = model.config.id2label
-        found: list[Prediction] = [{}] * len(rows.kept)
-        for numbers, batch in batches(model, encoded, int(tokenizer.pad_token_id)):
-            for number, row in zip(numbers, model(**batch).logits.float().softmax(-1).tolist(), strict=True):
-                likely = {names[label]: round(probability, 6) for label, probability in enumerate(row)}
-                found[number] = {"label": max(likely, key=lambda name: likely[name]), "probabilities": likely}
+        import torch
+
+        names = [name for _, name in sorted(model.config.id2label.items())]
+        found = []
+        for row in torch.from_numpy(logits(model, tokenizer, rows, max_length)).softmax(-1).tolist():
+            likely = {name: round(probability, 6) for name, probability in zip(names, row, strict=True)}
+            found.append({"label": max(likely, key=lambda name: likely[name]), "probabilities": likely})
         return found
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
@@ -112,21 +116,28 @@ class Classification(Task):
         shares = {label: round(count / len(training), 6) for label, count in sorted(counts.items())}
         return [{"label": max(shares, key=lambda name: shares[name]), "probabilities": shares, "drawn": True}] * len(rows)
 
+    def rivals(self, training: Sequence[Row], rows: Sequence[Row]) -> Iterator[tuple[str, list[Prediction]]]:
+        """Yield a logistic regression of each label against all others, the likeliest of which is said."""
+        names = sorted({row["label"] for row in training})
+
+        def fit(strength: float, inputs: Any, known: Sequence[Row], asked: Any) -> np.ndarray:
+            targets = np.array([[name == row["label"] for name in names] for row in known], dtype=int)
+            return _rivals.logistic(strength, inputs, targets, asked)
+
+        def say(likely: np.ndarray) -> list[Prediction]:
+            return [{"label": names[number]} for number in likely.argmax(-1)]
+
+        yield _rivals.LOGISTIC, _rivals.linear(self, training, rows, fit, say)
+
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
         """Return F1 averaged over the labels that occur in the rows, and accuracy."""
-        drawn = [
-            predicted["probabilities"] if predicted.get("drawn") else {predicted["label"]: 1.0} for predicted in predictions
-        ]
-        names = sorted({row["label"] for row in rows}.union(*drawn))
-        column = {name: number for number, name in enumerate(names)}
-        cells = np.zeros((len(rows), 3, len(names)))  # of each label: right, true, predicted
-        for number, (row, said) in enumerate(zip(rows, drawn, strict=True)):
-            cells[number, 0, column[row["label"]]] = said.get(row["label"], 0.0)
-            cells[number, 1, column[row["label"]]] = 1
-            for name, share_said in said.items():
-                cells[number, 2, column[name]] = share_said
+        found = cells(*_sets(rows, predictions))[1]
         right = [float(row["label"] == predicted["label"]) for row, predicted in zip(rows, predictions, strict=True)]
-        return {"macro_f1": Figure(cells.reshape(len(rows), -1), macro_f1), "accuracy": share(right)}
+        return {"macro_f1": Figure(found.reshape(len(rows), -1), macro_f1), "accuracy": share(right)}
+
+    def by_label(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
+        """Return precision, recall and F1 of each label."""
+        return by_label(*_sets(rows, predictions))
 
     def confusion(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, dict[str, int]]:
         """Return true label → predicted label → count."""
@@ -135,6 +146,20 @@ class Classification(Task):
         for row, predicted in zip(rows, predictions, strict=True):
             table[row["label"]][predicted["label"]] += 1
         return table
+
+
+def _fractions(labels: Sequence[str]) -> list[str]:
+    """Return the labels that are numbers with a fraction, if all labels are numbers."""
+    try:
+        return [label for label in labels if not float(label).is_integer()]
+    except (ValueError, OverflowError):
+        return []
+
+
+def _sets(rows: Sequence[Row], predictions: Sequence[Prediction]) -> tuple[list[list[str]], list[dict[str, float]]]:
+    """Return the label of each row as a list of one, and what is said: one label, or the shares of a draw."""
+    said = [line["probabilities"] if line.get("drawn") else {line["label"]: 1.0} for line in predictions]
+    return [[row["label"]] for row in rows], said
 
 
 @dataclass

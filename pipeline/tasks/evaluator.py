@@ -22,9 +22,11 @@ from pipeline.evaluation.subject import Subject, about
 from pipeline.system.errors import UserError
 from pipeline.tasks import Prediction, Task
 from pipeline.tasks import _predictions as predictions
+from pipeline.tasks._predictions import Predictions
 
 _RESAMPLES = 1000
 _SAVING = ("save_strategy", "save_steps")
+_PARENT = "parent as it was"
 _SHOWN = 8  # labels of a confusion matrix that is printed
 
 
@@ -39,19 +41,26 @@ class TaskEvaluator(Evaluator):
         """Yield the task's metrics of the node, of its controls and of the baseline."""
         own = subject.record.get("evaluation") or {}
         subject.skipped.update(own.get("skipped", {}))
-        rows, predicted, baseline = predictions.read(Path(subject.node.where))
+        found = predictions.read(Path(subject.node.where))
+        rows = found.rows
         if not rows:
             return
         groups = groups_of(rows)
         subject.describe(rows, types.load(self.task.reads).items, len(set(groups or ())))
-        yield from self.measured(subject.node.label, rows, predicted, groups)
+        yield from self.measured(subject.node.label, rows, found.said, groups)
         for control in subject.controls:
-            theirs, other, _ = predictions.read(Path(control.where))
-            if theirs == rows:
-                yield from self.measured(control.label, rows, other, groups)
+            theirs = predictions.read(Path(control.where))
+            if theirs.rows == rows:
+                yield from self.measured(control.label, rows, theirs.said, groups)
             else:
                 subject.skipped[f"figures of {control.label}: it was evaluated on other rows"] += 1
-        yield from self.measured(self.task.baseline_name, rows, baseline, groups)
+        yield from self.without_a_model(found)
+
+    def without_a_model(self, found: Predictions) -> Iterator[Measurement]:
+        """Yield the task's metrics of the baseline and of the rivals."""
+        groups = groups_of(found.rows)
+        for name, said in {self.task.baseline_name: found.baseline, **found.rivals}.items():
+            yield from self.measured(name, found.rows, said, groups)
 
     def measured(
         self, label: str, rows: Sequence[Row], predicted: Sequence[Prediction], groups: Sequence[str] | None
@@ -109,12 +118,27 @@ def finish(run: Run, task: Task, training: Sequence[Row], max_length: int, limit
         return
     read = Rows(kept=rows)
     predicted = task.predictor(str(run.result), max_length)(read)
-    baseline, confusion = task.baseline(training, rows), task.confusion(rows, predicted)
-    predictions.write(run.result, rows, predicted, baseline, confusion)
-    skipped = dict(found.dropped + read.truncated)
-    evaluation = run.record["evaluation"] = _block(run, task, rows, predicted, baseline) | {"skipped": skipped}
+    rivals, skipped = _rivals(run, task, training, rows, max_length)
+    held_out = Predictions(rows, predicted, task.baseline(training, rows), rivals)
+    confusion = task.confusion(rows, predicted)
+    predictions.write(run.result, held_out, confusion, task.by_label(rows, predicted))
+    skipped |= dict(found.dropped + read.truncated)
+    evaluation = run.record["evaluation"] = _block(run, task, held_out) | {"skipped": skipped}
     for line in [*table.of_node(run.name, evaluation), *_matrix(confusion)]:
         run.say(line)
+
+
+def _rivals(
+    run: Run, task: Task, training: Sequence[Row], rows: Sequence[Row], max_length: int
+) -> tuple[dict[str, list[Prediction]], dict[str, int]]:
+    """Return the predictions of the task's rivals by name, and why there are none; a control is held against nothing."""
+    if run.record["control_of"]:
+        return {}, {}
+    found = {_PARENT: task.predictor(run.parent, max_length)(Rows(kept=rows))} if task.parent_too else {}
+    try:
+        return found | dict(task.rivals(training, rows)), {}
+    except ModuleNotFoundError as error:
+        return found, {f"figures of its rivals: {error.name} is not installed; `make setup-data` installs it": 1}
 
 
 def _chosen(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
@@ -123,14 +147,10 @@ def _chosen(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
     return [rows[number] for number in sorted(numbers)]
 
 
-def _block(
-    run: Run, task: Task, rows: Sequence[Row], predicted: Sequence[Prediction], baseline: Sequence[Prediction]
-) -> dict[str, Any]:
+def _block(run: Run, task: Task, found: Predictions) -> dict[str, Any]:
     """Return the figures in the form that the evaluation gives those of a node."""
-    evaluator, groups = TaskEvaluator(task), groups_of(rows)
-    measured = [
-        *evaluator.measured(run.name, rows, predicted, groups), *evaluator.measured(task.baseline_name, rows, baseline, groups),
-    ]  # fmt: skip
+    evaluator, rows, groups = TaskEvaluator(task), found.rows, groups_of(found.rows)
+    measured = [*evaluator.measured(run.name, rows, found.said, groups), *evaluator.without_a_model(found)]
     of = about(len(rows), types.load(task.reads).items, run.recipe.name, len(set(groups or ())))
     return {
         "stage": run.stage.kind, "title": run.stage.title,

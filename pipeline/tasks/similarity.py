@@ -7,46 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
-from pipeline.evaluation.intervals import Figure, correlation
+from pipeline.evaluation.intervals import Figure, correlation, ranks
 from pipeline.evaluation.metrics import Metric
-from pipeline.models.embedder import embeddings, save_embedder
-from pipeline.tasks import Example, Prediction, Task
-from pipeline.tasks._batches import Padding, batches, encode
+from pipeline.models.embedder import embeddings
+from pipeline.tasks import PEARSON, SPEARMAN, Example, Prediction, _rivals
+from pipeline.tasks._batches import Padding, encode
+from pipeline.tasks._embedders import Embedder, embedded
 
 
 @dataclass(frozen=True)
-class Similarity(Task):
+class Similarity(Embedder):
     """Make the cosine of two embeddings follow the similarity of their texts."""
 
     reads = "similarity"
-    family = "embedder"
-    accepts: ClassVar[tuple[str, ...]] = ("masked", "embedder", "discriminator")
-    auto = "AutoModel"
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric(
-            "spearman",
-            "rank correlation: how well the order of the predicted similarities is the order of the scores; 1 is perfect",
-            "score",
-            "more",
-        ),
-        Metric("pearson", "linear correlation of the predicted similarities with the scores; 1 is perfect", "score", "more"),
-    )
+    metrics: ClassVar[tuple[Metric, ...]] = (SPEARMAN, PEARSON)
     primary = "spearman"
     baseline_name = "share of words in common"
-
-    def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False) -> Any:
-        """Return an encoder without a pooler: no loss would depend on it, so processes would wait for its gradient."""
-        model = super().load_model(parent, labels, random)
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None
-        return model
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield both texts of a pair and its score."""
@@ -70,16 +52,11 @@ class Similarity(Task):
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the cosine of each pair."""
-        found = []
-        for side in ("text", "text_pair"):
-            encoded = [encode(tokenizer, row[side], None, max_length, rows.truncated) for row in rows.kept]
-            encoded = [{"input_ids": columns["input_ids"]} for columns in encoded]
-            vectors: list[Any] = [None] * len(rows.kept)
-            for numbers, batch in batches(model, encoded, int(tokenizer.pad_token_id)):
-                for number, vector in zip(numbers, embeddings(model, batch).cpu().numpy(), strict=True):
-                    vectors[number] = vector
-            found.append(vectors)
-        return [{"score": round(float(one @ two), 6)} for one, two in zip(*found, strict=True)]
+        one, two = (
+            embedded(model, tokenizer, [row[side] for row in rows.kept], max_length, rows.truncated)
+            for side in ("text", "text_pair")
+        )
+        return _said((one * two).sum(-1))
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return the share of a pair's words that both texts have (Jaccard)."""
@@ -89,15 +66,16 @@ class Similarity(Task):
             found.append({"score": round(len(one & two) / max(1, len(one | two)), 6)})
         return found
 
+    def rivals(self, training: Sequence[Row], rows: Sequence[Row]) -> Iterator[tuple[str, list[Prediction]]]:
+        """Yield the cosine of TF-IDF."""
+        inputs = _rivals.tfidf([row[side] for row in training for side in ("text", "text_pair")])
+        one, two = (inputs([row[side] for row in rows]) for side in ("text", "text_pair"))
+        yield _rivals.COSINE, _said(np.asarray(one.multiply(two).sum(-1)).ravel())
+
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
         """Return Spearman's and Pearson's correlation with the scores."""
         right, predicted = np.array([float(row["score"]) for row in rows]), np.array([line["score"] for line in predictions])
-        return {"spearman": correlation(_ranks(right), _ranks(predicted)), "pearson": correlation(right, predicted)}
-
-    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Write an encoder that both transformers and sentence-transformers load."""
-        super().save(model, tokenizer, folder)
-        save_embedder(model, folder)
+        return {"spearman": correlation(ranks(right), ranks(predicted)), "pearson": correlation(right, predicted)}
 
 
 @dataclass
@@ -116,10 +94,8 @@ class Scaled(Padding):
         return batch | {"score": (scores - self.least) / max(self.most - self.least, 1e-9)}
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks, (items,); equal values share their mean rank."""
-    _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[position]
+def _said(cosines: np.ndarray) -> list[Prediction]:
+    return [{"score": round(float(cosine), 6)} for cosine in cosines]
 
 
 TASK = Similarity

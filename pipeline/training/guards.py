@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pipeline.objectives import Objective
+    from pipeline.tasks import Task
 
 _FIRST_ROWS = 64  # looked at before the first step
 _ADAPTERS = re.compile(r"lora_|modules_to_save|trainable_tokens_|\.adapter\.|prompt_encoder")
@@ -178,8 +179,8 @@ def agree(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def batches(objective: Objective, arguments: Any) -> None:
-    """Raise UserError where an objective whose loss is over the batch would see only parts of it, or one row."""
+def batches(objective: Objective | Task, arguments: Any) -> None:
+    """Raise UserError where an objective or a task whose loss is over the batch would see only parts of it, or one row."""
     if objective.accumulates:
         return
     if arguments.gradient_accumulation_steps > 1:

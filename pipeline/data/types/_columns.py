@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,18 @@ def text(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str):
         raise Malformed(f"{column} is {type(value).__name__}, not text")
     return value
+
+
+def number(row: Mapping[str, Any], column: str) -> float:
+    """Return a column that holds a number, also as text; Malformed if it holds anything else, or nothing finite."""
+    value = row[column]
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise Malformed(f"{column} is {value!r}, not a number")
+    return found
 
 
 def thumb(value: Any) -> bool | None:

@@ -1,0 +1,35 @@
+"""Labels that are true of a row and labels that are said of it, counted: F1, precision and recall of each label."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+Said = Mapping[str, float]  # label → 1; of a guess that is drawn, how likely it is drawn
+
+
+def cells(true: Sequence[Collection[str]], said: Sequence[Said]) -> tuple[list[str], np.ndarray]:
+    """Return all labels and (rows, 3, labels) counts: right, true, said."""
+    names = sorted({name for row in (*true, *said) for name in row})
+    column = {name: number for number, name in enumerate(names)}
+    found = np.zeros((len(true), 3, len(names)))
+    for number, (labels, guessed) in enumerate(zip(true, said, strict=True)):
+        for name in labels:
+            found[number, 0, column[name]] = guessed.get(name, 0.0)
+            found[number, 1, column[name]] = 1
+        for name, share in guessed.items():
+            found[number, 2, column[name]] = share
+    return names, found
+
+
+def by_label(true: Sequence[Collection[str]], said: Sequence[Said]) -> dict[str, dict[str, float]]:
+    """Return label → precision, recall, F1 and the number of rows that it is true of."""
+    names, found = cells(true, said)
+    right, there, guessed = found.sum(0)
+    precision, recall = right / np.maximum(guessed, 1e-12), right / np.maximum(there, 1e-12)
+    f1 = 2 * right / np.maximum(there + guessed, 1e-12)
+    return {
+        name: {"precision": round(float(p), 4), "recall": round(float(r), 4), "f1": round(float(f), 4), "rows": int(n)}
+        for name, p, r, f, n in zip(names, precision, recall, f1, there, strict=True)
+    }
