@@ -66,7 +66,27 @@ def test_a_hub_data_set_names_its_labels(tmp_path):
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     found = [row for _, row in read(str(tmp_path))]
     assert [row["ner_tags"] for row in found] == [["B-X", "O"], ["O"]]
-    assert [row["label"] for row in found] == ["yes", -1]
+    assert [row["label"] for row in found] == ["yes", None]
+
+
+def test_minus_one_is_a_label_unless_the_data_set_says_that_it_stands_for_none(tmp_path):
+    """Sentiments are often written as -1, 0 and 1; a column of labels on a hub, and a recipe, can say that -1 is none."""
+    from pipeline.data import doubts, recipe
+
+    rows = [f'{{"text": "text {number}", "label": {number % 3 - 1}}}\n' for number in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    kept = recipe.from_data(str(tmp_path / "rows.jsonl"), "labels").rows("labels", "train", 0)
+    assert {row["label"] for row in kept.kept} == {"-1", "0", "1"}
+    assert not kept.dropped
+    (line,) = doubts.of(kept.kept, types.load("labels"))
+    assert "have the label -1: a class like any other, unless `missing: {label: -1}` in a recipe" in line
+    (tmp_path / "r.yaml").write_text(f"type: labels\nsources:\n  - files: {tmp_path}/rows.jsonl\n    missing: {{label: -1}}\n")
+    said = recipe.load(str(tmp_path / "r.yaml")).rows("labels", "train", 0)
+    assert {row["label"] for row in said.kept} == {"0", "1"}
+    assert said.dropped == {"empty label": 20}
+    (tmp_path / "r.yaml").write_text(f"type: labels\nsources:\n  - files: {tmp_path}/rows.jsonl\n    missing: [label]\n")
+    with pytest.raises(UserError, match="missing: expected a value for each column"):
+        recipe.load(str(tmp_path / "r.yaml"))
 
 
 def test_squad_s_own_file_and_conll(tmp_path):

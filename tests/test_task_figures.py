@@ -93,6 +93,14 @@ def test_entities_by_hand():
     assert tasks.load("token_classification").figures(rows, said)["entity_f1"].estimate().value == pytest.approx(2 / 7)
 
 
+def test_entities_of_iobes_by_hand():
+    tags = ["B-A", "E-A", "S-A", "S-A", "O", "B-B", "I-B", "E-B", "E-B", "I-B"]
+    assert entities(tags) == {("A", 0, 2), ("A", 2, 3), ("A", 3, 4), ("B", 5, 8), ("B", 8, 9), ("B", 9, 10)}
+    told = tasks.load("token_classification", {"scheme": "iobes"})
+    assert told.primary == "entity_f1"
+    assert told.labels([{"tags": tags}]) == sorted(set(tags))
+
+
 def test_an_interval_over_groups_is_wider_where_groups_agree():
     scores = [float(number // 10 % 2) for number in range(100)]
     groups = [str(number // 10) for number in range(100)]

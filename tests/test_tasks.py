@@ -408,6 +408,8 @@ def test_tags_of_another_scheme_are_refused_or_stand_for_themselves():
     rows = [{"tokens": ["a"], "tags": ["NOUN"]}, {"tokens": ["b"], "tags": ["O"]}]
     with pytest.raises(UserError, match=r"'NOUN' is not O, B-… or I-….*scheme: plain"):
         tasks.load("token_classification").labels(rows)
+    with pytest.raises(UserError, match=r"'S-A' is not O, B-… or I-…; .*single ones, set task_options: {scheme: iobes}"):
+        tasks.load("token_classification").labels([{"tags": ["B-A", "S-A"]}])
     plain = tasks.load("token_classification", {"scheme": "plain"})
     assert plain.labels(rows) == ["NOUN", "O"]
     assert set(plain.figures(rows, [{"tags": ["NOUN"]}, {"tags": [""]}])) == {plain.primary} == {"accuracy"}

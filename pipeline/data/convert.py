@@ -25,6 +25,7 @@ class Converter:
     faults: sources.Faults
     columns: Mapping[str, str] = field(default_factory=dict)  # a column's name in the source → its name in a format
     ignored: Sequence[str] = ()  # columns and keys that are left out on purpose
+    missing: Mapping[str, Any] = field(default_factory=dict)  # a column's name in the source → what stands for no value in it
     unread: dict[str, None] = field(default_factory=dict)  # columns that no format read
 
     @functools.cached_property
@@ -64,6 +65,8 @@ class Converter:
         """Return a row with the names that formats know, without what is ignored; UserError where a named column is missing."""
         if self.ignored:
             raw = _without(raw, set(self.ignored))
+        if none := [name for name, value in self.missing.items() if name in raw and str(raw[name]) == str(value)]:
+            raw = raw | dict.fromkeys(none)
         if not self.columns:
             return raw
         if missing := [name for name in self.columns if name not in raw]:

@@ -121,7 +121,9 @@ def _names(kind: Any) -> Any:
 
 
 def _named(value: Any, kind: Any) -> Any:
-    """Return the names of labels that a data set holds as numbers; -1 says that there is none."""
+    """Return the names of labels that a data set holds as numbers; None for -1, by which such a column says that there is none."""
     if isinstance(value, list):
         return [_named(item, kind) for item in value]
-    return _names(kind)[value] if isinstance(value, int) and value >= 0 else value
+    if not isinstance(value, int):
+        return value
+    return _names(kind)[value] if value >= 0 else None

@@ -36,6 +36,7 @@ class Source:
     holds: str = ""  # dataset type of its rows, where it is another than the recipe's
     columns: Mapping[str, str] = field(default_factory=dict)  # a column's name in the source → its name in a format
     ignored: tuple[str, ...] = ()  # columns, and keys of messages, that are left out on purpose
+    missing: Mapping[str, Any] = field(default_factory=dict)  # a column's name in the source → what stands for no value in it
     share: float = 0.0  # of the training tokens, before all shares are made to add up to 1; 0: rows are read as they are
     held_out: bool | None = None  # whether all of it is held out; None: the files that are named as a split
 
@@ -102,7 +103,14 @@ class SourceRecipe(Recipe):
         """Return the digest of all that decides the rows; their shares only decide how often they are read."""
         self._check(type)
         identities = [
-            [source.identity(), source.weight, source.holds, dict(source.columns), list(source.ignored)]
+            [
+                source.identity(),
+                source.weight,
+                source.holds,
+                dict(source.columns),
+                list(source.ignored),
+                *([dict(source.missing)] if source.missing else []),
+            ]
             for source in self.given
         ]
         whole = self.type != "text" or self.cut or self.separator or not any(source.large for source in self.given)
@@ -220,7 +228,7 @@ class SourceRecipe(Recipe):
         self, source: Source, given: Iterable[sources.Raw], result: Rows, faults: sources.Faults, notes: list[str]
     ) -> Iterator[tuple[str, Row]]:
         """Yield the usable rows among raw ones of a source; long documents in parts, where the recipe cuts them."""
-        converter = Converter(source.holds or self.type, result, faults, source.columns, source.ignored)
+        converter = Converter(source.holds or self.type, result, faults, source.columns, source.ignored, source.missing)
         for where, row in converter.rows(iter(given)):
             if self.cut and not source.holds and len(row["text"]) > self.cut:
                 parts = cut(row["text"], self.cut)

@@ -34,7 +34,7 @@ class StreamRecipe(SourceRecipe):
         self._check(type)
         found = [
             [[[file.name, file.size, file.changed] for file in self._files[number]], source.held_out, source.weight, source.holds,
-             dict(source.columns), list(source.ignored)] for number, source in enumerate(self.given)
+             dict(source.columns), list(source.ignored), *([dict(source.missing)] if source.missing else [])] for number, source in enumerate(self.given)
         ]  # fmt: skip
         return hashes.digest(["stream", found, self.type, self.held_out, self.cut, self.separator])
 

@@ -18,6 +18,8 @@ r"""A recipe that is a YAML file: rows of one type, from files, hub data sets an
                                 # text; a recipe of that type holds the same rows out (default: the recipe's)
         columns: {question: prompt}    # what a column is called here, and by which name of a format it is read
         ignore: [tool_calls]    # columns, and keys of messages, that are left out on purpose
+        missing: {label: -1}    # what stands for no value in a column (default: nothing does; a column of labels of a hub data
+                                # set says so itself)
         held_out: no            # yes: all of this source is held out; no: a file's name decides nothing (default: files that are
                                 # named as a split, such as test-0.parquet or validation.jsonl, are held out beside others)
       - hub: HuggingFaceH4/no_robots   # a data set on the hub, or a local folder of that form
@@ -46,7 +48,7 @@ from pipeline.system.errors import UserError
 
 _KEYS = ("type", "sources", "held_out", "deduplicate", "cut", "separator", "stream")
 _SOURCE_KEYS = {"files": {"files"}, "package": {"package", "pattern"}, "hub": {"hub", "subset", "split", "revision"}}
-_SHARED = {"weight", "holds", "held_out", "columns", "ignore", "share"}  # keys of every source
+_SHARED = {"weight", "holds", "held_out", "columns", "ignore", "missing", "share"}  # keys of every source
 
 
 def from_yaml(path: Path, subset: str = "") -> SourceRecipe:
@@ -115,10 +117,13 @@ def _source(entry: Any, where: str) -> Source:
         raise UserError(f"{where}: columns: expected names, as in {{question: prompt}}, found {named!r}")
     if not isinstance(ignored, list) or not all(isinstance(name, str) for name in ignored):
         raise UserError(f"{where}: ignore: expected a list of columns, found {ignored!r}")
+    none = entry.get("missing", {})
+    if not isinstance(none, Mapping) or not all(isinstance(value, (str, int, float)) for value in none.values()):
+        raise UserError(f"{where}: missing: expected a value for each column, as in {{label: -1}}, found {none!r}")
     share = entry.get("share")
     if share is not None and not (isinstance(share, (int, float)) and not isinstance(share, bool) and 0 < share < math.inf):
         raise UserError(f"{where}: share {share} is not above 0 (the source's share of the training tokens)")
-    shared |= {"share": float(share or 0), "columns": dict(named), "ignored": tuple(ignored)}
+    shared |= {"share": float(share or 0), "columns": dict(named), "ignored": tuple(ignored), "missing": dict(none)}
     if not isinstance(shared["held_out"], bool | None):
         raise UserError(f"{where}: held_out: of a source is yes or no, found {shared['held_out']!r}")
     if shared["holds"] and shared["holds"] not in types.known():

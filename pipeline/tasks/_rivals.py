@@ -1,7 +1,8 @@
 """Linear models on TF-IDF: what can be said of texts by their words and letters alone, without any pretraining.
 
-They are fitted on the rows that the model was trained on. How strongly they are held back is chosen as a model's settings
-would be, by the task's own metric on a fifth of these rows, so that a rival is no straw man. Needs scikit-learn (the extra
+They are fitted on the rows that the model was trained on. How strongly they are held back, and from which probability on they
+say a label, is chosen as a model's settings would be, by the task's own metric on a fifth of these rows, so that a rival is
+no straw man. Needs scikit-learn (the extra
 `probe`).
 """
 
@@ -27,27 +28,32 @@ Fit = Callable[[float, Any, Sequence[Row], Any], np.ndarray]  # strength, inputs
 
 
 def linear(
-    task: Task, training: Sequence[Row], rows: Sequence[Row], fit: Fit, say: Callable[[np.ndarray], list[Prediction]]
+    task: Task, training: Sequence[Row], rows: Sequence[Row], fit: Fit, *ways: Callable[[np.ndarray], list[Prediction]]
 ) -> list[Prediction]:
-    """Return the predictions of a linear model; `say` makes them of its scores."""
+    """Return the predictions of a linear model; `ways` make them of its scores, and the best of them is taken."""
     numbers = sorted(random.Random(0).sample(range(len(training)), min(_MOST, len(training))))
     read = Rows(kept=[training[number] for number in numbers])
 
-    def predicted(strength: float, known: Sequence[Row], asked: Sequence[Row]) -> list[Prediction]:
+    def scores(strength: float, known: Sequence[Row], asked: Sequence[Row]) -> np.ndarray:
         one, two = features(known, asked)
-        return say(fit(strength, one, known, two))
+        return fit(strength, one, known, two)
 
-    def worth(strength: float) -> float:
-        found = task.figures(chosen.validation, predicted(strength, chosen.kept, chosen.validation))[task.primary]
+    def worth(predicted: Sequence[Prediction]) -> float:
+        found = task.figures(chosen.validation, predicted)[task.primary]
         return float(found.of(found.items.sum(0)))
 
-    chosen = Rows(kept=read.kept)
+    chosen, best = Rows(kept=read.kept), (_STRENGTHS[0], ways[0])
     try:
         chosen.hold_back(_SHARE, 0, task.reads)
-        strength = max(_STRENGTHS, key=worth)
     except UserError:  # of rows too few to hold any back
-        strength = _STRENGTHS[0]
-    return predicted(strength, read.kept, rows)
+        return best[1](scores(best[0], read.kept, rows))
+    most = -np.inf
+    for strength in _STRENGTHS:
+        found = scores(strength, chosen.kept, chosen.validation)
+        for way in ways:
+            if (value := worth(way(found))) > most:
+                most, best = value, (strength, way)
+    return best[1](scores(best[0], read.kept, rows))
 
 
 def logistic(strength: float, inputs: Any, targets: np.ndarray, asked: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -86,14 +87,7 @@ class MultilabelClassification(Task):
         """Return the labels of each row that are likely enough, with the probability of every label."""
         names = [name for _, name in sorted(model.config.id2label.items())]
         likely = 1 / (1 + np.exp(-logits(model, tokenizer, rows, max_length).astype(float)))
-        return [self._said(dict(zip(names, row, strict=True))) for row in likely.tolist()]
-
-    def _said(self, likely: Mapping[str, float]) -> Prediction:
-        """Return a prediction by the probability of each label."""
-        return {
-            "labels": [name for name, probability in likely.items() if probability >= self.threshold],
-            "probabilities": {name: round(probability, 6) for name, probability in likely.items()},
-        }
+        return _said(names, likely, self.threshold)
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return every label, with its share of the training rows as the probability.
@@ -113,10 +107,8 @@ class MultilabelClassification(Task):
             targets = np.array([[name in row["labels"] for name in names] for row in known], dtype=int)
             return _rivals.logistic(strength, inputs, targets, asked)
 
-        def say(likely: np.ndarray) -> list[Prediction]:
-            return [self._said(dict(zip(names, row, strict=True))) for row in likely.tolist()]
-
-        yield _rivals.LOGISTIC, _rivals.linear(self, training, rows, fit, say)
+        ways = [partial(_said, names, threshold=threshold) for threshold in (0.5, 0.3, 0.7)]
+        yield _rivals.LOGISTIC, _rivals.linear(self, training, rows, fit, *ways)
 
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
         """Return F1 averaged over the labels that occur in the rows, over all answers, and the share of whole sets."""
@@ -137,6 +129,17 @@ class MultilabelClassification(Task):
 def _sets(rows: Sequence[Row], predictions: Sequence[Prediction]) -> tuple[list[list[str]], list[dict[str, float]]]:
     """Return the labels that are true of each row, and those that are said."""
     return [row["labels"] for row in rows], [dict.fromkeys(line["labels"], 1.0) for line in predictions]
+
+
+def _said(names: Sequence[str], likely: np.ndarray, threshold: float) -> list[Prediction]:
+    """Return predictions by the probability of each label; (rows, labels)."""
+    return [
+        {
+            "labels": [name for name, probability in zip(names, row, strict=True) if probability >= threshold],
+            "probabilities": {name: round(probability, 6) for name, probability in zip(names, row, strict=True)},
+        }
+        for row in likely.tolist()
+    ]
 
 
 TASK = MultilabelClassification

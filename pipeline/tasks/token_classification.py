@@ -26,6 +26,7 @@ from pipeline.tasks import ACCURACY, ENCODERS, Example, Prediction, Task
 from pipeline.tasks._batches import batches
 
 _OUTSIDE = "O"
+_MARKS = {"bio": "BI", "iobes": "BIES"}  # letters before the kind of an entity: begins, inside, ends, single
 _NO_TOKEN = "words that the tokenizer has no token for"
 
 
@@ -43,21 +44,28 @@ class TokenClassification(Task):
     )
     baseline_name = "each word's most frequent tag"
 
-    scheme: Literal["bio", "plain"] = option("bio", "bio: B-, I- and O mark entities; plain: tags stand for themselves")
+    scheme: Literal["bio", "iobes", "plain"] = option(
+        "bio",
+        "bio: B-, I- and O mark entities; iobes: also E- their last word and S- a single one; plain: tags stand for themselves",
+    )
 
     @property
     def primary(self) -> str:  # type: ignore[override]
         """The metric that decides the verdict."""
-        return "entity_f1" if self.scheme == "bio" else "accuracy"
+        return "accuracy" if self.scheme == "plain" else "entity_f1"
 
     def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return the tags in alphabetical order; UserError where they are of another scheme."""
         found = sorted({tag for row in rows for tag in row["tags"]})
-        strange = [tag for tag in found if tag != _OUTSIDE and not tag.startswith(("B-", "I-"))]
-        if self.scheme == "bio" and strange:
+        if self.scheme == "plain":
+            return found
+        marks = [f"{mark}-" for mark in _MARKS[self.scheme]]
+        if strange := [tag for tag in found if tag != _OUTSIDE and tag[:2] not in marks]:
+            other = "iobes" if self.scheme == "bio" and strange[0][:2] in ("E-", "S-") else "plain"
+            why = "the last words of entities and single ones" if other == "iobes" else "tags that stand for themselves, such as parts of speech"  # fmt: skip
             raise UserError(
-                f"tags: {strange[0]!r} is not O, B-… or I-…; for tags that stand for themselves, such as parts of speech, "
-                "set task_options: {scheme: plain}"
+                f"tags: {strange[0]!r} is not O, {' or '.join(f'{mark}…' for mark in marks)}; for {why}, "
+                f"set task_options: {{scheme: {other}}}"
             )
         return found
 
@@ -137,10 +145,10 @@ class TokenClassification(Task):
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Return (kind, first word, end) of the entities that BIO tags mark; an I- tag that continues none begins one."""
+    """Return (kind, first word, end) of the entities that BIO or IOBES tags mark; an I- or E- tag that continues none begins one."""
     found, begin = set(), 0
     for position, (before, tag) in enumerate(pairwise([_OUTSIDE, *tags, _OUTSIDE])):
-        continues = tag.startswith("I-") and before[2:] == tag[2:]
+        continues = tag[:2] in ("I-", "E-") and before[:2] in ("B-", "I-") and before[2:] == tag[2:]
         if not continues:
             if before not in (_OUTSIDE, ""):
                 found.add((before.partition("-")[2] or before, begin, position))

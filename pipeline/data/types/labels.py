@@ -18,8 +18,7 @@ def _label(*texts: str) -> Convert:
         if isinstance(label, (list, Mapping)):
             raise Malformed(f"label is {type(label).__name__}, not one label")
         named = dict(zip(("text", "text_pair"), (text(row, column) for column in texts), strict=False))
-        none = label is None or label == -1  # how public data says that there is none
-        return named | {"label": "" if none else str(label)}
+        return named | {"label": "" if label is None else str(label)}
 
     return convert
 
@@ -44,6 +43,11 @@ class Labels(DatasetType):
         own = sum(count == 1 for count in Counter(labels).values())
         return [
             Doubt(doubts.contradictions(texts, labels), 0.05, "have the text of another row and another label", 0.9),
+            Doubt(
+                labels.count("-1"),
+                0.0,
+                "have the label -1: a class like any other, unless `missing: {label: -1}` in a recipe says that it stands for none",
+            ),
             Doubt(own, 0.5, "have a label that no other row has: is it the right column?", 0.9),
             doubts.same(texts, "have the same text: there is nothing to tell labels by", 1.0),
             *doubts.typed(labels),
