@@ -8,7 +8,7 @@ learning that labels are rare, and a small model may stay there, saying none of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -45,14 +45,17 @@ class MultilabelClassification(Task):
 
     threshold: float = option(0.5, "probability from which on a label is said", at_least=0.0, at_most=1.0)
 
-    def labels(self, rows: Sequence[Row]) -> list[str]:
+    def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return the labels in alphabetical order; UserError where there is nothing to tell apart."""
-        counts = Counter(label for row in rows for label in row["labels"])
-        if always := [label for label, count in counts.items() if count == len(rows)]:
+        counts, paired = Counter[str](), Counter[bool]()
+        for row in rows:
+            counts.update(row["labels"])
+            paired["text_pair" in row] += 1
+        if always := [label for label, count in counts.items() if count == paired.total()]:
             raise UserError(f"every row has the label {always[0]!r}; there is nothing to tell apart")
         if len(counts) < 2:
             raise UserError(f"labels: {len(counts)} in all rows together; for one label that is true or not use classification")
-        if len({"text_pair" in row for row in rows}) > 1:
+        if len(paired) > 1:
             raise UserError("some rows have one text and some have two; a model reads one or the other")
         return sorted(counts)
 

@@ -8,7 +8,7 @@ tell the scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,11 +43,15 @@ class Regression(Task):
     primary = "pearson"
     baseline_name = "mean value"
 
-    def labels(self, rows: Sequence[Row]) -> list[str]:
+    def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return what the one output is called; UserError where all values are the same."""
-        if len({row["value"] for row in rows}) < 2:
-            raise UserError(f"every row has the value {rows[0]['value']:g}; there is nothing to tell apart")
-        if len({"text_pair" in row for row in rows}) > 1:
+        values, paired = set[float](), set[bool]()
+        for row in rows:
+            values.add(row["value"])
+            paired.add("text_pair" in row)
+        if len(values) < 2:
+            raise UserError(f"every row has the value {values.pop():g}; there is nothing to tell apart")
+        if len(paired) > 1:
             raise UserError("some rows have one text and some have two; a model reads one or the other")
         return ["value"]
 

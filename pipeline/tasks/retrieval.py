@@ -7,7 +7,7 @@ text, is left out of the sum. Larger batches are harder and better.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -51,7 +51,7 @@ class Retrieval(Embedder):
 
     temperature: float = option(0.05, "τ, what cosines are divided by", at_least=0.001)
 
-    def labels(self, rows: Sequence[Row]) -> list[str]:
+    def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return no labels; UserError where some rows have a negative and others none."""
         if len({"negative" in row for row in rows}) > 1:
             raise UserError("some rows have a negative and some have none; give all of them one, or leave the column out")
