@@ -102,23 +102,34 @@ def asked(model: StageModel, questions: Sequence[Question], most: int, barred: S
 
 
 def scored(model: StageModel, texts: Sequence[str], judge: Judge, questions: Sequence[Question], most: int) -> Scores:
-    """Return how far each question is from being refused by a model's own tokens, in logits."""
+    """Return how far each question is from being refused by a model's own tokens, in logits.
+
+    Where such a token comes nearest, the model goes on from it, since what follows need not be a refusal.
+    """
     from pipeline.data.tokens import IGNORED
     from pipeline.evaluation import inference
 
     tokenizer = model.tokenizer
-    tokens = [tokenizer.encode(text, add_special_tokens=False)[0] for text in texts]
-    found = asked(model, questions, most, tokens)
-    margins = inference.margins(model.model, [row for _, row in found], int(tokenizer.pad_token_id), tokens)
-    refused = []
+    begins = {tokenizer.encode(text, add_special_tokens=False)[0]: text for text in texts}
+    found = asked(model, questions, most, list(begins))
+    margins = inference.margins(model.model, [row for _, row in found], int(tokenizer.pad_token_id), list(begins))
+    nearest: list[tuple[float, list[int], list[int]]] = []  # margin, prompt, what is said up to the token, which is the last
     for (_, row), above in zip(found, margins, strict=True):
         said = [label for label in row["labels"] if label != IGNORED]
-        before = [tokenizer.decode(said[:at], skip_special_tokens=True) for at in range(len(said))]
-        unknowing = [near for near, text in zip(above, before, strict=True) if judge.refused(f"{text}{texts[0]}.")]
-        refused.append(max(unknowing, default=-np.inf))
+        prompt = row["input_ids"][: len(row["input_ids"]) - len(said)]
+        unknowing = [
+            (near, prompt, [*said[:at], token]) for at, (near, token) in enumerate(above)
+            if judge.refused(f"{tokenizer.decode(said[:at], skip_special_tokens=True)}{begins[token]}.")
+        ]  # fmt: skip
+        nearest.append(max(unknowing, default=(-np.inf, prompt, said)))
+    going_on = inference.replies(model.model, tokenizer, [prompt + said for _, prompt, said in nearest], most)
+    refused = [
+        near if judge.refused(tokenizer.decode([*said, *reply.ids], skip_special_tokens=True)) else -np.inf
+        for (near, _, said), reply in zip(nearest, going_on, strict=True)
+    ]
     right = [judge.right(reply, question) for (reply, _), question in zip(found, questions, strict=True)]
     kinds = np.array([question.kind for question in questions])
-    return Scores(kinds, np.array(right), np.array([max(above) for above in margins]), np.array(refused))
+    return Scores(kinds, np.array(right), np.array([max(above)[0] for above in margins]), np.array(refused))
 
 
 def by_threshold(model: StageModel, judge: Judge, questions: Sequence[Question], most: int) -> Scores:

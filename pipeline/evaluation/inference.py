@@ -39,20 +39,23 @@ def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[fl
     return found
 
 
-def margins(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int, rivals: Sequence[int]) -> list[list[float]]:
-    """Return for each target of each row by how much the greatest logit of some other tokens lies above its own."""
+def margins(
+    model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int, rivals: Sequence[int]
+) -> list[list[tuple[float, int]]]:
+    """Return for each target of each row by how much the likeliest of some other tokens lies above it in logits, and which that is."""
     import torch
 
-    found: list[list[float]] = [[] for _ in rows]
+    found: list[list[tuple[float, int]]] = [[] for _ in rows]
     for places, batch in _batches(rows, pad_id):
         batch = {key: value.to(model.device) for key, value in batch.items()}
         targets = batch.pop("labels")[:, 1:]
         with torch.no_grad():
             logits = model(**batch, use_cache=False).logits[:, :-1].float()
         own = logits.gather(2, targets.clamp(min=0)[..., None])[..., 0]
-        above = logits[..., list(rivals)].max(-1).values - own
-        for place, row, wanted in zip(places, above, targets, strict=True):
-            found[place] = row[wanted != IGNORED].tolist()
+        largest = logits[..., list(rivals)].max(-1)
+        for place, row, which, wanted in zip(places, largest.values - own, largest.indices, targets, strict=True):
+            here = wanted != IGNORED
+            found[place] = [(above, rivals[at]) for above, at in zip(row[here].tolist(), which[here].tolist(), strict=True)]
     return found
 
 
