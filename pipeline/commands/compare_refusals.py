@@ -127,6 +127,8 @@ def scored(model: StageModel, texts: Sequence[str], judge: Judge, questions: Seq
         near if judge.refused(tokenizer.decode([*said, *reply.ids], skip_special_tokens=True)) else -np.inf
         for (near, _, said), reply in zip(nearest, going_on, strict=True)
     ]
+    by_other_words = [judge.refused(reply) for reply, _ in found]
+    refused = [np.inf if said else near for near, said in zip(refused, by_other_words, strict=True)]
     right = [judge.right(reply, question) for (reply, _), question in zip(found, questions, strict=True)]
     kinds = np.array([question.kind for question in questions])
     return Scores(kinds, np.array(right), np.array([max(above)[0] for above in margins]), np.array(refused))
