@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.data import kept, sources, tokens
+from pipeline.data import doubts, kept, sources, tokens, types
 from pipeline.system import process
 from tests.conftest import SMALL
 from tests.test_finetune import flags as task_flags
@@ -80,3 +80,15 @@ def test_no_pass_over_the_rows_of_a_task_is_silent(run, said, tmp_path):
     status, _, err = run("finetune", *flags, *more)
     assert status == 0, err
     check(said)
+
+
+def test_what_is_held_in_memory_for_doubts_is_bounded_in_characters():
+    read = []
+
+    def rows():
+        for number in range(1000):
+            read.append(number)
+            yield {"text": f"{number} " + "x" * 100_000}
+
+    assert not doubts.of(rows(), types.load("text"))
+    assert len(read) == 100

@@ -34,7 +34,7 @@ class Doubt(NamedTuple):
     fatal: float = 2.0  # share from which on nothing is trained on them; above 1: never
 
 
-def of(rows: Sequence[Row], kind: DatasetType) -> list[str]:
+def of(rows: Iterable[Row], kind: DatasetType) -> list[str]:
     """Return a line for each doubt about the rows of a type, with how many rows it is about; UserError for what can't be meant."""
     few: list[Row] = []
     texts: list[str] = []
