@@ -106,6 +106,8 @@ class Finetuning(Stage):
         task = options.chosen
         dataset = prepare(run, rows, task.examples(rows, tokenizer, options.max_length, list(model.config.id2label.values())))
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
+        if said := guards.framed(dataset, tokenizer, task.family == "seq2seq"):
+            run.say(said)
         collator = task.collator(tokenizer, dataset)
         read = ("input_ids", "token_type_ids", *(["labels"] if task.family == "seq2seq" else []))
         sample = {key: ids for key, ids in dataset[0].items() if key in read}

@@ -275,7 +275,39 @@ def test_a_norm_of_zeros_is_told_where_it_lets_nothing_through():
     model = torch.nn.Sequential(torch.nn.RMSNorm(4), OnePlus())
     assert guards.empty(model) == ""
     torch.nn.init.zeros_(model[0].weight)
-    assert guards.empty(model).endswith("nothing but zeros: 0.weight")
+    assert guards.empty(model).endswith("nothing but zeros or one number: 0.weight")
+    torch.nn.init.constant_(model[1].weight, -1.0)
+    assert guards.empty(model).endswith("nothing but zeros or one number: 0.weight, 1.weight")
+
+
+def test_a_matrix_of_one_number_and_one_without_a_shard_are_told():
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(16, 8), *(torch.nn.Linear(8, 16) for _ in range(4)))
+    with torch.no_grad():
+        model[0].weight[8:] = 0  # tokens that nobody uses
+        assert guards.empty(model) == guards.half_filled(model) == ""
+        model[1].weight.fill_(0.02)
+        model[2].weight[:8] = 0
+        model[3].weight[:, 4:] = model[3].weight[:, :4]
+    assert guards.empty(model) == "1 matrices or norms hold nothing but zeros or one number: 1.weight"
+    assert guards.half_filled(model).startswith(
+        "2 matrices are zeros in a quarter of their rows or columns, or hold one half twice: 2.weight, 3.weight;"
+    )
+
+
+def test_texts_without_their_begin_token_and_targets_without_an_end_are_told():
+    tokenizer = SimpleNamespace(cls_token_id=1, cls_token="[CLS]", eos_token_id=2, eos_token="</s>")
+
+    def told(ids, labels, writes=False):
+        return guards.framed([{"input_ids": ids, "labels": labels}] * 3, tokenizer, writes)
+
+    assert told([1, 5, 6, 2], [5, 6]) == told([1, 5], [5, 2], True) == ""
+    assert "no text begins with [CLS]" in told([5, 6], [5])
+    assert "begins with [CLS] twice" in told([1, 1, 5], [5])
+    with pytest.raises(UserError, match="puts no </s> at the end of a target"):
+        told([1, 5], [5, 6], True)
 
 
 def test_a_layer_that_was_copied_over_another_is_told():

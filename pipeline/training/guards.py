@@ -23,6 +23,7 @@ _ADAPTERS = re.compile(r"lora_|modules_to_save|trainable_tokens_|\.adapter\.|pro
 _WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
 _NAMED = 3  # tensors in a warning
 _SAMPLED = 64  # numbers of a matrix that are compared before all of them are
+_FEWEST_ROWS, _EMPTY = 8, 0.25  # rows below which a matrix tells nothing, and share of them that nothing was written into
 _UNREADABLE, _STRANGE = 0.6, 0.2  # shares of tokens that a tokenizer does not know
 
 
@@ -69,14 +70,64 @@ def ends_text(model: Any, tokenizer: Any) -> str:
 
 
 def empty(model: Any) -> str:
-    """Return a warning naming the matrices and norms of a model that are nothing but zeros, or ""; adapters begin so and are left out.
+    """Return a warning naming the matrices and norms of a model that carry nothing, or ""; adapters begin so and are left out.
 
-    A norm counts where it lets nothing through: some add one to their weights.
+    A matrix carries nothing where all of its numbers are the same. A norm counts where it lets nothing through: some add one to
+    their weights.
     """
-    names = [name for name, one in model.named_parameters() if one.dim() > 1 and not _ADAPTERS.search(name) and not one.any()]
+    names = [name for name, one in model.named_parameters() if one.dim() > 1 and not _ADAPTERS.search(name) and _uniform(one)]
     names += [f"{name}.weight" for name, module in model.named_modules() if _is_shut(module)]
-    more = ", …" if len(names) > _NAMED else ""
-    return f"{len(names):,} matrices or norms hold nothing but zeros: {', '.join(names[:_NAMED])}{more}" if names else ""
+    return f"{len(names):,} matrices or norms hold nothing but zeros or one number: {_named(names)}" if names else ""
+
+
+def half_filled(model: Any) -> str:
+    """Return a warning naming matrices of which a large part was never filled or is there twice, as when a shard was lost, or "".
+
+    Tables of embeddings are left out: tokens that nobody uses may well be zeros.
+    """
+    import torch
+
+    tables = {
+        id(weight) for module in model.modules() if isinstance(module, torch.nn.Embedding) for weight in module.parameters()
+    }
+    names = [
+        name for name, one in model.named_parameters()
+        if one.dim() == 2 and id(one) not in tables and not _ADAPTERS.search(name) and not _uniform(one) and _lacks_a_part(one.detach())
+    ]  # fmt: skip
+    return (
+        f"{len(names):,} matrices are zeros in a quarter of their rows or columns, or hold one half twice: {_named(names)}; was a "
+        "shard lost when they were joined?"
+        if names
+        else ""
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+
+
+def _uniform(one: Any) -> bool:
+    """Say whether all numbers of a tensor are the same; a few are compared before all of them are."""
+    values = one.detach().flatten()
+    return bool((values[:: max(1, len(values) // _SAMPLED)] == values[0]).all()) and bool((values == values[0]).all())
+
+
+def _lacks_a_part(one: Any) -> bool:
+    """Say whether a quarter of the rows or columns of a matrix are zeros, or its halves are the same."""
+    import torch
+
+    for matrix in (one, one.T):
+        rows = len(matrix)
+        if rows >= _FEWEST_ROWS and int((matrix != 0).any(1).sum()) <= (1 - _EMPTY) * rows:
+            return True
+        if (
+            rows >= _FEWEST_ROWS
+            and rows % 2 == 0
+            and torch.equal(matrix[0], matrix[rows // 2])
+            and torch.equal(*matrix.chunk(2))
+        ):
+            return True
+    return False
 
 
 def copied(model: Any) -> str:
@@ -111,14 +162,38 @@ def own_code(model: Any) -> str:
 
 
 def _is_shut(module: Any) -> bool:
-    """Say whether a module whose weight is a row of zeros makes nothing but zeros of what goes through it."""
+    """Say whether a module whose weight is a row makes the same of whatever goes through it."""
     import torch
 
     weight = vars(module).get("_parameters", {}).get("weight")
-    if weight is None or weight.dim() != 1 or weight.any():
+    if weight is None or weight.dim() != 1 or len(weight) < 2 or not _uniform(weight):
         return False
+    given = torch.linspace(-1, 1, len(weight), device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
-        return not bool(module(torch.linspace(-1, 1, len(weight), device=weight.device, dtype=weight.dtype)[None]).any())
+        return bool(torch.equal(module(given[None]), module(given.flip(0)[None])))
+
+
+def framed(rows: Sequence[Any], tokenizer: Any, writes: bool) -> str:
+    """Return a warning where no text begins with the token that a tokenizer names for that, or each does so twice; or "".
+
+    `writes`: whether labels are texts. Raises UserError where none of them ends with the token that ends a text.
+    """
+    first = [rows[at] for at in range(min(_FIRST_ROWS, len(rows)))]
+    texts = [list(row["input_ids"]) for row in first if "input_ids" in row]
+    begin, end = tokenizer.cls_token_id, tokenizer.eos_token_id
+    if writes and end is not None and all(end not in row["labels"] for row in first):
+        raise UserError(
+            f"--parent: the tokenizer puts no {tokenizer.eos_token} at the end of a target, so the model would never learn to stop; "
+            "the post_processor of tokenizer.json was lost"
+        )
+    if begin is not None and texts and all(begin not in text for text in texts):
+        return (
+            f"no text begins with {tokenizer.cls_token}, from which an encoder's answer is read, though the tokenizer names it: the "
+            "post_processor of tokenizer.json was lost"
+        )
+    if begin is not None and texts and all(text[:2] == [begin, begin] for text in texts):
+        return f"every text begins with {tokenizer.cls_token} twice, which no model was trained on"
+    return ""
 
 
 def reads(rows: Sequence[Any], tokenizer: Any) -> str:

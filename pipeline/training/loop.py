@@ -172,7 +172,7 @@ def _check(run: Run, trainer: StageTrainer) -> None:
         run.say(said)  # a trial of a few steps
     if run.record.get("starts_from") != "parent":
         return
-    warnings = [guards.empty(model), guards.copied(model), guards.own_code(model)]
+    warnings = [guards.empty(model), guards.half_filled(model), guards.copied(model), guards.own_code(model)]
     if isinstance(trainer.train_dataset, (Dataset, Streamed)):
         if run.record.get("family") == "causal":
             parents.known(run, model, examples, tokenizer)

@@ -162,3 +162,14 @@ for parent, stages in (("pretrain", "distill"), ("sft", "sft dpo"), ("gpt2", "sf
         renumbered(lambda words: [*words[1:], words[0]]),
         on(parent),
     )
+
+
+def without_frame(setup):
+    """Take away what puts a tokenizer's own tokens around a text."""
+    vocabulary(setup, lambda found: found.update(post_processor=None))
+
+
+LOST = "A tokenizer was trained once more and saved without its post-processor."
+add("finetune", "no text begins with", "no begin token", LOST, without_frame)
+add("finetune", "no text begins with", "no begin token roberta", LOST, without_frame, on("roberta"))
+add("finetune", "never learn to stop", "targets without an end", LOST, without_frame, on("t5", task="sequence_to_sequence"))

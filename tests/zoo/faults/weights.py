@@ -266,3 +266,31 @@ add(
     "The parent's configuration asks for four bits.",
     lambda s: s.settings(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
 )
+
+
+def each(change):
+    """Return what changes the tensors of a model one by one, given name and tensor."""
+    return lambda setup: setup.weights(lambda found: {name: change(name, value) for name, value in found.items()})
+
+
+def of(part, change):
+    """Return what changes the tensors whose names hold a part."""
+    return each(lambda name, value: change(value.clone()) if part in name else value)
+
+
+def half(again):
+    """Return what writes the first half of a matrix twice, or only once."""
+
+    def change(value):
+        value[len(value) // 2 :] = value[: len(value) // 2] if again else 0
+        return value
+
+    return change
+
+
+SHARD = "was a shard lost"
+add("sft dpo", "one number", "a matrix of one number", "A script that fills what is missing filled it with a constant.", of("layers.1.mlp.up_proj", lambda value: value * 0 + 0.02))  # fmt: skip
+add("sft", SHARD, "half a matrix", "One of two shards of tensor parallelism was not copied when they were joined.", of("mlp.down_proj", half(False)))  # fmt: skip
+add("dpo", SHARD, "a shard twice", "The first of two shards of tensor parallelism was written twice.", of("mlp.up_proj", half(True)))  # fmt: skip
+add("finetune", SHARD, "half a matrix of an encoder", "One of two shards was not copied.", of("layer.1.intermediate.dense.weight", half(False)))  # fmt: skip
+add("finetune", SHARD, "a shard twice t5", "The first of two shards was written twice.", of("decoder.block.1.layer.2.DenseReluDense.wi", half(True)), s2s)  # fmt: skip
