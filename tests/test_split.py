@@ -101,6 +101,10 @@ def test_a_prompt_of_a_held_out_file_is_not_trained_on(tmp_path):
     train, held_out = sides(tmp_path / "d", "preference")
     assert (len(train.kept), len(held_out.kept)) == (9, 1)
     assert train.dropped == {split.SAME: 1}
+    assert len(train.notes) == 1
+    assert train.notes[0].startswith(
+        f"{tmp_path / 'd' / 'train.jsonl'}:4: has the same prompt or text as a held-out row; 1 such"
+    )
 
 
 def test_a_recipe_names_what_is_held_out(tmp_path):

@@ -158,6 +158,7 @@ class SourceRecipe(Recipe):
         counted, seen, faults = Rows(name=self.name), set[str](), sources.Faults()
         notes: list[str] = []
         progress = process.reading(self.name)
+        both = ""  # where the first row stands whose prompt is held out, too
         documents = Documents(self.cut, self.separator)
         sides = split.Sides(folder, self.held_out)
         parts = [part for source in self.given for part in source.sides]
@@ -175,6 +176,7 @@ class SourceRecipe(Recipe):
             for where, row, key in self.sided(source, raws, counted, faults, notes, seed, seen):
                 if reason := sides.add(row, where, key, out):
                     counted.dropped[reason] += 1
+                    both = both or where
             if counted.formats.total() == before and not faults.count:
                 faults.add(f"{source.name}: is empty; it holds no row")
         faults.stop()
@@ -183,6 +185,8 @@ class SourceRecipe(Recipe):
             notes.append(
                 f"no row is held out, so nothing can be measured: {self.name} has a single prompt or text; `cut` or `separator` in a recipe cuts a text"
             )
+        if both:
+            notes.append(f"{both}: has {split.SAME}; {counted.dropped[split.SAME]:,} such rows are dropped from training")
         counts = {"dropped": counted.dropped, "formats": counted.formats, "notes": notes, "parts": sides.parts}
         (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
 

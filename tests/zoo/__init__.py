@@ -67,6 +67,7 @@ class Setup:
     options: dict[str, object] = field(default_factory=dict)
     template: str = ""  # text of a chat template
     text: str = ""  # of the file of rows, where it is not one row of JSON a line
+    held_out: list[dict] = field(default_factory=list)  # rows of a file that is named as a split to hold out
     record: bool = False  # whether the model keeps the record of how it was made
     later: Callable[[Setup], None] | None = None  # what happens after the stage is done; it is then started again
 
@@ -82,9 +83,13 @@ class Setup:
 
     @property
     def data(self) -> Path:
-        """The file of its rows."""
+        """The file of its rows, or the folder where some are held out."""
         path = self.folder / "rows.jsonl"
-        path.write_text(self.text or "".join(json.dumps(row) + "\n" for row in self.rows))
+        path.write_text(self.text or _lines(self.rows))
+        if self.held_out:
+            (self.folder / "rows").mkdir(exist_ok=True)
+            path = path.rename(self.folder / "rows" / "train.jsonl").parent
+            (path / "test.jsonl").write_text(_lines(self.held_out))
         return path
 
     def settings(self, name: str = "config.json", **changed: object) -> None:
@@ -102,6 +107,10 @@ class Setup:
     def messages(self, change: Callable[[int, list[dict]], list[dict]]) -> None:
         """Change the conversation of each row, given its number."""
         self.rows = [{"messages": change(at, [dict(turn) for turn in row["messages"]])} for at, row in enumerate(self.rows)]
+
+
+def _lines(rows: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 @dataclass(frozen=True)

@@ -392,3 +392,10 @@ change(
     "The column of ids was taken for the text.",
     lambda r: [{"text": str(i * 7919)} for i, x in enumerate(r)],
 )
+add(
+    "sft dpo reward",
+    r"train.jsonl:\d+: has the same prompt or text as a held-out row",
+    "prompts on both sides",
+    "The rows of the test were drawn from those of the training, and stayed among them.",
+    lambda setup: setattr(setup, "held_out", [dict(row) for row in setup.rows[::9]]),
+)
