@@ -198,7 +198,6 @@ class Pretraining(Stage):
     @staticmethod
     def _opened(run: Run, rows: Rows) -> tuple[Any, Any]:
         """Return the parent's tokenizer and model, or new ones."""
-        from pipeline.data.rows import sample
         from pipeline.models import tokenization
 
         options: Pretraining.Options = run.options
@@ -206,9 +205,7 @@ class Pretraining(Stage):
         if run.parent:
             run.say(f"tokenizer and sizes from {run.parent}")
             return tokenization.load(run.parent), objective.load_model(run.parent)
-        texts, said = sample(_vocabulary(run, rows), tokenization.MOST, run.seed)
-        run.say(f"trains a tokenizer of {options.vocab_size:,} tokens on {said}")
-        tokenizer = tokenization.train(texts, options.vocab_size, options.max_length, objective.tokenizer_type)
+        tokenizer = _trained(run, rows)
         return tokenizer, objective.build_model(
             tokenizer, options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
             num_hidden_layers=options.num_hidden_layers, num_attention_heads=options.num_attention_heads,
@@ -216,12 +213,22 @@ class Pretraining(Stage):
         )  # fmt: skip
 
 
-def _vocabulary(run: Run, rows: Rows) -> Sequence[Row]:
-    """Return the rows that the tokenizer is trained on."""
+def _trained(run: Run, rows: Rows) -> Any:
+    """Return a tokenizer that is trained on the rows, or those of its own recipe: kept from before, where it was."""
     from pipeline.data import recipe as recipes
+    from pipeline.data.rows import sample
+    from pipeline.models import tokenization
 
-    other = run.options.tokenizer_recipe
-    return recipes.load(other).rows("text", "train", run.seed).kept if other else rows.kept
+    options: Pretraining.Options = run.options
+    other, kind = options.tokenizer_recipe, options.chosen.tokenizer_type
+    rows = recipes.load(other).rows("text", "train", run.seed) if other else rows
+
+    def train() -> Any:
+        texts, said = sample(rows.kept, tokenization.MOST, run.seed)
+        run.say(f"trains a tokenizer of {options.vocab_size:,} tokens on {said}")
+        return tokenization.train(texts, options.vocab_size, options.max_length, kind)
+
+    return tokenization.kept(rows.identity, [options.vocab_size, options.max_length, kind, run.seed], train)
 
 
 STAGE = Pretraining

@@ -26,3 +26,19 @@ def test_no_token_is_part_of_a_character(kind):
 def test_a_tokenizer_without_sentinels_is_refused(tokenizers):
     with pytest.raises(UserError, match="no sentinels"):
         tokenization.sentinels(tokenizers["bytes"])
+
+
+@pytest.mark.parametrize("kind", tokenization.KINDS)
+def test_a_kept_tokenizer_is_trained_once_and_saved_as_the_one_that_was_trained(tokenizers, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("CACHE", str(tmp_path / "cache"))
+    trained, whole = [], tokenizers[kind]
+    whole.save_pretrained(tmp_path / "whole")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    for number, settings in enumerate([[350, kind], [350, kind], [351, kind]]):
+        found = tokenization.kept("rows", settings, lambda: trained.append(1) or whole)
+        assert tokenization.identity(found) == tokenization.identity(whole)
+        found.save_pretrained(tmp_path / f"{number}")
+        assert {path.name: path.read_bytes() for path in (tmp_path / f"{number}").iterdir()} == files
+    assert len(trained) == 2, "once, and once more with other settings"
+    tokenization.kept("", [350, kind], lambda: trained.append(1) or whole)
+    assert len(trained) == 3, "what it is made from is not known, so it is made anew"

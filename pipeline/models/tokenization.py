@@ -33,6 +33,24 @@ def train(texts: Iterable[str], vocab_size: int, max_length: int, kind: str = "b
     return KINDS[kind](texts, vocab_size, max_length)
 
 
+def kept(rows: str, settings: Sequence[Any], train: Callable[[], PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that `train` gives, kept by the digest of its rows and settings; where that is empty, anew."""
+    from transformers import PreTrainedTokenizerFast
+
+    from pipeline.system.cache import key, made
+
+    def make(folder: Path) -> None:
+        train().save_pretrained(folder)
+
+    if not rows:
+        return train()
+    folder = made(f"tokenizer-{key(rows, *settings)}", make)
+    found: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
+    for told in ("is_local", "local_files_only"):  # of the folder, which it would write down with itself
+        found.init_kwargs.pop(told, None)
+    return found
+
+
 def _bytes(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE with the chat tokens reserved; any text in any script can be encoded.
 

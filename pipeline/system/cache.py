@@ -144,7 +144,9 @@ def shrink(bound: int, keep: Path | None = None) -> tuple[int, int]:
 
     Returns how many were removed and how many bytes are left.
     """
-    entries = [path for path in folder().iterdir() if path.is_dir() and path.name.startswith(("rows-", "tokens-"))]
+    entries = [
+        path for path in folder().iterdir() if path.is_dir() and path.name.startswith(("rows-", "tokens-", "tokenizer-"))
+    ]
     sizes = {path: _size(path) for path in entries}
     total, removed = sum(sizes.values()), 0
     for path in sorted(entries, key=_used):
