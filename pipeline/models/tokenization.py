@@ -45,7 +45,7 @@ def kept(rows: str, settings: Sequence[Any], train: Callable[[], PreTrainedToken
     if not rows:
         return train()
     folder = made(f"tokenizer-{key(rows, *settings)}", make)
-    found: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
+    found: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     for told in ("is_local", "local_files_only"):  # of the folder, which it would write down with itself
         found.init_kwargs.pop(told, None)
     return found
