@@ -92,3 +92,21 @@ def test_what_is_held_in_memory_for_doubts_is_bounded_in_characters():
 
     assert not doubts.of(rows(), types.load("text"))
     assert len(read) == 100
+
+
+def test_what_rows_can_hardly_mean_is_found_once_and_told_each_time(run, tmp_path, monkeypatch):
+    from pipeline.training import loop
+
+    monkeypatch.setenv("CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"The {n} of \ufffd it."}) + "\n" for n in range(40))
+        + "".join(json.dumps({"text": f"The {n} saw it."}) + "\n" for n in range(60))
+    )
+    looked, of = [], doubts.of
+    monkeypatch.setattr(loop.doubts, "of", lambda *given: looked.append(1) or of(*given))
+    for number in range(2):
+        flags = [*SMALL["pretrain"], "--data", tmp_path / "a.jsonl", "--max_steps", "1", "--output", tmp_path / f"{number}"]
+        status, said, err = run("pretrain", *flags)
+        assert status == 0, err
+        assert "rows hold the replacement character" in said
+    assert len(looked) == 1

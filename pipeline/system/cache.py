@@ -25,6 +25,7 @@ from pipeline.system.errors import UserError
 
 GIGABYTES = 50.0  # the largest size, where nobody says another
 _WHOLE = "whole.json"  # of an entry: the sizes of its files
+_ENTRIES = ("rows-", "tokens-", "tokenizer-", "doubts-")  # what the names of entries begin with
 _PARTIAL, _LOCK = ".partial", ".lock"
 _LIBRARIES = ("datasets", "pyarrow", "tokenizers", "transformers")
 _held: dict[Path, IO[bytes]] = {}  # entries that this process uses
@@ -144,9 +145,7 @@ def shrink(bound: int, keep: Path | None = None) -> tuple[int, int]:
 
     Returns how many were removed and how many bytes are left.
     """
-    entries = [
-        path for path in folder().iterdir() if path.is_dir() and path.name.startswith(("rows-", "tokens-", "tokenizer-"))
-    ]
+    entries = [path for path in folder().iterdir() if path.is_dir() and path.name.startswith(_ENTRIES)]
     sizes = {path: _size(path) for path in entries}
     total, removed = sum(sizes.values()), 0
     for path in sorted(entries, key=_used):

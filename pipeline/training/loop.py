@@ -117,9 +117,18 @@ def _mostly_dropped(rows: Rows, kept: int, dropped: int) -> str:
 
 
 def _doubts(run: Run, rows: Rows) -> list[str]:
-    """Return what the rows can hardly mean; UserError for what they can't."""
+    """Return what the rows can hardly mean, which is kept by their digest; UserError for what they can't."""
     reads = run.signature.reads
-    return doubts.of(rows.kept, types.load(reads)) if reads and not run.quiet else []
+    if not reads or run.quiet:
+        return []
+    if not rows.identity:
+        return doubts.of(rows.kept, types.load(reads))
+
+    def make(folder: Path) -> None:
+        (folder / "doubts.json").write_text(json.dumps(doubts.of(rows.kept, types.load(reads))), encoding="utf-8")
+
+    made = cache.made(f"doubts-{cache.key(rows.identity, reads)}", make) / "doubts.json"
+    return list(json.loads(made.read_text(encoding="utf-8")))
 
 
 def _identity(run: Run, rows: Rows, tokenizer: Any, settings: Sequence[Any]) -> str:
