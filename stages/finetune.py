@@ -42,10 +42,12 @@ class Finetuning(Stage):
         task_options: dict[str, Any] = option({}, "its options, such as {balance: weights}")  # noqa: RUF009
         recipe: str = option("", "data recipe that gives the task's rows")
         strategy: Strategy = option("full", "what is trained: full, frozen (head), last_n (last layers), lora, prompt")  # noqa: RUF009
-        last_layers: int = option(2, "layers that last_n trains", at_least=1)
-        r: int = option(16, "rank of the adapter", at_least=1)
-        lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1)
-        prompt_tokens: int = option(20, "soft tokens that prompt puts before every text", at_least=1)
+        last_layers: int = option(2, "layers that last_n trains", at_least=1, needs=("strategy", "last_n"))
+        r: int = option(16, "rank of the adapter", at_least=1, needs=("strategy", "lora"))
+        lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1, needs=("strategy", "lora"))
+        prompt_tokens: int = option(
+            20, "soft tokens that prompt puts before every text", at_least=1, needs=("strategy", "prompt")
+        )
         init: Literal["parent", "random"] = option("parent", "parent, or random weights of the same sizes, for a control")
         max_length: int = option(256, "tokens that the model reads at once", at_least=8)
         patience: int = option(

@@ -137,3 +137,17 @@ def test_help_names_every_option_and_the_library():
     text = config.explain("sft", "story", Options, "trl.SFTConfig")
     assert "rank" in text
     assert "trl.SFTConfig" in text
+
+
+def test_an_option_of_ours_that_another_one_leaves_unread_is_refused_unless_it_is_inherited():
+    from pipeline.training.adapter import AdapterOptions
+
+    def faults(values, **origins):
+        return config.check(values, origins, AdapterOptions, None)
+
+    assert faults({"method": "full", "r": 8}) == ["defaults: r: is read only with method: lora; leave it out"]
+    assert faults({"r": 8}) == faults({"method": "lora", "r": 8}) == []
+    chosen = {"method": "full", "r": 8}
+    assert faults(chosen, method="command line", r="sft.yaml") == []  # the profile's rank is of no use here, and harmless
+    assert faults(chosen, method="sft-control.yaml", r="sft.yaml") == []
+    assert faults(chosen, method="sft.yaml", r="command line") != []

@@ -97,11 +97,14 @@ def test_what_is_not_read_of_held_out_texts_is_told(run, parents, tmp_path):
     assert json.loads((tmp_path / "evaluate.json").read_text())["nodes"]["out"]["skipped"] == skipped
 
 
+READ = {"last_n": ["--last_layers", "1"], "prompt": ["--prompt_tokens", "3"]}  # options that a strategy reads
+
+
 @pytest.mark.parametrize("strategy", ["frozen", "last_n", "lora", "prompt"])
 def test_every_strategy_hands_on_a_plain_model(run, parents, tmp_path, strategy):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    given = flags("classification", parents, tmp_path, "--strategy", strategy, "--last_layers", "1", "--prompt_tokens", "3")
+    given = flags("classification", parents, tmp_path, "--strategy", strategy, *READ.get(strategy, []))
     status, _, err = run("finetune", *given)
     assert status == 0, err
     folder = tmp_path / "out"
@@ -118,9 +121,7 @@ def test_every_strategy_hands_on_a_plain_model(run, parents, tmp_path, strategy)
 def test_every_strategy_of_an_encoder_decoder_hands_on_a_plain_model(run, parents, tmp_path, strategy):
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rouge_score")
-    given = flags(
-        "sequence_to_sequence", parents, tmp_path, "--strategy", strategy, "--last_layers", "1", "--prompt_tokens", "3"
-    )
+    given = flags("sequence_to_sequence", parents, tmp_path, "--strategy", strategy, *READ.get(strategy, []))
     status, _, err = run("finetune", *given)
     assert status == 0, err
     said = [json.loads(line)["said"] for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]

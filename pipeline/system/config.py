@@ -123,14 +123,23 @@ def option(
     at_most: float | None = None,
     by_content: bool = False,
     omitted: bool = False,
+    needs: tuple[str, str] | None = None,
 ) -> Any:
     """Declare one of our options with its default, the line that --help shows, and its bounds.
 
     `by_content`: a file given here enters the stage's inputs by its bytes and not by its name; a folder by what the
     stage's `sources` lists of it. `omitted`: at its default it does not enter the inputs, so that nodes which were
-    finished before there was such an option stay up to date.
+    finished before there was such an option stay up to date. `needs`: another of our options, and the value with which
+    alone this one is read.
     """
-    metadata = {"help": text, "at_least": at_least, "at_most": at_most, "by_content": by_content, "omitted": omitted}
+    metadata = {
+        "help": text,
+        "at_least": at_least,
+        "at_most": at_most,
+        "by_content": by_content,
+        "omitted": omitted,
+        "needs": needs,
+    }
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -325,9 +334,25 @@ def check(
             faults.append(f"{where}: {key}: {value}: {SENSIBLE[key][1]}")
         elif most.get(key) is not None and value > most[key]:
             faults.append(f"{where}: {key}: expected at most {most[key]}, found {value}")
-        elif key not in ours and value is not None and (unread := _unread(key, values)):
+        elif unread := _unread(key, values) if key not in ours and value is not None else _idle(key, values, origins, options):
             faults.append(f"{where}: {key}: is read only with {unread}; leave it out")
     return faults
+
+
+def _idle(key: str, values: Mapping[str, Any], origins: Mapping[str, str], options: type) -> str:
+    """Return in words what one of our options needs to be read at all, where that is not so; or "".
+
+    A control, or a flag, may choose otherwise than the profile from which it has the key.
+    """
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    needs = fields[key].metadata["needs"] if key in fields else None
+    if not needs:
+        return ""
+    other, wanted = needs
+    if values.get(other, default(fields[other])) == wanted:
+        return ""
+    inherited = other in values and origins.get(other) != origins.get(key) != "command line"
+    return "" if inherited else f"{other}: {wanted}"
 
 
 def _unread(key: str, values: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pipeline.system.config import option
 from pipeline.system.errors import UserError
 
 NO_LAYER = "dummy-target-modules"  # peft's name for no layer: the adapter trains only tokens and the head
+_LORA = ("method", "lora")
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class AdapterOptions:
         "texts whose tokens are trained beside the adapter, or by method rows alone, for which each is one token",
         omitted=True,
     )
-    r: int = option(16, "rank of the adapter", at_least=1)
-    lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1)
-    lora_dropout: float = option(0.0, "share of the adapter's inputs that are dropped in training", at_least=0.0, at_most=0.9)
-    target_modules: str | list[str] = option("all-linear", "layers that get an adapter, by the end of their names")  # noqa: RUF009
-    use_rslora: bool = option(False, "divide by the root of the rank (Kalajdzievski 2023)")
-    use_dora: bool = option(False, "train magnitudes and directions apart (Liu et al. 2024)")
+    r: int = option(16, "rank of the adapter", at_least=1, needs=_LORA)
+    lora_alpha: int = option(32, "scale of the adapter times its rank", at_least=1, needs=_LORA)
+    lora_dropout: float = option(
+        0.0, "share of the adapter's inputs that are dropped in training", at_least=0.0, at_most=0.9, needs=_LORA
+    )
+    target_modules: str | list[str] = option("all-linear", "layers that get an adapter, by the end of their names", needs=_LORA)  # noqa: RUF009
+    use_rslora: bool = option(False, "divide by the root of the rank (Kalajdzievski 2023)", needs=_LORA)
+    use_dora: bool = option(False, "train magnitudes and directions apart (Liu et al. 2024)", needs=_LORA)
 
     def adapter(self, model: Any = None, tokens: Sequence[int] = (), task: str = "CAUSAL_LM") -> Any:
         """Return peft's configuration, or None where every parameter is trained.

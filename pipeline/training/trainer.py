@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +60,19 @@ def take_rows(batch: Any) -> list[Any]:
     return list(batch.pop(ROW, []))
 
 
+@contextlib.contextmanager
+def _refusals(given: Sequence[Any]) -> Iterator[None]:
+    """Raise UserError, naming the keys, for what a library says of settings that only it looks at."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, ImportError, TypeError) as error:
+        line = " ".join(str(error).split())
+        told = {key: value for settings in given for key, value in vars(settings).items() if value}
+        raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
+
+
 class StageTrainer(Trainer):
     """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
 
@@ -81,15 +95,8 @@ class StageTrainer(Trainer):
         return True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        try:
+        with _refusals([one for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]):
             super().__init__(*arguments, **named)
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, RuntimeError, ImportError) as error:  # of settings that only the trainer looks at
-            line = " ".join(str(error).split())
-            given = [vars(one) for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]
-            told = {key: value for settings in given for key, value in settings.items() if value}
-            raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
         sharded = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
         if sharded and "FSDP" not in str(self.accelerator.distributed_type):
             raise UserError(
@@ -100,6 +107,11 @@ class StageTrainer(Trainer):
             raise UserError("label_smoothing_factor: this loss does not read it; leave it out")
         self.data_collator: Traced = Traced(self.data_collator)
         self._seen: list[tuple[torch.Tensor, list[Any]]] = []  # losses and rows since the last step of the optimizer
+
+    def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
+        """Make optimizer and schedule, and compile the model where that is asked for: the last that settings can be wrong for."""
+        with _refusals([self.args]):
+            return super()._prepare_for_training(*arguments, **named)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Return the rows of a stream in order, since it is shuffled already; of other data as the Trainer does."""

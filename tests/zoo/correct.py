@@ -1,5 +1,6 @@
 """Unusual setups that are right: none may be refused, none may be warned of."""
 
+import json
 import unicodedata
 
 from tests.zoo import ROWS, correct
@@ -267,3 +268,66 @@ def answers_of_one_length(setup):
 def labels_that_look_alike(setup):
     """Labels that differ in a digit or in a prefix."""
     setup.rows = [row | {"label": f"{'un' * (at % 2)}happy{at % 3}"} for at, row in enumerate(setup.rows)]
+
+
+@correct("sft dpo", parent="gpt2")
+def pads_with_the_end_token(setup):
+    """One token ends and fills, as in GPT-2."""
+    path = setup.model / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "<|endoftext|>"}))
+
+
+@correct("sft")
+def a_model_with_new_blocks(setup):
+    """Identity blocks whose output matrices begin at zero but for a trace, as in LLaMA Pro."""
+    setup.weights(
+        lambda found: {name: value * 1e-4 if "layers.1.mlp.down_proj" in name else value for name, value in found.items()}
+    )
+
+
+@correct("sft")
+def a_tokenizer_that_was_saved_with_truncation(setup):
+    """The last call before it was saved cut texts to eight tokens."""
+    path = setup.model / "tokenizer.json"
+    cut = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation": cut}))
+
+
+@correct("sft dpo reward")
+def tests_of_their_own(setup):
+    """Rows to hold out lie in a file of their own, and ask other things."""
+    setup.rows, setup.held_out = setup.rows[:-20], setup.rows[-20:]
+
+
+@correct("sft")
+def questions_in_capitals(setup):
+    """A source that writes everything in capitals."""
+    setup.messages(lambda at, turns: [turns[0] | {"content": turns[0]["content"].upper()}, turns[1]] if at % 2 else turns)
+
+
+@correct("sft dpo")
+def prompts_of_many_lines(setup):
+    """Prompts with tables and line breaks."""
+    table = "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    if setup.stage == "sft":
+        setup.messages(lambda _, turns: [turns[0] | {"content": table + turns[0]["content"]}, turns[1]])
+    else:
+        setup.rows = [row | {"prompt": table + row["prompt"]} for row in setup.rows]
+
+
+@correct("finetune")
+def labels_that_are_numbers(setup):
+    """Stars from one to three."""
+    setup.rows = [row | {"label": str(at % 3 + 1)} for at, row in enumerate(setup.rows)]
+
+
+@correct("finetune", parent="pretrain")
+def a_classifier_on_a_language_model(setup):
+    """A head on a model that reads from left to right."""
+
+
+@correct("distill", parent="sft")
+def distilled_from_a_chat_model(setup):
+    """The student learns at what the assistant says."""
+    setup.rows = [dict(row) for row in ROWS["sft"]]
+    setup.options["reads"] = "messages"

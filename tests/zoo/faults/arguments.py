@@ -53,3 +53,20 @@ option(
     "sft finetune", "parallelism_config", "Tensor parallelism on one process.", plain=False, parallelism_config={"tp_size": 2}
 )
 option("sft", "hub_model_id", "A name on the hub for a training that never pushes.", plain=False, hub_model_id="a/b")
+READ = "is read only with"
+option("sft dpo", READ, "A rank was kept when the adapter was given up.", plain=False, method="full", r=8)
+option("sft", READ, "A switch of an adapter that is not there.", plain=False, method="full", use_dora=True)
+option("sft", READ, "A dropout of an adapter that is not there.", plain=False, method="full", lora_dropout=0.1)
+option("finetune", READ, "All layers are trained, and a number says how many.", plain=False, strategy="full", last_layers=1)
+option("finetune", READ, "A rank for a head alone.", plain=False, strategy="frozen", r=8)
+option("finetune", READ, "Soft tokens of a prompt that is not there.", plain=False, strategy="full", prompt_tokens=5)
+option("sft", "refuses .*bitsandbytes", "The optimizer of a package that is not installed.", optim="adamw_bnb_8bit")
+option("sft", "refuses .*num_cycles", "Arguments of another schedule.", lr_scheduler_kwargs={"num_cycles": 3})
+option("sft", "refuses .*max, should be one of", "A mode of the compiler that it does not have.", torch_compile_mode="max")
+option("sft", "refuses .*process group", "The backend of a launch on GPUs, on one process.", ddp_backend="nccl")
+option("sft", "eval_strategy", "Evaluation by steps, which no stage does.", plain=False, eval_strategy="steps")
+option(
+    "sft", "load_best_model_at_end", "The best of checkpoints that nobody measures.", plain=False, load_best_model_at_end=True
+)
+option("sft", "dataset_text_field", "The column's name, which the recipe tells.", plain=False, dataset_text_field="body")
+option("dpo", "did you mean sigmoid", "A typing error in the name of a loss.", loss_type="sigmoids")
