@@ -278,14 +278,6 @@ def pads_with_the_end_token(setup):
 
 
 @correct("sft")
-def a_model_with_new_blocks(setup):
-    """Identity blocks whose output matrices begin at zero but for a trace, as in LLaMA Pro."""
-    setup.weights(
-        lambda found: {name: value * 1e-4 if "layers.1.mlp.down_proj" in name else value for name, value in found.items()}
-    )
-
-
-@correct("sft")
 def a_tokenizer_that_was_saved_with_truncation(setup):
     """The last call before it was saved cut texts to eight tokens."""
     path = setup.model / "tokenizer.json"
@@ -296,7 +288,10 @@ def a_tokenizer_that_was_saved_with_truncation(setup):
 @correct("sft dpo reward")
 def tests_of_their_own(setup):
     """Rows to hold out lie in a file of their own, and ask other things."""
-    setup.rows, setup.held_out = setup.rows[:-20], setup.rows[-20:]
+    about = {at for at, row in enumerate(setup.rows) if "eel?" in str(row.get("prompt") or row["messages"][0]["content"])}
+    rows = dict(enumerate(setup.rows))
+    setup.rows = [row for at, row in rows.items() if at not in about]
+    setup.held_out = [row for at, row in rows.items() if at in about]
 
 
 @correct("sft")
