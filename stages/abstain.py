@@ -58,6 +58,8 @@ class Abstention(Stage):
         from pipeline.training.output_rows import balance, begin_rows, settle_rows
 
         options: Abstention.Options = run.options
+        if not options.offsets or not options.weights:
+            raise UserError("offsets and weights: each needs a number at least, from which the layer's setting is chosen")
         rows = self.rows(run)
         tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent).eval()
         ids = begin_rows(AdapterOptions(method="rows", rows=options.rows), tokenizer, model)

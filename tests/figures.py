@@ -124,7 +124,7 @@ FIGURES: dict[str, list[Figure]] = {
         ),
     ],
     "honest": [
-        *(figure for node in ("sft-refuse", "dpo") for figure in honest(node, 0.97, new=0.95, first=0.95, last=0.95)),
+        *honest("dpo", 0.97, new=0.95, first=0.95, last=0.95),  # sft-refuse is its rival
         *(figure for draw in ("", "2", "3") for figure in honest(f"calibrate-abstain{draw}", 0.95, apart=0.6)),
     ],
     "distill": [

@@ -195,6 +195,13 @@ def test_what_gives_nothing_to_choose_by_is_refused(doubtful, run, tmp_path, row
     assert said in err
 
 
+def test_a_grid_of_nothing_is_refused(doubtful, run, tmp_path):
+    flags = ["--parent", doubtful / "runs" / "doubts" / "sft", "--recipe", doubtful / "doubts.py", "--rows", ROWS]
+    status, _, err = run("abstain", *flags, "--output", tmp_path / "abstain", "--weights", "[]")
+    assert status == 2
+    assert "offsets and weights: each needs a number" in err
+
+
 def test_a_curve_goes_through_the_model_as_it_is(doubtful, run):
     settings = doubtful / "doubts" / "compare_refusals.yaml"
     settings.write_text(
