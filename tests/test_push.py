@@ -434,7 +434,12 @@ def test_a_fine_tuned_node_is_judged_by_its_own_figures(run, tmp_path, hub, monk
 
     def differs(low, high):
         change = {"value": (low + high) / 2, "low": low, "high": high, "better": low > 0}
-        edit(folder / "manifest.json", lambda record: record["evaluation"]["primary"].update(change))
+
+        def changed(record):
+            for one in [record["evaluation"]["primary"], *record["evaluation"]["comparisons"]]:  # of every rival
+                one.update(change)
+
+        edit(folder / "manifest.json", changed)
 
     differs(-0.3, -0.1)
     status, _, err = push(run, tmp_path / "runs")

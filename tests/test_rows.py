@@ -20,6 +20,9 @@ EXAMPLES = {
                 {"context": "A cat.", "question": "Why?", "answers": []}],
     "tags": [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}],
     "translation": [{"source": "a", "target": "b"}],
+    "multilabels": [{"text": "a", "labels": ["x", "y"]}, {"text": "a", "text_pair": "b", "labels": []}],
+    "values": [{"text": "a", "value": -1.5}, {"text": "a", "text_pair": "b", "value": 2.0}],
+    "triplets": [{"text": "a", "positive": "b", "negative": "c"}, {"text": "a", "positive": "b"}],
     "similarity": [{"text": "a", "text_pair": "b", "score": 0.5}],
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.data.rows import Rows
 from pipeline.data.types import Row
+from pipeline.system import process
 from pipeline.system.errors import UserError
 from pipeline.tasks import Prediction, Task
 
@@ -32,7 +33,10 @@ def linear(
 ) -> list[Prediction]:
     """Return the predictions of a linear model; `ways` make them of its scores, and the best of them is taken."""
     numbers = sorted(random.Random(0).sample(range(len(training)), min(_MOST, len(training))))
-    read = Rows(kept=[training[number] for number in numbers])
+    drawn = process.reading("rivals").along(
+        (training[number] for number in numbers), lambda count: f"{count:,} of {len(numbers):,} training rows read"
+    )
+    read = Rows(kept=list(drawn))
 
     def scores(strength: float, known: Sequence[Row], asked: Sequence[Row]) -> np.ndarray:
         one, two = features(known, asked)
