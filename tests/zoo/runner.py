@@ -94,8 +94,13 @@ def isolated(action: Callable[[], int], folder: Path) -> Ended:
 
 def ours(setup: Setup) -> int:
     """Run a stage of tristage on the setup; run it again after what happens later, if something does."""
+    import datasets
+    import transformers
+
     from tests.conftest import status_of
 
+    transformers.logging.set_verbosity_error()  # as a stage's own process has it; plain scripts talk more in this one
+    datasets.logging.set_verbosity_error()
     sys.argv = [setup.stage, "--output", str(setup.folder / "out"), "--data", str(setup.data), *_flags(setup)]
     status = status_of(setup.stage)
     if setup.later and status == 0:
