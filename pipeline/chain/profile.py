@@ -96,6 +96,18 @@ def only(file: str) -> Path:
     return found[0]
 
 
+def settings(flags: dict[str, Any], name: str, options: type) -> tuple[dict[str, Any], Path, Path, list[str]]:
+    """Return what a command is given by its settings in a profile and by flags, that file, the folder of runs, and faults.
+
+    `name`: of the file, where the flags name no other. `options`: the dataclass by which keys and values are checked.
+    """
+    file = Path(str(flags.pop("config", "") or only(name)))
+    runs = Path(str(flags.pop("runs", "runs"))) / file.parent.name
+    found = config.read_profile(file)
+    origins = dict.fromkeys(found, str(file)) | dict.fromkeys(flags, "command line")
+    return found | flags, file, runs, config.check(found | flags, origins, options, None)
+
+
 def find(name: str) -> Path:
     """Return the folder of a profile by its name or path; UserError with the nearest names if there is none."""
     for folder in (FOLDER / name, Path(name)):

@@ -74,7 +74,7 @@ def main() -> int:
             entries += benchmarks.run(model, tasks, number, include, limit, int(str(flags.get("seed", "42"))))
         benchmarks.keep(one.folder.parent, one, entries)
         model.release()
-    subject = subject_of(node, nodes, Models(), Options(resamples=_RESAMPLES))
+    subject = subject_of(node, nodes, models, Options(resamples=_RESAMPLES))
     (measured,) = benchmarks.evaluators(node)
     found = collected(measured.measure(subject))
     shown = block(node.name, subject.models, found, measured.metrics, (), _RESAMPLES)

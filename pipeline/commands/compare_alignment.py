@@ -152,11 +152,8 @@ def cells(summary: dict[str, Any]) -> list[list[str]]:
 def asked(argv: Sequence[str]) -> tuple[Options, Path]:
     """Return options and the folder of the profile's runs; UserError with every fault."""
     flags, faults = config.read_flags(argv)
-    file = Path(str(flags.pop("config", "") or profile.only(SETTINGS)))
-    folder = Path(str(flags.pop("runs", "runs"))) / file.parent.name
-    settings = config.read_profile(file)
-    values = settings | flags
-    faults += config.check(values, dict.fromkeys(settings, str(file)) | dict.fromkeys(flags, "command line"), Options, None)
+    values, file, folder, wrong = profile.settings(flags, SETTINGS, Options)
+    faults += wrong
     faults += [f"{file}: {key}: is missing" for key in ("against", "nodes") if not values.get(key)]
     if faults:
         raise UserError(*faults)

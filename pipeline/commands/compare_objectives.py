@@ -173,12 +173,9 @@ def rendered(summary: dict[str, Any]) -> Iterable[str]:
 def asked(argv: Sequence[str]) -> tuple[Options, Node, Path]:
     """Return options, the node that trains, and the folder of all runs; UserError with every fault."""
     flags, faults = config.read_flags(argv)
-    file = Path(str(flags.pop("config", "") or profile.only(SETTINGS)))
-    runs = Path(str(flags.pop("runs", "runs"))) / file.parent.name
-    output = Path(str(flags.pop("output", runs)))
-    settings = config.read_profile(file)
-    values = settings | flags
-    faults += config.check(values, dict.fromkeys(settings, str(file)) | dict.fromkeys(flags, "command line"), Options, None)
+    output = flags.pop("output", None)
+    values, file, runs, wrong = profile.settings(flags, SETTINGS, Options)
+    faults += wrong
     wanted = values.get("objectives", {})
     faults += [f"objectives: {name}: no such objective" for name in wanted if name not in objectives.known()]
     trains = file.with_name(f"{values.get('node', '')}.yaml")
@@ -186,7 +183,7 @@ def asked(argv: Sequence[str]) -> tuple[Options, Node, Path]:
         faults.append(f"{file}: node: names no file beside it; it says which node trains the objectives")
     if faults:
         raise UserError(*faults)
-    return Options(**values), profile.read_node(trains), output
+    return Options(**values), profile.read_node(trains), Path(str(output or runs))
 
 
 def main() -> int:

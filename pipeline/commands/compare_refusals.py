@@ -159,9 +159,8 @@ def compared(options: Options, folder: Path) -> dict[str, Any]:
     if kept and kept["inputs"] == inputs:
         return kept
     rows: list[dict[str, Any]] = []
-    thresholds: dict[
-        str, tuple[Scores, str]
-    ] = {}  # digest of the questions → the threshold on them, the first recipe with them
+    # Digest of the questions → the threshold on them, and the first recipe that asks them.
+    thresholds: dict[str, tuple[Scores, str]] = {}
     for subject in subjects:
         first, judge = subject.first_chat, subject.judge
         if first is None or judge is None:
@@ -239,11 +238,8 @@ def pictures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def requested(argv: Sequence[str]) -> tuple[Options, Path]:
     """Return options and the folder of the profile's runs; UserError with every fault."""
     flags, faults = config.read_flags(argv)
-    file = Path(str(flags.pop("config", "") or profile.only(SETTINGS)))
-    folder = Path(str(flags.pop("runs", "runs"))) / file.parent.name
-    settings = config.read_profile(file)
-    values = settings | flags
-    faults += config.check(values, dict.fromkeys(settings, str(file)) | dict.fromkeys(flags, "command line"), Options, None)
+    values, file, folder, wrong = profile.settings(flags, SETTINGS, Options)
+    faults += wrong
     if not values.get("nodes"):
         faults.append(f"{file}: nodes: is missing")
     faults += [

@@ -2,8 +2,7 @@
 
 They are fitted on the rows that the model was trained on. How strongly they are held back, and from which probability on they
 say a label, is chosen as a model's settings would be, by the task's own metric on a fifth of these rows, so that a rival is
-no straw man. Needs scikit-learn (the extra
-`probe`).
+no straw man. Needs scikit-learn (the extra `probe`).
 """
 
 from __future__ import annotations
