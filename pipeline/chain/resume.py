@@ -18,6 +18,7 @@ from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
 SEAL = "seal.json"
+TRACKED = ".tracking.json"  # under which ids a node that is under way reports to trackers
 _DAMAGED = ".damaged-"
 _MARGIN = 1.1  # tokenizer, scheduler and random states beside the weights
 
@@ -95,6 +96,7 @@ def clear(folder: Path) -> None:
     for old in [*_checkpoints(folder), *folder.glob(f"{_DAMAGED}*")]:
         discard(old)
     shutil.rmtree(folder / ".data", ignore_errors=True)
+    (folder / TRACKED).unlink(missing_ok=True)
     blocks.forget(folder)
 
 

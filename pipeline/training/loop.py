@@ -23,7 +23,7 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
-from pipeline.training import guards, outcome, parents, rates
+from pipeline.training import guards, outcome, parents, rates, sharded, tracking
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
@@ -221,9 +221,11 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         if stream:
             trainer.position = stream.resume(newest)
     run.unchanged()
+    tracking.follow(run, trainer)
     _check(run, trainer)
     before = outcome.losses(trainer)
     imports.settle()
+    trainer.outlined = sharded.outline(trainer.model) if sharded.is_sharded(trainer) else None
     keeper.started = time.time()
     with signals.at_step_ends():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -256,7 +258,7 @@ def hand_over(
     save: Callable[[Any, Any, Path], None] = checkpoint.save,
 ) -> None:
     """Save the whole model, merged where there is an adapter, which is kept beside it."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = sharded.whole(trainer, trainer.outlined) if trainer.outlined else trainer.accelerator.unwrap_model(trainer.model)
     if not run.main:
         return
     if hasattr(model, "merge_and_unload"):

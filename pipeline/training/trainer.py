@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, Trainer
 from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
+from pipeline.training import sharded
 from pipeline.training.order import permuted
 from pipeline.training.streamed import POSITION, Streamed
 
@@ -79,6 +80,7 @@ class StageTrainer(Trainer):
     origin: Callable[[Any], str] = str  # of a row's number, for people
     position = ""  # behind the last row that was trained on, where the rows are a stream
     began: Mapping[str, int] = {}
+    outlined: Any = None  # of a sharded model: what it is without its weights
     worse = ""  # in words, what is worse after training than before it
     still = False  # whether the loss of the same rows is the same after training as before it
     samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
@@ -97,8 +99,8 @@ class StageTrainer(Trainer):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         with _refusals([one for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]):
             super().__init__(*arguments, **named)
-        sharded = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-        if sharded and "FSDP" not in str(self.accelerator.distributed_type):
+        asked = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        if asked and "FSDP" not in str(self.accelerator.distributed_type):
             raise UserError(
                 f"fsdp: is asked for, by the profile or by accelerate's configuration, but this launch trains as {self.accelerator.distributed_type.value}, "
                 "with the whole model in each process; take it out, or launch on GPUs"
@@ -110,7 +112,7 @@ class StageTrainer(Trainer):
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
         """Make optimizer and schedule, and compile the model where that is asked for: the last that settings can be wrong for."""
-        with _refusals([self.args]):
+        with _refusals([self.args]), sharded.embeddings_at_root(self.model):
             return super()._prepare_for_training(*arguments, **named)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -162,6 +164,7 @@ class StageTrainer(Trainer):
         The Trainer asks for it between the last backward pass and the optimizer's step.
         """
         norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
         losses = torch.stack([loss for loss, _ in self._seen])
         well = torch.isfinite(losses).all()
         if self.accelerator.scaler is None:  # with fp16 the scaler skips such a step by itself
