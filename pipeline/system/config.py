@@ -249,9 +249,12 @@ def read_flags(argv: Sequence[str], roles: Sequence[str] = ("parent",)) -> tuple
     return flags, faults
 
 
-def only(known: Sequence[str], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Split the flags of a command that has these few and no profile; the second part holds the faults, unknown flags too."""
-    flags, faults = read_flags(argv)
+def only(known: Sequence[str], argv: Sequence[str], texts: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """Split the flags of a command that has these few and no profile; the second part holds the faults, unknown flags too.
+
+    `texts`: flags that stay as they are written, such as a time, of which YAML would make a number.
+    """
+    flags, faults = read_flags(argv, texts)
     verb = "are" if len(known) > 1 else "is"
     unknown = [key for key in flags if key not in known]
     return flags, faults + [f"command line: --{key}: unknown flag; known {verb} --{', --'.join(known)}" for key in unknown]
