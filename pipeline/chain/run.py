@@ -93,6 +93,12 @@ class Run:
             raise UserError(f"fp16: true would be ignored on {made.device.type}, which trains in fp32; leave it out")
         if getattr(made, "use_liger_kernel", False) and made.device.type == "cpu":
             raise UserError("use_liger_kernel: true: its kernels need a GPU; leave it out")
+        if getattr(made, "deepspeed_plugin", None):
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+            # With it every load would leave each process a part of the weights (ZeRO-3) before anything could be checked or
+            # extended; the trainer divides the model when it begins.
+            unset_hf_deepspeed_config()
         return made
 
     @classmethod

@@ -102,6 +102,7 @@ def _quiet() -> None:
         # trl sets an argument that transformers has renamed, on every construction; nothing a user could mend.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*checkpointing.*")
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.*")  # of what DeepSpeed calls
 
 
 _LAST_WORD = 5.0  # seconds; whoever still lives then is the only one that met the fault

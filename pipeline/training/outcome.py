@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.training import sharded
 from pipeline.training.trainer import StageTrainer, take_rows
 
 _BATCHES, _ROWS = 8, 2  # that are measured, and rows of each, of which a loss over the batch needs two
@@ -23,9 +24,9 @@ _REWARD = "mean_reward"
 
 
 def losses(trainer: StageTrainer) -> list[float]:
-    """Return the loss of each of the first batches of two rows, without dropout; nothing where a trainer samples its rows."""
+    """Return the loss of each of the first batches of two rows, without dropout; nothing where a trainer samples its rows, or under ZeRO-3."""
     rows: Any = trainer.train_dataset
-    if trainer.samples or not hasattr(rows, "__len__"):
+    if trainer.samples or sharded.by_zero3(trainer) or not hasattr(rows, "__len__"):
         return []
     model: Any = trainer.model
     was_training, state = model.training, (random.getstate(), np.random.get_state(), torch.get_rng_state())

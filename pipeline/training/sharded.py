@@ -12,8 +12,13 @@ import torch
 
 def is_sharded(trainer: Any) -> bool:
     """Say whether a trainer leaves each process only a part of the weights."""
+    return bool(trainer.is_fsdp_enabled or by_zero3(trainer))
+
+
+def by_zero3(trainer: Any) -> bool:
+    """Say whether DeepSpeed divides the weights, which trl's fused heads take for divided before they are."""
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    return bool(trainer.is_fsdp_enabled or (plugin and plugin.zero_stage == 3))
+    return bool(plugin and plugin.zero_stage == 3)
 
 
 def outline(model: Any) -> Any:

@@ -105,6 +105,11 @@ class StageTrainer(Trainer):
                 f"fsdp: is asked for, by the profile or by accelerate's configuration, but this launch trains as {self.accelerator.distributed_type.value}, "
                 "with the whole model in each process; take it out, or launch on GPUs"
             )
+        if sharded.by_zero3(self) and (hasattr(self.model, "peft_config") or hasattr(self, "ref_model")):
+            raise UserError(
+                "ZeRO-3 can't divide a model with an adapter or beside a reference, since trl reads its embeddings before and "
+                "after that; launch with stages/launch/fsdp.yaml or zero2.yaml"
+            )
         if self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor: this loss does not read it; leave it out")
         self.data_collator: Traced = Traced(self.data_collator)
