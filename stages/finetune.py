@@ -19,9 +19,11 @@ from pipeline import tasks
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
+from pipeline.data import sources
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.system.config import library_class, option
+from pipeline.system.errors import UserError
 from pipeline.tasks import Task
 from pipeline.training.strategies import Strategy
 
@@ -53,7 +55,12 @@ class Finetuning(Stage):
         patience: int = option(
             0, "epochs without a better figure before it stops and keeps the best; 0 trains to the end", at_least=0
         )
-        validation: float = option(0.1, "share of the training rows that patience looks at", at_least=0.001, at_most=0.5)
+        validation: float = option(
+            0.1, "share of the training rows that patience and what is tuned look at", at_least=0.001, at_most=0.5
+        )
+        validation_data: str = option(
+            "", "file, folder or glob of rows that they look at instead of that share", by_content=True, omitted=True
+        )
         held_out: int = option(2000, "held-out rows that it is evaluated on, at most", at_least=1)
 
         @property
@@ -61,9 +68,16 @@ class Finetuning(Stage):
             """The task with its options."""
             return tasks.load(self.task, self.task_options)
 
+        @property
+        def validates(self) -> bool:
+            """Whether rows are looked at that the model does not train on."""
+            return bool(self.patience) or self.chosen.tuned
+
     def signature(self, options: Options) -> Signature:
         """Return what the task reads, takes and gives."""
         task = options.chosen
+        if options.validation_data and not options.validates:
+            raise UserError("validation_data: is read only with patience, or a task that is tuned; leave it out")
         return Signature(task.reads, {PARENT: task.accepts}, task.family)
 
     def families(self) -> tuple[str, ...]:
@@ -77,6 +91,10 @@ class Finetuning(Stage):
     def evaluators(self, options: Options) -> Sequence[Any]:
         """Return what reads the predictions that the stage wrote down."""
         return library_class("pipeline.tasks.evaluator.EVALUATORS")(options)  # type: ignore[no-any-return]
+
+    def sources(self, options: Options) -> list[Path]:
+        """Return the files of validation."""
+        return sources.expand(options.validation_data) if options.validation_data else []
 
     def modules(self, options: Options) -> list[Path]:
         """Return the task's file."""
@@ -92,11 +110,13 @@ class Finetuning(Stage):
         return Predictor(task.reads, lambda: task.predictor(folder, options.max_length))
 
     def rows(self, run: Run) -> Rows:
-        """Return the recipe's rows, those left out that patience looks at."""
-        rows = run.rows()
-        if run.options.patience:
-            rows.hold_back(run.options.validation, run.seed, run.options.chosen.reads)
-        return rows
+        """Return the recipe's rows, those left out that are looked at while it trains."""
+        options: Finetuning.Options = run.options
+        if not options.validates:
+            return run.rows()
+        from pipeline.training import validation
+
+        return validation.training(run, options.validation, options.validation_data)
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the task's examples, in the order and number of one epoch."""
@@ -122,7 +142,7 @@ class Finetuning(Stage):
         from pipeline.models import tokenization
         from pipeline.models.prompt import add_prompt
         from pipeline.tasks import evaluator
-        from pipeline.training import guards, strategies
+        from pipeline.training import guards, strategies, validation
         from pipeline.training.loop import DEFAULTS, FORCED, decay, fit, hand_over
         from pipeline.training.trainer import TaskTrainer
 
@@ -157,9 +177,16 @@ class Finetuning(Stage):
         trainer.validate = lambda model: evaluator.values(task, model, tokenizer, seen, options.max_length)
         decay(arguments, len(made.dataset))
         fit(run, trainer, rows)
+        if task.tuned:
+            reached = trainer.validate(model)[task.primary]
+            chosen = run.record["tuned"] = {task.tunes: getattr(model.config, task.tunes)}
+            run.say(
+                f"{task.tunes} {chosen[task.tunes]:.4g}, by {task.primary} on {len(seen):,} validation rows ({reached:.4f})"
+            )
         hand_over(run, trainer, tokenizer, made.sample, task.save)
         if run.main:
-            evaluator.finish(run, task, rows.kept, options.max_length, options.held_out)
+            held_out = validation.held_out(run, options.validation_data)
+            evaluator.finish(run, task, rows.kept, held_out, options.max_length, options.held_out)
 
 
 STAGE = Finetuning

@@ -71,6 +71,8 @@ class Task(ABC):
     baseline_name: ClassVar[str]  # what `baseline` predicts, in words
     accumulates: ClassVar[bool] = True  # whether a batch may be read in parts
     parent_too: ClassVar[bool] = False  # whether a parent can do the task as it is, so that what training adds is told
+    tunes: ClassVar[str] = ""  # what `tune` sets in a model's configuration
+    tuned: bool = False  # whether it does, for which rows are held back
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
 
     def labels(self, rows: Iterable[Row]) -> list[str]:
@@ -115,6 +117,10 @@ class Task(ABC):
         """Set what a new head can know from the rows that it will be trained on, before the first step."""
         return
 
+    def labels_of(self, row: Row) -> Iterable[str]:
+        """Return the labels of a row, for tasks with labels."""
+        return ()
+
     @abstractmethod
     def examples(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield examples with the number of their row under `row`; count in `rows` what is dropped and truncated."""
@@ -144,6 +150,13 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return a model's prediction for each row; count in `rows` what it could not read."""
+
+    def tune(self, model: Any, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Set in the model's configuration what is chosen by its predictions of rows that it was not trained on.
+
+        Returns the predictions under what was chosen; UserError where these rows can't decide it.
+        """
+        return list(predictions)
 
     def predictor(self, folder: str, max_length: int) -> Callable[[Rows], list[Prediction]]:
         """Return what predicts rows with the fine-tuned model in a folder."""

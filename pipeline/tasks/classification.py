@@ -58,6 +58,10 @@ class Classification(Task):
             raise UserError("some rows have one text and some have two; a model reads one or the other")
         return found
 
+    def labels_of(self, row: Row) -> Iterable[str]:
+        """Return the label."""
+        return [row["label"]]
+
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield texts with the number of their label; long texts lose their end."""
         numbers = {name: number for number, name in enumerate(labels)}

@@ -41,9 +41,13 @@ class MultilabelClassification(Task):
         Metric("subset_accuracy", "share of the texts all of whose labels are right, with none too many", "share", "more"),
     )
     primary = "macro_f1"
+    tunes = "label_threshold"
     baseline_name = "every label"
 
-    threshold: float = option(0.5, "probability from which on a label is said", at_least=0.0, at_most=1.0)
+    threshold: float = option(
+        0.5, "probability from which on a label is said", at_least=0.0, at_most=1.0, needs=("tuned", False)
+    )
+    tuned: bool = option(False, "choose that probability by macro F1 on the validation rows")
 
     def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return the labels in alphabetical order; UserError where there is nothing to tell apart."""
@@ -58,6 +62,10 @@ class MultilabelClassification(Task):
         if len(paired) > 1:
             raise UserError("some rows have one text and some have two; a model reads one or the other")
         return sorted(counts)
+
+    def labels_of(self, row: Row) -> Iterable[str]:
+        """Return the labels."""
+        return list(row["labels"])
 
     def begin(self, model: Any, rows: Sequence[Row]) -> None:
         """Let the bias of each label be the log odds that a row has it."""
@@ -90,7 +98,22 @@ class MultilabelClassification(Task):
         """Return the labels of each row that are likely enough, with the probability of every label."""
         names = [name for _, name in sorted(model.config.id2label.items())]
         likely = 1 / (1 + np.exp(-logits(model, tokenizer, rows, max_length).astype(float)))
-        return _said(names, likely, self.threshold)
+        return _said(names, likely, getattr(model.config, self.tunes, 0.5) if self.tuned else self.threshold)
+
+    def tune(self, model: Any, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Choose the best probability of twenty-fourths from which on a label is said, of equally good ones that nearest to 0.5."""
+        if not self.tuned:
+            return list(predictions)
+        likely = np.array([list(line["probabilities"].values()) for line in predictions])
+        names = list(predictions[0]["probabilities"])
+
+        def worth(threshold: float) -> tuple[float, float]:
+            found = self.figures(rows, _said(names, likely, threshold))[self.primary]
+            return round(float(found.of(found.items.sum(0))), 9), -abs(threshold - 0.5)
+
+        chosen = max((number / 24 for number in range(1, 24)), key=worth)
+        setattr(model.config, self.tunes, chosen)
+        return _said(names, likely, chosen)
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return every label, with its share of the training rows as the probability.

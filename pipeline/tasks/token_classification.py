@@ -69,6 +69,10 @@ class TokenClassification(Task):
             )
         return found
 
+    def labels_of(self, row: Row) -> Iterable[str]:
+        """Return the tags."""
+        return list(row["tags"])
+
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield windows of a row with the number of a tag at each word's last token; every word is in one of them."""
         numbers = {name: number for number, name in enumerate(labels)}
