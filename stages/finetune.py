@@ -9,13 +9,14 @@ Evaluated on held-out rows against a trivial baseline, with every prediction wri
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pipeline import tasks
+from pipeline import augmentation, tasks
+from pipeline.augmentation import Augmentation
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
@@ -61,12 +62,21 @@ class Finetuning(Stage):
         validation_data: str = option(
             "", "file, folder or glob of rows that they look at instead of that share", by_content=True, omitted=True
         )
+        augmentation: str = option("", "how training rows are varied, a file in pipeline/augmentation", omitted=True)
+        augmentation_options: dict[str, Any] = option({}, "its options, such as {share: 0.2}", omitted=True)  # noqa: RUF009
         held_out: int = option(2000, "held-out rows that it is evaluated on, at most", at_least=1)
 
         @property
         def chosen(self) -> Task:
             """The task with its options."""
             return tasks.load(self.task, self.task_options)
+
+        @property
+        def varied(self) -> Augmentation | None:
+            """The augmentation with its options, if there is one."""
+            if not self.augmentation and self.augmentation_options:
+                raise UserError("augmentation_options: are read only with an augmentation; name one, or leave them out")
+            return augmentation.load(self.augmentation, self.augmentation_options) if self.augmentation else None
 
         @property
         def validates(self) -> bool:
@@ -78,6 +88,10 @@ class Finetuning(Stage):
         task = options.chosen
         if options.validation_data and not options.validates:
             raise UserError("validation_data: is read only with patience, or a task that is tuned; leave it out")
+        if options.varied:
+            from pipeline.training import augmented
+
+            augmented.fits(options.varied, task, options.augmentation)
         return Signature(task.reads, {PARENT: task.accepts}, task.family)
 
     def families(self) -> tuple[str, ...]:
@@ -97,8 +111,13 @@ class Finetuning(Stage):
         return sources.expand(options.validation_data) if options.validation_data else []
 
     def modules(self, options: Options) -> list[Path]:
-        """Return the task's file."""
-        return [Path(str(sys.modules[type(options.chosen).__module__].__file__))]
+        """Return the files of the task and of the augmentation."""
+        used = [options.chosen, *([options.varied] if options.varied else [])]
+        return [Path(str(sys.modules[type(one).__module__].__file__)) for one in used]
+
+    def digests(self, options: Options) -> dict[str, str]:
+        """Return what the augmentation depends on."""
+        return options.varied.digests() if options.varied else {}
 
     def load_model(self, options: Options, folder: str) -> Any:
         """Return the model with the task's head."""
@@ -121,19 +140,29 @@ class Finetuning(Stage):
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the task's examples, in the order and number of one epoch."""
         from pipeline.data import tokens
-        from pipeline.training import guards
+        from pipeline.training import augmented, guards
         from pipeline.training.loop import prepare
 
         options: Finetuning.Options = run.options
         task = options.chosen
-        dataset = prepare(run, rows, task.examples(rows, tokenizer, options.max_length, list(model.config.id2label.values())))
+        labels = list(model.config.id2label.values())
+
+        def encode(part: Rows) -> Iterator[dict[str, Any]]:
+            return task.examples(part, tokenizer, options.max_length, labels)
+
+        varied = options.varied
+        made = augmented.examples(varied, run, rows, run.rows("held_out"), encode) if varied else encode(rows)
+        dataset = prepare(run, rows, made)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         if said := guards.framed(dataset, tokenizer, task.family == "seq2seq"):
             run.say(said)
         collator = task.collator(tokenizer, dataset)
+        if varied:
+            collator = augmented.collator(varied, run, collator, tokenizer)
         read = ("input_ids", "token_type_ids", *(["labels"] if task.family == "seq2seq" else []))
         sample = {key: ids for key, ids in dataset[0].items() if key in read}
-        return Batches(tokens.numbered(task.arrange(dataset, run.seed)), collator, sample)
+        dataset = task.arrange(dataset, run.seed)
+        return Batches(tokens.numbered(dataset) if varied else dataset, collator, sample)
 
     def train(self, run: Run) -> None:
         """Train, then predict every held-out row with the model as anybody would load it."""

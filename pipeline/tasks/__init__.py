@@ -13,7 +13,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.evaluation.metrics import Metric
 from pipeline.system import config
@@ -71,6 +71,7 @@ class Task(ABC):
     baseline_name: ClassVar[str]  # what `baseline` predicts, in words
     accumulates: ClassVar[bool] = True  # whether a batch may be read in parts
     parent_too: ClassVar[bool] = False  # whether a parent can do the task as it is, so that what training adds is told
+    keeps: ClassVar[Literal["", "positions", "tokens"]] = ""  # what of its examples no augmentation may change
     tunes: ClassVar[str] = ""  # what `tune` sets in a model's configuration
     tuned: bool = False  # whether it does, for which rows are held back
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss

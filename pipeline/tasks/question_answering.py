@@ -48,6 +48,7 @@ class QuestionAnswering(Task):
         Metric("refused", "share of the questions without an answer that the model left unanswered", "share", "more"),
     )
     primary = "f1"
+    keeps = "positions"
     tunes = "null_score_diff_threshold"
     baseline_name = "most frequent answer"
 

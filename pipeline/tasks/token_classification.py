@@ -43,6 +43,7 @@ class TokenClassification(Task):
         ACCURACY,
     )
     baseline_name = "each word's most frequent tag"
+    keeps = "positions"
 
     scheme: Literal["bio", "iobes", "plain"] = option(
         "bio",
