@@ -126,7 +126,8 @@ class Finetuning(Stage):
     def predictor(self, options: Options, folder: str) -> Predictor:
         """Return the task's own predictions."""
         task = options.chosen
-        return Predictor(task.reads, lambda: task.predictor(folder, options.max_length))
+        average = task.average if options.task in tasks.averaging() else None
+        return Predictor(task.reads, lambda: task.predictor(folder, options.max_length), average)
 
     def rows(self, run: Run) -> Rows:
         """Return the recipe's rows, those left out that are looked at while it trains."""

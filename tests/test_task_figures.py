@@ -79,10 +79,13 @@ def test_answers_are_compared_as_squad_does(said, answers, f1, exact):
 def test_the_best_span_stays_in_the_context_and_in_its_bounds():
     window = qa._Window({}, {3: (0, 3), 4: (4, 7), 5: (8, 11)})
     start, end = np.log([0.01, 0.8, 0.01, 0.05, 0.08, 0.05]), np.log([0.01, 0.01, 0.8, 0.02, 0.06, 0.1])
-    margin, text = window.best(start, end, 2, "the cat saw")
+    ((margin, text),) = window.spans(start, end, 2, "the cat saw", 1)
     assert text == "cat saw"  # the question's own tokens are likelier, and no answer
     assert margin == pytest.approx(np.log(0.08 * 0.1) - np.log(0.0001))
-    assert window.best(start, end, 1, "the cat saw")[1] in ("cat", "saw")
+    assert [text for _, text in window.spans(start, end, 1, "the cat saw", 9)] == ["saw", "cat", "the"]
+    every = list(window.spans(start, end, 3, "the cat saw", 9))
+    assert len(every) == 6
+    assert [margin for margin, _ in every] == sorted((margin for margin, _ in every), reverse=True)
 
 
 def test_entities_by_hand():

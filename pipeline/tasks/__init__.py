@@ -167,6 +167,10 @@ class Task(ABC):
         model, tokenizer = self.load_model(folder).to(device()).eval(), tokenization.load(folder)
         return lambda rows: self.predict(model, tokenizer, rows, max_length)
 
+    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+        """Return the predictions of an ensemble: for each row the mean of what its models say; UserError where none can be said."""
+        raise UserError(f"predictions of {type(self).__name__} can't be averaged; those of {', '.join(averaging())} can")
+
     @abstractmethod
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return the predictions of a trivial baseline."""
@@ -212,6 +216,11 @@ def known() -> list[str]:
     """Return the names of all tasks."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
+
+
+def averaging() -> list[str]:
+    """Return the names of the tasks whose predictions can be averaged."""
+    return [name for name in known() if declared(name).average is not Task.average]
 
 
 def declared(name: str) -> type[Task]:

@@ -7,7 +7,7 @@ the node again reads them.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,14 @@ def values(task: Task, model: Any, tokenizer: Any, rows: Sequence[Row], max_leng
     return {name: float(one.of(one.items.sum(0))) for name, one in found.items()}
 
 
-def finish(run: Run, task: Task, training: Sequence[Row], found: Rows, max_length: int, limit: int) -> None:
+def finish(
+    run: Run, task: Task, training: Sequence[Row], found: Rows, max_length: int, limit: int,
+    beside: Callable[[Sequence[Row]], dict[str, list[Prediction]]] = lambda rows: {},
+) -> None:  # fmt: skip
     """Evaluate the model that a stage hands on, loaded as anybody would load it, on rows that were held out.
 
-    Writes every prediction beside the model, puts the figures in the record, and prints them.
+    Writes every prediction beside the model, puts the figures in the record, and prints them. `beside`: what others that
+    it is compared with say of the rows, by name.
     """
     numbers = sorted(random.Random(run.seed).sample(range(len(found.kept)), min(limit, len(found.kept))))
     rows = [found.kept[number] for number in numbers]
@@ -124,7 +128,7 @@ def finish(run: Run, task: Task, training: Sequence[Row], found: Rows, max_lengt
     read = Rows(kept=rows)
     predicted = task.predictor(str(run.result), max_length)(read)
     rivals, skipped = _rivals(run, task, training, rows, max_length)
-    held_out = Predictions(rows, predicted, task.baseline(training, rows), rivals)
+    held_out = Predictions(rows, predicted, task.baseline(training, rows), beside(rows) | rivals)
     confusion = task.confusion(rows, predicted)
     predictions.write(run.result, held_out, confusion, task.by_label(rows, predicted))
     skipped |= dict(found.dropped + read.truncated)
@@ -134,6 +138,12 @@ def finish(run: Run, task: Task, training: Sequence[Row], found: Rows, max_lengt
         run.say(_named(unseen))
     for line in [*table.of_node(run.name, evaluation), *_matrix(confusion)]:
         run.say(line)
+
+
+def said(task: Task, folder: str, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+    """Return the predictions of a fine-tuned model: those that lie beside it, where they are of these rows."""
+    kept = predictions.read(Path(folder))
+    return list(kept.said) if kept.rows == rows else task.predictor(folder, max_length)(Rows(kept=list(rows)))
 
 
 def _unseen(task: Task, training: Sequence[Row], found: Rows, numbers: Sequence[int]) -> dict[str, list[str]]:
@@ -173,11 +183,14 @@ def _block(run: Run, task: Task, found: Predictions) -> dict[str, Any]:
     """Return the figures in the form that the evaluation gives those of a node."""
     evaluator, rows, groups = TaskEvaluator(task), found.rows, groups_of(found.rows)
     measured = [*evaluator.measured(run.name, rows, found.said, groups), *evaluator.without_a_model(found)]
+    parents = {
+        Path(place).name: {"role": role, "asked": ""} for role, place in run.parents.items() if Path(place).name in found.rivals
+    }
     of = about(len(rows), types.load(task.reads).items, run.recipe.name, len(set(groups or ())))
     return {
         "stage": run.stage.kind, "title": run.stage.title,
         "of": of, "rows": len(rows),
-        **block(run.name, {run.name: {"role": "node", "asked": ""}}, collected(measured), task.metrics,
+        **block(run.name, {run.name: {"role": "node", "asked": ""}, **parents}, collected(measured), task.metrics,
                 run.stage.judged_by(run.options), _RESAMPLES),
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ from pipeline.evaluation.metrics import Metric
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.tasks import ENCODERS, MACRO_F1, Example, Prediction, Task, _rivals
-from pipeline.tasks._labels import by_label, cells
+from pipeline.tasks._labels import by_label, cells, mean
 from pipeline.tasks._texts import encoded, last_layer, logits
 
 
@@ -114,6 +114,11 @@ class MultilabelClassification(Task):
         chosen = max((number / 24 for number in range(1, 24)), key=worth)
         setattr(model.config, self.tunes, chosen)
         return _said(names, likely, chosen)
+
+    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+        """Return the labels with a mean probability of at least `threshold`."""
+        found = mean(predictions)
+        return _said(list(found[0]), np.array([list(likely.values()) for likely in found]), self.threshold) if found else []
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return every label, with its share of the training rows as the probability.
