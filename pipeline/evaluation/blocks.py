@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.evaluation import table
+from pipeline.evaluation.intervals import FEW
 
 _NODE, _BASELINE = "node", "baseline"
 
@@ -62,7 +63,9 @@ class Block:
         return table.difference(self.description(comparison["metric"]), comparison)
 
     def is_worse(self, comparison: Mapping[str, Any]) -> bool:
-        """Say whether the node is worse than its rival, clear of zero."""
+        """Say whether the node is worse than its rival, clear of zero; of too few items nothing is."""
+        if comparison.get("n", FEW) < FEW:
+            return False
         way = self.description(comparison["metric"])["better"]
         return bool(comparison["high"] < 0 if way == "more" else comparison["low"] > 0 if way == "less" else False)
 

@@ -42,7 +42,7 @@ class MultilabelClassification(Task):
     )
     primary = "macro_f1"
     tunes = "label_threshold"
-    baseline_name = "every label"
+    baseline_name = "best guess by frequency"
 
     threshold: float = option(
         0.5, "probability from which on a label is said", at_least=0.0, at_most=1.0, needs=("tuned", False)
@@ -121,14 +121,23 @@ class MultilabelClassification(Task):
         return _said(list(found[0]), np.array([list(likely.values()) for likely in found]), self.threshold) if found else []
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
-        """Return every label, with its share of the training rows as the probability.
+        """Return the best that can be said without reading a text, by the labels of the training rows, for each metric.
 
-        Of guesses with a chance q where a label has a share p the expected F1 is 2pq / (p + q), which rises with q: nothing
-        that does not read the text has a better F1 of a label than to say it of every row (Lipton et al. 2014).
+        Of guesses with a chance q where a label has a share p the expected F1 is 2pq / (p + q), which rises with q, so by macro F1
+        that is every label (Lipton et al. 2014); by micro F1 it is the most frequent ones, as many as are best on the training
+        rows; for whole sets it is the most frequent set, which may be none. `guesses` says what is said by which metric.
         """
         counts = Counter(label for row in training for label in row["labels"])
         shares = {label: round(count / len(training), 6) for label, count in sorted(counts.items())}
-        return [{"labels": list(shares), "probabilities": shares}] * len(rows)
+        frequent = sorted(counts, key=lambda label: (-counts[label], label))
+        right = np.cumsum([counts[label] for label in frequent])
+        f1 = 2 * right / (right[-1] + len(training) * np.arange(1, len(frequent) + 1))
+        sets: Counter[tuple[str, ...]] = Counter(tuple(sorted(row["labels"])) for row in training)
+        guesses = {
+            "micro_f1": frequent[: int(f1.argmax()) + 1],
+            "subset_accuracy": list(min(sets.items(), key=lambda item: (-item[1], item[0]))[0]),
+        }
+        return [{"labels": list(shares), "probabilities": shares, "guesses": guesses}] * len(rows)
 
     def rivals(self, training: Sequence[Row], rows: Sequence[Row]) -> Iterator[tuple[str, list[Prediction]]]:
         """Yield one logistic regression for each label."""
@@ -144,12 +153,14 @@ class MultilabelClassification(Task):
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
         """Return F1 averaged over the labels that occur in the rows, over all answers, and the share of whole sets."""
         found = cells(*_sets(rows, predictions))[1]
-        right, true, said = found.sum(-1).T
-        whole = [float(set(row["labels"]) == set(line["labels"])) for row, line in zip(rows, predictions, strict=True)]
+        right, true, said = cells(*_sets(rows, _guessed(predictions, "micro_f1")))[1].sum(-1).T
+        sets = _guessed(predictions, "subset_accuracy")
         return {
             "macro_f1": Figure(found.reshape(len(rows), -1), macro_f1),
             "micro_f1": ratio_of((2 * right).tolist(), (true + said).tolist()),
-            "subset_accuracy": share(whole),
+            "subset_accuracy": share(
+                [float(set(row["labels"]) == set(line["labels"])) for row, line in zip(rows, sets, strict=True)]
+            ),
         }
 
     def by_label(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
@@ -160,6 +171,11 @@ class MultilabelClassification(Task):
 def _sets(rows: Sequence[Row], predictions: Sequence[Prediction]) -> tuple[list[list[str]], list[dict[str, float]]]:
     """Return the labels that are true of each row, and those that are said."""
     return [row["labels"] for row in rows], [dict.fromkeys(line["labels"], 1.0) for line in predictions]
+
+
+def _guessed(predictions: Sequence[Prediction], metric: str) -> Sequence[Prediction]:
+    """Return what is said by a metric, where a guess differs from metric to metric."""
+    return [{"labels": line["guesses"][metric]} if "guesses" in line else line for line in predictions]
 
 
 def _said(names: Sequence[str], likely: np.ndarray, threshold: float) -> list[Prediction]:
