@@ -161,6 +161,7 @@ def test_a_file_of_validation_is_neither_trained_on_nor_evaluated_on(run, parent
     known = lines(tmp_path / "out/predictions.jsonl")
     assert sorted(line["row"]["text"] for line in known) == sorted(row["text"] for row in rows[70:])
     assert record["evaluation"]["skipped"]["the same prompt or text as a validation row"] == 5
+    assert record["evaluation"]["of"] == "20 held-out labelled texts of mine.jsonl=1,last.jsonl=held_out"
     assert "up to date" in run("finetune", *given[:at], *given[at + 2 :], *data)[1]
     write_rows(tmp_path / "look.jsonl", theirs[:10])
     status, out, _ = run("finetune", *given[:at], *given[at + 2 :], *data, "--why", "yes")
