@@ -9,7 +9,7 @@ Evaluated on held-out rows against a trivial baseline, with every prediction wri
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,17 +19,17 @@ from pipeline import augmentation, tasks
 from pipeline.augmentation import Augmentation
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
+from pipeline.chain.stage import PARENT, Against, Signature
 from pipeline.data import sources
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
-from pipeline.system.config import library_class, option
+from pipeline.system.config import option
 from pipeline.system.errors import UserError
-from pipeline.tasks import Task
 from pipeline.training.strategies import Strategy
+from pipeline.training.task_stage import TaskOptions, TaskStage
 
 
-class Finetuning(Stage):
+class Finetuning(TaskStage):
     """Put a head on the parent where the task needs one, train what the strategy says, evaluate the result."""
 
     title = "Fine-tuning"
@@ -38,12 +38,9 @@ class Finetuning(Stage):
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(TaskOptions):
         """Our own options of fine-tuning."""
 
-        task: str = option("", "supervised task, a file in pipeline/tasks")
-        task_options: dict[str, Any] = option({}, "its options, such as {balance: weights}")  # noqa: RUF009
-        recipe: str = option("", "data recipe that gives the task's rows")
         strategy: Strategy = option("full", "what is trained: full, frozen (head), last_n (last layers), lora, prompt")  # noqa: RUF009
         last_layers: int = option(2, "layers that last_n trains", at_least=1, needs=("strategy", "last_n"))
         r: int = option(16, "rank of the adapter", at_least=1, needs=("strategy", "lora"))
@@ -52,7 +49,6 @@ class Finetuning(Stage):
             20, "soft tokens that prompt puts before every text", at_least=1, needs=("strategy", "prompt")
         )
         init: Literal["parent", "random"] = option("parent", "parent, or random weights of the same sizes, for a control")
-        max_length: int = option(256, "tokens that the model reads at once", at_least=8)
         patience: int = option(
             0, "epochs without a better figure before it stops and keeps the best; 0 trains to the end", at_least=0
         )
@@ -64,12 +60,6 @@ class Finetuning(Stage):
         )
         augmentation: str = option("", "how training rows are varied, a file in pipeline/augmentation", omitted=True)
         augmentation_options: dict[str, Any] = option({}, "its options, such as {share: 0.2}", omitted=True)  # noqa: RUF009
-        held_out: int = option(2000, "held-out rows that it is evaluated on, at most", at_least=1)
-
-        @property
-        def chosen(self) -> Task:
-            """The task with its options."""
-            return tasks.load(self.task, self.task_options)
 
         @property
         def varied(self) -> Augmentation | None:
@@ -102,32 +92,18 @@ class Finetuning(Stage):
         """Return the task's own metric, against its baseline."""
         return (Against(options.chosen.primary, options.chosen.baseline_name),)
 
-    def evaluators(self, options: Options) -> Sequence[Any]:
-        """Return what reads the predictions that the stage wrote down."""
-        return library_class("pipeline.tasks.evaluator.EVALUATORS")(options)  # type: ignore[no-any-return]
-
     def sources(self, options: Options) -> list[Path]:
         """Return the files of validation."""
         return sources.expand(options.validation_data) if options.validation_data else []
 
     def modules(self, options: Options) -> list[Path]:
         """Return the files of the task and of the augmentation."""
-        used = [options.chosen, *([options.varied] if options.varied else [])]
-        return [Path(str(sys.modules[type(one).__module__].__file__)) for one in used]
+        varied = [Path(str(sys.modules[type(options.varied).__module__].__file__))] if options.varied else []
+        return [*super().modules(options), *varied]
 
     def digests(self, options: Options) -> dict[str, str]:
         """Return what the augmentation depends on."""
         return options.varied.digests() if options.varied else {}
-
-    def load_model(self, options: Options, folder: str) -> Any:
-        """Return the model with the task's head."""
-        return options.chosen.load_model(folder)
-
-    def predictor(self, options: Options, folder: str) -> Predictor:
-        """Return the task's own predictions."""
-        task = options.chosen
-        average = task.average if options.task in tasks.averaging() else None
-        return Predictor(task.reads, lambda: task.predictor(folder, options.max_length), average)
 
     def rows(self, run: Run) -> Rows:
         """Return the recipe's rows, those left out that are looked at while it trains."""

@@ -12,25 +12,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pipeline import tasks
 from pipeline.chain import manifest
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
+from pipeline.chain.stage import PARENT, Against, Signature
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
-from pipeline.system.config import library_class, option
+from pipeline.system.config import option
 from pipeline.system.errors import UserError
-from pipeline.tasks import Prediction, Task
+from pipeline.tasks import Prediction
+from pipeline.training.task_stage import TaskOptions, TaskStage
 
 ENSEMBLE = "mean of what they say"
 _MORE = ("second", "third", "fourth", "fifth")
 _FAMILIES = ("classifier", "reader", "tagger", "seq2seq", "embedder")
 
 
-class Soup(Stage):
+class Soup(TaskStage):
     """Average the weights of models that were fine-tuned alike."""
 
     title = "Model soup"
@@ -39,20 +40,10 @@ class Soup(Stage):
     optional = _MORE[1:]
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(TaskOptions):
         """Our own options of the soup."""
 
-        task: str = option("", "supervised task of the parents, a file in pipeline/tasks")
-        task_options: dict[str, Any] = option({}, "its options, as of the parents")  # noqa: RUF009
-        recipe: str = option("", "data recipe of the parents")
-        max_length: int = option(256, "tokens that the model reads at once", at_least=8)
-        held_out: int = option(2000, "held-out rows that it is evaluated on, at most", at_least=1)
-        seed: int = option(42, "by which these are drawn, as of the parents")
-
-        @property
-        def chosen(self) -> Task:
-            """The task with its options."""
-            return tasks.load(self.task, self.task_options)
+        seed: int = option(42, "by which held-out rows are drawn, as of the parents")
 
     def signature(self, options: Options) -> Signature:
         """Return that all parents are models of the task."""
@@ -62,24 +53,6 @@ class Soup(Stage):
     def judged_by(self, options: Options) -> tuple[Against, ...]:
         """Return the task's own metric, against the first parent."""
         return (Against(options.chosen.primary, PARENT),)
-
-    def evaluators(self, options: Options) -> Sequence[Any]:
-        """Return what reads the predictions that the stage wrote down."""
-        return library_class("pipeline.tasks.evaluator.EVALUATORS")(options)  # type: ignore[no-any-return]
-
-    def modules(self, options: Options) -> list[Path]:
-        """Return the task's file."""
-        return [Path(str(sys.modules[type(options.chosen).__module__].__file__))]
-
-    def load_model(self, options: Options, folder: str) -> Any:
-        """Return the model with the task's head."""
-        return options.chosen.load_model(folder)
-
-    def predictor(self, options: Options, folder: str) -> Predictor:
-        """Return the task's own predictions."""
-        task = options.chosen
-        average = task.average if options.task in tasks.averaging() else None
-        return Predictor(task.reads, lambda: task.predictor(folder, options.max_length), average)
 
     def train(self, run: Run) -> None:
         """Average the weights, then predict every held-out row with the model as anybody would load it."""
