@@ -158,6 +158,8 @@ class Finetuning(TaskStage):
             **DEFAULTS | run.arguments | FORCED | evaluator.stopping(task, options.patience, run.arguments)
         )
         rows = self.rows(run)
+        seen = rows.validation[: options.held_out]
+        task.tunable(seen)
         labels = task.labels(chain(rows.kept, rows.validation))
         set_seed(run.seed)
         tokenizer = tokenization.load(run.parent)
@@ -179,7 +181,6 @@ class Finetuning(TaskStage):
             task, model, arguments, made.collator, made.dataset, rows.validation or None, processing_class=tokenizer,
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else None,
         )  # fmt: skip
-        seen = rows.validation[: options.held_out]
         trainer.validate = lambda model: evaluator.values(task, model, tokenizer, seen, options.max_length)
         decay(arguments, len(made.dataset))
         fit(run, trainer, rows)

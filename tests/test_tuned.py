@@ -56,7 +56,19 @@ def test_the_threshold_of_no_answer_by_hand():
 def test_a_threshold_needs_questions_of_both_kinds(answers, which):
     rows = [asked(answer) for answer in answers]
     with pytest.raises(UserError, match=f"tuned: of 2 validation rows {which} one has an answer"):
-        load("question_answering", {"tuned": True}).tune(Model(), rows, [said("a", 0.0)] * 2)
+        load("question_answering", {"tuned": True}).tunable(rows)
+    load("question_answering").tunable(rows)
+    load("question_answering", {"tuned": True}).tunable([asked("ox"), asked("")])
+
+
+def test_it_is_told_before_the_first_step(run, parents, tmp_path):
+    rows = [FORMAT["question_answering"](row) for row in ROWS["question_answering"] if row["answers"]]
+    given = tuned_flags(parents, tmp_path, "question_answering")
+    write_rows(tmp_path / "rows.jsonl", rows)
+    status, out, err = run("finetune", *given)
+    assert status == 2
+    assert "validation rows every one has an answer" in err
+    assert "step 1/" not in out
 
 
 def test_rows_of_one_score_are_answered_together_or_not_at_all():

@@ -155,9 +155,13 @@ class Task(ABC):
     def tune(self, model: Any, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Set in the model's configuration what is chosen by its predictions of rows that it was not trained on.
 
-        Returns the predictions under what was chosen; UserError where these rows can't decide it.
+        Returns the predictions under what was chosen.
         """
         return list(predictions)
+
+    def tunable(self, rows: Sequence[Row]) -> None:
+        """Raise UserError, before the first step, where rows can't decide what is chosen."""
+        return
 
     def predictor(self, folder: str, max_length: int) -> Callable[[Rows], list[Prediction]]:
         """Return what predicts rows with the fine-tuned model in a folder."""

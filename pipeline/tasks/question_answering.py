@@ -152,15 +152,19 @@ class QuestionAnswering(Task):
             "n_best": [{"text": text, "probability": round(one, 6)} for (text, _), one in zip(best, likely[1:], strict=True)]
         }
 
+    def tunable(self, rows: Sequence[Row]) -> None:
+        """Raise UserError unless some rows have an answer and some have none."""
+        answered = sum(bool(row["answers"]) for row in rows)
+        if self.tuned and answered in (0, len(rows)):
+            raise UserError(
+                f"tuned: of {len(rows):,} validation rows {'every' if answered else 'no'} one has an answer, which leaves no "
+                "threshold to choose; take it out, or hold more rows back (validation)"
+            )
+
     def tune(self, model: Any, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Choose the threshold with the best F1, half-way between the score differences of two rows."""
         if not self.tuned:
             return list(predictions)
-        if all(row["answers"] for row in rows) or not any(row["answers"] for row in rows):
-            raise UserError(
-                f"tuned: of {len(rows):,} validation rows {'every' if rows and rows[0]['answers'] else 'no'} one has an answer, "
-                "which leaves no threshold to choose; take it out, or hold more rows back (validation)"
-            )
         gains = [_f1(row, line["span"]) - _f1(row, "") for row, line in zip(rows, predictions, strict=True)]
         order = sorted(range(len(rows)), key=lambda number: predictions[number]["score_diff"])
         sorted_by = [predictions[number]["score_diff"] for number in order]
