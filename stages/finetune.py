@@ -9,24 +9,27 @@ Evaluated on held-out rows against a trivial baseline, with every prediction wri
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pipeline import tasks
+from pipeline import augmentation, tasks
+from pipeline.augmentation import Augmentation
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
+from pipeline.chain.stage import PARENT, Against, Signature
+from pipeline.data import sources
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
-from pipeline.system.config import library_class, option
-from pipeline.tasks import Task
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
 from pipeline.training.strategies import Strategy
+from pipeline.training.task_stage import TaskOptions, TaskStage
 
 
-class Finetuning(Stage):
+class Finetuning(TaskStage):
     """Put a head on the parent where the task needs one, train what the strategy says, evaluate the result."""
 
     title = "Fine-tuning"
@@ -35,12 +38,9 @@ class Finetuning(Stage):
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(TaskOptions):
         """Our own options of fine-tuning."""
 
-        task: str = option("", "supervised task, a file in pipeline/tasks")
-        task_options: dict[str, Any] = option({}, "its options, such as {balance: weights}")  # noqa: RUF009
-        recipe: str = option("", "data recipe that gives the task's rows")
         strategy: Strategy = option("full", "what is trained: full, frozen (head), last_n (last layers), lora, prompt")  # noqa: RUF009
         last_layers: int = option(2, "layers that last_n trains", at_least=1, needs=("strategy", "last_n"))
         r: int = option(16, "rank of the adapter", at_least=1, needs=("strategy", "lora"))
@@ -49,21 +49,39 @@ class Finetuning(Stage):
             20, "soft tokens that prompt puts before every text", at_least=1, needs=("strategy", "prompt")
         )
         init: Literal["parent", "random"] = option("parent", "parent, or random weights of the same sizes, for a control")
-        max_length: int = option(256, "tokens that the model reads at once", at_least=8)
         patience: int = option(
             0, "epochs without a better figure before it stops and keeps the best; 0 trains to the end", at_least=0
         )
-        validation: float = option(0.1, "share of the training rows that patience looks at", at_least=0.001, at_most=0.5)
-        held_out: int = option(2000, "held-out rows that it is evaluated on, at most", at_least=1)
+        validation: float = option(
+            0.1, "share of the training rows that patience and what is tuned look at", at_least=0.001, at_most=0.5
+        )
+        validation_data: str = option(
+            "", "file, folder or glob of rows that they look at instead of that share", by_content=True, omitted=True
+        )
+        augmentation: str = option("", "how training rows are varied, a file in pipeline/augmentation", omitted=True)
+        augmentation_options: dict[str, Any] = option({}, "its options, such as {share: 0.2}", omitted=True)  # noqa: RUF009
 
         @property
-        def chosen(self) -> Task:
-            """The task with its options."""
-            return tasks.load(self.task, self.task_options)
+        def varied(self) -> Augmentation | None:
+            """The augmentation with its options, if there is one."""
+            if not self.augmentation and self.augmentation_options:
+                raise UserError("augmentation_options: are read only with an augmentation; name one, or leave them out")
+            return augmentation.load(self.augmentation, self.augmentation_options) if self.augmentation else None
+
+        @property
+        def validates(self) -> bool:
+            """Whether rows are looked at that the model does not train on."""
+            return bool(self.patience) or self.chosen.tuned
 
     def signature(self, options: Options) -> Signature:
         """Return what the task reads, takes and gives."""
         task = options.chosen
+        if options.validation_data and not options.validates:
+            raise UserError("validation_data: is read only with patience, or a task that is tuned; leave it out")
+        if options.varied:
+            from pipeline.training import augmented
+
+            augmented.fits(options.varied, task, options.augmentation)
         return Signature(task.reads, {PARENT: task.accepts}, task.family)
 
     def families(self) -> tuple[str, ...]:
@@ -74,46 +92,54 @@ class Finetuning(Stage):
         """Return the task's own metric, against its baseline."""
         return (Against(options.chosen.primary, options.chosen.baseline_name),)
 
-    def evaluators(self, options: Options) -> Sequence[Any]:
-        """Return what reads the predictions that the stage wrote down."""
-        return library_class("pipeline.tasks.evaluator.EVALUATORS")(options)  # type: ignore[no-any-return]
+    def sources(self, options: Options) -> list[Path]:
+        """Return the files of validation."""
+        return sources.expand(options.validation_data) if options.validation_data else []
 
     def modules(self, options: Options) -> list[Path]:
-        """Return the task's file."""
-        return [Path(str(sys.modules[type(options.chosen).__module__].__file__))]
+        """Return the files of the task and of the augmentation."""
+        varied = [Path(str(sys.modules[type(options.varied).__module__].__file__))] if options.varied else []
+        return [*super().modules(options), *varied]
 
-    def load_model(self, options: Options, folder: str) -> Any:
-        """Return the model with the task's head."""
-        return options.chosen.load_model(folder)
-
-    def predictor(self, options: Options, folder: str) -> Predictor:
-        """Return the task's own predictions."""
-        task = options.chosen
-        return Predictor(task.reads, lambda: task.predictor(folder, options.max_length))
+    def digests(self, options: Options) -> dict[str, str]:
+        """Return what the augmentation depends on."""
+        return options.varied.digests() if options.varied else {}
 
     def rows(self, run: Run) -> Rows:
-        """Return the recipe's rows, those left out that patience looks at."""
-        rows = run.rows()
-        if run.options.patience:
-            rows.hold_back(run.options.validation, run.seed, run.options.chosen.reads)
-        return rows
+        """Return the recipe's rows, those left out that are looked at while it trains."""
+        options: Finetuning.Options = run.options
+        if not options.validates:
+            return run.rows()
+        from pipeline.training import validation
+
+        return validation.training(run, options.validation, options.validation_data)
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the task's examples, in the order and number of one epoch."""
         from pipeline.data import tokens
-        from pipeline.training import guards
+        from pipeline.training import augmented, guards
         from pipeline.training.loop import prepare
 
         options: Finetuning.Options = run.options
         task = options.chosen
-        dataset = prepare(run, rows, task.examples(rows, tokenizer, options.max_length, list(model.config.id2label.values())))
+        labels = list(model.config.id2label.values())
+
+        def encode(part: Rows) -> Iterator[dict[str, Any]]:
+            return task.examples(part, tokenizer, options.max_length, labels)
+
+        varied = options.varied
+        made = augmented.examples(varied, run, rows, run.rows("held_out"), encode) if varied else encode(rows)
+        dataset = prepare(run, rows, made)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         if said := guards.framed(dataset, tokenizer, task.family == "seq2seq"):
             run.say(said)
         collator = task.collator(tokenizer, dataset)
+        if varied:
+            collator = augmented.collator(varied, run, collator, tokenizer)
         read = ("input_ids", "token_type_ids", *(["labels"] if task.family == "seq2seq" else []))
         sample = {key: ids for key, ids in dataset[0].items() if key in read}
-        return Batches(tokens.numbered(task.arrange(dataset, run.seed)), collator, sample)
+        dataset = task.arrange(dataset, run.seed)
+        return Batches(tokens.numbered(dataset) if varied else dataset, collator, sample)
 
     def train(self, run: Run) -> None:
         """Train, then predict every held-out row with the model as anybody would load it."""
@@ -122,7 +148,7 @@ class Finetuning(Stage):
         from pipeline.models import tokenization
         from pipeline.models.prompt import add_prompt
         from pipeline.tasks import evaluator
-        from pipeline.training import guards, strategies
+        from pipeline.training import guards, strategies, validation
         from pipeline.training.loop import DEFAULTS, FORCED, decay, fit, hand_over
         from pipeline.training.trainer import TaskTrainer
 
@@ -132,6 +158,8 @@ class Finetuning(Stage):
             **DEFAULTS | run.arguments | FORCED | evaluator.stopping(task, options.patience, run.arguments)
         )
         rows = self.rows(run)
+        seen = rows.validation[: options.held_out]
+        task.tunable(seen)
         labels = task.labels(chain(rows.kept, rows.validation))
         set_seed(run.seed)
         tokenizer = tokenization.load(run.parent)
@@ -153,13 +181,19 @@ class Finetuning(Stage):
             task, model, arguments, made.collator, made.dataset, rows.validation or None, processing_class=tokenizer,
             callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else None,
         )  # fmt: skip
-        seen = rows.validation[: options.held_out]
         trainer.validate = lambda model: evaluator.values(task, model, tokenizer, seen, options.max_length)
         decay(arguments, len(made.dataset))
         fit(run, trainer, rows)
+        if task.tuned:
+            reached = trainer.validate(model)[task.primary]
+            chosen = run.record["tuned"] = {task.tunes: getattr(model.config, task.tunes)}
+            run.say(
+                f"{task.tunes} {chosen[task.tunes]:.4g}, by {task.primary} on {len(seen):,} validation rows ({reached:.4f})"
+            )
         hand_over(run, trainer, tokenizer, made.sample, task.save)
         if run.main:
-            evaluator.finish(run, task, rows.kept, options.max_length, options.held_out)
+            held_out = validation.held_out(run, options.validation_data)
+            evaluator.finish(run, task, rows.kept, held_out, options.max_length, options.held_out)
 
 
 STAGE = Finetuning

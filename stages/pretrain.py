@@ -37,7 +37,9 @@ class Pretraining(Stage):
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"lr_scheduler_type": "warmup_stable_decay"}
     primary = (
-        Against("loss", "5-gram"), Against("loss", "unigram"), Against("generator_loss", "unigram"), Against("pair_accuracy", "chance"),
+        Against("loss", "5-gram"), Against("loss", "neighbours' bigrams"), Against("loss", "unigram"),
+        Against("generator_loss", "neighbours' bigrams"), Against("generator_loss", "unigram"),
+        Against("pair_accuracy", "lengths"), Against("pair_accuracy", "chance"),
         Against("detection", "chance"), Against("detection", "unigram"), Against("retrieval", "untrained"),
     )  # fmt: skip
 

@@ -122,6 +122,35 @@ def test_figures_of_the_index_are_those_measured(ready):
     assert all("95% interval" in result.metric_name for result in results)
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_every_number_of_the_table_is_that_of_the_evaluation(ready, stage):
+    """Each cell by itself: figures no two of which are alike, found under their own heading in their own row."""
+    made = subject(ready, stage)
+    block = made.block.found
+    number, wanted = iter(range(1, 10_000)), {}
+    for metric, found in block["figures"].items():
+        share = block["metrics"][metric]["unit"] == "share"
+        for label in found:
+            value = next(number) / 1000
+            found[label] = {"value": value, "low": value, "high": value, "n": 40}
+            wanted[metric, label] = f"{100 * value:.1f}% [{100 * value:.1f}" if share else f"{value:.3f} [{value:.3f}"
+    for one in block["comparisons"]:
+        one |= {"value": (value := next(number) / 1000), "low": value, "high": value, "n": 40}
+    text = card.write(made)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    headings = next(cells for cells in lines if cells[0] == "" and any(cell.startswith(stage) for cell in cells))
+    labels = [heading.partition(" (")[0] for heading in headings]
+    rows = {cells[0]: cells for cells in lines[lines.index(headings) :]}
+    assert wanted
+    for (metric, label), told in wanted.items():
+        assert rows[metric][labels.index(label)].startswith(told), (metric, label)
+    for metric, found in block["figures"].items():  # what was not measured is empty
+        assert all(not rows[metric][labels.index(label)] for label in block["models"] if label not in found)
+    for one in block["comparisons"]:
+        scale, digits = (100, 1) if block["metrics"][one["metric"]]["unit"] == "share" else (1, 3)
+        assert f"- {one['metric']} against {one['against']}: {scale * one['value']:+.{digits}f}" in text
+
+
 def test_the_card_tells_what_the_records_say(ready):
     edit(ready / "sft" / "manifest.json", lambda record: record["recipe"].update(dropped={"longer than 64 tokens": 1234}))
     text = card.write(subject(ready, "dpo"))

@@ -10,7 +10,7 @@ from pipeline import ROOT
 from pipeline.chain import stages
 
 LAYERS = [
-    {"system"}, {"models"}, {"data"}, {"chain"}, {"evaluation"}, {"objectives", "tasks", "rewards", "curation"}, {"training"}, {"report"}, {"hub"}, {"commands"},
+    {"system"}, {"models"}, {"data"}, {"chain"}, {"evaluation"}, {"objectives", "tasks", "augmentation", "rewards", "curation"}, {"training"}, {"report"}, {"hub"}, {"commands"},
 ]  # fmt: skip
 _STRINGS = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 LEVEL = {name: number for number, names in enumerate(LAYERS) for name in names}

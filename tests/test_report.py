@@ -222,6 +222,80 @@ def test_pictures_and_tables_have_names(made):
     assert all(cell["scope"] in ("col", "row") for cell in found.all("th"))
 
 
+class Cells(HTMLParser):
+    """The tables of a page: caption → lines of cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.lines, self.inside, self.caption = {}, [], "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.lines, self.caption = [], ""
+        elif tag == "tr":
+            self.lines.append([])
+        elif tag in ("td", "th"):
+            self.lines[-1].append("")
+        if tag in ("td", "th", "caption"):
+            self.inside = tag
+
+    def handle_endtag(self, tag):
+        if tag == self.inside:
+            self.inside = ""
+        if tag == "table":
+            self.tables[" ".join(self.caption.split())] = [[" ".join(cell.split()) for cell in line] for line in self.lines]
+
+    def handle_data(self, data):
+        if self.inside == "caption":
+            self.caption += data
+        elif self.inside:
+            self.lines[-1][-1] += data
+
+
+def distinct(summary):
+    """Give every figure and every difference numbers of its own; return them as the page should print them, by what they are of."""
+    number, wanted = iter(range(1, 10_000)), {}
+    for name, block in summary["nodes"].items():
+        for metric, found in block["figures"].items():
+            share = block["metrics"][metric]["unit"] == "share"
+            for label in found:
+                value = next(number) / 1000
+                found[label] = {"value": value, "low": value - 0.0005, "high": value + 0.0005, "n": 40}
+                one, low, high = (value, value - 0.0005, value + 0.0005)
+                wanted[name, metric, label] = (
+                    f"{100 * one:.1f}% [{100 * low:.1f}, {100 * high:.1f}]" if share else f"{one:.3f} [{low:.3f}, {high:.3f}]"
+                )
+        for one in block["comparisons"]:
+            one |= {"value": (value := next(number) / 1000), "low": value - 0.001, "high": value + 0.001, "n": 40}
+            wanted[name, one["metric"], "against", one["against"]] = f"{100 * value:+.1f} points"
+        block["primary"] = block["comparisons"][0]
+    return wanted
+
+
+def test_every_number_of_the_page_is_that_of_the_evaluation(copy, run):
+    """Each cell by itself: figures no two of which are alike, found under their own heading in their own row."""
+    summary = summary_of(copy)
+    wanted = distinct(summary)
+    assert len({*wanted.values()}) == len(wanted) == 15
+    manifest.write_json(copy / "evaluate.json", summary)
+    assert run("report", "--runs", copy)[0] == 0
+    text = (copy / "report.html").read_text(encoding="utf-8")
+    tables = Cells(text).tables
+    for name, block in summary["nodes"].items():
+        (found,) = [lines for caption, lines in tables.items() if caption.startswith(f"{name}: figures") or (name in caption and "igures" in caption)]  # fmt: skip
+        headings = [heading.partition(" (")[0] for heading in found[0]]
+        for metric in block["figures"]:
+            (line,) = [line for line in found[1:] if line[0].split()[0] == metric]
+            for label in block["models"]:
+                assert wanted[name, metric, label] in line[headings.index(label)]
+        for one in block["comparisons"]:
+            difference = wanted[name, one["metric"], "against", one["against"]]
+            where = [line for lines in tables.values() for line in lines if any(difference in cell for cell in line)]
+            assert where
+            assert all(one["metric"] in " ".join(line) and one["against"] in " ".join(line) for line in where), where
+
+
 def test_hostile_text_is_shown_and_never_run(made):
     text = made.read_text(encoding="utf-8")
     assert "<script" not in text

@@ -7,7 +7,7 @@ from pipeline import tasks
 from pipeline.evaluation.intervals import correlation, share
 from pipeline.tasks import question_answering as qa
 from pipeline.tasks.token_classification import entities
-from tests.test_tasks import NAMES, ROWS, TEXTS
+from tests.test_tasks import NAMES, ROWS, TEXTS, judged
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,10 +79,13 @@ def test_answers_are_compared_as_squad_does(said, answers, f1, exact):
 def test_the_best_span_stays_in_the_context_and_in_its_bounds():
     window = qa._Window({}, {3: (0, 3), 4: (4, 7), 5: (8, 11)})
     start, end = np.log([0.01, 0.8, 0.01, 0.05, 0.08, 0.05]), np.log([0.01, 0.01, 0.8, 0.02, 0.06, 0.1])
-    margin, text = window.best(start, end, 2, "the cat saw")
+    ((margin, text),) = window.spans(start, end, 2, "the cat saw", 1)
     assert text == "cat saw"  # the question's own tokens are likelier, and no answer
     assert margin == pytest.approx(np.log(0.08 * 0.1) - np.log(0.0001))
-    assert window.best(start, end, 1, "the cat saw")[1] in ("cat", "saw")
+    assert [text for _, text in window.spans(start, end, 1, "the cat saw", 9)] == ["saw", "cat", "the"]
+    every = list(window.spans(start, end, 3, "the cat saw", 9))
+    assert len(every) == 6
+    assert [margin for margin, _ in every] == sorted((margin for margin, _ in every), reverse=True)
 
 
 def test_entities_by_hand():
@@ -154,3 +157,43 @@ def test_chinese_is_compared_by_characters():
     pytest.importorskip("sacrebleu")
     found = tasks.load("sequence_to_sequence").figures([{"target": "天下大勢"}], [{"target": "天下大勢"}])
     assert [found[name].estimate().value for name in ("rouge_l", "bleu", "chrf")] == pytest.approx([1, 1, 1])
+
+
+SCRIPTS = {
+    "korean": ("나는 오늘 학교에 갔다", "그는 어제 집에서 잤다"),
+    "japanese": ("私は今日学校に行きました", "彼女が昨夜家で寝ていたよ"),
+    "kana": ("わたしはきょうがっこうへいった", "コーヒーヲノムヒトダ"),
+    "thai": ("ฉันไปโรงเรียนวันนี้", "เขาหลับอยู่ที่บ้าน"),
+    "arabic": ("ذهبت إلى المدرسة اليوم", "نام الرجل في بيته أمس"),
+    "hebrew": ("הלכתי היום לבית הספר", "הוא ישן אתמול בביתו"),
+    "hindi": ("मैं आज स्कूल गया", "वह कल घर पर सोया"),
+    "russian": ("Я сегодня пошёл в школу", "Он вчера спал дома"),
+    "chinese": ("我今天去了学校", "他昨晚睡得很好"),
+    "english": ("I went to school today", "he slept at home"),
+}
+
+
+@judged
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_equal_texts_of_any_script_score_1_and_different_ones_less(script):
+    """Of long texts, since BLEU counts four in a row; words in another order lie between."""
+    one, other = (" ".join([text] * 3) for text in SCRIPTS[script])
+    task = tasks.load("sequence_to_sequence")
+
+    def figures(target, said):
+        found = task.figures([{"source": "", "target": target}], [{"target": said}])
+        return {name: figure.estimate().value for name, figure in found.items()}
+
+    assert figures(one, one) == pytest.approx(dict.fromkeys(("chrf", "bleu", "rouge_l", "exact_match"), 1.0))
+    apart = figures(one, other)
+    assert apart["bleu"] < 0.1
+    assert apart["rouge_l"] < 0.35
+    assert apart["chrf"] < 0.3
+    assert apart["exact_match"] == 0
+    pieces = list(one) if script in ("japanese", "kana", "thai", "chinese") else one.split()
+    half = (
+        "".join(pieces[: len(pieces) // 2]) if len(pieces) > 15 or script == "chinese" else " ".join(pieces[: len(pieces) // 2])
+    )
+    near = figures(one, half)
+    assert apart["rouge_l"] < near["rouge_l"] < 1
+    assert apart["chrf"] < near["chrf"] < 1

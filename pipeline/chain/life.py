@@ -116,8 +116,9 @@ def _run(requested: request.Request) -> Run | None:
     sources = recipe.contents() if "recipe" in found else []
     try:
         if files := stage.sources(options):
-            sources = recipes.listing(files)
-            found["sources"] = [sha256 for _, sha256 in sources]
+            more = recipes.listing(files)
+            sources = [*sources, *more]
+            found["sources"] = [sha256 for _, sha256 in more]
         if digests := stage.digests(options):
             found["digests"] = digests
     except UserError as error:

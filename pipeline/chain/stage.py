@@ -45,6 +45,9 @@ class Predictor(NamedTuple):
 
     reads: str  # the dataset type of its rows
     load: Callable[[], Callable[[Rows], list[dict[str, Any]]]]  # loads the model, returns rows → a prediction for each
+    average: Callable[[Sequence[list[dict[str, Any]]]], list[dict[str, Any]]] | None = (
+        None  # predictions of several models → one
+    )
 
 
 class Stage(ABC):

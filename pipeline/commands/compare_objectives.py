@@ -60,7 +60,7 @@ def trained(name: str, options: Options, node: Node, output: Path) -> Path:
 def figures(folder: Path, options: Options) -> list[dict[str, Any]]:
     """Return the held-out figures of a node, each beside that of a baseline."""
     from pipeline.data import recipe
-    from pipeline.evaluation.intervals import share
+    from pipeline.evaluation.intervals import FEW, share
     from pipeline.objectives.evaluator import HeldOut
 
     record = manifest.read(folder) or {}
@@ -78,7 +78,8 @@ def figures(folder: Path, options: Options) -> list[dict[str, Any]]:
         gain = own.estimate(rival, resamples=options.resamples)
         rows.append({
             "metric": metric.name, **dataclasses.asdict(own.estimate(resamples=options.resamples)), "against": against,
-            "rival": rival.estimate(resamples=1).value, "better": gain.high < 0 if metric.better == "less" else gain.low > 0,
+            "rival": rival.estimate(resamples=1).value,
+            "better": gain.n >= FEW and (gain.high < 0 if metric.better == "less" else gain.low > 0),
         })  # fmt: skip
     return rows
 

@@ -5,6 +5,7 @@
 Rows have the columns of the training data, with or without answers, which are not read; each line of a text file is a row.
 A line of the output says where the row stands (`origin`), what the model was given (`row`) and its prediction (`said`):
 labels, probabilities, spans or text. Of a row that asks nothing, such as an empty text, `said` is null and `reason` says why.
+Several nodes, `--node finetune-a,finetune-b`, are an ensemble: the mean of what they say.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.chain import finished
+from pipeline.chain.finished import Finished
+from pipeline.chain.stage import Predictor
 from pipeline.data import sources, types
 from pipeline.data.rows import Rows
 from pipeline.data.types import DatasetType, Malformed, Row
@@ -75,6 +78,25 @@ def predict(predicts: Any, kind: DatasetType, rows: Iterator[tuple[str, Row]], o
     return count, unread
 
 
+def _predictor(node: Finished) -> Predictor:
+    """Return what predicts rows with a node; UserError where it gives none."""
+    found = node.stage.predictor(node.options, str(node.folder))
+    if found is None:
+        raise UserError(
+            f"{node.folder}: {node.title} gives no predictions of rows; name a node of a supervised task with STAGE="
+        )
+    return found
+
+
+def _together(predictors: Sequence[Predictor]) -> Callable[[Rows], list[dict[str, Any]]]:
+    """Return what predicts rows with one model, or with several whose predictions are averaged."""
+    first, *others = (one.load() for one in predictors)
+    average = predictors[0].average
+    if not others or average is None:
+        return first
+    return lambda rows: average([first(rows), *(one(Rows(kept=rows.kept)) for one in others)])
+
+
 def main() -> int:
     """Check the flags, then predict."""
     if {"--help", "-h"} & set(sys.argv[1:]):
@@ -86,23 +108,25 @@ def main() -> int:
     if faults:
         raise UserError(*faults)
     runs = Path(str(flags.get("runs", "runs/tiny")))
-    node = finished.named(runs, str(flags["node"])) if flags.get("node") else finished.released(runs)
-    predictor = node.stage.predictor(node.options, str(node.folder))
-    if predictor is None:
+    names = str(flags.get("node", "")).split(",")
+    nodes = [finished.named(runs, name.strip()) for name in names] if flags.get("node") else [finished.released(runs)]
+    predictors = [_predictor(node) for node in nodes]
+    label = " and ".join(node.name for node in nodes)
+    if len(nodes) > 1 and (len({one.reads for one in predictors}) > 1 or predictors[0].average is None):
         raise UserError(
-            f"{node.folder}: {node.title} gives no predictions of rows; name a node of a supervised task with STAGE="
+            f"--node {flags['node']}: what {label} say can't be averaged; name models of one task whose predictions are probabilities or values"
         )
     paths = sources.expand(str(flags["data"]))
-    kind = types.load(predictor.reads)
-    output = Path(str(flags.get("output", runs / f"{node.name}-predictions.jsonl")))
+    kind = types.load(predictors[0].reads)
+    output = Path(str(flags.get("output", runs / f"{'-'.join(node.name for node in nodes)}-predictions.jsonl")))
     if output.resolve() in [path.resolve() for path in paths]:
         raise UserError(f"--output {output}: is one of the files that are read; give another name")
     if not sum(1 for _ in asking(paths, kind)):  # every row is looked at before the model is loaded
         raise UserError(f"{flags['data']}: holds no row")
-    count, unread = predict(predictor.load(), kind, asking(paths, kind), output)
+    count, unread = predict(_together(predictors), kind, asking(paths, kind), output)
     for reason, times in sorted(unread.items()):
         say("predict", f"not read: {reason} ({times:,})")
-    say("predict", f"{count:,} {'row' if count == 1 else 'rows'} by {node.name}; they lie in {output}")
+    say("predict", f"{count:,} {'row' if count == 1 else 'rows'} by {label}; they lie in {output}")
     return 0
 
 

@@ -66,17 +66,22 @@ class Rows:
                 sides[key] = int(hashes.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32
             wanted.append(sides[key])
         back, left = ([number for number, out in enumerate(wanted) if out == side] for side in (1, 0))
-        self.validation, self.kept = chosen(self.kept, back), chosen(self.kept, left)
-        self.origins = chosen(self.origins, left) if self.origins else []
-        self.parts = [
-            part._replace(start=bisect_left(left, part.start), stop=bisect_left(left, part.stop)) for part in self.parts
-        ]
-        self.identity = self.identity and cache.key(self.identity, share, seed, "by what is asked")
+        self.validation = chosen(self.kept, back)
+        self.keep(left, share, seed, "by what is asked")
         if not self.validation or not self.kept:
             raise UserError(
                 f"validation: {len(self.validation):,} of {len(wanted):,} rows were held back; "
                 "give another share, more rows, or patience: 0"
             )
+
+    def keep(self, left: Sequence[int], *why: Any) -> None:
+        """Keep the rows with these numbers, in ascending order, and no others; `why`: JSON values that decide which these are."""
+        self.kept = chosen(self.kept, left)
+        self.origins = chosen(self.origins, left) if self.origins else []
+        self.parts = [
+            part._replace(start=bisect_left(left, part.start), stop=bisect_left(left, part.stop)) for part in self.parts
+        ]
+        self.identity = self.identity and cache.key(self.identity, *why)
 
     def clean(self, rows: Iterable[Row], type: str, file: Path | None = None) -> None:
         """Keep rows on disk, and count by reason those that can't be used; a row may say itself why, under `dropped`."""

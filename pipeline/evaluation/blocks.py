@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.evaluation import table
+from pipeline.evaluation.intervals import FEW
 
 _NODE, _BASELINE = "node", "baseline"
 
@@ -61,10 +62,14 @@ class Block:
         """Return a comparison in words."""
         return table.difference(self.description(comparison["metric"]), comparison)
 
-    def is_worse(self, comparison: Mapping[str, Any]) -> bool:
-        """Say whether the node is worse than its rival, clear of zero."""
+    def is_below(self, comparison: Mapping[str, Any]) -> bool:
+        """Say whether the interval of a difference lies on the wrong side of zero, of however few items."""
         way = self.description(comparison["metric"])["better"]
         return bool(comparison["high"] < 0 if way == "more" else comparison["low"] > 0 if way == "less" else False)
+
+    def is_worse(self, comparison: Mapping[str, Any]) -> bool:
+        """Say whether the node is worse than its rival, clear of zero; of too few items nothing is."""
+        return comparison.get("n", FEW) >= FEW and self.is_below(comparison)
 
     @property
     def headings(self) -> list[str]:

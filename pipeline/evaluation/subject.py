@@ -240,7 +240,8 @@ class Subject:
 def about(rows: int, items: str, recipe: str, groups: int = 0) -> str:
     """Return in words what figures are measured on, without this machine's folders."""
     of = f" of {groups:,} groups" if groups else ""
-    return f"{rows:,} held-out {items}{of} of {Path(recipe).name if Path(recipe).is_absolute() else recipe}"
+    named = [Path(part).name if Path(part).is_absolute() else part for part in recipe.split(",")]
+    return f"{rows:,} held-out {items}{of} of {','.join(named)}"
 
 
 def _conversations(row: Row) -> list[Turns]:

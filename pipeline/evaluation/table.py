@@ -79,8 +79,21 @@ def of_node(name: str, block: Mapping[str, Any]) -> Iterator[str]:
              difference(metrics[one["metric"]], one) + ("  <- judged by this" if one == block["primary"] else "")]
             for one in block["comparisons"]
         ])  # fmt: skip
+    yield from (f"  warning: {line}" for line in warnings(name, block))
     yield from (f"  {metric}: {metrics[metric]['meaning']}" for metric in figures)
     yield from (f"  left out: {reason}" + (f" ({count:,})" if count > 1 else "") for reason, count in block["skipped"].items())
+
+
+def warnings(name: str, block: Mapping[str, Any]) -> Iterator[str]:
+    """Yield that a node is no better than rivals by the metric that it is judged by: baselines, controls, its parent."""
+    metric = block["primary"]["metric"] if block["primary"] else ""
+    level = [
+        heading(one["against"], block["models"][one["against"]])
+        for one in block["comparisons"]
+        if one["metric"] == metric and not one["better"] and one.get("n", FEW) >= FEW
+    ]
+    if level:
+        yield f"{name} is no better by {metric} than {', '.join(level[:-1])}{' and ' * (len(level) > 1)}{level[-1]}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -27,7 +27,7 @@ def _worth(node: Finished, summary: Mapping[str, Any] | None, path: Path) -> lis
     if found is None:
         return [f"{name}: {path} has no figure that holds it against its parent or a baseline"]
     rivals = [found, *_baselines(block, found)]
-    if all(map(block.is_worse, rivals)):
+    if all(map(block.is_below, rivals)):  # a push is refused on less evidence than a verdict needs
         told = "; ".join(f"{one['against']} by {one['metric']}: {block.difference(one)}" for one in rivals)
         return [f"{name}: worse than {told}"]
     return []

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -121,6 +121,10 @@ class Objective(ABC):
 
     def unigram_scores(self, collator: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
         """Return the metrics of a unigram baseline, which knows only how frequent words are, where labels don't give them."""
+        return {}
+
+    def rivals(self, known: Sequence[Example], size: int) -> dict[str, Callable[[Mapping[str, torch.Tensor]], Scores]]:
+        """Return baselines that count in examples of the training text: name → the metrics of each row of a held-out batch."""
         return {}
 
     def save(self, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

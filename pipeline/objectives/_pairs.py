@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
@@ -16,6 +16,7 @@ from pipeline.models.build import build, load, one_of
 from pipeline.models.logits import at, summed, token_scores
 from pipeline.objectives import LOSS, Example, Scores, Text
 from pipeline.objectives._documents import sentences
+from pipeline.objectives._rivals import LENGTHS, Lengths
 from pipeline.objectives.mlm import MaskedLanguageModel
 from pipeline.system.errors import UserError
 
@@ -124,6 +125,10 @@ class PairObjective(MaskedLanguageModel):
             tokens, pairs = _logits(model, batch)
         pair = torch.nn.functional.cross_entropy(pairs.float(), batch["pair"], reduction="sum")
         return {"loss": summed(tokens, batch["labels"][chosen]), "pair": pair}
+
+    def rivals(self, known: Sequence[Example], size: int) -> dict[str, Callable[[Mapping[str, Any]], Scores]]:
+        """Return also what the lengths of the segments tell."""
+        return super().rivals(known, size) | {LENGTHS: Lengths(known).scores}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the nats of each row, and whether the pair is classified correctly."""

@@ -47,8 +47,8 @@ class ObjectiveEvaluator(Evaluator):
             except UserError as error:
                 subject.skipped[f"figures of {label} by this objective: {error.faults[0]}"] += 1
         found = held_out.scores(subject.training(), subject.rows)
-        order = [own.label, *others, UNIGRAM, UNTRAINED, CHANCE]
-        for label in [name for name in order if name in found]:
+        order = [own.label, *others]
+        for label in [*order, *(name for name in found if name not in order)]:
             for metric, (values, weights) in found[label].items():
                 yield Measurement(label, metric, share(values, weights))
 
@@ -113,7 +113,7 @@ class HeldOut:
     def scores(self, training: Sequence[Row], held_out: Sequence[Row]) -> dict[str, Scores]:
         """Return the scores of the model, of the others and of the baselines, row by row, under their labels.
 
-        `unigram` knows how frequent words are; `untrained` is the same model with random weights. Sentinels and ends of
+        The objective's own rivals are left out where a unigram or chance is no worse. `unigram` knows how frequent words are; `untrained` is the same model with random weights. Sentinels and ends of
         text are no targets here, since their order is nearly given. The unigram has counted them, since it knows no more
         than the model that a target is none of them.
         """
@@ -125,6 +125,7 @@ class HeldOut:
         dataset = datasets.Dataset.from_list([{key: row[key] for key in lists} for row in known])
         collator = self.objective.collator(self.tokenizer, dataset, self.seed)
         frequencies = _frequencies(self.batches(known, collator, special=True), len(self.tokenizer))
+        rivals = self.objective.rivals(known, len(self.tokenizer))
         torch.manual_seed(self.seed)
         untrained = self.objective.fresh(self.model).to(device()).eval()
         models = {UNTRAINED: untrained, **self.others, self.label: self.model}
@@ -137,7 +138,18 @@ class HeldOut:
                     for metric, pair in own.items():
                         _extend(found, label, metric, *pair)
                 self._baselines(found, collator, batch, own, frequencies)
-        return found
+                for name, rival in rivals.items():
+                    for metric, pair in rival(batch).items():
+                        _extend(found, name, metric, *pair)
+        better = {metric.name: metric.better for metric in self.objective.metrics}
+        for name in rivals:
+            found[name] = {
+                metric: pair
+                for metric, pair in found.get(name, {}).items()
+                if all(_beats(pair, other[metric], better[metric]) for other in _weaker(found) if metric in other)
+            }
+        order = [self.label, *self.others, *rivals, UNIGRAM, UNTRAINED, CHANCE]
+        return {label: found[label] for label in order if found.get(label)}
 
     def _baselines(
         self, found: dict[str, Scores], collator: Any, batch: Mapping[str, Any], own: Scores, frequencies: np.ndarray
@@ -151,6 +163,16 @@ class HeldOut:
         for metric, level in self.objective.chance_level.items():
             weights = own[metric][1]
             _extend(found, CHANCE, metric, [level * weight for weight in weights], weights)
+
+
+def _weaker(found: Mapping[str, Scores]) -> list[Scores]:
+    """Return the scores of the baselines that a rival has to beat to be one."""
+    return [found[name] for name in (UNIGRAM, CHANCE) if name in found]
+
+
+def _beats(one: tuple[list[float], list[float]], other: tuple[list[float], list[float]], better: str) -> bool:
+    """Say whether the sum of one's scores, over the same weights, is better than that of another."""
+    return sum(one[0]) > sum(other[0]) if better == "more" else sum(one[0]) < sum(other[0])
 
 
 def _extend(found: dict[str, Scores], label: str, metric: str, values: list[float], weights: list[float]) -> None:

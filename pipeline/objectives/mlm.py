@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from pipeline.models.build import build, load
 from pipeline.models.logits import at, num_targets, summed, token_scores
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces
+from pipeline.objectives._rivals import BIGRAMS, Bigrams
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 
@@ -78,6 +79,11 @@ class MaskedLanguageModel(Objective):
     def scorable_targets(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out targets that were chosen and stayed as they are: copying them is enough."""
         return {**batch, "labels": batch["labels"].masked_fill(batch["input_ids"] == batch["labels"], IGNORED)}
+
+    def rivals(self, known: Sequence[Example], size: int) -> dict[str, Callable[[Mapping[str, Any]], Scores]]:
+        """Return the bigrams of a hidden token's neighbours."""
+        bigrams = Bigrams(known, size)
+        return {BIGRAMS: lambda batch: {self.metrics[0].name: bigrams.scores(batch)}}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the nats of each row."""

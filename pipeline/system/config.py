@@ -123,7 +123,7 @@ def option(
     at_most: float | None = None,
     by_content: bool = False,
     omitted: bool = False,
-    needs: tuple[str, str] | None = None,
+    needs: tuple[str, Any] | None = None,
 ) -> Any:
     """Declare one of our options with its default, the line that --help shows, and its bounds.
 

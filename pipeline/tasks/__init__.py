@@ -13,7 +13,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.evaluation.metrics import Metric
 from pipeline.system import config
@@ -71,6 +71,9 @@ class Task(ABC):
     baseline_name: ClassVar[str]  # what `baseline` predicts, in words
     accumulates: ClassVar[bool] = True  # whether a batch may be read in parts
     parent_too: ClassVar[bool] = False  # whether a parent can do the task as it is, so that what training adds is told
+    keeps: ClassVar[Literal["", "positions", "tokens"]] = ""  # what of its examples no augmentation may change
+    tunes: ClassVar[str] = ""  # what `tune` sets in a model's configuration
+    tuned: bool = False  # whether it does, for which rows are held back
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
 
     def labels(self, rows: Iterable[Row]) -> list[str]:
@@ -115,6 +118,10 @@ class Task(ABC):
         """Set what a new head can know from the rows that it will be trained on, before the first step."""
         return
 
+    def labels_of(self, row: Row) -> Iterable[str]:
+        """Return the labels of a row, for tasks with labels."""
+        return ()
+
     @abstractmethod
     def examples(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield examples with the number of their row under `row`; count in `rows` what is dropped and truncated."""
@@ -145,6 +152,17 @@ class Task(ABC):
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return a model's prediction for each row; count in `rows` what it could not read."""
 
+    def tune(self, model: Any, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Set in the model's configuration what is chosen by its predictions of rows that it was not trained on.
+
+        Returns the predictions under what was chosen.
+        """
+        return list(predictions)
+
+    def tunable(self, rows: Sequence[Row]) -> None:
+        """Raise UserError, before the first step, where rows can't decide what is chosen."""
+        return
+
     def predictor(self, folder: str, max_length: int) -> Callable[[Rows], list[Prediction]]:
         """Return what predicts rows with the fine-tuned model in a folder."""
         from pipeline.models import tokenization
@@ -152,6 +170,10 @@ class Task(ABC):
 
         model, tokenizer = self.load_model(folder).to(device()).eval(), tokenization.load(folder)
         return lambda rows: self.predict(model, tokenizer, rows, max_length)
+
+    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+        """Return the predictions of an ensemble: for each row the mean of what its models say; UserError where none can be said."""
+        raise UserError(f"predictions of {type(self).__name__} can't be averaged; those of {', '.join(averaging())} can")
 
     @abstractmethod
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
@@ -198,6 +220,11 @@ def known() -> list[str]:
     """Return the names of all tasks."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
+
+
+def averaging() -> list[str]:
+    """Return the names of the tasks whose predictions can be averaged."""
+    return [name for name in known() if declared(name).average is not Task.average]
 
 
 def declared(name: str) -> type[Task]:

@@ -33,3 +33,11 @@ def by_label(true: Sequence[Collection[str]], said: Sequence[Said]) -> dict[str,
         name: {"precision": round(float(p), 4), "recall": round(float(r), 4), "f1": round(float(f), 4), "rows": int(n)}
         for name, p, r, f, n in zip(names, precision, recall, f1, there, strict=True)
     }
+
+
+def mean(predictions: Sequence[Sequence[Mapping[str, Mapping[str, float]]]]) -> list[dict[str, float]]:
+    """Return for each row the mean of the probabilities that several models give its labels."""
+    return [
+        {name: round(sum(line["probabilities"][name] for line in lines) / len(lines), 6) for name in lines[0]["probabilities"]}
+        for lines in zip(*predictions, strict=True)
+    ]

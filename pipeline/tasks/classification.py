@@ -21,7 +21,7 @@ from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.tasks import ACCURACY, ENCODERS, MACRO_F1, Example, Prediction, Task, _rivals
 from pipeline.tasks._batches import Padding
-from pipeline.tasks._labels import by_label, cells
+from pipeline.tasks._labels import by_label, cells, mean
 from pipeline.tasks._texts import encoded, logits
 
 
@@ -57,6 +57,10 @@ class Classification(Task):
         if len(paired) > 1:
             raise UserError("some rows have one text and some have two; a model reads one or the other")
         return found
+
+    def labels_of(self, row: Row) -> Iterable[str]:
+        """Return the label."""
+        return [row["label"]]
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield texts with the number of their label; long texts lose their end."""
@@ -104,6 +108,10 @@ class Classification(Task):
             likely = {name: round(probability, 6) for name, probability in zip(names, row, strict=True)}
             found.append({"label": max(likely, key=lambda name: likely[name]), "probabilities": likely})
         return found
+
+    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+        """Return the label with the largest mean probability."""
+        return [{"label": max(likely, key=lambda name: likely[name]), "probabilities": likely} for likely in mean(predictions)]
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return the best that can be said without reading a text, by the labels of the training rows.

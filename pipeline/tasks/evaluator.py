@@ -7,7 +7,7 @@ the node again reads them.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from pipeline.tasks._predictions import Predictions
 _RESAMPLES = 1000
 _SAVING = ("save_strategy", "save_steps")
 _PARENT = "parent as it was"
-_SHOWN = 8  # labels of a confusion matrix that is printed
+_SHOWN = 8  # labels of a confusion matrix that is printed, and of those that training never saw
+_NAMED = 3  # rows of such a label
 
 
 class TaskEvaluator(Evaluator):
@@ -100,32 +101,69 @@ def stopping(task: Task, patience: int, given: Mapping[str, Any]) -> dict[str, A
 
 
 def values(task: Task, model: Any, tokenizer: Any, rows: Sequence[Row], max_length: int) -> dict[str, float]:
-    """Return the figures of a model on rows, without intervals; the model is in training mode afterwards."""
-    found = task.figures(rows, task.predict(model, tokenizer, Rows(kept=list(rows)), max_length))
+    """Return the figures of a model on rows, without intervals, under what the task tunes on them.
+
+    The model is in training mode afterwards.
+    """
+    predicted = task.predict(model, tokenizer, Rows(kept=list(rows)), max_length)
+    found = task.figures(rows, task.tune(model, rows, predicted))
     model.train()
     return {name: float(one.of(one.items.sum(0))) for name, one in found.items()}
 
 
-def finish(run: Run, task: Task, training: Sequence[Row], max_length: int, limit: int) -> None:
-    """Evaluate the model that a stage hands on, loaded as anybody would load it.
+def finish(
+    run: Run, task: Task, training: Sequence[Row], found: Rows, max_length: int, limit: int,
+    beside: Callable[[Sequence[Row]], dict[str, list[Prediction]]] = lambda rows: {},
+) -> None:  # fmt: skip
+    """Evaluate the model that a stage hands on, loaded as anybody would load it, on rows that were held out.
 
-    Writes every prediction beside the model, puts the figures in the record, and prints them.
+    Writes every prediction beside the model, puts the figures in the record, and prints them. `beside`: what others that
+    it is compared with say of the rows, by name.
     """
-    found = run.rows("held_out")
-    rows = _chosen(found.kept, limit, run.seed)
+    numbers = sorted(random.Random(run.seed).sample(range(len(found.kept)), min(limit, len(found.kept))))
+    rows = [found.kept[number] for number in numbers]
     if not rows:
         run.say("its data is too small to hold any row out, so nothing was evaluated")
         return
     read = Rows(kept=rows)
     predicted = task.predictor(str(run.result), max_length)(read)
     rivals, skipped = _rivals(run, task, training, rows, max_length)
-    held_out = Predictions(rows, predicted, task.baseline(training, rows), rivals)
+    held_out = Predictions(rows, predicted, task.baseline(training, rows), beside(rows) | rivals)
     confusion = task.confusion(rows, predicted)
     predictions.write(run.result, held_out, confusion, task.by_label(rows, predicted))
     skipped |= dict(found.dropped + read.truncated)
     evaluation = run.record["evaluation"] = _block(run, task, held_out) | {"skipped": skipped}
+    if unseen := _unseen(task, training, found, numbers):
+        evaluation["unseen_labels"] = {label: len(origins) for label, origins in unseen.items()}
+        run.say(_named(unseen))
     for line in [*table.of_node(run.name, evaluation), *_matrix(confusion)]:
         run.say(line)
+
+
+def said(task: Task, folder: str, rows: Sequence[Row], max_length: int) -> list[Prediction]:
+    """Return the predictions of a fine-tuned model: those that lie beside it, where they are of these rows."""
+    kept = predictions.read(Path(folder))
+    return list(kept.said) if kept.rows == rows else task.predictor(folder, max_length)(Rows(kept=list(rows)))
+
+
+def _unseen(task: Task, training: Sequence[Row], found: Rows, numbers: Sequence[int]) -> dict[str, list[str]]:
+    """Return label → where the held-out rows stand that have it, of labels that no training row has."""
+    known = {label for row in training for label in task.labels_of(row)}
+    unseen: dict[str, list[str]] = {}
+    for number in numbers:
+        for label in sorted(set(task.labels_of(found.kept[number])) - known):
+            unseen.setdefault(label, []).append(found.origin(number))
+    return unseen
+
+
+def _named(unseen: Mapping[str, Sequence[str]]) -> str:
+    """Return in words which held-out rows have labels that training never saw."""
+    shown = [
+        f"{label!r} at {', '.join(origins[:_NAMED])}{f' and {len(origins) - _NAMED:,} more' if len(origins) > _NAMED else ''}"
+        for label, origins in list(unseen.items())[:_SHOWN]
+    ]
+    more = f"; and {len(unseen) - _SHOWN:,} more labels" if len(unseen) > _SHOWN else ""
+    return f"labels of held-out rows that no training row has, so that the model can't say them: {'; '.join(shown)}{more}"
 
 
 def _rivals(
@@ -141,21 +179,18 @@ def _rivals(
         return found, {f"figures of its rivals: {error.name} is not installed; `make setup-data` installs it": 1}
 
 
-def _chosen(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
-    """Return at most so many rows, drawn at random, in their order."""
-    numbers = random.Random(seed).sample(range(len(rows)), min(limit, len(rows)))
-    return [rows[number] for number in sorted(numbers)]
-
-
 def _block(run: Run, task: Task, found: Predictions) -> dict[str, Any]:
     """Return the figures in the form that the evaluation gives those of a node."""
     evaluator, rows, groups = TaskEvaluator(task), found.rows, groups_of(found.rows)
     measured = [*evaluator.measured(run.name, rows, found.said, groups), *evaluator.without_a_model(found)]
+    parents = {
+        Path(place).name: {"role": role, "asked": ""} for role, place in run.parents.items() if Path(place).name in found.rivals
+    }
     of = about(len(rows), types.load(task.reads).items, run.recipe.name, len(set(groups or ())))
     return {
         "stage": run.stage.kind, "title": run.stage.title,
         "of": of, "rows": len(rows),
-        **block(run.name, {run.name: {"role": "node", "asked": ""}}, collected(measured), task.metrics,
+        **block(run.name, {run.name: {"role": "node", "asked": ""}, **parents}, collected(measured), task.metrics,
                 run.stage.judged_by(run.options), _RESAMPLES),
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ from pipeline.evaluation.metrics import Metric
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.tasks import ENCODERS, MACRO_F1, Example, Prediction, Task, _rivals
-from pipeline.tasks._labels import by_label, cells
+from pipeline.tasks._labels import by_label, cells, mean
 from pipeline.tasks._texts import encoded, last_layer, logits
 
 
@@ -41,9 +41,13 @@ class MultilabelClassification(Task):
         Metric("subset_accuracy", "share of the texts all of whose labels are right, with none too many", "share", "more"),
     )
     primary = "macro_f1"
-    baseline_name = "every label"
+    tunes = "label_threshold"
+    baseline_name = "best guess by frequency"
 
-    threshold: float = option(0.5, "probability from which on a label is said", at_least=0.0, at_most=1.0)
+    threshold: float = option(
+        0.5, "probability from which on a label is said", at_least=0.0, at_most=1.0, needs=("tuned", False)
+    )
+    tuned: bool = option(False, "choose that probability by macro F1 on the validation rows")
 
     def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return the labels in alphabetical order; UserError where there is nothing to tell apart."""
@@ -58,6 +62,10 @@ class MultilabelClassification(Task):
         if len(paired) > 1:
             raise UserError("some rows have one text and some have two; a model reads one or the other")
         return sorted(counts)
+
+    def labels_of(self, row: Row) -> Iterable[str]:
+        """Return the labels."""
+        return list(row["labels"])
 
     def begin(self, model: Any, rows: Sequence[Row]) -> None:
         """Let the bias of each label be the log odds that a row has it."""
@@ -90,17 +98,46 @@ class MultilabelClassification(Task):
         """Return the labels of each row that are likely enough, with the probability of every label."""
         names = [name for _, name in sorted(model.config.id2label.items())]
         likely = 1 / (1 + np.exp(-logits(model, tokenizer, rows, max_length).astype(float)))
-        return _said(names, likely, self.threshold)
+        return _said(names, likely, getattr(model.config, self.tunes, 0.5) if self.tuned else self.threshold)
+
+    def tune(self, model: Any, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Choose the best probability of twenty-fourths from which on a label is said, of equally good ones that nearest to 0.5."""
+        if not self.tuned:
+            return list(predictions)
+        likely = np.array([list(line["probabilities"].values()) for line in predictions])
+        names = list(predictions[0]["probabilities"])
+
+        def worth(threshold: float) -> tuple[float, float]:
+            found = self.figures(rows, _said(names, likely, threshold))[self.primary]
+            return round(float(found.of(found.items.sum(0))), 9), -abs(threshold - 0.5)
+
+        chosen = max((number / 24 for number in range(1, 24)), key=worth)
+        setattr(model.config, self.tunes, chosen)
+        return _said(names, likely, chosen)
+
+    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+        """Return the labels with a mean probability of at least `threshold`."""
+        found = mean(predictions)
+        return _said(list(found[0]), np.array([list(likely.values()) for likely in found]), self.threshold) if found else []
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
-        """Return every label, with its share of the training rows as the probability.
+        """Return the best that can be said without reading a text, by the labels of the training rows, for each metric.
 
-        Of guesses with a chance q where a label has a share p the expected F1 is 2pq / (p + q), which rises with q: nothing
-        that does not read the text has a better F1 of a label than to say it of every row (Lipton et al. 2014).
+        Of guesses with a chance q where a label has a share p the expected F1 is 2pq / (p + q), which rises with q, so by macro F1
+        that is every label (Lipton et al. 2014); by micro F1 it is the most frequent ones, as many as are best on the training
+        rows; for whole sets it is the most frequent set, which may be none. `guesses` says what is said by which metric.
         """
         counts = Counter(label for row in training for label in row["labels"])
         shares = {label: round(count / len(training), 6) for label, count in sorted(counts.items())}
-        return [{"labels": list(shares), "probabilities": shares}] * len(rows)
+        frequent = sorted(counts, key=lambda label: (-counts[label], label))
+        right = np.cumsum([counts[label] for label in frequent])
+        f1 = 2 * right / (right[-1] + len(training) * np.arange(1, len(frequent) + 1))
+        sets: Counter[tuple[str, ...]] = Counter(tuple(sorted(row["labels"])) for row in training)
+        guesses = {
+            "micro_f1": frequent[: int(f1.argmax()) + 1],
+            "subset_accuracy": list(min(sets.items(), key=lambda item: (-item[1], item[0]))[0]),
+        }
+        return [{"labels": list(shares), "probabilities": shares, "guesses": guesses}] * len(rows)
 
     def rivals(self, training: Sequence[Row], rows: Sequence[Row]) -> Iterator[tuple[str, list[Prediction]]]:
         """Yield one logistic regression for each label."""
@@ -116,12 +153,14 @@ class MultilabelClassification(Task):
     def figures(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, Figure]:
         """Return F1 averaged over the labels that occur in the rows, over all answers, and the share of whole sets."""
         found = cells(*_sets(rows, predictions))[1]
-        right, true, said = found.sum(-1).T
-        whole = [float(set(row["labels"]) == set(line["labels"])) for row, line in zip(rows, predictions, strict=True)]
+        right, true, said = cells(*_sets(rows, _guessed(predictions, "micro_f1")))[1].sum(-1).T
+        sets = _guessed(predictions, "subset_accuracy")
         return {
             "macro_f1": Figure(found.reshape(len(rows), -1), macro_f1),
             "micro_f1": ratio_of((2 * right).tolist(), (true + said).tolist()),
-            "subset_accuracy": share(whole),
+            "subset_accuracy": share(
+                [float(set(row["labels"]) == set(line["labels"])) for row, line in zip(rows, sets, strict=True)]
+            ),
         }
 
     def by_label(self, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
@@ -132,6 +171,11 @@ class MultilabelClassification(Task):
 def _sets(rows: Sequence[Row], predictions: Sequence[Prediction]) -> tuple[list[list[str]], list[dict[str, float]]]:
     """Return the labels that are true of each row, and those that are said."""
     return [row["labels"] for row in rows], [dict.fromkeys(line["labels"], 1.0) for line in predictions]
+
+
+def _guessed(predictions: Sequence[Prediction], metric: str) -> Sequence[Prediction]:
+    """Return what is said by a metric, where a guess differs from metric to metric."""
+    return [{"labels": line["guesses"][metric]} if "guesses" in line else line for line in predictions]
 
 
 def _said(names: Sequence[str], likely: np.ndarray, threshold: float) -> list[Prediction]:

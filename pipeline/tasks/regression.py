@@ -89,6 +89,10 @@ class Regression(Task):
         mean, spread = _scale_of(model)
         return _said(mean + spread * logits(model, tokenizer, rows, max_length)[:, 0].astype(float))
 
+    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+        """Return the mean value."""
+        return _said(np.array([[line["value"] for line in one] for one in predictions]).mean(0))
+
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return the mean of the training rows, which has the least squared error of all constants; it correlates with nothing."""
         return _said(np.full(len(rows), _scale([row["value"] for row in training])[0]))

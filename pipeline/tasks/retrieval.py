@@ -46,6 +46,7 @@ class Retrieval(Embedder):
         ),
     )
     primary = "accuracy_at_1"
+    keeps = "tokens"
     baseline_name = "share of words in common"
     accumulates = False  # a batch's texts are each other's negatives, so a part of it would be an easier task
 

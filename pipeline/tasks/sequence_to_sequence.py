@@ -1,7 +1,7 @@
 """Sequence to sequence: translation, summarisation and any other task that turns one text into another (T5, BART).
 
-The loss is -Σ log p(target token | source, the target tokens before it). Predictions are greedy and otherwise follow
-the parent's own generation settings where it has some.
+The loss is -Σ log p(target token | source, the target tokens before it). Predictions are greedy, or the best of
+`num_beams` beams, and otherwise follow the parent's own generation settings where it has some.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.evaluation.metrics import Metric
 from pipeline.models.logits import decoder_logits, num_targets, token_nats
 from pipeline.models.prompt import prompt_ids
 from pipeline.system.config import option
+from pipeline.system.errors import UserError
 from pipeline.tasks import EXACT_MATCH, Example, Prediction, Task
 from pipeline.tasks._batches import batches, encode, units
 
@@ -56,6 +58,16 @@ class SequenceToSequence(Task):
 
     prefix: str = option("", "text before every source, such as `translate English to German: `")
     longest_target: int = option(128, "tokens of a target, at most", at_least=1)
+    num_beams: int = option(1, "beams of the search for the likeliest target; 1 is greedy", at_least=1)
+    length_penalty: float = option(
+        1.0,
+        "power of its length by which a beam's log-probability is divided: above 1 favours long targets, below 1 short ones",
+    )
+
+    def __post_init__(self) -> None:
+        """Raise UserError where an option is not read."""
+        if self.length_penalty != 1 and self.num_beams == 1:
+            raise UserError("task_options: length_penalty: is read only with num_beams above 1; leave it out")
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield source and target ids; a long source loses its end, a row with a long target is dropped and counted."""
@@ -82,18 +94,30 @@ class SequenceToSequence(Task):
         return {"loss": token_nats(decoder_logits(model, batch), batch["labels"], "sum")}
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
-        """Return the greedy output for each row, and its probability under the model."""
+        """Return the output for each row, and its probability under the model."""
         sources = [encode(tokenizer, self.prefix + row["source"], None, max_length, rows.truncated) for row in rows.kept]
         encoded = [{"input_ids": source["input_ids"]} for source in sources]
         found: list[Prediction] = [{}] * len(rows.kept)
         pad = int(tokenizer.pad_token_id)
-        for numbers, batch in batches(model, encoded, pad, self.longest_target):
-            ids = model.generate(**batch, max_new_tokens=self.longest_target, do_sample=False, num_beams=1)
+        for numbers, batch in batches(model, encoded, pad, self.longest_target * self.num_beams):
+            ids = model.generate(**batch, max_new_tokens=self.longest_target, **self._search)
             labels = ids[:, 1:].masked_fill(_after_end(ids[:, 1:], tokenizer.eos_token_id), IGNORED)
             nats = token_nats(model(**batch, decoder_input_ids=ids[:, :-1]).logits, labels).sum(-1).tolist()
             for number, text, nat in zip(numbers, tokenizer.batch_decode(ids, skip_special_tokens=True), nats, strict=True):
                 found[number] = {"target": text.strip(), "probability": round(math.exp(-nat), 6), "nats": round(nat, 4)}
         return found
+
+    @property
+    def _search(self) -> dict[str, Any]:
+        """The settings by which transformers looks for a target."""
+        beams = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
+        return {"do_sample": False, "num_beams": self.num_beams, **beams}
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Write a plain checkpoint, whose own generation settings are those of the predictions."""
+        if self.num_beams > 1:
+            model.generation_config.update(**self._search)
+        super().save(model, tokenizer, folder)
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return the first words of the source, as many as a target has on average."""

@@ -43,6 +43,7 @@ class TokenClassification(Task):
         ACCURACY,
     )
     baseline_name = "each word's most frequent tag"
+    keeps = "positions"
 
     scheme: Literal["bio", "iobes", "plain"] = option(
         "bio",
@@ -68,6 +69,10 @@ class TokenClassification(Task):
                 f"set task_options: {{scheme: {other}}}"
             )
         return found
+
+    def labels_of(self, row: Row) -> Iterable[str]:
+        """Return the tags."""
+        return list(row["tags"])
 
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield windows of a row with the number of a tag at each word's last token; every word is in one of them."""

@@ -16,6 +16,7 @@ from pipeline.data.types import Row
 from pipeline.evaluation.inference import num_targets
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
+from pipeline.evaluation.metrics.win_rate import EVEN
 from pipeline.evaluation.subject import StageModel, Subject
 
 
@@ -39,12 +40,14 @@ class PairAccuracy(Evaluator):
     )  # fmt: skip
 
     def measure(self, subject: Subject) -> Iterator[Measurement]:
-        """Yield all figures of the node, its parent and its controls."""
+        """Yield all figures of the node, its parent and its controls, and of whoever draws the better answer."""
         rows = subject.rows
         if not rows:
             return
         base = _sides(subject.base, rows) if subject.base else None
         sizes = [float(sum(len(turn["content"].encode()) for turn in row["chosen"])) for row in rows]
+        for metric in ("likelier", "accuracy") if base else ("likelier",):
+            yield Measurement(EVEN, metric, share([0.5] * len(rows)))
         for model in subject.chatting:
             chosen, rejected = _sides(model, rows)
             likelier = [float(a < b) for a, b in zip(chosen.nats, rejected.nats, strict=True)]

@@ -17,6 +17,7 @@ from pipeline.data.types import Row
 from pipeline.evaluation.inference import num_targets
 from pipeline.evaluation.intervals import Figure, share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
+from pipeline.evaluation.metrics.win_rate import EVEN
 from pipeline.evaluation.subject import StageModel, Subject
 
 
@@ -46,6 +47,8 @@ class Thumbs(Evaluator):
             before = nats if model is subject.parent else before
             if before is not None and 0 < liked.sum() < len(liked):
                 yield Measurement(model.label, "auc", auc(before - nats, liked), groups)
+                if model is subject.node:
+                    yield Measurement(EVEN, "auc", auc(np.zeros(len(rows)), liked), groups)
             tokens = np.array(num_targets(encoded), float)
             if liked.any():
                 yield Measurement(model.label, "loss", share(nats[liked], tokens[liked]))

@@ -1,0 +1,68 @@
+"""Augmentation: training rows in other versions, one file each; the file's name is the augmentation's name.
+
+An augmentation varies the tokens of an example anew in each epoch (`vary`), or adds further rows before training (`further`).
+Its fields are its options. Only training rows are varied, never those of validation or held-out ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from abc import ABC
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from pipeline.data.types import DatasetType, Row
+from pipeline.system import config
+from pipeline.system.errors import UserError
+
+_HELPERS = ("collator",)  # modules of this folder that are no augmentation
+
+
+class Augmentation(ABC):
+    """What a file in this folder defines as a frozen dataclass, under the name `AUGMENTATION`."""
+
+    changes: ClassVar[Literal["tokens", "positions", "rows"]]  # tokens at their places, where tokens stand, or it adds rows
+
+    def fault(self, tokenizer: Any) -> str | None:
+        """Return why it can't vary what this tokenizer gives, or None."""
+        return None
+
+    def vary(self, ids: np.ndarray, ordinary: np.ndarray, tokenizer: Any, rng: np.random.Generator) -> np.ndarray:
+        """Return as many token ids, (length,) int64, in another version; only `ordinary` ones, (length,) bool, may change."""
+        return ids
+
+    def further(self, rows: Sequence[Row], kind: DatasetType) -> Iterator[tuple[int, Row]]:
+        """Yield further rows, each with the number of the row that it is another version of."""
+        return iter(())
+
+    def digests(self) -> dict[str, str]:
+        """Return what the further rows depend on, by name and digest; UserError where it is missing."""
+        return {}
+
+
+def known() -> list[str]:
+    """Return the names of all augmentations."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
+
+
+def load(name: str, options: Mapping[str, Any] | None = None) -> Augmentation:
+    """Return an augmentation by name with its options; UserError where there is none, or an option is wrong."""
+    if name not in known():
+        raise UserError(f"augmentation: {name}: no such augmentation; known are {', '.join(known())}")
+    kind: type[Augmentation] = importlib.import_module(f"{__name__}.{name}").AUGMENTATION
+    given = dict(options or {})
+    if faults := config.check(given, dict.fromkeys(given, "augmentation_options"), kind, None):
+        raise UserError(*faults)
+    assert dataclasses.is_dataclass(kind)
+    return kind(**given)
+
+
+def ordinary(ids: np.ndarray, tokenizer: Any) -> np.ndarray:
+    """Return which tokens are text and none of the tokenizer's own: special ones, soft prompts, (length,) bool."""
+    own = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    return ~np.isin(ids, sorted(own))

@@ -1,0 +1,97 @@
+"""Back-translation: each text is translated and translated back, and so says the same in other words (Sennrich et al. 2016).
+
+The further rows stand beside the others, so an epoch has up to twice as many; those in which nothing changed are left out.
+Translations are the likeliest ones by greedy or beam search, so the same models give the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.augmentation import Augmentation
+from pipeline.data.types import DatasetType, Row
+from pipeline.models import loading, tokenization
+from pipeline.system import hashes, process
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+from pipeline.system.hardware import device
+
+_TOKENS = 8192  # of the texts that are translated together
+
+
+@dataclass(frozen=True)
+class BackTranslation(Augmentation):
+    """Add each row in the words that come back from another language."""
+
+    changes = "rows"
+
+    model: str = option("", "folder of an encoder-decoder that translates")
+    back_model: str = option("", "folder of the one that translates back; by default the same")
+    prefix: str = option("", "text before what is translated, such as `translate English to German: `")
+    back_prefix: str = option("", "text before what is translated back")
+    num_beams: int = option(1, "beams of the search for a translation; 1 is greedy", at_least=1)
+    max_new_tokens: int = option(128, "tokens of a translation, at most", at_least=1)
+
+    @property
+    def _folders(self) -> tuple[str, str]:
+        return self.model, self.back_model or self.model
+
+    def digests(self) -> dict[str, str]:
+        """Return the digests of both models' files."""
+        missing = [folder for folder in self._folders if not (Path(folder or "-") / "config.json").is_file()]
+        if missing:
+            raise UserError(
+                f"augmentation_options: {'model' if missing[0] == self.model else 'back_model'}: {missing[0] or '(none)'}: "
+                "no model folder; give that of an encoder-decoder that translates"
+            )
+        return {
+            f"back_translation {way}": hashes.outputs(hashes.files(Path(folder)))
+            for way, folder in zip(("there", "back"), self._folders, strict=True)
+        }
+
+    def further(self, rows: Sequence[Row], kind: DatasetType) -> Iterator[tuple[int, Row]]:
+        """Yield the rows whose texts came back in other words."""
+        columns = [name for name in kind.asks if any(isinstance(row.get(name), str) for row in rows[:1])]
+        texts = sorted({row[name] for row in rows for name in columns if name in row})
+        there = self._translated(self._folders[0], self.prefix, texts)
+        back = dict(zip(texts, self._translated(self._folders[1], self.back_prefix, there), strict=True))
+        for number, row in enumerate(rows):
+            said = {name: back[row[name]] for name in columns if name in row}
+            if all(said.values()) and any(said[name] != row[name] for name in said):
+                yield number, row | said
+
+    def _translated(self, folder: str, prefix: str, texts: Sequence[str]) -> list[str]:
+        """Return the translation of each text."""
+        import torch
+        from transformers import AutoModelForSeq2SeqLM
+
+        try:
+            model: Any = loading.from_pretrained(AutoModelForSeq2SeqLM, folder).to(device()).eval()
+        except ValueError as error:
+            raise UserError(
+                f"augmentation_options: {folder}: translates nothing ({' '.join(str(error).split())[:200]})"
+            ) from None
+        tokenizer, found = tokenization.load(folder), [""] * len(texts)
+        longest = min(getattr(model.config, "max_position_embeddings", None) or 512, tokenizer.model_max_length)
+        order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
+        progress = process.reading("back-translation")
+        while order:
+            read = [prefix + texts[number] for number in order[:256]]
+            sizes = [len(ids) for ids in tokenizer(read, truncation=True, max_length=longest)["input_ids"]]
+            count = max(1, _TOKENS // (max(max(sizes), self.max_new_tokens) * self.num_beams))
+            numbers, order = order[:count], order[count:]
+            batch = tokenizer(read[:count], truncation=True, max_length=longest, padding=True, return_tensors="pt")
+            ids = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
+            with torch.no_grad():
+                made = model.generate(**ids, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=self.num_beams)
+            for number, text in zip(numbers, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True):
+                found[number] = text.strip()
+            left = len(order)
+            progress.tell(lambda: f"{len(texts) - left:,} of {len(texts):,} texts translated")  # noqa: B023
+        return found
+
+
+AUGMENTATION = BackTranslation

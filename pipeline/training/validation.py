@@ -1,0 +1,64 @@
+"""Rows that are looked at while a model trains, and never trained on: a share of the training rows, or files of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.chain.run import Run
+from pipeline.data import sources, split, types
+from pipeline.data.rows import Rows
+from pipeline.data.source_recipe import Source, SourceRecipe
+from pipeline.data.types import Row
+from pipeline.system.errors import UserError
+
+_SAME = "the same prompt or text as a validation row"
+
+
+def training(run: Run, share: float, data: str) -> Rows:
+    """Return the rows to train on, those that are looked at under `validation`: of the files in `data`, or else a share."""
+    rows, reads = run.rows(), run.signature.reads
+    if not data:
+        rows.hold_back(share, run.seed, reads)
+        return rows
+    theirs = _of(run, data)
+    _apart(rows, theirs, reads)
+    rows.validation = theirs.kept
+    for reason, count in theirs.dropped.items():
+        run.say(f"validation_data: {count:,} rows dropped: {reason}")
+    if not rows.kept:
+        raise UserError(f"validation_data {data}: every training row stands in it, so nothing is left to train on")
+    return rows
+
+
+def held_out(run: Run, data: str) -> Rows:
+    """Return the rows to evaluate on, those that stand in the files of validation aside."""
+    rows = run.rows("held_out")
+    if data:
+        _apart(rows, _of(run, data), run.signature.reads)
+    return rows
+
+
+def _of(run: Run, data: str) -> Rows:
+    """Return the rows of files, none of which is held out."""
+    reads = run.signature.reads
+    given = Source(files=tuple(sources.expand(data)), held_out=False)
+    return SourceRecipe(data, [given], reads, held_out=0.0).rows(reads, "train", run.seed)
+
+
+def _apart(rows: Rows, others: Rows, type: str) -> None:
+    """Drop the rows that ask what others ask, or are of a group of theirs, and count them."""
+    theirs = {key for row in others.kept for key in _keys(row, type)}
+    left = [number for number, row in enumerate(rows.kept) if theirs.isdisjoint(_keys(row, type))]
+    if len(left) < len(rows.kept):
+        rows.dropped[_SAME] += len(rows.kept) - len(left)
+        rows.keep(left, "apart from", others.identity)
+    if not others.identity:
+        rows.identity = ""
+
+
+def _keys(row: Row, type: str) -> Iterator[bytes]:
+    """Yield the digests of what a row asks and of its group."""
+    asked = types.load(type).asked(row)
+    yield split.key({}, asked)
+    if row.get("group"):
+        yield split.key(row, asked)
