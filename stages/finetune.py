@@ -9,7 +9,7 @@ Evaluated on held-out rows against a trivial baseline, with every prediction wri
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -106,7 +106,13 @@ class Finetuning(Stage):
 
         options: Finetuning.Options = run.options
         task = options.chosen
-        dataset = prepare(run, rows, task.examples(rows, tokenizer, options.max_length, list(model.config.id2label.values())))
+        names = list(model.config.id2label.values())
+
+        def examples(part: Rows) -> Iterator[tasks.Example]:
+            return task.examples(part, tokenizer, options.max_length, names)
+
+        settings = [options.task, options.task_options, options.max_length, names]
+        dataset = prepare(run, rows, examples, tokenizer, *settings)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         if said := guards.framed(dataset, tokenizer, task.family == "seq2seq"):
             run.say(said)

@@ -58,14 +58,14 @@ def prepare(
     if rows.stream and callable(examples):
         return _sampled(run, rows, examples)
     identity = _identity(run, rows, tokenizer, settings) if callable(examples) else ""
-    whole = iter(()) if callable(examples) else iter(examples)
-    encode: shards.Encode = examples if callable(examples) else lambda _: whole
     folder = run.output / ".data"
-    if identity:
-        dataset = shards.encoded(rows, encode, identity, folder, run.say)
+    if identity and callable(examples):
+        dataset = shards.encoded(rows, examples, identity, folder, run.say)
     else:
         with PartialState().main_process_first():
-            dataset = shards.encoded(rows, encode, "", folder, run.say) if run.main else shards.opened(rows, folder)
+            if run.main:
+                shards.write(rows, examples, folder, run.say)
+            dataset = shards.opened(rows, folder)
     rows.truncated = +rows.truncated  # without what was counted and is none
     dropped = rows.dropped + rows.dropped_by_encoding
     kept = len(rows.kept) - rows.dropped_by_encoding.total()
