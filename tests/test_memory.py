@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import threading
@@ -55,6 +56,9 @@ def rows_of(name, megabytes):
             "chats": {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said or "Yes."}]},
             "thumbs": {"prompt": asked, "completion": said or "Yes.", "label": number % 2 == 0},
             "labels": {"text": paragraph, "label": "even" if number % 2 else "odd"},
+            "pairs": {"prompt": asked, "chosen": said or "Yes.", "rejected": said + " And so on."},
+            "ranked": {"prompt": asked, "chosen": said or "Yes.", "rejected": said + " And so on."},
+            "asked": {"prompt": asked},
         }.get(name, {"text": paragraph})
 
 
@@ -76,20 +80,20 @@ def written(path, megabytes):
 
 
 def anonymous(process):
-    """Return the anonymous memory of a process and all below it, in bytes."""
+    """Return the anonymous memory of a process and all below it, in bytes; what forks share counts once."""
     total = 0
     for each in [process, *process.children(recursive=True)]:
         try:
             lines = Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:"))
     return total
 
 
 def measured(folder, data, *more, stage="pretrain"):
-    """Train for one step; return peak anonymous memory, in bytes, and the lines printed, each with its second."""
-    words = command(stage, ["--data", data, "--output", folder, *SMALL.get(stage, []), "--max_steps", "1", *more])
+    """Run a stage; return peak anonymous memory, in bytes, and the lines printed, each with its second."""
+    words = command(stage, ["--data", data, "--output", folder, *SMALL.get(stage, []), *more])
     began = time.monotonic()
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, text=True, env=os.environ | {"CACHE": str(folder.parent / "cache")}
@@ -110,32 +114,43 @@ def measured(folder, data, *more, stage="pretrain"):
 
 
 PLACES = ["--max_length", "128", "--per_device_train_batch_size", "2"]
-STAGES = {  # file → stage, and of its parent the stage and the flags
-    "chats": ("sft", []), "thumbs": ("kto", []), "labels": ("finetune", ["--objective", "mlm"]),
-}  # fmt: skip
+BASE = {"labels": ["--objective", "mlm"]}  # file → how the model is made that its stage begins with
+SFT = ("pairs", "ranked", "thumbs", "asked")  # files whose stage begins with a chat model
+STAGES = {  # file → stage and its flags
+    "chats.jsonl": ("sft", ["--chat_template", "chatml.jinja"]),
+    "thumbs.jsonl": ("kto", []),
+    "pairs.jsonl": ("dpo", []),
+    "ranked.jsonl": ("reward", []),
+    "asked.jsonl": ("rlhf", ["--max_completion_length", "8", "--rewards", "{length: {weight: 1.0, at_most: 8}}"]),
+    "labels.jsonl": ("finetune", ["--task", "classification", "--patience", "1"]),
+    "sentences.txt": ("pretrain", ["--objective", "mlm_nsp"]),
+    "messy.jsonl": ("curate", []),
+}
 
 
-@pytest.mark.parametrize(
-    "name", ["rows.jsonl", "book.txt", "line.txt", "rows.parquet", "chats.jsonl", "thumbs.jsonl", "labels.jsonl"]
-)
+@pytest.mark.parametrize("name", ["rows.jsonl", "book.txt", "line.txt", "rows.parquet", *STAGES])
 def test_memory_does_not_grow_with_the_data(tmp_path, name):
-    peaks, more, stage = {}, [], "pretrain"
-    if Path(name).stem in STAGES:
-        stage, flags = STAGES[Path(name).stem]
-        measured(tmp_path / "base", written(tmp_path / "base.jsonl", 1), *PLACES, *flags)
-        more = ["--parent", tmp_path / "base", *PLACES]
-    if stage == "kto":
-        measured(tmp_path / "sft", written(tmp_path / "chats.jsonl", 1), *more, "--chat_template", "chatml.jinja", stage="sft")
-        more = ["--parent", tmp_path / "sft", *PLACES]
+    peaks, (stage, more) = {}, STAGES.get(name, ("pretrain", []))
+    kind = Path(name).stem
+    if stage not in ("pretrain", "curate"):
+        parent = tmp_path / "base"
+        measured(parent, written(tmp_path / "base.jsonl", 1), *PLACES, "--max_steps", "1", *BASE.get(kind, []))
+        if kind in SFT:
+            chats, flags = written(tmp_path / "chats.jsonl", 1), STAGES["chats.jsonl"][1]
+            measured(tmp_path / "sft", chats, "--parent", parent, *PLACES, "--max_steps", "1", *flags, stage="sft")
+            parent = tmp_path / "sft"
+        more = ["--parent", parent, *PLACES, *more]
+    if stage != "curate":
+        more = [*more, "--max_steps", "1"]
     for size in (10, MEGABYTES):
         (tmp_path / f"{size}").mkdir()
         path = written(tmp_path / f"{size}" / name, size)
         began = time.monotonic()
         peaks[size], lines = measured(tmp_path / f"{size}" / "out", path, *more, stage=stage)
-        print(
-            f"\n{name}, {size} MB: {peaks[size] / 1e6:,.0f} MB of anonymous memory, {time.monotonic() - began:.0f} s; first lines:"
-        )
-        print("".join(f"  {at:6.1f} s {line}" for at, line in lines[:6]))
+        print(f"\n{name}, {size} MB: {peaks[size] / 1e6:,.0f} MB of anonymous memory, {time.monotonic() - began:.0f} s; lines:")
+        print("".join(f"  {at:6.1f} s {line}" for at, line in lines[:24]))
+        path.unlink()
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     assert peaks[MEGABYTES] - peaks[10] < GROWTH
 
 
@@ -180,12 +195,12 @@ def test_a_stream_is_found_again_at_row_1000000_by_reading_one_chunk(tmp_path, m
 def test_the_same_text_with_another_model_is_not_tokenised_and_starts_as_soon_as_a_single_row(tmp_path):
     path, single = written(tmp_path / "rows.jsonl", MEGABYTES), tmp_path / "one.jsonl"
     single.write_text("".join(json.dumps({"text": f"One row, {number}."}) + "\n" for number in range(2)))
-    measured(tmp_path / "first", path)
-    measured(tmp_path / "one", single)
+    measured(tmp_path / "first", path, "--max_steps", "1")
+    measured(tmp_path / "one", single, "--max_steps", "1")
     seconds = {"same text": [], "single row": []}
     for repeat in range(3):
         for name, data in (("same text", path), ("single row", single)):
-            lines = measured(tmp_path / f"{name}{repeat}", data, "--hidden_size", str(48 + 16 * repeat))[1]
+            lines = measured(tmp_path / f"{name}{repeat}", data, "--max_steps", "1", "--hidden_size", str(48 + 16 * repeat))[1]
             assert any("nothing is tokenised" in line for _, line in lines)
             seconds[name].append(next(at for at, line in lines if " parameters, " in line))
     more = statistics.median(seconds["same text"]) - statistics.median(seconds["single row"])
