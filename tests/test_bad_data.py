@@ -8,6 +8,7 @@ import pytest
 from pipeline.data import recipe
 from pipeline.system import cache
 from pipeline.system.errors import UserError
+from tests.test_stream import epoch
 
 
 @pytest.fixture
@@ -83,18 +84,21 @@ def test_faults_of_all_sources_are_told_at_once(tmp_path, place):
 
 @pytest.mark.parametrize(
     ("lines_of", "said"),
-    [(lambda: lines(3000) + '{"txt": "a"}\n', "row 3001: text is NoneType, not text"), (lambda: "", "is empty; its split 'train' holds no row"),
-     (lambda: lines(3000) + '{"text: "a"}\n', "JSON parse error")],
+    [(lambda: lines(3000) + '{"txt": "a"}\n', "/train.jsonl:3001: no format of text: found columns {txt}, expected {text} or {content}"),
+     (lambda: "", ": is empty; it holds no row"), (lambda: lines(3000) + '{"text: "a"}\n', "/train.jsonl:3001: not JSON ("),
+     (lambda: lines(3000) + '{"text": 5}\n', "/train.jsonl:3001: text is int, not text"),
+     (lambda: lines(3000) + '{"text": ["a"]}\n', "/train.jsonl:3001: text is list, not text")],
 )  # fmt: skip
-def test_a_folder_of_a_hub_s_form_is_told_with_the_cause(tmp_path, place, lines_of, said):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_folder_of_a_hub_s_form_is_told_with_the_cause(tmp_path, place, lines_of, said, streamed):
     (tmp_path / "form").mkdir()
     (tmp_path / "form" / "train.jsonl").write_text(lines_of())
-    (tmp_path / "a.yaml").write_text(f"type: text\nsources:\n  - hub: {tmp_path}/form\n")
+    stream = "stream: yes\n" if streamed else ""
+    (tmp_path / "a.yaml").write_text(f"type: text\n{stream}sources:\n  - hub: {tmp_path}/form\n")
     with pytest.raises(UserError) as error:
-        recipe.load(str(tmp_path / "a.yaml")).rows("text", "train", 1)
+        epoch(recipe.load(str(tmp_path / "a.yaml")).rows("text", "train", 1))
     (fault,) = error.value.faults
-    assert fault.startswith(f"{tmp_path}/form: ")
-    assert said in fault
+    assert fault.startswith(f"{tmp_path}/form{said}")
     assert "\n" not in fault
 
 

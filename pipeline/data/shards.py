@@ -54,7 +54,8 @@ def write(rows: Rows, examples: Iterable[dict[str, Any]] | Encode, folder: Path,
     if callable(examples):
         _write(rows, examples, folder, say)
     else:
-        _write_shard(folder, 0, tables(examples), {name: Counter() for name in _COUNTED}, {"next": len(rows.kept)})
+        told = Progress(say).along(examples, lambda number: f"tokenises: {number:,} examples")
+        _write_shard(folder, 0, tables(told), {name: Counter() for name in _COUNTED}, {"next": len(rows.kept)})
 
 
 def opened(rows: Rows, folder: Path) -> Dataset:

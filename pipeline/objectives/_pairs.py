@@ -20,7 +20,7 @@ from pipeline.models.logits import at, summed, token_scores
 from pipeline.objectives import LOSS, Example, Scores, Text
 from pipeline.objectives._documents import sentences
 from pipeline.objectives.mlm import MaskedLanguageModel
-from pipeline.system import cache, cores
+from pipeline.system import cache, cores, process
 from pipeline.system.errors import UserError
 
 _SHORT = 0.1  # share of the examples cut to a random length, as in BERT, so that the model sees short texts, too
@@ -140,6 +140,8 @@ class _Documents:
     """The documents of two sentences or more, each with the number of its row, in a file without a name."""
 
     def __init__(self, text: Text) -> None:
+        progress = process.reading("documents")
+
         def cut(span: range) -> list[Example]:
             numbered = zip(span, text.rows[span.start : span.stop], strict=True)
             bodies = ((number, sentences(text, row["text"])) for number, row in numbered)
@@ -149,8 +151,11 @@ class _Documents:
                 if len(body) > 1
             ]
 
+        parts = progress.along(
+            cores.each(cut, spans(text.rows)), lambda number: f"cut into sentences: {number:,} parts of {len(text.rows):,}"
+        )
         with tempfile.TemporaryDirectory(dir=cache.folder()) as folder:
-            self._made = write(chain.from_iterable(cores.each(cut, spans(text.rows))), Path(folder) / "documents.arrow")
+            self._made = write(chain.from_iterable(parts), Path(folder) / "documents.arrow")
 
     def __len__(self) -> int:
         return len(self._made)
