@@ -132,6 +132,30 @@ def test_a_column_that_changes_its_type_in_row_2000000(tmp_path, place):
     assert not [entry for entry in place.iterdir() if entry.is_dir()], "nothing of it is kept"
 
 
+def test_the_same_bytes_under_another_compression_are_another_file(tmp_path, place):
+    (tmp_path / "a.jsonl").write_text(lines(50))
+    assert recipe.from_data(f"{tmp_path}/a.jsonl", "text").rows("text", "train", 1).kept
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.jsonl.gz")
+    assert "Not a gzipped file" in refused(tmp_path / "a.jsonl.gz")[0]
+
+
+def test_files_of_a_folder_that_can_t_be_read_are_told(tmp_path, place):
+    folder = tmp_path / "mine"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.jsonl").write_text(lines(50))
+    for name in ("README.md", ".hidden.zip", "old.zip", "more/b.xlsx", "more/c.xlsx"):
+        (folder / name).write_text("x")
+    assert recipe.from_data(str(folder), "text").rows("text", "train", 1).notes == [
+        "a.jsonl: not read: 2 .xlsx files, 1 .zip file"
+    ]
+
+
+def test_of_a_file_that_is_all_wrong_not_every_row_is_read(tmp_path, place):
+    (tmp_path / "a.jsonl").write_text('{"txt": "a"}\n' * 30_000)
+    told = refused(tmp_path / "a.jsonl")
+    assert (len(told), told[-1]) == (11, "... and at least 9,990 more faults of this kind")
+
+
 def test_a_pass_that_was_killed_is_made_again(tmp_path, place, monkeypatch):
     from pipeline.data import kept
 

@@ -39,6 +39,7 @@ class Source:
     missing: Mapping[str, Any] = field(default_factory=dict)  # a column's name in the source → what stands for no value in it
     share: float = 0.0  # of the training tokens, before all shares are made to add up to 1; 0: rows are read as they are
     held_out: bool | None = None  # whether all of it is held out; None: the files that are named as a split
+    skipped: str = ""  # in words, the files of its folder that can't be read
 
     @functools.cached_property
     def sides(self) -> list[tuple[Source, bool]]:
@@ -79,7 +80,7 @@ class Source:
             return [how, self.held_out, hashes.outputs(hashes.files(folder))]
         if self.hub:
             return [self.hub, self.held_out]
-        return [[out, [[sources.kind(path), hashes.sha256(path)] for path in source.files]] for source, out in self.sides]
+        return [[out, [[sources.decoded_as(path), hashes.sha256(path)] for path in source.files]] for source, out in self.sides]
 
 
 class SourceRecipe(Recipe):
@@ -156,7 +157,7 @@ class SourceRecipe(Recipe):
     def _pass(self, folder: Path, seed: int) -> None:
         """Read every row once, and write those of each split to a file, with what was counted."""
         counted, seen, faults = Rows(name=self.name), set[str](), sources.Faults()
-        notes: list[str] = []
+        notes = [f"{source.name}: not read: {source.skipped}" for source in self.given if source.skipped]
         progress = process.reading(self.name)
         both = ""  # where the first row stands whose prompt is held out, too
         documents = Documents(self.cut, self.separator)
