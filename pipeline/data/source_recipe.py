@@ -17,6 +17,7 @@ from pipeline.data.convert import Converter
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.mixture import Part
 from pipeline.data.rows import SPLITS, Rows
+from pipeline.data.seen import Seen
 from pipeline.data.types import Row
 from pipeline.data.types.text import cut
 from pipeline.system import cache, hashes, process
@@ -156,7 +157,7 @@ class SourceRecipe(Recipe):
 
     def _pass(self, folder: Path, seed: int) -> None:
         """Read every row once, and write those of each split to a file, with what was counted."""
-        counted, seen, faults = Rows(name=self.name), set[str](), sources.Faults()
+        counted, seen, faults = Rows(name=self.name), Seen() if self.deduplicate else None, sources.Faults()
         notes = [f"{source.name}: not read: {source.skipped}" for source in self.given if source.skipped]
         progress = process.reading(self.name)
         both = ""  # where the first row stands whose prompt is held out, too
@@ -193,7 +194,7 @@ class SourceRecipe(Recipe):
 
     def sided(
         self, source: Source, given: Iterable[sources.Raw], counted: Rows, faults: sources.Faults, notes: list[str], seed: int,
-        seen: set[str],
+        seen: Seen | None = None,
     ) -> Iterator[tuple[str, Row, bytes]]:  # fmt: skip
         """Yield the usable rows among raw ones of a source, each with where it stands and the key that decides its side."""
         type = types.load(source.holds or self.type)
@@ -203,15 +204,13 @@ class SourceRecipe(Recipe):
             else:
                 yield where, {"text": type.document(row)} if source.holds else row, split.key(row, type.asked(row))
 
-    def _passed_over(self, row: Row, source: Source, seed: int, seen: set[str]) -> str | None:
+    def _passed_over(self, row: Row, source: Source, seed: int, seen: Seen | None) -> str | None:
         """Return why a row is not used: a duplicate, or beyond the share of its source."""
-        if not self.deduplicate and source.weight == 1:
+        if seen is None and source.weight == 1:
             return None
         key = hashes.digest(row)
-        if self.deduplicate and key in seen:
+        if seen is not None and not seen.new(key):
             return "duplicate"
-        if self.deduplicate:
-            seen.add(key)
         return "weighted away" if int(hashes.digest([key, seed])[:8], 16) >= source.weight * 2**32 else None
 
     def _read(self, folder: Path, split: str, identity: str) -> Rows:
