@@ -98,6 +98,27 @@ def test_on_several_cores_the_examples_and_what_is_counted_are_the_same(tokenize
     assert len(found[3][3]) > 2
 
 
+def test_examples_that_depend_on_all_rows_are_kept_too(tmp_path):
+    made, told = [], []
+
+    def encode(part):
+        made.append(len(part.kept))
+        for number in range(len(part.kept)):
+            part.truncated["end"] += 1
+            yield {"input_ids": [number, len(part.kept)], "row": number}
+        part.dropped_by_encoding["odd"] += 3
+
+    found = []
+    for _ in range(2):
+        given = rows()
+        dataset = shards.encoded(given, encode, "all", tmp_path / "none", told.append, by_part=False)
+        found.append((dataset[:], given.truncated, given.dropped_by_encoding))
+    assert found[0] == found[1]
+    assert found[1][1:] == ({"end": 70}, {"odd": 3})
+    assert found[1][0]["input_ids"][69] == [69, 70]
+    assert (made, told) == ([70], ["its tokens are kept from before; nothing is tokenised"])
+
+
 def test_a_fault_in_another_process_is_raised_as_the_first_in_order_and_nothing_is_left(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "_SPAN_ROWS", 8)
     monkeypatch.setattr(cores, "count", lambda: 2)

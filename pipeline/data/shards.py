@@ -26,36 +26,49 @@ _SHARD = 400_000_000  # bytes of examples, about, that are one file
 _COUNTED = ("dropped_by_encoding", "truncated", "too_long")  # what encoding counts, by reason
 
 
-def encoded(rows: Rows, encode: Encode, identity: str, folder: Path, say: Callable[[str], None]) -> Dataset:
+def encoded(
+    rows: Rows, encode: Encode, identity: str, folder: Path, say: Callable[[str], None], by_part: bool = True
+) -> Dataset:
     """Return the examples of rows, which `encode` gets in parts, in order; what it counts is added to the rows' counts.
 
     `identity`: digest of all that decides them, by which they are kept and found again; where it is empty they are written
-    into `folder`, anew.
+    into `folder`, anew. `by_part`: no, where the examples of a row depend on others, so that `encode` gets all rows at once.
     """
     if identity:
         fresh: list[Path] = []
 
         def make(folder: Path) -> None:
             fresh.append(folder)
-            _write(rows, encode, folder, say)
+            _write(rows, encode, folder, say, by_part)
 
         folder = cache.made(f"tokens-{identity}", make)
         if not fresh:
             say("its tokens are kept from before; nothing is tokenised")
     else:
-        write(rows, encode, folder, say)
+        write(rows, encode, folder, say, by_part)
     return opened(rows, folder)
 
 
-def write(rows: Rows, examples: Iterable[dict[str, Any]] | Encode, folder: Path, say: Callable[[str], None]) -> None:
-    """Write examples into `folder`, anew; where they are not made from parts of the rows, they count in these themselves."""
+def write(
+    rows: Rows,
+    examples: Iterable[dict[str, Any]] | Encode,
+    folder: Path,
+    say: Callable[[str], None],
+    by_part: bool = True,
+) -> None:
+    """Write examples into `folder`, anew; those that are given as such have counted in the rows themselves."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if callable(examples):
-        _write(rows, examples, folder, say)
+        _write(rows, examples, folder, say, by_part)
     else:
-        told = Progress(say).along(examples, lambda number: f"tokenises: {number:,} examples")
-        _write_shard(folder, 0, tables(told), {name: Counter() for name in _COUNTED}, {"next": len(rows.kept)})
+        _write_whole(Rows(rows.kept), examples, folder, say)
+
+
+def _write_whole(rows: Rows, examples: Iterable[dict[str, Any]], folder: Path, say: Callable[[str], None]) -> None:
+    """Write examples as one shard, with what they count in `rows` until the last of them is made."""
+    told = Progress(say).along(examples, lambda number: f"tokenises: {number:,} examples")
+    _write_shard(folder, 0, tables(told), {name: getattr(rows, name) for name in _COUNTED}, {"next": len(rows.kept)})
 
 
 def opened(rows: Rows, folder: Path) -> Dataset:
@@ -79,8 +92,12 @@ class _Part(NamedTuple):
     counted: dict[str, Counter[str]]
 
 
-def _write(rows: Rows, encode: Encode, folder: Path, say: Callable[[str], None]) -> None:
+def _write(rows: Rows, encode: Encode, folder: Path, say: Callable[[str], None], by_part: bool) -> None:
     """Write shards, after those that are there already; the mark of a shard, written last, says where the next begins."""
+    if not by_part:
+        whole = Rows(rows.kept, name=rows.name)
+        _write_whole(whole, encode(whole), folder, say)
+        return
     done = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("shard-*.json"))]
     start, number = (done[-1]["next"] if done else 0), len(done)
     if done:
