@@ -144,7 +144,7 @@ class DPO(Stage):
         dataset = prepare(run, rows, examples, tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         answers_end(dataset, ["chosen_ids", "rejected_ids"], tokenizer)
-        dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
+        dataset = dataset.add_column("length", tokens.pair_lengths(dataset))  # for sampling by length
         sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]}
         collator = DataCollatorForPreference(
             int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")

@@ -124,12 +124,14 @@ class Finetuning(TaskStage):
         task = options.chosen
         labels = list(model.config.id2label.values())
 
-        def encode(part: Rows) -> Iterator[dict[str, Any]]:
+        def encode(part: Rows) -> Iterator[tasks.Example]:
             return task.examples(part, tokenizer, options.max_length, labels)
 
         varied = options.varied
-        made = augmented.examples(varied, run, rows, run.rows("held_out"), encode) if varied else encode(rows)
-        dataset = prepare(run, rows, made)
+        if varied:
+            dataset = prepare(run, rows, augmented.examples(varied, run, rows, run.rows("held_out"), encode))
+        else:
+            dataset = prepare(run, rows, encode, tokenizer, options.task, options.task_options, options.max_length, labels)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         if said := guards.framed(dataset, tokenizer, task.family == "seq2seq"):
             run.say(said)

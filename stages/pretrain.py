@@ -158,8 +158,7 @@ class Pretraining(Stage):
             )
 
         settings = [options.objective, options.objective_options, options.max_length, options.language, run.seed]
-        by_part = objective.by_row or rows.stream
-        dataset = prepare(run, rows, examples if by_part else examples(rows), tokenizer, *settings)
+        dataset = prepare(run, rows, examples, tokenizer, *settings, by_part=objective.by_row)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         collator = objective.collator(tokenizer, dataset, run.seed)
         packs = objective.packs and tokens.keeps_apart(model)

@@ -8,6 +8,7 @@ import pytest
 from pipeline.data import recipe
 from pipeline.system import cache
 from pipeline.system.errors import UserError
+from tests.test_stream import epoch
 
 
 @pytest.fixture
@@ -83,18 +84,21 @@ def test_faults_of_all_sources_are_told_at_once(tmp_path, place):
 
 @pytest.mark.parametrize(
     ("lines_of", "said"),
-    [(lambda: lines(3000) + '{"txt": "a"}\n', "row 3001: text is NoneType, not text"), (lambda: "", "is empty; its split 'train' holds no row"),
-     (lambda: lines(3000) + '{"text: "a"}\n', "JSON parse error")],
+    [(lambda: lines(3000) + '{"txt": "a"}\n', "/train.jsonl:3001: no format of text: found columns {txt}, expected {text} or {content}"),
+     (lambda: "", ": is empty; it holds no row"), (lambda: lines(3000) + '{"text: "a"}\n', "/train.jsonl:3001: not JSON ("),
+     (lambda: lines(3000) + '{"text": 5}\n', "/train.jsonl:3001: text is int, not text"),
+     (lambda: lines(3000) + '{"text": ["a"]}\n', "/train.jsonl:3001: text is list, not text")],
 )  # fmt: skip
-def test_a_folder_of_a_hub_s_form_is_told_with_the_cause(tmp_path, place, lines_of, said):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_folder_of_a_hub_s_form_is_told_with_the_cause(tmp_path, place, lines_of, said, streamed):
     (tmp_path / "form").mkdir()
     (tmp_path / "form" / "train.jsonl").write_text(lines_of())
-    (tmp_path / "a.yaml").write_text(f"type: text\nsources:\n  - hub: {tmp_path}/form\n")
+    stream = "stream: yes\n" if streamed else ""
+    (tmp_path / "a.yaml").write_text(f"type: text\n{stream}sources:\n  - hub: {tmp_path}/form\n")
     with pytest.raises(UserError) as error:
-        recipe.load(str(tmp_path / "a.yaml")).rows("text", "train", 1)
+        epoch(recipe.load(str(tmp_path / "a.yaml")).rows("text", "train", 1))
     (fault,) = error.value.faults
-    assert fault.startswith(f"{tmp_path}/form: ")
-    assert said in fault
+    assert fault.startswith(f"{tmp_path}/form{said}")
     assert "\n" not in fault
 
 
@@ -126,6 +130,30 @@ def test_a_column_that_changes_its_type_in_row_2000000(tmp_path, place):
         file.write('{"text": 5}\n')
     assert refused(path) == [f"{path}:2000000: text is int, not text"]
     assert not [entry for entry in place.iterdir() if entry.is_dir()], "nothing of it is kept"
+
+
+def test_the_same_bytes_under_another_compression_are_another_file(tmp_path, place):
+    (tmp_path / "a.jsonl").write_text(lines(50))
+    assert recipe.from_data(f"{tmp_path}/a.jsonl", "text").rows("text", "train", 1).kept
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.jsonl.gz")
+    assert "Not a gzipped file" in refused(tmp_path / "a.jsonl.gz")[0]
+
+
+def test_files_of_a_folder_that_can_t_be_read_are_told(tmp_path, place):
+    folder = tmp_path / "mine"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.jsonl").write_text(lines(50))
+    for name in ("README.md", ".hidden.zip", "old.zip", "more/b.xlsx", "more/c.xlsx"):
+        (folder / name).write_text("x")
+    assert recipe.from_data(str(folder), "text").rows("text", "train", 1).notes == [
+        "a.jsonl: not read: 2 .xlsx files, 1 .zip file"
+    ]
+
+
+def test_of_a_file_that_is_all_wrong_not_every_row_is_read(tmp_path, place):
+    (tmp_path / "a.jsonl").write_text('{"txt": "a"}\n' * 30_000)
+    told = refused(tmp_path / "a.jsonl")
+    assert (len(told), told[-1]) == (11, "... and at least 9,990 more faults of this kind")
 
 
 def test_a_pass_that_was_killed_is_made_again(tmp_path, place, monkeypatch):

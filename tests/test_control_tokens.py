@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.data import tokens
 from pipeline.models import tokenization
+from pipeline.models.chat_template import Writer
 from pipeline.objectives._documents import sentences
 from tests.objectives import ROWS, text_of
 from tests.test_tokens import NO_TAGS
@@ -94,11 +95,12 @@ def test_the_careful_path_gives_what_the_library_gives(chat, name):
     chat.chat_template = TEMPLATES[name] or chat.chat_template
     usual, mask = talk("Hi 北京", "\n\nHo  "), "{% generation" in chat.chat_template or "generation -%}" in chat.chat_template
     assert not paths.within(chat, usual)
-    made = tokenization.templated(chat, usual, mask=mask)
+    made = Writer(chat).encoded(usual, mask)
     careful = paths.conversation(chat, usual, mask, False)
     assert {key: list(made[key]) for key in careful} == careful
     library = chat.apply_chat_template(usual, return_dict=True, return_assistant_tokens_mask=mask)
-    assert dict(library) == made
+    assert made == {key: library[key] for key in made}
+    assert set(library) - set(made) == {"attention_mask"}
 
 
 def test_a_pair_s_sides_differ_in_text_alone(chat):

@@ -114,8 +114,10 @@ def hub(tmp_path, monkeypatch):
                 files.append({"split": part, "path": f"{subset}/{path.name}"})
             configs.append({"config_name": subset, "data_files": files})
         (tmp_path / name / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
-    load = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, *given, **named: load(str(tmp_path / name), *given, **named))
+    for name in ("load_dataset", "load_dataset_builder"):
+        call = getattr(datasets, name)
+        here = lambda name, *given, call=call, **named: call(str(tmp_path / name), *given, **named)  # noqa: E731
+        monkeypatch.setattr(datasets, name, here)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     return tmp_path
 

@@ -5,11 +5,14 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from pipeline.data import kept, recipe, rows
+from pipeline.data.seen import Seen
 from pipeline.system import cache
 from pipeline.system.errors import UserError
+from pipeline.system.hashes import digest
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +124,12 @@ def test_the_cache_is_emptied(run, place, tmp_path):
     assert run("clean_cache")[:2] == (0, f"clean    {place}: 0 entries removed; 910 bytes are in use and stay\n")
     cache._let_go(place / "tokens-a")
     assert run("clean_cache")[:2] == (0, f"clean    {place}: 1 entries removed\n")
+
+
+def test_what_was_seen_is_on_disk_once_it_is_much():
+    seen = Seen()
+    assert [seen.new(digest([name])) for name in "abacab"] == [True, True, False, True, False, False]
+    before = psutil.Process().memory_info().rss
+    assert all(seen.new(f"{number:064x}"[::-1]) for number in range(200_000))
+    assert not seen.new(f"{77:064x}"[::-1])
+    assert psutil.Process().memory_info().rss - before < 8e6  # a set of these would take 30 MB

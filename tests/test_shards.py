@@ -1,16 +1,25 @@
 """Token files: written in shards, resumed after a kill, kept by all that decides them, used again with their counts."""
 
+import contextlib
 import json
+import signal
+import time
 from collections import Counter
+from pathlib import Path
 
+import psutil
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.data import shards, tokens
+from pipeline import ROOT
+from pipeline.data import kept, shards, tokens
 from pipeline.data.rows import Rows
 from pipeline.models import tokenization
+from pipeline.system import cores
+from pipeline.system.errors import UserError
 from pipeline.training import guards
 from tests.conftest import SMALL
+from tests.forked import start
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +40,9 @@ def rows(number=70):
 
 
 def test_shards_hold_what_one_file_would_and_go_on_after_a_kill(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "_BATCH", 8)
-    monkeypatch.setattr(shards, "_SHARD", 300)
+    monkeypatch.setattr(kept, "_SPAN_ROWS", 8)
+    monkeypatch.setattr(shards, "_SHARD", 3000)
+    monkeypatch.setattr(cores, "count", lambda: 1)  # `seen` is of this process
     given, seen, told = rows(), [], []
 
     def encode(part):
@@ -60,6 +70,94 @@ def test_shards_hold_what_one_file_would_and_go_on_after_a_kill(tokenizer, tmp_p
     assert again.dropped_by_encoding == given.dropped_by_encoding
     assert again.truncated == given.truncated
     assert tokens.pack(found, 32)[:] == tokens.pack(shards.encoded(rows(), encode, "", tmp_path / "none", told.append), 32)[:]
+
+
+def test_on_several_cores_the_examples_and_what_is_counted_are_the_same(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "_SPAN_ROWS", 8)
+    monkeypatch.setattr(shards, "_SHARD", 3000)
+
+    def encode(part):
+        part.dropped_by_encoding["first rows"] += 1
+        part.too_long[str(len(part.kept))] += 1
+        yield from tokens.text_pieces(part.kept[1:], tokenizer, 16)
+
+    found = {}
+    for number in (1, 3):
+        monkeypatch.setattr(cores, "count", lambda number=number: number)
+        given = rows()
+        given.clean(given.kept, "text")
+        made = shards.encoded(given, encode, "", tmp_path / str(number), print)
+        found[number] = (
+            made[:],
+            given.dropped_by_encoding,
+            given.too_long,
+            [Path(file["filename"]).name for file in made.cache_files],
+        )
+    assert found[1] == found[3]
+    assert (found[3][1], found[3][2]) == ({"first rows": 9}, {"8": 8, "6": 1})
+    assert len(found[3][3]) > 2
+
+
+def test_examples_that_depend_on_all_rows_are_kept_too(tmp_path):
+    made, told = [], []
+
+    def encode(part):
+        made.append(len(part.kept))
+        for number in range(len(part.kept)):
+            part.truncated["end"] += 1
+            yield {"input_ids": [number, len(part.kept)], "row": number}
+        part.dropped_by_encoding["odd"] += 3
+
+    found = []
+    for _ in range(2):
+        given = rows()
+        dataset = shards.encoded(given, encode, "all", tmp_path / "none", told.append, by_part=False)
+        found.append((dataset[:], given.truncated, given.dropped_by_encoding))
+    assert found[0] == found[1]
+    assert found[1][1:] == ({"end": 70}, {"odd": 3})
+    assert found[1][0]["input_ids"][69] == [69, 70]
+    assert (made, told) == ([70], ["its tokens are kept from before; nothing is tokenised"])
+
+
+def test_a_fault_in_another_process_is_raised_as_the_first_in_order_and_nothing_is_left(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "_SPAN_ROWS", 8)
+    monkeypatch.setattr(cores, "count", lambda: 2)
+
+    def encode(part):
+        if part.kept[0]["text"].startswith(("row 16", "row 24")):
+            raise UserError(f"{part.kept[0]['text'][:6]} is no row", "and more")
+        return tokens.text_pieces(part.kept, tokenizer, 16)
+
+    with pytest.raises(UserError) as caught:
+        shards.encoded(rows(), encode, "fault", tmp_path / "none", print)
+    assert caught.value.faults == ("row 16 is no row", "and more")
+    assert not list((tmp_path / "cache").glob("tokens-*/")), "what a fault leaves would be gone on from"
+    assert not psutil.Process().children()
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    program = f"""
+import itertools, os, time
+from pipeline.system import cores
+cores.count = lambda: 2
+for pid in cores.each(lambda number: time.sleep(0.05) or os.getpid(), itertools.count()):
+    with open({str(tmp_path / "pids")!r}, "a") as file:
+        file.write(f"{{pid}}\\n")
+"""
+    with start(ROOT, "-c", program) as process:
+        pids = wait_for(lambda: len(found := (tmp_path / "pids").read_text().split()) > 5 and set(map(int, found)))
+        process.send_signal(signal.SIGKILL)
+        assert len(pids) == 2
+        wait_for(lambda: not any(map(psutil.pid_exists, pids)))
+
+
+def wait_for(what):
+    for _ in range(400):
+        with contextlib.suppress(FileNotFoundError):
+            if found := what():
+                return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in 20 s")
 
 
 def test_rows_of_which_no_example_is_left_are_an_empty_data_set(tokenizer, tmp_path):

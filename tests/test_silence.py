@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.data import doubts, kept, sources, tokens, types
-from pipeline.system import process
+from pipeline.system import cores, process
 from tests.conftest import SMALL
 from tests.test_finetune import flags as task_flags
 from tests.test_tasks import parent
@@ -39,7 +39,8 @@ def said(monkeypatch, tmp_path):
     monkeypatch.setattr(kept, "_rows", decoded)
     monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(process, "print", lambda *_, **__: found.append(clock[0]), raising=False)
-    for module, name in ((kept, "_ROWS"), (tokens, "_BATCH")):
+    monkeypatch.setattr(cores, "count", lambda: 1)  # the clock is of this process
+    for module, name in ((kept, "_ROWS"), (kept, "_SPAN_ROWS"), (tokens, "_BATCH")):
         monkeypatch.setattr(module, name, 20)
     monkeypatch.setenv("CACHE", str(tmp_path / "cache"))
     return found

@@ -101,6 +101,27 @@ def test_a_hub_that_fails_is_asked_again_and_then_told_in_one_line(web, way):
     assert 5.0 in web.waited
 
 
+def test_a_column_that_changes_its_type_late_is_refused_with_file_and_row(web, tmp_path):
+    """Read as a whole `datasets` would make a text of it."""
+    late = json.dumps({"text": 5}) + "\n"
+    web.repo.commit({"data/train-0.jsonl": File((lines(texts(0, 300)) + late).encode(), False)})
+    (tmp_path / "whole.yaml").write_text("type: text\nsources:\n  - hub: me/web\n")
+    with pytest.raises(UserError) as error:
+        recipe.load(str(tmp_path / "whole.yaml")).rows("text", "train", 1)
+    assert error.value.faults == ("me/web/data/train-0.jsonl:301: text is int, not text",)
+
+
+@pytest.mark.parametrize("kind", ["status", "cut", "lost"])
+def test_what_the_hub_s_client_asks_again_is_told_in_our_words(web, capfd, kind):
+    web.repo.commit({"train.jsonl": File(lines(texts(0, 300)).encode(), False)})
+    HfFileSystem.clear_instance_cache()
+    web.hub.fail(ROWS, times=2, kind=kind)
+    assert read(recipe.load(web.recipe)) == sorted(texts(0, 300))
+    out, err = capfd.readouterr()
+    assert out.count("the hub does not answer; is asked again in ") == 2
+    assert (out + err).count("Retrying") == (out + err).count("thrown while") == 0
+
+
 @pytest.mark.slow
 def test_training_that_a_hub_broke_off_goes_on_to_the_same_weights(web, run, tmp_path, monkeypatch):
     from pipeline.training.keeper import Keeper

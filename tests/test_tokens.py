@@ -210,3 +210,11 @@ def test_lengths_of_what_is_too_long_say_what_would_keep_it():
     assert length_for(0.99, 1, too_long) >= 1000
     assert 120 <= length_for(0.6, 1, too_long) < 130
     assert all(length <= tokens.rounded(length) < 1.07 * length + 1 for length in range(1, 5000))
+
+
+def test_lengths_of_pairs_are_those_of_each(tmp_path):
+    rows = [
+        {"prompt_ids": [1] * (n % 5), "chosen_ids": [2] * (n % 7), "rejected_ids": [3] * (n % 3), "row": n} for n in range(2500)
+    ]
+    dataset = tokens.write(rows, tmp_path / "a.arrow").select(range(2499, -1, -1))
+    assert tokens.pair_lengths(dataset).tolist() == [tokens.pair_length(row) for row in rows[::-1]]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pipeline.data.ranges import File
+from pipeline.data import sources
+from pipeline.data.ranges import LINES, File
 from pipeline.data.sources import Raw
 from pipeline.system import process
 from pipeline.system.errors import UserError
@@ -17,24 +20,44 @@ _WAITS = (5.0,)  # seconds before a hub is asked again whose client gave up; it 
 _silent: list[str] = []  # hubs that went on failing, which this process does not ask again
 
 
+class _Json(NamedTuple):
+    """A file of JSON: its name, by which people know it, and where it lies."""
+
+    name: str
+    path: Path
+
+
 def read(name: str, subset: str | None = None, split: str = "train", revision: str | None = None) -> Iterator[Raw]:
-    """Yield the raw rows of a data set on a hub, or of a local folder of the same form, by `datasets`."""
+    """Yield the raw rows of a data set on a hub, or of a local folder of the same form.
+
+    Files of JSON whose columns are not declared are read as other files of ours are, since `datasets` turns a number or a
+    list that comes late in a column into text; everything else is read by `datasets`.
+    """
     rows = _loaded(name, subset, split, revision)
+    if isinstance(rows, list):
+        yield from _of_files(rows)
+        return
     named = {column: kind for column, kind in (rows.features or {}).items() if _names(kind)}
     for number, row in enumerate(rows, start=1):
         yield f"{name}: row {number}", dict(row) | {column: _named(row[column], kind) for column, kind in named.items()}
 
 
 def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> Any:
-    """Return a data set, from a hub that failed after some time; UserError where it goes on failing, or lacks what was named."""
+    """Return a data set, or its files of JSON, from a hub that failed after some time; UserError where it goes on failing.
+
+    It is also raised where the hub lacks what was named.
+    """
     import datasets
+
+    _client_in_our_words()
 
     hub = datasets.config.HF_ENDPOINT
     if hub in _silent and not Path(name).is_dir():
         raise UserError(f"{name}: is not asked for, since {hub} failed before")
     for wait in (*_WAITS, None):
         try:
-            return datasets.load_dataset(name, subset, split=split, revision=revision)
+            found = _json_files(name, subset, split, revision)
+            return found or datasets.load_dataset(name, subset, split=split, revision=revision)
         except Exception as error:  # datasets raises some twenty kinds here, all of them about what was named or the network
             said = _said(error)
             if isinstance(error, StopIteration):
@@ -50,10 +73,62 @@ def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> 
     raise AssertionError("not reached")
 
 
+def _json_files(name: str, subset: str | None, split: str, revision: str | None) -> list[_Json]:
+    """Return the files of a split where all are JSON and nothing says what their columns are; they are downloaded."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(name, subset, revision=revision)
+    paths = list(map(str, (builder.config.data_files or {}).get(split, ())))
+    declared = builder.info.features or getattr(builder.config, "field", None)
+    if declared or not paths or any(sources.kind(Path(path)) not in LINES for path in paths):
+        return []
+    return [_Json(path, Path(path)) if "://" not in path else _downloaded(name, path) for path in paths]
+
+
+def _downloaded(name: str, path: str) -> _Json:
+    import fsspec
+    from huggingface_hub import hf_hub_download
+
+    system, place = fsspec.url_to_fs(path)
+    at = system.resolve_path(place)
+    local = hf_hub_download(at.repo_id, at.path_in_repo, repo_type="dataset", revision=at.revision)
+    return _Json(f"{name}/{at.path_in_repo}", Path(local))
+
+
+def _of_files(given: Sequence[_Json]) -> Iterator[Raw]:
+    """Yield the raw rows of files; UserError at the end if any was broken."""
+    faults: list[str] = []
+    for file in given:
+        try:
+            for where, row in sources.read_files([file.path]):
+                yield where.replace(str(file.path), file.name, 1), row
+        except UserError as error:
+            faults += [fault.replace(str(file.path), file.name, 1) for fault in error.faults]
+    if faults:
+        raise UserError(*faults)
+
+
+def _client_in_our_words() -> None:
+    """Let the hub's client say in our words that it asks again, where it would log each request that failed."""
+    for name in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
+        logging.getLogger(name).addFilter(_ours)  # which takes the same one only once
+
+
+def _ours(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    if found := re.search(r"(?:Retrying in|Rate limited. Waiting) ([\d.]+)s.*\[Retry (\d+)/(\d+)\]", said):
+        process.say("data", f"the hub does not answer; is asked again in {float(found[1]):g} s ({found[2]} of {found[3]})")
+    elif "Trying to resume download" in said:
+        process.say("data", "the hub broke off in the middle of a file; is asked for the rest")
+    return not found and "thrown while requesting" not in said and "Error while downloading" not in said
+
+
 def files(name: str, subset: str | None = None, split: str = "train", revision: str | None = None) -> list[File]:
     """Return the files of a split of a data set on a hub, each with the revision that it is of, or of a local folder of that form."""
     import datasets
     import fsspec
+
+    _client_in_our_words()
 
     def listed() -> list[File]:
         given = datasets.load_dataset_builder(name, subset, revision=revision).config.data_files or {}

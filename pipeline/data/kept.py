@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 _BYTES, _ROWS = 4_000_000, 10_000  # of a record batch, at most, save for a single longer row
+_SPAN_BYTES, _SPAN_ROWS = 1_000_000, 1000  # of rows that are worked on at once
 
 
 class Kept(Sequence[Item]):
@@ -69,6 +70,16 @@ class Kept(Sequence[Item]):
             skipped = max(0, start - begin)
             yield from self._decode(batch.slice(skipped, stop - begin - skipped))
 
+    def spans(self, start: int) -> Iterator[range]:
+        """Yield the positions from `start` on, in ranges, by the mean size of the items of a record batch."""
+        if self._index is not None:
+            size = sum(batch.nbytes for batch in self._batches) // max(1, self._starts[-1])
+            yield from _cut(start, len(self), _rows_of(size))
+            return
+        for batch, begin, end in zip(self._batches, self._starts, self._starts[1:], strict=False):
+            if end > start:
+                yield from _cut(max(start, begin), end, _rows_of(batch.nbytes // batch.num_rows))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
@@ -81,6 +92,20 @@ class Kept(Sequence[Item]):
         """Return the items at some positions."""
         index = wanted if self._index is None else (self._index[number] for number in wanted)
         return Kept(self._batches, self._decode, array("q", index), self._name)
+
+
+def _rows_of(size: int) -> int:
+    """Return how many rows of so many bytes are worked on at once."""
+    return max(1, min(_SPAN_ROWS, _SPAN_BYTES // max(1, size)))
+
+
+def spans(items: Sequence[Any], start: int = 0) -> Iterator[range]:
+    """Yield the positions of items from `start` on, in ranges of at most a thousand items and of about a megabyte."""
+    yield from items.spans(start) if isinstance(items, Kept) else _cut(start, len(items), _SPAN_ROWS)
+
+
+def _cut(start: int, stop: int, most: int) -> Iterator[range]:
+    yield from (range(first, min(first + most, stop)) for first in range(start, stop, most))
 
 
 class Writer:

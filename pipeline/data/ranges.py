@@ -23,7 +23,7 @@ from pipeline.system.errors import UserError
 
 NEAR, FAR = 1 << 16, 1 << 20  # bytes of a part, about: of a file on disk, and of one that is asked for over a network
 _TEXT = ("txt", "md", "markdown")
-_LINES = ("jsonl", "ndjson", "json")
+LINES = ("jsonl", "ndjson", "json")
 _MARKS = (b"\n\n", b"\n", b" ")
 _ROWS = 256  # of a row group that are decoded at once; without threads, which a forked worker would wait for
 _BROKEN = (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error)
@@ -88,9 +88,9 @@ def parts(file: File, least: int) -> Sequence[tuple[int, int]]:
         with file.open() as opened:
             if opened.read(FAR).lstrip()[:1] == b"[":
                 raise UserError(f"{file.path}: is one JSON value, which can't be streamed; write one object a line (.jsonl)")
-    if not file.packed and (file.kind in _LINES or (file.kind in _TEXT and file.size > LARGE)):
+    if not file.packed and (file.kind in LINES or (file.kind in _TEXT and file.size > LARGE)):
         return [(start, min(start + least, file.size)) for start in range(0, file.size, least)]
-    if file.far and file.kind not in _LINES:
+    if file.far and file.kind not in LINES:
         raise UserError(f"{file.path}: can't be streamed from a hub; parquet and lines of JSON can")
     return [(0, file.size)]
 
@@ -111,7 +111,7 @@ def read(file: File, start: int, stop: int, skip: int, documents: Documents, fau
 def _rows(file: File, start: int, stop: int, skip: int, documents: Documents, faults: Faults) -> Iterator[Raw]:
     if file.kind == "parquet":
         yield from _row_group(file, start, skip)
-    elif file.kind in _LINES:
+    elif file.kind in LINES:
         yield from _lines(file, start, stop if not file.packed else -1, skip, faults)
     elif file.kind in _TEXT and not file.packed and file.size > LARGE:
         yield from _text(file, start, stop, documents, skip)

@@ -57,7 +57,7 @@ def _source(data: str) -> Source:
     path = Path(data)
     known = sources.kind(path) in sources.READERS
     if path.exists() or known or any(letter in data for letter in "*?[") or data.count("/") != 1:
-        return Source(files=tuple(sources.expand(data)))
+        return Source(files=tuple(sources.expand(data)), skipped=sources.skipped(data))
     return Source(hub={"name": data})
 
 

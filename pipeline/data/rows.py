@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.data.stream import Stream
 
 SPLITS = ("train", "held_out")
+_SORTED = 500_000  # keys of rows that are sorted at once
 _PART, _CHARACTERS = 20_000, 16_000_000  # rows, and about the characters, that are written at once
 
 
@@ -59,13 +61,12 @@ class Rows:
         """
         from pipeline.data import split  # which builds on this module
 
-        asked, sides, wanted = types.load(type).asked, dict[bytes, bool](), bytearray()
+        asked, keys, drawn = types.load(type).asked, array("Q"), bytearray()
         for row in self.kept:
-            key = split.key(row, asked(row))
-            if key not in sides:
-                sides[key] = int(hashes.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32
-            wanted.append(sides[key])
-        back, left = ([number for number, out in enumerate(wanted) if out == side] for side in (1, 0))
+            keys.append(int.from_bytes(split.key(row, asked(row))[:8]))
+            drawn.append(int(hashes.digest([row.get("group") or row, seed])[:8], 16) < share * 2**32)
+        wanted = _as_the_first(keys, drawn)
+        back, left = (array("q", (number for number, out in enumerate(wanted) if out == side)) for side in (1, 0))
         self.validation = chosen(self.kept, back)
         self.keep(left, share, seed, "by what is asked")
         if not self.validation or not self.kept:
@@ -116,6 +117,19 @@ class Rows:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items()) or "there was none"
             raise UserError(f"{self.name}: no row is left for training ({reasons})")
         return self
+
+
+def _as_the_first(keys: array[int], drawn: bytearray) -> bytearray:
+    """Return for each row what was drawn for the first row with its key; in parts, since sorting takes memory."""
+    import numpy as np
+
+    given, found = np.frombuffer(keys, np.uint64), np.frombuffer(drawn, np.uint8).copy()
+    parts = max(1, len(given) // _SORTED)
+    for part in range(parts):
+        at = np.flatnonzero(given % parts == part)
+        _, first, same = np.unique(given[at], return_index=True, return_inverse=True)
+        found[at] = found[at[first]][same]
+    return bytearray(found.tobytes())
 
 
 def length_for(share: float, kept: int, too_long: Mapping[str, int]) -> int:

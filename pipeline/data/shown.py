@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.tokens import Tokens, encode_answers, encode_messages
 from pipeline.data.types import Messages, Row
 from pipeline.models import control
+from pipeline.models.chat_template import Writer
 from pipeline.models.logits import IGNORED
-from pipeline.models.tokenization import render, templated_text
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ _WORD = 4  # letters below which a text may stand among the targets by chance
 
 def conversation(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """Return ids and labels of a conversation; UserError where its template shows or trains something else than it says."""
-    encoded = encode_messages(messages, tokenizer)
-    _agrees(messages, len(messages) - 1, tokenizer)
+    writer = Writer(tokenizer)
+    encoded = encode_messages(messages, tokenizer, writer)
+    _agrees(messages, len(messages) - 1, writer)
     _begins_once(encoded["input_ids"], tokenizer)
     learned = _letters(str(tokenizer.decode([label for label in encoded["labels"] if label != IGNORED])))
     for turn in sorted(messages, key=lambda turn: turn["role"] != "assistant"):
@@ -40,9 +41,10 @@ def conversation(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Toke
 
 def answers(row: Row, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str]) -> Tokens:
     """Return `prompt_ids` and the ids of each column of answers; UserError as `conversation` raises it."""
-    encoded = encode_answers(row, tokenizer, columns)
+    writer = Writer(tokenizer)
+    encoded = encode_answers(row, tokenizer, columns, writer)
     for column in columns:
-        _agrees(row["prompt"] + row[column], len(row["prompt"]), tokenizer)
+        _agrees(row["prompt"] + row[column], len(row["prompt"]), writer)
     _begins_once(encoded["prompt_ids"], tokenizer)
     return encoded
 
@@ -55,20 +57,21 @@ def pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
 def asked(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where a template does not ask for an answer to the first prompts as it would show one."""
     for row in (rows[at] for at in range(min(_ASKED, len(rows)))):
+        writer = Writer(tokenizer)
         try:
-            _agrees([*row["prompt"], _ANSWER], len(row["prompt"]), tokenizer)
+            _agrees([*row["prompt"], _ANSWER], len(row["prompt"]), writer)
         except control.Unfit:  # which is dropped and counted where rows are encoded
             continue
-        _begins_once(render(tokenizer, row["prompt"], answer_next=True), tokenizer)
+        _begins_once(writer.ids(row["prompt"], answer_next=True), tokenizer)
 
 
-def _agrees(messages: Messages, start: int, tokenizer: PreTrainedTokenizerBase) -> None:
+def _agrees(messages: Messages, start: int, writer: Writer) -> None:
     """Raise UserError where a conversation is not what asks for the message at `start`, followed by it, or lacks a text.
 
     Texts are compared, since a token may reach over the border. What an assistant said before its last turn may be left out:
     templates of models that reason do so. Some put what the system says before the last question, and write what a tool says as JSON.
     """
-    shown = templated_text(tokenizer, messages)
+    shown = writer.text(messages)
     letters, at = _letters(shown), 0
     for number, turn in enumerate(messages):
         said = _letters(turn["content"])
@@ -86,7 +89,7 @@ def _agrees(messages: Messages, start: int, tokenizer: PreTrainedTokenizerBase) 
     if not start:  # nobody asks
         return
     prompt, answer = messages[:start], messages[start]["content"].strip()
-    asked = templated_text(tokenizer, prompt, answer_next=True)
+    asked = writer.text(prompt, answer_next=True)
     if not shown.startswith(asked):
         at = next((at for at, (a, b) in enumerate(zip(asked, shown, strict=False)) if a != b), min(len(asked), len(shown)))
         raise UserError(
@@ -94,7 +97,7 @@ def _agrees(messages: Messages, start: int, tokenizer: PreTrainedTokenizerBase) 
             f"{shown[max(0, at - 20) : at + 30]!r}; what add_generation_prompt adds must be what stands before an answer"
         )
     before = shown[len(asked) :].partition(answer)[0] if answer else ""  # an answer may be a call of a tool
-    if _letters(before) and templated_text(tokenizer, prompt) == asked:
+    if _letters(before) and writer.text(prompt) == asked:
         raise UserError(
             f"chat_template: add_generation_prompt adds nothing, while training shows {before!r} before an answer, which "
             "generation would have to guess; give the template a generation prompt"

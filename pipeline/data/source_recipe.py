@@ -17,6 +17,7 @@ from pipeline.data.convert import Converter
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.mixture import Part
 from pipeline.data.rows import SPLITS, Rows
+from pipeline.data.seen import Seen
 from pipeline.data.types import Row
 from pipeline.data.types.text import cut
 from pipeline.system import cache, hashes, process
@@ -39,6 +40,7 @@ class Source:
     missing: Mapping[str, Any] = field(default_factory=dict)  # a column's name in the source → what stands for no value in it
     share: float = 0.0  # of the training tokens, before all shares are made to add up to 1; 0: rows are read as they are
     held_out: bool | None = None  # whether all of it is held out; None: the files that are named as a split
+    skipped: str = ""  # in words, the files of its folder that can't be read
 
     @functools.cached_property
     def sides(self) -> list[tuple[Source, bool]]:
@@ -79,7 +81,7 @@ class Source:
             return [how, self.held_out, hashes.outputs(hashes.files(folder))]
         if self.hub:
             return [self.hub, self.held_out]
-        return [[out, [[sources.kind(path), hashes.sha256(path)] for path in source.files]] for source, out in self.sides]
+        return [[out, [[sources.decoded_as(path), hashes.sha256(path)] for path in source.files]] for source, out in self.sides]
 
 
 class SourceRecipe(Recipe):
@@ -155,8 +157,8 @@ class SourceRecipe(Recipe):
 
     def _pass(self, folder: Path, seed: int) -> None:
         """Read every row once, and write those of each split to a file, with what was counted."""
-        counted, seen, faults = Rows(name=self.name), set[str](), sources.Faults()
-        notes: list[str] = []
+        counted, seen, faults = Rows(name=self.name), Seen() if self.deduplicate else None, sources.Faults()
+        notes = [f"{source.name}: not read: {source.skipped}" for source in self.given if source.skipped]
         progress = process.reading(self.name)
         both = ""  # where the first row stands whose prompt is held out, too
         documents = Documents(self.cut, self.separator)
@@ -192,7 +194,7 @@ class SourceRecipe(Recipe):
 
     def sided(
         self, source: Source, given: Iterable[sources.Raw], counted: Rows, faults: sources.Faults, notes: list[str], seed: int,
-        seen: set[str],
+        seen: Seen | None = None,
     ) -> Iterator[tuple[str, Row, bytes]]:  # fmt: skip
         """Yield the usable rows among raw ones of a source, each with where it stands and the key that decides its side."""
         type = types.load(source.holds or self.type)
@@ -202,15 +204,13 @@ class SourceRecipe(Recipe):
             else:
                 yield where, {"text": type.document(row)} if source.holds else row, split.key(row, type.asked(row))
 
-    def _passed_over(self, row: Row, source: Source, seed: int, seen: set[str]) -> str | None:
+    def _passed_over(self, row: Row, source: Source, seed: int, seen: Seen | None) -> str | None:
         """Return why a row is not used: a duplicate, or beyond the share of its source."""
-        if not self.deduplicate and source.weight == 1:
+        if seen is None and source.weight == 1:
             return None
         key = hashes.digest(row)
-        if self.deduplicate and key in seen:
+        if seen is not None and not seen.new(key):
             return "duplicate"
-        if self.deduplicate:
-            seen.add(key)
         return "weighted away" if int(hashes.digest([key, seed])[:8], 16) >= source.weight * 2**32 else None
 
     def _read(self, folder: Path, split: str, identity: str) -> Rows:

@@ -16,6 +16,7 @@ import lzma
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,7 @@ from pipeline.data.documents import Documents, NotText
 from pipeline.system.errors import UserError
 
 _SHOWN = 10  # faults printed before the rest is only counted
+_MOST = 10_000  # faults after which nothing more is read: that is not the file that was meant
 _ABOUT = r"(readme|license|licence|changelog|citation)\b.*|dataset_infos?\.json|state\.json"  # names of what is no data
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _DEEP = "brackets are nested thousands of levels deep"
@@ -32,7 +34,7 @@ Raw = tuple[str, dict[str, Any]]  # where it stands, and its columns
 
 
 class Faults:
-    """Faults of one source: the first ten as lines, the others as a count."""
+    """Faults of one source: the first ten as lines, the others as a count; of very many the rest is not looked for."""
 
     def __init__(self) -> None:
         self.shown: list[str] = []
@@ -43,12 +45,15 @@ class Faults:
         self.count += 1
         if self.count <= _SHOWN:
             self.shown.append(line + more())
+        if self.count >= _MOST:
+            self.stop()
 
     def stop(self) -> None:
         """Raise UserError if there was any."""
         if self.count:
             rest = self.count - len(self.shown)
-            raise UserError(*self.shown, *([f"... and {rest:,} more faults of this kind"] if rest else []))
+            least = "at least " if self.count >= _MOST else ""
+            raise UserError(*self.shown, *([f"... and {least}{rest:,} more faults of this kind"] if rest else []))
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -74,6 +79,11 @@ def kind(path: Path) -> str:
     """Return a file's kind by its ending, compression aside: `jsonl` for notes.jsonl.gz."""
     inner = path.with_suffix("") if path.suffix in _COMPRESSIONS else path
     return inner.suffix.lstrip(".").lower()
+
+
+def decoded_as(path: Path) -> str:
+    """Return a file's kind with its compression: `jsonl.gz`."""
+    return kind(path) + (path.suffix if path.suffix in _COMPRESSIONS else "")
 
 
 def _lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
@@ -214,6 +224,17 @@ def expand(pattern: str) -> list[Path]:
         raise UserError(*(f"{item}: can't read .{kind(item)} files; known are {known}, also with {', '.join(_COMPRESSIONS)}"
                           for item in unknown[:_SHOWN]))  # fmt: skip
     return found
+
+
+def skipped(pattern: str) -> str:
+    """Return in words which files of a folder `expand` passes over since it can't read them: `2 .zip files`; "" for none."""
+    folder = Path(pattern)
+    if not folder.is_dir():
+        return ""
+    others = (item for item in folder.rglob("*") if item.is_file() and kind(item) not in READERS and not _about(item, folder))
+    counts = Counter(item.suffix or item.name for item in others)
+    told = (f"{count:,} {ending} file{'s' if count > 1 else ''}" for ending, count in counts.most_common(_SHOWN))
+    return ", ".join(told)
 
 
 def _about(path: Path, folder: Path) -> bool:

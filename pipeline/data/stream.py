@@ -141,7 +141,7 @@ def read(
     for _, group in groupby(given, key=lambda one: id(one[0])):
         same = list(group)
         raws = (raw for _, raw in same)
-        found += recipe.sided(same[0][0], raws, counted, faults, notes if notes is not None else [], seed, set())
+        found += recipe.sided(same[0][0], raws, counted, faults, notes if notes is not None else [], seed)
     try:
         faults.stop()
     except UserError as error:

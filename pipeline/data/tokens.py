@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import multiprocessing
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ import pyarrow as pa
 
 from pipeline.data.types import Row
 from pipeline.models import control
+from pipeline.models.chat_template import Writer
 from pipeline.models.control import common
 from pipeline.models.logits import IGNORED
-from pipeline.models.tokenization import render, stop_ids, templated
+from pipeline.models.tokenization import stop_ids
 from pipeline.system import cache
 from pipeline.system.process import Progress
 
@@ -109,25 +109,28 @@ def batched(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list
         yield held
 
 
-def encode_messages(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def encode_messages(
+    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, writer: Writer | None = None
+) -> Tokens:
     """Return ids and labels of a conversation; only what the assistant says, with its end token, is a target.
 
     A template with generation tags says itself what that is. Without them each answer is what the
     template adds after the prompt that asks for it, up to the token that ends it.
+    `writer`: of the tokenizer, where it is asked for the same conversation elsewhere.
     """
-    turns = list(messages)
-    if re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)):
-        both = templated(tokenizer, turns, mask=True)
-        ids, mask = list(both["input_ids"]), list(both["assistant_masks"])
+    turns, writer = list(messages), writer or Writer(tokenizer)
+    if writer.tagged:
+        both = writer.encoded(turns, mask=True)
+        ids, mask = both["input_ids"], both["assistant_masks"]
         return {"input_ids": ids, "labels": [token if on else IGNORED for token, on in zip(ids, mask, strict=True)]}
-    ids = render(tokenizer, turns)
+    ids = writer.ids(turns)
     labels = [IGNORED] * len(ids)
     stops = set(stop_ids(tokenizer))
     for index, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        start = common(render(tokenizer, turns[:index], answer_next=True), ids)
-        end = common(render(tokenizer, turns[: index + 1]), ids)
+        start = common(writer.ids(turns[:index], answer_next=True), ids)
+        end = common(writer.ids(turns[: index + 1]), ids)
         last = next((position for position in range(end - 1, start - 1, -1) if ids[position] in stops), end - 1)
         labels[start : last + 1] = ids[start : last + 1]
     return {"input_ids": ids, "labels": labels}
@@ -138,14 +141,19 @@ def encode_pair(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     return encode_answers(row, tokenizer, ("chosen", "rejected"))
 
 
-def encode_answers(row: Row, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str]) -> Tokens:
-    """Return `prompt_ids` and the ids of each column of answers to it, which end with the token that ends an answer."""
-    prompt = render(tokenizer, row["prompt"], answer_next=True)
+def encode_answers(
+    row: Row, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], writer: Writer | None = None
+) -> Tokens:
+    """Return `prompt_ids` and the ids of each column of answers to it, which end with the token that ends an answer.
+
+    `writer`: as `encode_messages` has it.
+    """
+    writer = writer or Writer(tokenizer)
+    prompt = writer.ids(row["prompt"], answer_next=True)
     sides = {}
     for side in columns:
-        whole = render(tokenizer, row["prompt"] + row[side])
-        same = common(prompt, whole)
-        prompt = prompt[:same]
+        whole = writer.ids(row["prompt"] + row[side])
+        prompt = prompt[: common(prompt, whole)]
         sides[side] = whole
     stops = set(stop_ids(tokenizer))
     encoded = {"prompt_ids": prompt}
@@ -219,17 +227,29 @@ def text_pieces(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_len
 def write(tokens: Iterable[dict[str, Any]], path: Path) -> Dataset:
     """Write token rows to an Arrow file, in batches, and open it as a data set that lies on disk."""
     import datasets
-    from datasets.arrow_writer import ArrowWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = iter(tokens)
-    first = next(rows, None)
-    features = _features(first)
-    with ArrowWriter(path=str(path), features=features) as writer:
-        for batch in batched(itertools.chain([first] if first else [], rows), _length):
-            writer.write_table(_table(batch, features.arrow_schema))
-        writer.finalize()
+    write_tables(tables(tokens), path)
     return datasets.Dataset.from_file(str(path))
+
+
+def tables(tokens: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    """Yield token rows in tables, whose columns are those of the first row."""
+    rows = iter(tokens)
+    if first := next(rows, None):
+        schema = _features(first).arrow_schema
+        for batch in batched(itertools.chain([first], rows), _length):
+            yield _table(batch, schema)
+
+
+def write_tables(tables: Iterator[pa.Table], path: Path) -> int:
+    """Write tables to an Arrow file with the columns of the first, each as a record batch; return how many rows they have."""
+    first, number = next(tables, _table([], _features(None).arrow_schema)), 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
+        for table in itertools.chain([first], tables):
+            stream.write_table(table.cast(first.schema).combine_chunks())
+            number += len(table)
+    return number
 
 
 def table(tokens: Iterable[dict[str, Any]]) -> Dataset:
@@ -264,6 +284,18 @@ def pair_length(tokens: Tokens) -> int:
     return len(tokens["prompt_ids"]) + max(answers)
 
 
+def pair_lengths(dataset: Dataset) -> np.ndarray:
+    """Return `pair_length` of each row; (rows,) int64, without a Python object for any of them."""
+    columns = [name for name in dataset.column_names if name.endswith("_ids")]
+    arrow, found = dataset.select_columns(columns).with_format("arrow"), []
+    for start in range(0, len(dataset), _BATCH):
+        table = arrow[start : start + _BATCH]
+        lengths = {name: table[name].combine_chunks().value_lengths().to_numpy() for name in columns}
+        prompt = lengths.pop("prompt_ids")
+        found.append(prompt + np.maximum.reduce(list(lengths.values())))
+    return np.concatenate(found).astype(np.int64)
+
+
 def pack(dataset: Dataset, max_length: int, say: Callable[[str], Any] = str) -> Dataset:
     """Pack documents into rows of at most `max_length` tokens by best fit among a thousand of them.
 
@@ -275,7 +307,7 @@ def pack(dataset: Dataset, max_length: int, say: Callable[[str], Any] = str) -> 
     if not dataset.cache_files:
         return datasets.Dataset(pa.concat_tables(_packed(dataset, max_length, say)))
     path = Path(dataset.cache_files[0]["filename"]).with_name(f"packed-{max_length}{_selected(dataset)}.arrow")
-    cache.once(path, lambda partial: _write_tables(_packed(dataset, max_length, say), partial))
+    cache.once(path, lambda partial: write_tables(_packed(dataset, max_length, say), partial))
     return datasets.Dataset.from_file(str(path))
 
 
@@ -302,13 +334,6 @@ def _packed(dataset: Dataset, max_length: int, say: Callable[[str], Any]) -> Ite
         lengths = packed["seq_lengths"].combine_chunks()
         tokens, numbers = lengths.flatten().to_numpy(), packed["row"].combine_chunks().flatten().to_numpy()
         yield _with_rows(packed, numbers[np.cumsum(tokens) - tokens], lengths.value_lengths().to_numpy())
-
-
-def _write_tables(tables: Iterator[pa.Table], path: Path) -> None:
-    first = next(tables)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
-        for table in itertools.chain([first], tables):
-            stream.write_table(table.combine_chunks())
 
 
 def numbered(dataset: Dataset) -> Dataset:

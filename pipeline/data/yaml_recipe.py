@@ -133,7 +133,8 @@ def _source(entry: Any, where: str) -> Source:
             hub={"name": entry["hub"], **{key: entry[key] for key in entry if key not in {"hub", *_SHARED}}}, **shared
         )
     if kind == "files":
-        return Source(files=tuple(sources.expand(str(entry["files"]))), **shared)
+        pattern = str(entry["files"])
+        return Source(files=tuple(sources.expand(pattern)), skipped=sources.skipped(pattern), **shared)
     if "pattern" not in entry:
         raise UserError(f"{where}: a package needs a pattern that says which of its files to read; found {entry!r}")
     return Source(files=tuple(sources.package_files(entry["package"], entry["pattern"])), **shared)

@@ -10,7 +10,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import control
+from pipeline.models.chat_template import Writer
 from pipeline.system import hashes, signals
 from pipeline.system.errors import UserError
 
@@ -228,96 +228,9 @@ def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str, parent:
     return missing
 
 
-def templated(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], mask: bool = False, answer_next: bool = False
-) -> dict[str, list[int]]:
-    """Encode a conversation by the chat template, the only way that any reaches a model; UserError if the template is broken.
-
-    `mask`: with `assistant_masks`. What looks like a special token in a text stays text. Tools lie under `tools` of the first
-    message. Raises control.Unfit for a conversation that the template refuses, and UserError for what it does not write.
-    """
-    import jinja2
-
-    turns, tools = _with_tools(messages)
-    try:
-        _check_written(tokenizer, turns, tools)
-        if control.within(tokenizer, messages):
-            return control.conversation(tokenizer, turns, mask, answer_next, tools)
-        made: Any = tokenizer.apply_chat_template(
-            turns,
-            tools=tools,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=mask,
-            add_generation_prompt=answer_next,
-        )
-    except jinja2.TemplateError as error:
-        raise _fault(error) from None
-    return dict(made)
-
-
-def _check_written(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]], tools: Any) -> None:
-    """Raise UserError for tools, calls or reasoning of which a template knows nothing, Refused for a role that it leaves out."""
-    template = str(tokenizer.get_chat_template(tools=tools)) if tools else str(tokenizer.chat_template)
-    given = {name for turn in turns for name in _CARRIED if turn.get(name)} | ({"tools"} if tools else set())
-    for name in sorted(given):
-        if not re.search(rf"\b({_CARRIED[name]})\b", template):
-            raise UserError(
-                f"chat_template: writes no {name}, which rows have; take one that does, such as chatml-tools.jinja, "
-                f"or leave them out on purpose by `ignore: [{name}]` in the source of a recipe"
-            )
-    for role in dict.fromkeys(turn["role"] for turn in turns):
-        if role not in ("user", "assistant") and not _writes(tokenizer, template, role):
-            raise control.Refused(f"role {role}, which the chat template leaves out")
-
-
-# What a message carries beside its content → what a template that writes it reads.
-_CARRIED = {"tool_calls": "tool_calls", "reasoning_content": "reasoning_content|thinking|reasoning", "tools": "tools"}
-
-
-@lru_cache(maxsize=256)
-def _writes(tokenizer: PreTrainedTokenizerBase, template: str, role: str) -> bool:
-    """Say whether a template writes what somebody of a role says; yes where it refuses that by itself."""
-    import jinja2
-
-    probe, asked = {"role": role, "content": "probe8315"}, {"role": "user", "content": "a"}
-    called = {"type": "function", "function": {"name": "b", "arguments": {}}}
-    answer = (
-        {"role": "assistant", "content": "", "tool_calls": [called]}
-        if role == "tool"
-        else {"role": "assistant", "content": "b"}
-    )
-    turns: Any = [probe, asked] if role == "system" else [asked, answer, probe]
-    try:
-        return "probe8315" in str(tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template))
-    except (jinja2.TemplateError, TypeError):
-        return True
-
-
 def templated_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False) -> str:
-    """Return a conversation as the chat template writes it; UserError or control.Unfit as `templated` raises them."""
-    import jinja2
-
-    turns, tools = _with_tools(messages)
-    try:
-        return str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=answer_next))
-    except jinja2.TemplateError as error:
-        raise _fault(error) from None
-
-
-def _with_tools(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
-    """Return messages and the tools that lie under `tools` of the first."""
-    turns = [dict(message) for message in messages]
-    return turns, turns[0].pop("tools", None) if turns else None
-
-
-def _fault(error: Exception) -> UserError:
-    """Return what is raised where a template can't be written: Refused for what it raises itself."""
-    import jinja2
-
-    if type(error) is jinja2.TemplateError:
-        return control.Refused(f"refused by the chat template: {error}")
-    return UserError(f"chat_template: {error}")
+    """Return a conversation as the chat template writes it; see `Writer.text`."""
+    return Writer(tokenizer).text(messages, answer_next)
 
 
 def ends_in_time(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -349,17 +262,22 @@ def another_template(tokenizer: PreTrainedTokenizerBase, own: Any) -> str:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False) -> list[int]:
-    """Return the ids of a conversation."""
-    return list(templated(tokenizer, messages, answer_next=answer_next)["input_ids"])
+    """Return the ids of a conversation; see `Writer.encoded`."""
+    return Writer(tokenizer).ids(messages, answer_next)
 
 
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the special token that the template puts after an answer, or None if it puts none."""
+@lru_cache(maxsize=64)
+def _end_token(tokenizer: PreTrainedTokenizerBase, size: int, template: str) -> int | None:
     question = [{"role": "user", "content": "a"}]
     prompt = render(tokenizer, question, answer_next=True)
     whole = render(tokenizer, [*question, {"role": "assistant", "content": "b"}])
     special = set(tokenizer.all_special_ids)
     return next((token for token in reversed(whole[len(prompt) :]) if token in special), None)
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of the special token that the template puts after an answer, or None if it puts none."""
+    return _end_token(tokenizer, len(tokenizer), str(tokenizer.chat_template))
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from pipeline.data.tokens import IGNORED
+from pipeline.data.kept import spans
+from pipeline.data.tokens import IGNORED, write
 from pipeline.evaluation.metrics import Metric
 from pipeline.models.build import build, load, one_of
 from pipeline.models.logits import at, summed, token_scores
@@ -18,6 +21,7 @@ from pipeline.objectives import LOSS, Example, Scores, Text
 from pipeline.objectives._documents import sentences
 from pipeline.objectives._rivals import LENGTHS, Lengths
 from pipeline.objectives.mlm import MaskedLanguageModel
+from pipeline.system import cache, cores, process
 from pipeline.system.errors import UserError
 
 _SHORT = 0.1  # share of the examples cut to a random length, as in BERT, so that the model sees short texts, too
@@ -74,24 +78,24 @@ class PairObjective(MaskedLanguageModel):
     def examples(self, text: Text) -> Iterator[Example]:
         """Yield pairs of segments; documents of one sentence are counted as dropped, a corpus of fewer than two others is refused."""
         self.check(text.tokenizer)
-        cut = [(number, sentences(text, row["text"])) for number, row in enumerate(text.rows)]
-        documents = [(number, body) for number, body in cut if len(body) > 1]
-        if short := len(cut) - len(documents):
+        documents = _Documents(text)
+        if short := len(text.rows) - len(documents):
             text.dropped["document of fewer than two sentences"] += short
         if len(documents) < 2:
             raise UserError(
                 f"objective: pairs need two documents of two sentences or more, found {len(documents)}; each row is one document"
             )
-        for index, (number, body) in enumerate(documents):
+        for index in range(len(documents)):
+            number, body = documents[index]
             rng = np.random.default_rng([text.seed, number])
-            others = [documents[other % len(documents)][1] for other in index + rng.integers(1, len(documents), len(body))]
-            for pair in self._pairs(body, others, text.max_length - 3, rng):
+            others = [other % len(documents) for other in index + rng.integers(1, len(documents), len(body))]
+            for pair in self._pairs(body, lambda at: documents[others[at]][1], text.max_length - 3, rng):  # noqa: B023
                 yield _joined(pair, text) | {"row": number}
 
     def _pairs(
-        self, body: list[list[int]], others: Sequence[list[list[int]]], room: int, rng: np.random.Generator
+        self, body: list[list[int]], strange: Callable[[int], list[list[int]]], room: int, rng: np.random.Generator
     ) -> Iterator[Pair]:
-        """Yield the pairs of one document, from its beginning to its end; `others` holds a strange document for each sentence."""
+        """Yield the pairs of one document, from its beginning to its end; `strange` gives another document for each sentence."""
         backward = self.both_ways and rng.random() < 0.5
         body = body[::-1] if backward else body
         start = 0
@@ -106,7 +110,7 @@ class PairObjective(MaskedLanguageModel):
             if backward:
                 segments = [part[::-1] for part in segments[::-1]]
             front, follows = (list(chain(*part)) for part in segments)
-            other = _as_long(others[start], len(follows), rng)
+            other = _as_long(strange(start), len(follows), rng)
             pair = self.pair(front, follows, other, rng)
             first, second = _shortened(pair, room, rng)
             yield pair._replace(first=first, second=second)
@@ -135,6 +139,36 @@ class PairObjective(MaskedLanguageModel):
         tokens, pairs = _logits(model, batch)
         right = (pairs.argmax(-1) == batch["pair"]).float().tolist()
         return {"loss": token_scores(tokens, batch["labels"]), "pair_accuracy": (right, [1.0] * len(right))}
+
+
+class _Documents:
+    """The documents of two sentences or more, each with the number of its row, in a file without a name."""
+
+    def __init__(self, text: Text) -> None:
+        progress = process.reading("documents")
+
+        def cut(span: range) -> list[Example]:
+            numbered = zip(span, text.rows[span.start : span.stop], strict=True)
+            bodies = ((number, sentences(text, row["text"])) for number, row in numbered)
+            return [
+                {"ids": list(chain(*body)), "lengths": list(map(len, body)), "row": number}
+                for number, body in bodies
+                if len(body) > 1
+            ]
+
+        parts = progress.along(
+            cores.each(cut, spans(text.rows)), lambda number: f"cut into sentences: {number:,} parts of {len(text.rows):,}"
+        )
+        with tempfile.TemporaryDirectory(dir=cache.folder()) as folder:
+            self._made = write(chain.from_iterable(parts), Path(folder) / "documents.arrow")
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, index: int) -> tuple[int, list[list[int]]]:
+        found = self._made[int(index)]
+        ids = iter(found["ids"])
+        return int(found["row"]), [list(islice(ids, length)) for length in found["lengths"]]
 
 
 def _logits(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:

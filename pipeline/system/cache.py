@@ -101,7 +101,7 @@ def made(name: str, make: Callable[[Path], None]) -> Path:
     return path
 
 
-def once(path: Path, make: Callable[[Path], None]) -> None:
+def once(path: Path, make: Callable[[Path], object]) -> None:
     """Make a file, unless it is there; `make` writes it under another name. Other processes wait until it is whole."""
     with path.with_name(path.name + _LOCK).open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

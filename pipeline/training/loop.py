@@ -45,12 +45,18 @@ DEFAULTS: dict[str, Any] = {
 
 
 def prepare(
-    run: Run, rows: Rows, examples: Iterable[dict[str, Any]] | shards.Encode, tokenizer: Any = None, *settings: Any
+    run: Run,
+    rows: Rows,
+    examples: Iterable[dict[str, Any]] | shards.Encode,
+    tokenizer: Any = None,
+    *settings: Any,
+    by_part: bool = True,
 ) -> Any:
     """Write examples to disk, once for all processes, and count in the record what was kept and dropped.
 
-    `examples`: all of them, or what makes them from a part of the rows, so that they are written a part at a time. These are
-    kept and used again where `tokenizer` and `settings` (JSON values) are all that decides them besides the rows.
+    `examples`: all of them, or what makes them from a part of the rows, so that they are written a part at a time (with
+    `by_part` off: from all rows). These are kept and used again where `tokenizer` and `settings` (JSON values) are all that
+    decides them besides the rows.
     Returns the data set, one example a row; `examples` counts in `dropped_by_encoding` of the rows what it drops.
     """
     from accelerate import PartialState
@@ -58,14 +64,14 @@ def prepare(
     if rows.stream and callable(examples):
         return _sampled(run, rows, examples)
     identity = _identity(run, rows, tokenizer, settings) if callable(examples) else ""
-    whole = iter(()) if callable(examples) else iter(examples)
-    encode: shards.Encode = examples if callable(examples) else lambda _: whole
     folder = run.output / ".data"
-    if identity:
-        dataset = shards.encoded(rows, encode, identity, folder, run.say)
+    if identity and callable(examples):
+        dataset = shards.encoded(rows, examples, identity, folder, run.say, by_part)
     else:
         with PartialState().main_process_first():
-            dataset = shards.encoded(rows, encode, "", folder, run.say) if run.main else shards.opened(rows, folder)
+            if run.main:
+                shards.write(rows, examples, folder, run.say, by_part)
+            dataset = shards.opened(rows, folder)
     rows.truncated = +rows.truncated  # without what was counted and is none
     dropped = rows.dropped + rows.dropped_by_encoding
     kept = len(rows.kept) - rows.dropped_by_encoding.total()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,15 +61,18 @@ def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[Prompt
     answer, whole = int(run.arguments["max_completion_length"]), row_length(run, model)
     if answer >= whole:
         raise UserError(f"max_completion_length: {answer} leaves no position for a prompt; the parent has {whole}")
-    encoded = pieces(
-        rows.kept,
-        lambda row: {"input_ids": render(tokenizer, row["prompt"], answer_next=True)},
-        whole - answer,
-        False,
-        rows.dropped_by_encoding,
-        rows.too_long,
-    )
-    dataset = prepare(run, rows, encoded)
+
+    def encoded(part: Rows) -> Iterator[dict[str, Any]]:
+        return pieces(
+            part.kept,
+            lambda row: {"input_ids": render(tokenizer, row["prompt"], answer_next=True)},
+            whole - answer,
+            False,
+            part.dropped_by_encoding,
+            part.too_long,
+        )
+
+    dataset = prepare(run, rows, encoded, tokenizer, whole - answer)
     guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
     shown.asked(rows.kept, tokenizer)
     dataset = dataset.add_column(PROMPT, dataset["row"])
