@@ -53,7 +53,9 @@ class Finetuning(Stage):
         patience: int = option(
             0, "epochs without a better figure before it stops and keeps the best; 0 trains to the end", at_least=0
         )
-        validation: float = option(0.1, "share of the training rows that patience looks at", at_least=0.001, at_most=0.5)
+        validation: float = option(
+            0.1, "share of the training rows that patience looks at", at_least=0.001, at_most=0.5, unless=("patience", 0)
+        )
         held_out: int = option(2000, "held-out rows that it is evaluated on, at most", at_least=1)
 
         @property

@@ -19,7 +19,7 @@ _WRECKED = 3.0  # a step, in sizes of the weights
 def fault(model: Any, arguments: Any, steps: int) -> str:
     """Return in words that so many steps at the learning rate move no weight, or that one is larger than the weights are, or ""."""
     rate, optimizer = float(arguments.learning_rate), str(getattr(arguments.optim, "value", arguments.optim))
-    if not optimizer.startswith(_BOUNDED) or rate <= 0:
+    if not bounded(arguments) or rate <= 0:
         return ""
     if rate * steps < _ROUNDING:
         return (
@@ -35,6 +35,11 @@ def fault(model: Any, arguments: Any, steps: int) -> str:
         f"learning_rate: {rate:g}: one step of {optimizer} moves {name} by about {found[name]:,.0f} times the size of its weights, "
         f"which wrecks it; lower {scale}"
     )
+
+
+def bounded(arguments: Any) -> bool:
+    """Say whether the optimizer moves each weight by about the learning rate, whatever its gradient is."""
+    return str(getattr(arguments.optim, "value", arguments.optim)).startswith(_BOUNDED)
 
 
 def _steps(model: Any, rate: float) -> list[tuple[str, float]]:

@@ -14,6 +14,10 @@ from pipeline.system.errors import UserError
 from pipeline.training.chat import ChatOptions
 
 ROLE = FAMILY  # of the parent that scores answers, where a node has one
+UNREAD = {  # keys of trl's trainers that sample → why they are not read
+    "disable_dropout": "answers are sampled and learned from without dropout",
+    "chat_template_kwargs": "prompts go through the chat template as it is",
+}
 _MODEL = "model"  # the reward that such a parent is, beside the rules
 _JUDGE = "judge"
 

@@ -84,11 +84,10 @@ class StageTrainer(Trainer):
     samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
     progress: Sequence[str] = ()  # figures of its log that the line of progress shows beside the loss
 
-    def loss_of(self, batch: Mapping[str, Any]) -> float:
-        """Return the loss of a batch under the model as it is."""
+    def loss_of(self, batch: Mapping[str, Any]) -> Any:
+        """Return the loss of a batch under the model as it is, with its graph where gradients are on."""
         model: Any = self.model
-        found: Any = self.compute_loss(model, dict(batch))
-        return float(found)
+        return self.compute_loss(model, dict(batch))
 
     def resumes_exactly(self, step: int) -> bool:
         """Say whether a checkpoint of this step resumes to the same weights; elsewhere none is saved and no stop is taken."""
@@ -224,11 +223,11 @@ class ObjectiveTrainer(StageTrainer):
                 total[part] += count
         return self.accelerator.reduce(total, reduction="sum") if self.accelerator.num_processes > 1 else total
 
-    def loss_of(self, batch: Mapping[str, Any]) -> float:
+    def loss_of(self, batch: Mapping[str, Any]) -> Any:
         """Return the loss of a batch, by its own items, under the model as it is."""
         items = self._get_num_items_in_batch([batch], self.args.device)
         model: Any = self.model
-        return float(self.compute_loss(model, dict(batch), num_items_in_batch=items))
+        return self.compute_loss(model, dict(batch), num_items_in_batch=items)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
