@@ -59,7 +59,7 @@ class Pretraining(Stage):
         max_length: int = option(256, "tokens in a row; longer documents are split, none is lost", at_least=8)
         language: str = option("en", "of the text, for objectives that read sentences")
         flops: float = option(
-            0.0, "stop after so many floating point operations, if the epochs are not over before; 0: no limit"
+            0.0, "stop after so many floating point operations, if the epochs are not over before; 0: no limit", at_least=0.0
         )
 
         @property

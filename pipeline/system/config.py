@@ -261,13 +261,18 @@ def check(
             faults.append(f"{where}: {key}: expected {' or '.join(map(str, choices[key]))}, found {value!r}")
         elif least.get(key) is not None and value is not None and value < least[key]:
             faults.append(f"{where}: {key}: expected at least {least[key]}, found {value}")
-        elif key in SENSIBLE and key not in ours and isinstance(value, (int, float)) and not SENSIBLE[key][0](value):
+        elif key in SENSIBLE and key not in ours and not all(SENSIBLE[key][0](one) for one in _numbers(value)):
             faults.append(f"{where}: {key}: {value}: {SENSIBLE[key][1]}")
         elif most.get(key) is not None and value > most[key]:
             faults.append(f"{where}: {key}: expected at most {most[key]}, found {value}")
         elif told := _idle(key, values, origins, options) if key in ours else unread(key, values, usual, origins):
             faults.append(f"{where}: {key}: is {told}; leave it out")
     return faults
+
+
+def _numbers(value: Any) -> list[float]:
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, (int, float))]
 
 
 def _idle(key: str, values: Mapping[str, Any], origins: Mapping[str, str], options: type) -> str:

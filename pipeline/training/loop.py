@@ -27,7 +27,7 @@ from pipeline.training import first_step, guards, outcome, parents, rates
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
-from pipeline.training.trainer import StageTrainer
+from pipeline.training.trainer import StageTrainer, refusals
 
 _FIRST = 1000  # rows of a stream that are looked at before it is read
 # Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
@@ -177,7 +177,10 @@ def _check(run: Run, trainer: StageTrainer) -> None:
     guards.fills(trainer)
     if run.record.get("starts_from") == "parent":
         guards.broken(model)
-    said = rates.fault(model, trainer.args, steps(trainer.args, len(examples) if hasattr(examples, "__len__") else 1))
+    count = steps(trainer.args, len(examples) if hasattr(examples, "__len__") else 1)
+    with refusals([trainer.args]):
+        said = rates.fault(model, trainer.args, *rates.planned(trainer.args, count))
+    said = ": ".join(filter(None, [said and guards.warms_up(trainer.args, count), said]))
     if said := said or first_step.fault(trainer):
         if run.arguments.get("max_steps", -1) <= 0:
             raise UserError(said)

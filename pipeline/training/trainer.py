@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from pipeline.training.order import permuted
 from pipeline.training.streamed import POSITION, Streamed
 
 ROW = "row"  # the column that says which row of the recipe a training row was made from
+_LIBRARIES = ("transformers", "trl", "peft")
 _SHOWN = 100  # rows that are named
 
 
@@ -61,13 +63,21 @@ def take_rows(batch: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _refusals(given: Sequence[Any]) -> Iterator[None]:
-    """Raise UserError, naming the keys, for what a library says of settings that only it looks at."""
+def refusals(given: Sequence[Any], within: bool = False) -> Iterator[None]:
+    """Raise UserError, naming the keys, for what a library says of settings that only it looks at.
+
+    `within`: only what is raised within one of the libraries whose settings these are.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
+    except UserError:
+        raise
     except (ValueError, RuntimeError, ImportError, TypeError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if within and str(frame.f_globals["__name__"]).partition(".")[0] not in _LIBRARIES:
+            raise
         line = " ".join(str(error).split())
         told = {key: value for settings in given for key, value in vars(settings).items() if value}
         raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
@@ -80,6 +90,7 @@ class StageTrainer(Trainer):
     position = ""  # behind the last row that was trained on, where the rows are a stream
     began: Mapping[str, int] = {}
     worse = ""  # in words, what is worse after training than before it
+    _asked = False  # whether a batch went through the library's loss, which is the last to look at some settings
     still = False  # whether the loss of the same rows is the same after training as before it
     samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
     progress: Sequence[str] = ()  # figures of its log that the line of progress shows beside the loss
@@ -87,14 +98,15 @@ class StageTrainer(Trainer):
     def loss_of(self, batch: Mapping[str, Any]) -> Any:
         """Return the loss of a batch under the model as it is, with its graph where gradients are on."""
         model: Any = self.model
-        return self.compute_loss(model, dict(batch))
+        with refusals([self.args], within=True):
+            return self.compute_loss(model, dict(batch))
 
     def resumes_exactly(self, step: int) -> bool:
         """Say whether a checkpoint of this step resumes to the same weights; elsewhere none is saved and no stop is taken."""
         return True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        with _refusals([one for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]):
+        with refusals([one for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]):
             super().__init__(*arguments, **named)
         sharded = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
         if sharded and "FSDP" not in str(self.accelerator.distributed_type):
@@ -109,7 +121,7 @@ class StageTrainer(Trainer):
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
         """Make optimizer and schedule, and compile the model where that is asked for: the last that settings can be wrong for."""
-        with _refusals([self.args]):
+        with refusals([self.args]):
             return super()._prepare_for_training(*arguments, **named)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -151,7 +163,9 @@ class StageTrainer(Trainer):
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
         self.position = inputs.get(POSITION, "") if isinstance(inputs, Mapping) else ""
         numbers = take_rows(inputs)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with contextlib.nullcontext() if self._asked else refusals([self.args], within=True):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self._asked = True
         self._seen.append((loss.detach(), numbers))
         return loss
 
