@@ -22,6 +22,7 @@ from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.system.config import library_class, option
+from pipeline.system.errors import UserError
 from pipeline.tasks import Task
 from pipeline.training.strategies import Strategy
 
@@ -66,6 +67,10 @@ class Finetuning(Stage):
     def signature(self, options: Options) -> Signature:
         """Return what the task reads, takes and gives."""
         task = options.chosen
+        if options.strategy == "prompt" and options.prompt_tokens > options.max_length - 8:
+            raise UserError(
+                f"prompt_tokens: {options.prompt_tokens} leave fewer than 8 of max_length, {options.max_length}, for the text itself"
+            )
         return Signature(task.reads, {PARENT: task.accepts}, task.family)
 
     def families(self) -> tuple[str, ...]:

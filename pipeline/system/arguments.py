@@ -93,7 +93,7 @@ _SEED = (lambda value: 0 <= value < 2**32, "expected a number from 0 to below 2*
 # Values that a library takes and under which no weight changes, or none is left whole: key → what fits, and why others don't.
 SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda value: 0 < value <= 1, "no weight changes at 0 or below, and above 1 all are wrecked"),
-    "num_train_epochs": (lambda value: value > 0, "no step would be trained"),
+    "num_train_epochs": (lambda value: 0 < value <= 1e5, "expected more than 0, at which no step would be trained, and at most 100,000"),
     "max_steps": (lambda value: value == -1 or value >= 1, "no step would be trained; -1 means that the epochs decide"),
     "max_grad_norm": (lambda value: value == 0 or value >= 1e-6, "every gradient would be clipped away; 0 clips none"),
     "adam_beta1": _SHARE, "adam_beta2": _SHARE, "label_smoothing_factor": _SHARE,
@@ -103,7 +103,7 @@ SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
     "per_device_train_batch_size": _COUNT, "gradient_accumulation_steps": _COUNT, "num_generations": _COUNT,
     "desirable_weight": _SIZE, "undesirable_weight": _SIZE, "neftune_noise_alpha": (lambda value: 0 <= value <= 100, "expected at least 0 and at most 100, where nothing but noise is left"),
     "seed": _SEED,
-    "center_rewards_coefficient": _SIZE, "num_iterations": _COUNT, "steps_per_generation": _COUNT, "epsilon": _SIZE, "rpo_alpha": _SIZE,
+    "center_rewards_coefficient": (lambda value: 0 <= value <= 10, "expected a number from 0 to 10, above which the preferences count for nothing"), "num_iterations": _COUNT, "steps_per_generation": _COUNT, "epsilon": _SIZE, "rpo_alpha": _SIZE,
     "top_p": (lambda value: 0 < value <= 1, "expected a number above 0 and at most 1"),
     "repetition_penalty": _MORE,
     "max_completion_length": _COUNT, "generation_batch_size": _COUNT, "top_k": _SIZE, "min_p": _PART,
@@ -156,7 +156,7 @@ def unread(key: str, values: Mapping[str, Any], usual: Mapping[str, Any], origin
 
     `usual`: the library's own values. A key that has its own changes nothing, whether it is read or not.
     """
-    if values[key] is None or values[key] == usual.get(key):
+    if values[key] in (None, usual.get(key), {}, []):
         return ""
     asked = []
 

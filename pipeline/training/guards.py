@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -242,6 +243,19 @@ def fills(trainer: Any) -> None:
             f"dataloader_drop_last: {len(rows):,} rows fill no batch of {size:,}, so no step would be trained; lower "
             "per_device_train_batch_size, or leave it out"
         )
+
+
+def accumulates(arguments: Any, rows: int) -> str:
+    """Return a warning where a step would gather more batches than an epoch has, or ""."""
+    batches, wanted = (
+        math.ceil(rows / (arguments.train_batch_size * arguments.world_size)),
+        arguments.gradient_accumulation_steps,
+    )
+    if wanted <= max(1, batches):
+        return ""
+    return (
+        f"gradient_accumulation_steps: {wanted:,} batches are more than the {batches:,} of an epoch, so each epoch is one step"
+    )
 
 
 def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, role: str = "parent") -> None:

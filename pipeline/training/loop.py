@@ -175,6 +175,8 @@ def _check(run: Run, trainer: StageTrainer) -> None:
     model, tokenizer = trainer.model, trainer.processing_class
     guards.adapts(model, getattr(run.options, "target_modules", ""))
     guards.fills(trainer)
+    if hasattr(examples, "__len__") and (said := guards.accumulates(trainer.args, len(examples))):
+        run.say(said)
     if run.record.get("starts_from") == "parent":
         guards.broken(model)
     count = steps(trainer.args, len(examples) if hasattr(examples, "__len__") else 1)
