@@ -107,7 +107,7 @@ SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
     "top_p": (lambda value: 0 < value <= 1, "expected a number above 0 and at most 1"),
     "repetition_penalty": _MORE,
     "max_completion_length": _COUNT, "generation_batch_size": _COUNT, "top_k": _SIZE, "min_p": _PART,
-    "temperature": (lambda value: value >= 0.01, "expected at least 0.01, below which all answers to a prompt are the same"),
+    "temperature": (lambda value: value >= 0.01, "expected at least 0.01, below which all answers to a prompt are the same and there is nothing to learn"),
     "save_steps": _MORE, "save_total_limit": _COUNT, "dataloader_num_workers": _SIZE,
     "dataloader_prefetch_factor": _COUNT, "torch_empty_cache_steps": _COUNT, "pad_to_multiple_of": _COUNT,
     "data_seed": _SEED, "ddp_timeout": _COUNT, "ddp_bucket_cap_mb": _COUNT, "precompute_ref_batch_size": _COUNT,
