@@ -251,7 +251,7 @@ def accumulates(arguments: Any, rows: int) -> str:
         math.ceil(rows / (arguments.train_batch_size * arguments.world_size)),
         arguments.gradient_accumulation_steps,
     )
-    if wanted <= max(1, batches):
+    if not rows or wanted <= max(1, batches):
         return ""
     return (
         f"gradient_accumulation_steps: {wanted:,} batches are more than the {batches:,} of an epoch, so each epoch is one step"

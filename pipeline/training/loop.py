@@ -173,31 +173,39 @@ def _check(run: Run, trainer: StageTrainer) -> None:
     """Raise UserError, or warn, of what model, rows and arguments tell before the first step."""
     examples: Any = trainer.train_dataset
     model, tokenizer = trainer.model, trainer.processing_class
+    count = len(examples) if hasattr(examples, "__len__") else 0
     guards.adapts(model, getattr(run.options, "target_modules", ""))
     guards.fills(trainer)
-    if hasattr(examples, "__len__") and (said := guards.accumulates(trainer.args, len(examples))):
-        run.say(said)
+    warnings = [guards.accumulates(trainer.args, count)]
     if run.record.get("starts_from") == "parent":
         guards.broken(model)
-    count = steps(trainer.args, len(examples) if hasattr(examples, "__len__") else 1)
-    with refusals([trainer.args]):
-        said = rates.fault(model, trainer.args, *rates.planned(trainer.args, count))
-    said = ": ".join(filter(None, [said and guards.warms_up(trainer.args, count), said]))
-    if said := said or first_step.fault(trainer):
-        if run.arguments.get("max_steps", -1) <= 0:
-            raise UserError(said)
-        run.say(said)  # a trial of a few steps
-    if run.record.get("starts_from") != "parent":
-        return
-    warnings = [guards.empty(model), guards.half_filled(model), guards.copied(model), guards.own_code(model)]
-    if isinstance(trainer.train_dataset, (Dataset, Streamed)):
-        if run.record.get("family") == "causal":
-            parents.known(run, model, examples, tokenizer)
-        else:
-            parents.known_by_itself(run, examples, tokenizer)
-        warnings.insert(0, guards.reads(examples, tokenizer))
+    _refuse(run, _rates(trainer, steps(trainer.args, max(count, 1))))
+    if run.record.get("starts_from") == "parent":
+        if isinstance(trainer.train_dataset, (Dataset, Streamed)):
+            if run.record.get("family") == "causal":
+                parents.known(run, model, examples, tokenizer)
+            else:
+                parents.known_by_itself(run, examples, tokenizer)
+            warnings.append(guards.reads(examples, tokenizer))
+        warnings += [guards.empty(model), guards.half_filled(model), guards.copied(model), guards.own_code(model)]
     for warning in filter(None, warnings):
         run.say(warning)
+    _refuse(run, first_step.fault(trainer))
+
+
+def _rates(trainer: StageTrainer, count: int) -> str:
+    """Return in words what the learning rates of so many steps can't do, or ""."""
+    with refusals([trainer.args]):
+        said = rates.fault(trainer.model, trainer.args, *rates.planned(trainer.args, count))
+    return ": ".join(filter(None, [said and guards.warms_up(trainer.args, count), said]))
+
+
+def _refuse(run: Run, said: str) -> None:
+    """Raise UserError of what a run can't do; a trial of a few steps, which max_steps says, is only warned."""
+    if said and run.arguments.get("max_steps", -1) <= 0:
+        raise UserError(said)
+    if said:
+        run.say(said)
 
 
 def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
