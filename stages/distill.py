@@ -24,6 +24,7 @@ from pipeline.data.recipe import Rows
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.training.adapter import AdapterOptions
+from pipeline.training.rewarded import UNREAD
 
 TEACHER = "teacher"
 
@@ -38,6 +39,7 @@ class Distillation(Stage):
     optional = (PARENT,)
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
+    ignores = UNREAD
     primary = (
         Against("loss", "control"), Against("kl_to_teacher", PARENT), Against("exact_match", PARENT),
         Against("loss", PARENT), Against("loss", "unigram"),
@@ -59,8 +61,16 @@ class Distillation(Stage):
         soft_weight: float = option(
             1.0, "weight of the teacher's distributions; the tokens of the rows have the rest", at_least=0.0, at_most=1.0
         )
-        beta: float = option(0.0, "0: KL(teacher ‖ student), 1: KL(student ‖ teacher), or between", at_least=0.0, at_most=1.0)
-        temperature: float = option(1.0, "by which the logits of both are divided", at_least=0.01, at_most=100.0)
+        beta: float = option(
+            0.0,
+            "0: KL(teacher ‖ student), 1: KL(student ‖ teacher), or between",
+            at_least=0.0,
+            at_most=1.0,
+            unless=("soft_weight", 0),
+        )
+        temperature: float = option(
+            1.0, "by which the logits of both are divided", at_least=0.01, at_most=100.0, unless=("soft_weight", 0)
+        )
 
     def library_of(self, values: Mapping[str, Any]) -> str | None:
         """Return trl's configuration where answers are sampled."""

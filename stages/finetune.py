@@ -76,12 +76,17 @@ class Finetuning(TaskStage):
     def signature(self, options: Options) -> Signature:
         """Return what the task reads, takes and gives."""
         task = options.chosen
-        if options.validation_data and not options.validates:
-            raise UserError("validation_data: is read only with patience, or a task that is tuned; leave it out")
+        for key in ("validation", "validation_data"):
+            if getattr(options, key) != getattr(self.Options, key) and not options.validates:
+                raise UserError(f"{key}: is read only with patience, or a task that is tuned; leave it out")
         if options.varied:
             from pipeline.training import augmented
 
             augmented.fits(options.varied, task, options.augmentation)
+        if options.strategy == "prompt" and options.prompt_tokens > options.max_length - 8:
+            raise UserError(
+                f"prompt_tokens: {options.prompt_tokens} leave fewer than 8 of max_length, {options.max_length}, for the text itself"
+            )
         return Signature(task.reads, {PARENT: task.accepts}, task.family)
 
     def families(self) -> tuple[str, ...]:

@@ -101,6 +101,9 @@ def balance(run: Run, arguments: Any, labels: Sequence[int]) -> None:
     )
 
 
+_LOPSIDED = 1000  # times as much as the other, that one kind of thumb counts
+
+
 def both_kinds(labels: Sequence[int], dropped: Mapping[str, int]) -> None:
     """Raise UserError where all thumbs are of one kind, from which nothing can be told apart."""
     if len(set(map(bool, labels))) == 1:
@@ -138,6 +141,11 @@ class KTO(Stage):
         if arguments.desirable_weight == arguments.undesirable_weight == 0:
             raise UserError(
                 "desirable_weight, undesirable_weight: both are 0, so that no row has a loss; give one of them more"
+            )
+        small, large = sorted((arguments.desirable_weight, arguments.undesirable_weight))
+        if small and large > _LOPSIDED * small:
+            raise UserError(
+                f"desirable_weight, undesirable_weight: {large:g} against {small:g} leaves nothing of the other kind; 0 says so plainly"
             )
         if arguments.loss_type == "kto" and arguments.per_device_train_batch_size < 2:
             raise UserError("per_device_train_batch_size: 1 has no other answer to estimate the KL from; set it to 2 or more")

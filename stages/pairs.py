@@ -48,6 +48,7 @@ class Pairs(RewardedStage):
         from pipeline.training.chat import row_length
         from pipeline.training.pairing import Pairing, evaluation
         from pipeline.training.parents import known
+        from pipeline.training.rewarded import scorable
 
         options: PairOptions = run.options
         tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent).to(device()).eval()
@@ -56,6 +57,7 @@ class Pairs(RewardedStage):
         longest, sampler, found = row_length(run, model), Sampler(run, tokenizer), dict[str, Pairing]()
         limits = dict(zip(files.SPLITS, (options.prompts, options.held_out_prompts), strict=True))
         read = {split: run.rows(split) for split in limits}
+        scorable(options, read["train"].kept)
         first = [
             {"input_ids": tokenization.render(tokenizer, row["prompt"], answer_next=True)[:longest]}
             for row in read["train"].kept[:8]

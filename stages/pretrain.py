@@ -61,7 +61,7 @@ class Pretraining(Stage):
         max_length: int = option(256, "tokens in a row; longer documents are split, none is lost", at_least=8)
         language: str = option("en", "of the text, for objectives that read sentences")
         flops: float = option(
-            0.0, "stop after so many floating point operations, if the epochs are not over before; 0: no limit"
+            0.0, "stop after so many floating point operations, if the epochs are not over before; 0: no limit", at_least=0.0
         )
 
         @property
@@ -205,13 +205,28 @@ class Pretraining(Stage):
         objective = options.chosen
         if run.parent:
             run.say(f"tokenizer and sizes from {run.parent}")
-            return tokenization.load(run.parent), objective.load_model(run.parent)
+            tokenizer, model = tokenization.load(run.parent), objective.load_model(run.parent)
+            if unread := _other_sizes(options, model, tokenizer):
+                run.say(f"{unread}; a model that goes on from a parent keeps the parent's, so leave it out")
+            return tokenizer, model
         tokenizer = _trained(run, rows)
         return tokenizer, objective.build_model(
             tokenizer, options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
             num_hidden_layers=options.num_hidden_layers, num_attention_heads=options.num_attention_heads,
             max_position_embeddings=options.max_length,
         )  # fmt: skip
+
+
+def _other_sizes(options: Pretraining.Options, model: Any, tokenizer: Any) -> str:
+    """Return in words which sizes of a new model were given that are not those of the parent."""
+    theirs = {name: getattr(model.config, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    theirs["vocab_size"] = len(tokenizer)
+    usual = Pretraining.Options()
+    return ", ".join(
+        f"{name} is not read: {getattr(options, name):,}, the parent has {found:,}"
+        for name, found in theirs.items()
+        if found and getattr(options, name) not in (found, getattr(usual, name))
+    )
 
 
 def _trained(run: Run, rows: Rows) -> Any:

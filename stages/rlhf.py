@@ -27,7 +27,7 @@ from pipeline.data.recipe import Rows
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.training import rewarded
-from pipeline.training.rewarded import ROLE, RewardedStage, RewardOptions
+from pipeline.training.rewarded import ROLE, UNREAD, RewardedStage, RewardOptions
 
 _CLASSES = {"rloo": ("trl.RLOOConfig", "RLOOTrainer"), "grpo": ("trl.GRPOConfig", "GRPOTrainer")}
 
@@ -41,6 +41,7 @@ class RLHF(RewardedStage):
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 1e-4, "beta": 0.05, "num_generations": 8, "max_completion_length": 256,
     }  # fmt: skip
+    ignores = UNREAD
     primary = (Against("win_rate", "even chances"), Against("sampled_reward", "parent"))
 
     @dataclass(frozen=True)

@@ -31,6 +31,10 @@ class SFT(Stage):
     given_as = "chats"
     library = "trl.SFTConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-4}
+    ignores: ClassVar[dict[str, str]] = {
+        "pad_to_multiple_of": "rows are packed, or as long as the longest one of a batch",
+        "shuffle_dataset": "rows are drawn in an order by seed; see train_sampling_strategy",
+    }
     primary = (Against("exact_match", "parent"), Against("loss", "parent"))
     Options = ChatOptions
 

@@ -71,3 +71,13 @@ def test_the_table_names_what_differs_and_what_was_not_measured():
     lines = _deep.table([_deep.Identity("a", "x = y", 0.5, 0.1), _deep.Identity("bcd", "z = w", why="one row a batch")])
     assert lines[1].endswith("5.0e-01   1.0e-01  DIFFERS")
     assert lines[2].endswith("not measured: one row a batch")
+
+
+@pytest.mark.parametrize(("said", "status", "shown"), [("yes", 1, True), ("no", 0, False), ("maybe", 2, False)])
+def test_the_command_runs_the_battery_where_it_is_told_to_and_fails_where_something_differs(
+    small, run, monkeypatch, tmp_path, said, status, shown
+):
+    monkeypatch.setattr(_deep.Battery, "measured", lambda *_: [_deep.Identity("sft", "x = y", 0.5, 0.1)])
+    found, out, err = run("check", "--profile", small.folder, "--runs", tmp_path, "--deep", said)
+    assert (found, "DIFFERS" in out) == (status, shown), err
+    assert ("--deep: expected yes or no, found 'maybe'" in err) == (status == 2)

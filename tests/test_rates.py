@@ -21,7 +21,7 @@ class Layer(torch.nn.Module):
 def judged(rate, steps=100, optim="adamw_torch_fused", **lora):
     torch.manual_seed(0)
     model = get_peft_model(Layer(), LoraConfig(target_modules=["up"], **lora)) if lora else Layer()
-    return rates.fault(model, SimpleNamespace(learning_rate=rate, optim=optim), steps)
+    return rates.fault(model, SimpleNamespace(learning_rate=rate, optim=optim), rate * steps, rate)
 
 
 def test_rates_that_people_use_are_fine():
@@ -37,12 +37,12 @@ def test_rates_that_people_use_are_fine():
 def test_rows_of_a_table_begin_small_and_may_move_far():
     table = torch.nn.Embedding(9, 16)  # such as word vectors
     torch.nn.init.uniform_(table.weight, -0.5 / 16, 0.5 / 16)
-    assert not rates.fault(table, SimpleNamespace(learning_rate=0.1, optim="adamw_torch_fused"), 100)
+    assert not rates.fault(table, SimpleNamespace(learning_rate=0.1, optim="adamw_torch_fused"), 10, 0.1)
 
 
 def test_a_rate_that_moves_nothing_is_refused():
     assert re.search(
-        r"learning_rate: 1e-09: 11 steps of adamw_torch_fused would have moved no weight by more than about 1e-08",
+        r"learning_rate: 1e-09: all steps of adamw_torch_fused together would have moved no weight by more than about 1e-08",
         judged(1e-9, steps=11),
     )
 

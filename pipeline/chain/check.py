@@ -101,7 +101,11 @@ def examine(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Reque
     for node, requested in _requests(whole, runs, mine or {}):
         found = Examined(node.name, faults=list(dict.fromkeys([*requested.faults, *whole.unresolved.get(node.name, [])])))
         found.faults += config.check(
-            requested.values, requested.origins, node.stage.Options, node.stage.library_of(requested.values)
+            requested.values,
+            requested.origins,
+            node.stage.Options,
+            node.stage.library_of(requested.values),
+            ignores=node.stage.ignores,
         )
         if not found.faults:
             _examine_node(whole, node, requested, signatures, found)

@@ -85,7 +85,9 @@ def pending(stage: Stage, argv: Sequence[str], dry: bool = False) -> Run | None:
     if run and not requested.faults and directory.current(requested, run.record):
         return None
     if not dry:
-        strict = config.check(requested.values, requested.origins, stage.Options, library)  # imports the library's class
+        strict = config.check(
+            requested.values, requested.origins, stage.Options, library, ignores=stage.ignores
+        )  # imports the library's class
         requested.gather(UserError(*strict))
         if requested.check and requested.file:
             from pipeline.chain import check

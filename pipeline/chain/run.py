@@ -91,8 +91,10 @@ class Run:
             raise UserError(f"{library} refuses the configuration: {line}{config.named_in(line, self.arguments)}") from None
         if getattr(made, "fp16", False) and made.device.type != "cuda":
             raise UserError(f"fp16: true would be ignored on {made.device.type}, which trains in fp32; leave it out")
-        if getattr(made, "use_liger_kernel", False) and made.device.type == "cpu":
-            raise UserError("use_liger_kernel: true: its kernels need a GPU; leave it out")
+        if made.device.type == "cpu":
+            for key in ("use_liger_kernel", "activation_offloading"):
+                if getattr(made, key, False):
+                    raise UserError(f"{key}: true: needs a GPU; leave it out")
         if getattr(made, "deepspeed_plugin", None):
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

@@ -69,6 +69,7 @@ class Stage(ABC):
     streams: ClassVar[bool] = False  # whether it can read rows while it trains, of a recipe with `stream: yes`
     library: ClassVar[str | None] = None  # dotted name of the class that owns every other key, unless options decide
     defaults: ClassVar[Mapping[str, Any]] = {}  # ours, for keys of that class
+    ignores: ClassVar[Mapping[str, str]] = {}  # keys of that class which it does not read → why
     primary: ClassVar[tuple[Against, ...]] = ()  # the first that was measured is what a push goes by
     given_as: ClassVar[str] = ""  # the word of `make new` that brings its input: base, text, chats or pairs; "": left out there
 

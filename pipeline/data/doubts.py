@@ -51,7 +51,7 @@ def of(rows: Iterable[Row], kind: DatasetType) -> list[str]:
         Doubt(sum("\ufffd" in text for text in texts), 0.01, "hold the replacement character U+FFFD: their encoding was lost", 0.5),
         Doubt(sum(bool(_WRONG.search(text)) for text in texts), 0.01, "look like UTF-8 that was read in another encoding (mojibake)", 0.9),
         Doubt(len(few) - len({repr(row) for row in few}), 0.5, "are the same as another row"),
-        Doubt(sum(bool(_CONTROL.search(text)) for text in texts), 0.05, "hold control characters, such as NUL: a binary file, or a broken export"),
+        Doubt(sum(bool(_CONTROL.search(text)) for text in texts), 0.05, "hold control characters, such as NUL: a binary file, or a broken export", 0.5),
         Doubt(sum("<" not in text and bool(_ENTITY.search(text)) for text in texts), 0.5, "write characters as HTML entities (&amp;, &#39;) without being HTML"),
         Doubt(sum("\n" not in text.replace("\n\n", "") and bool(_ESCAPED.search(text)) for text in texts), 0.5, "write line breaks as a backslash and a letter: they were escaped twice"),
         Doubt(sum(text.strip().isdecimal() for text in texts), 0.9, "are nothing but a number: is it the right column?", 1.0),
@@ -79,7 +79,7 @@ def same(values: Sequence[object], said: str, fatal: float = 2.0) -> Doubt:
 def repeated(asked: Sequence[str], answers: Sequence[str]) -> Doubt:
     """Return how many answers are what was asked, word for word."""
     count = sum(plain(question) == plain(answer) != "" for question, answer in zip(asked, answers, strict=True))
-    return Doubt(count, 0.5, "are answered by the question itself")
+    return Doubt(count, 0.5, "are answered by the question itself", 1.0)
 
 
 def contradictions(asked: Sequence[str], answers: Sequence[str]) -> int:

@@ -17,99 +17,16 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipeline.system.arguments import RESERVED, SENSIBLE, inherited, unread
 from pipeline.system.errors import UserError
 
-# What the stage itself decides. A profile that sets one of these would be ignored or would break the chain.
-RESERVED = {
-    "output_dir": "use --output",
-    "resume_from_checkpoint": "a half-finished stage goes on by itself",
-    "ignore_data_skip": "a stage that goes on skips what it has read",
-    "save_only_model": "a checkpoint without its optimizer resumes to other weights",
-    "enable_jit_checkpoint": "a stage saves by itself when it is asked to stop, at the end of a step",
-    "eval_strategy": "a node is measured when it is done; set patience where a stage has that option",
-    "eval_steps": "a node is measured when it is done",
-    "eval_delay": "a node is measured when it is done",
-    "eval_on_start": "a node is measured when it is done",
-    "load_best_model_at_end": "use patience",
-    **dict.fromkeys(
-        (
-            "per_device_eval_batch_size",
-            "eval_accumulation_steps",
-            "bf16_full_eval",
-            "fp16_full_eval",
-            "batch_eval_metrics",
-            "prediction_loss_only",
-            "greater_is_better",
-            "do_eval",
-            "do_predict",
-            "include_for_metrics",
-            "eval_on_each_node",
-        ),
-        "nothing is evaluated while a stage trains; a node is measured when it is done",
-    ),
-    **dict.fromkeys(
-        ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
-        "a stage never pushes while it trains; use make push HUB=namespace/name",
-    ),
-    "do_train": "a stage always trains",
-    "reward_weights": "write each weight beside its reward, `rewards: {NAME: 0.5}`",
-    "metric_for_best_model": "a task names its own figure",
-    "push_to_hub": "a stage never pushes while it trains",
-    "hub_token": "the token comes from the environment or the hub login",
-    "token": "the token comes from the environment or the hub login",
-    "dataset_text_field": "the recipe names the type of its rows",
-    "dataset_kwargs": "rows are prepared by the recipe",
-    "assistant_only_loss": "SFT always trains on the assistant's tokens alone",
-    "completion_only_loss": "SFT always trains on the assistant's tokens alone",
-    "chat_template_path": "use chat_template",
-    "packing": "rows are packed wherever the model keeps documents apart",
-    "packing_strategy": "rows are packed by best fit",
-    "padding_free": "rows are packed row by row",
-    "model_init_kwargs": "the model comes from --parent",
-    "truncation_mode": "rows longer than max_length are dropped and counted",
-    "remove_unused_columns": "the collator needs every column",
-}
-
-
 _MOST_VALUES = 100_000  # of a YAML file, aliases written out
-_SIZE = (lambda value: value >= 0, "expected at least 0")
-_SHARE = (lambda value: 0 <= value < 1, "expected a number from 0 to below 1")
-_COUNT = (lambda value: value >= 1, "expected at least 1")
-# Values that a library takes and under which no weight changes, or none is left whole: key → what fits, and why others don't.
-SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
-    "learning_rate": (lambda value: 0 < value <= 1, "no weight changes at 0 or below, and above 1 all are wrecked"),
-    "num_train_epochs": (lambda value: value > 0, "no step would be trained"),
-    "max_steps": (lambda value: value == -1 or value >= 1, "no step would be trained; -1 means that the epochs decide"),
-    "max_grad_norm": (lambda value: value == 0 or value >= 1e-6, "every gradient would be clipped away; 0 clips none"),
-    "adam_beta1": _SHARE, "adam_beta2": _SHARE, "label_smoothing_factor": _SHARE,
-    "weight_decay": _SHARE,
-    "adam_epsilon": (lambda value: 0 < value < 1e-2, "expected a number above 0 and below 0.01, which would hide the gradients"),
-    "warmup_steps": _SIZE, "beta": _SIZE, "logging_steps": (lambda value: value > 0, "expected more than 0"),
-    "per_device_train_batch_size": _COUNT, "gradient_accumulation_steps": _COUNT, "num_generations": _COUNT,
-    "desirable_weight": _SIZE, "undesirable_weight": _SIZE, "neftune_noise_alpha": _SIZE,
-    "seed": (lambda value: 0 <= value < 2**32, "expected a number from 0 to below 2**32"),
-    "center_rewards_coefficient": _SIZE, "num_iterations": _COUNT, "steps_per_generation": _COUNT, "epsilon": _SIZE, "rpo_alpha": _SIZE,
-    "top_p": (lambda value: 0 < value <= 1, "expected a number above 0 and at most 1"),
-    "repetition_penalty": (lambda value: value > 0, "expected more than 0"),
-    "max_completion_length": _COUNT, "temperature": (lambda value: value > 0, "expected more than 0"),
-}  # fmt: skip
-
-
-# Keys that a library reads only together with another: key, as a pattern → that other key, what it has to be, and where that is so.
-_ADAM = re.compile("adam|lion|ademamix|lomo", re.IGNORECASE)
-NEEDS: dict[str, tuple[str, Callable[[str], bool], str]] = {
-    "optim_target_modules": ("optim", lambda value: value.startswith(("galore", "apollo")), "an optim of GaLore or APOLLO"),
-    "optim_args": ("optim", lambda value: not value.startswith(("adamw_torch", "adamw_apex", "adafactor")), "an optim that has arguments of its own"),
-    "adam_.*": ("optim", lambda value: bool(_ADAM.search(value)), "an optim of Adam's kind"),
-    "vllm_.*": ("use_vllm", lambda value: value == "True", "use_vllm: true"),
-}  # fmt: skip
-_USUAL = {"optim": "adamw_torch", "use_vllm": "False"}  # what those others are where nobody says
 
 
 _PATHS = ("config", "output", "data", "runs", "node", "profile", "hub")
@@ -124,13 +41,14 @@ def option(
     by_content: bool = False,
     omitted: bool = False,
     needs: tuple[str, Any] | None = None,
+    unless: tuple[str, Any] | None = None,
 ) -> Any:
     """Declare one of our options with its default, the line that --help shows, and its bounds.
 
     `by_content`: a file given here enters the stage's inputs by its bytes and not by its name; a folder by what the
     stage's `sources` lists of it. `omitted`: at its default it does not enter the inputs, so that nodes which were
     finished before there was such an option stay up to date. `needs`: another of our options, and the value with which
-    alone this one is read.
+    alone this one is read; `unless`: one with which it is not.
     """
     metadata = {
         "help": text,
@@ -139,6 +57,7 @@ def option(
         "by_content": by_content,
         "omitted": omitted,
         "needs": needs,
+        "unless": unless,
     }
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
@@ -298,31 +217,41 @@ def library_class(path: str) -> type:
 
 
 def check(
-    values: Mapping[str, Any], origins: Mapping[str, str], options: type, library: str | None, loose: bool = False
+    values: Mapping[str, Any],
+    origins: Mapping[str, str],
+    options: type,
+    library: str | None,
+    loose: bool = False,
+    ignores: Mapping[str, str] = {},
 ) -> list[str]:
     """Return every fault in `values`: unknown keys with the nearest known name, wrong types, reserved keys.
 
     `origins` says where each key came from. With `loose` the library is not imported and only our own
-    options are checked.
+    options are checked. `ignores`: keys of that class which this stage does not read → why.
     """
+    reserved = {**RESERVED, **ignores}
     hints = typing.get_type_hints(options)
     known = {field.name: hints[field.name] for field in dataclasses.fields(options)}
     most = {field.name: field.metadata["at_most"] for field in dataclasses.fields(options)}
     least = {"max_length": 2} | {field.name: field.metadata["at_least"] for field in dataclasses.fields(options)}
     ours = set(known)
+    usual: dict[str, Any] = {}
+    choices: dict[str, list[Any]] = {}
     if library and not loose:
         cls = library_class(library)
-        theirs = typing.get_type_hints(cls)
-        known = {field.name: theirs[field.name] for field in dataclasses.fields(cls)} | known
+        theirs, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
+        usual = {field.name: field.default for field in fields}
+        choices = {field.name: list(field.metadata.get("choices") or ()) for field in fields if field.name not in ours}
+        known = {field.name: theirs[field.name] for field in fields} | known
     faults = []
     for key, value in values.items():
         where = origins.get(key, "defaults")
-        if key in RESERVED and key not in ours:
-            faults.append(f"{where}: {key}: can't be set here; {RESERVED[key]}")
+        if key in reserved and key not in ours:
+            faults.append(f"{where}: {key}: can't be set here; {reserved[key]}")
         elif key not in known:
             if loose and library:
                 continue
-            close = difflib.get_close_matches(key, [name for name in known if name not in RESERVED], n=1)
+            close = difflib.get_close_matches(key, [name for name in known if name not in reserved], n=1)
             remedy = (
                 f"; did you mean {close[0]}?"
                 if close
@@ -331,38 +260,35 @@ def check(
             faults.append(f"{where}: {key}: unknown key{remedy}")
         elif not fits(value, known[key]) and (key in ours or not fits([value], known[key])):  # trl makes a list of one name
             faults.append(f"{where}: {key}: expected {_named(known[key])}, found {value!r}")
+        elif choices.get(key) and value is not None and value not in choices[key]:
+            faults.append(f"{where}: {key}: expected {' or '.join(map(str, choices[key]))}, found {value!r}")
         elif least.get(key) is not None and value is not None and value < least[key]:
             faults.append(f"{where}: {key}: expected at least {least[key]}, found {value}")
-        elif key in SENSIBLE and key not in ours and isinstance(value, (int, float)) and not SENSIBLE[key][0](value):
+        elif key in SENSIBLE and key not in ours and not all(SENSIBLE[key][0](one) for one in _numbers(value)):
             faults.append(f"{where}: {key}: {value}: {SENSIBLE[key][1]}")
         elif most.get(key) is not None and value > most[key]:
             faults.append(f"{where}: {key}: expected at most {most[key]}, found {value}")
-        elif unread := _unread(key, values) if key not in ours and value is not None else _idle(key, values, origins, options):
-            faults.append(f"{where}: {key}: is read only with {unread}; leave it out")
+        elif told := _idle(key, values, origins, options) if key in ours else unread(key, values, usual, origins):
+            faults.append(f"{where}: {key}: is {told}; leave it out")
     return faults
 
 
+def _numbers(value: Any) -> list[float]:
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, (int, float))]
+
+
 def _idle(key: str, values: Mapping[str, Any], origins: Mapping[str, str], options: type) -> str:
-    """Return in words what one of our options needs to be read at all, where that is not so; or "".
+    """Return in words under which other option of ours one of them is read or not, where that leaves it unread; or "".
 
     A control, or a flag, may choose otherwise than the profile from which it has the key.
     """
     fields = {field.name: field for field in dataclasses.fields(options)}
-    needs = fields[key].metadata["needs"] if key in fields else None
-    if not needs:
-        return ""
-    other, wanted = needs
-    if values.get(other, default(fields[other])) == wanted:
-        return ""
-    inherited = other in values and origins.get(other) != origins.get(key) != "command line"
-    return "" if inherited else f"{other}: {wanted}"
-
-
-def _unread(key: str, values: Mapping[str, Any]) -> str:
-    """Return in words what a key needs to be read at all, where that is not so; or ""."""
-    for pattern, (other, fits_other, told) in NEEDS.items():
-        if re.fullmatch(pattern, key) and not fits_other(str(values.get(other, _USUAL[other]))):
-            return told
+    needs, unless = (fields[key].metadata[name] if key in fields else None for name in ("needs", "unless"))
+    for (other, value), wanted in [(one, one is needs) for one in (needs, unless) if one]:
+        idle = (values.get(other, default(fields[other])) == value) != wanted
+        if idle and not inherited(key, other, values, origins):
+            return f"read only with {other}: {value}" if wanted else f"not read with {other}: {value}"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ _WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
 _NAMED = 3  # tensors in a warning
 _SAMPLED = 64  # numbers of a matrix that are compared before all of them are
 _FEWEST_ROWS, _EMPTY = 8, 0.25  # rows below which a matrix tells nothing, and share of them that nothing was written into
+_HUGE, _FEW, _SHARE = 1e3, 8, 1e-3  # times nearly all others, that a weight is broken; and how many, or which share, may be so
+_LEAST = 10.0  # below which none is
 _UNREADABLE, _STRANGE = 0.6, 0.2  # shares of tokens that a tokenizer does not know
 
 
@@ -100,6 +103,24 @@ def half_filled(model: Any) -> str:
         if names
         else ""
     )
+
+
+def broken(model: Any) -> None:
+    """Raise UserError where a few weights of a tensor are thousands of times as large as all others, as a flipped bit makes them."""
+    found = []
+    for name, one in model.named_parameters():
+        values = one.detach().abs()
+        most = float(values.max()) if values.numel() else 0.0
+        if most > _LEAST and not _ADAPTERS.search(name):
+            used, near = int(values.count_nonzero()), int((values > most / _HUGE).sum())
+            if near <= max(_FEW, _SHARE * used) and near < used / 2:
+                found.append(
+                    f"{_WRAPPERS.sub('', name).removeprefix('base_model.model.')} ({near:,} of {used:,}, up to {most:.0e})"
+                )
+    if found:
+        raise UserError(
+            f"--parent: a few weights are over a thousand times as large as all others of their tensor: {_named(found)}; it is broken: take an earlier checkpoint, or copy it again"
+        )
 
 
 def _named(names: Sequence[str]) -> str:
@@ -222,6 +243,19 @@ def fills(trainer: Any) -> None:
             f"dataloader_drop_last: {len(rows):,} rows fill no batch of {size:,}, so no step would be trained; lower "
             "per_device_train_batch_size, or leave it out"
         )
+
+
+def accumulates(arguments: Any, rows: int) -> str:
+    """Return a warning where a step would gather more batches than an epoch has, or ""."""
+    batches, wanted = (
+        math.ceil(rows / (arguments.train_batch_size * arguments.world_size)),
+        arguments.gradient_accumulation_steps,
+    )
+    if not rows or wanted <= max(1, batches):
+        return ""
+    return (
+        f"gradient_accumulation_steps: {wanted:,} batches are more than the {batches:,} of an epoch, so each epoch is one step"
+    )
 
 
 def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, role: str = "parent") -> None:

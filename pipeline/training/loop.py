@@ -23,11 +23,11 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
-from pipeline.training import guards, outcome, parents, rates, sharded, tracking
+from pipeline.training import first_step, guards, outcome, parents, rates, sharded, tracking
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
-from pipeline.training.trainer import StageTrainer
+from pipeline.training.trainer import StageTrainer, refusals
 
 _FIRST = 1000  # rows of a stream that are looked at before it is read
 # Of every stage: quiet, a checkpoint now and then, nothing dropped from the batch.
@@ -179,23 +179,39 @@ def _check(run: Run, trainer: StageTrainer) -> None:
     """Raise UserError, or warn, of what model, rows and arguments tell before the first step."""
     examples: Any = trainer.train_dataset
     model, tokenizer = trainer.model, trainer.processing_class
+    count = len(examples) if hasattr(examples, "__len__") else 0
     guards.adapts(model, getattr(run.options, "target_modules", ""))
     guards.fills(trainer)
-    if said := rates.fault(model, trainer.args, steps(trainer.args, len(examples) if hasattr(examples, "__len__") else 1)):
-        if run.arguments.get("max_steps", -1) <= 0:
-            raise UserError(said)
-        run.say(said)  # a trial of a few steps
-    if run.record.get("starts_from") != "parent":
-        return
-    warnings = [guards.empty(model), guards.half_filled(model), guards.copied(model), guards.own_code(model)]
-    if isinstance(trainer.train_dataset, (Dataset, Streamed)):
-        if run.record.get("family") == "causal":
-            parents.known(run, model, examples, tokenizer)
-        else:
-            parents.known_by_itself(run, examples, tokenizer)
-        warnings.insert(0, guards.reads(examples, tokenizer))
+    warnings = [guards.accumulates(trainer.args, count)]
+    if run.record.get("starts_from") == "parent":
+        guards.broken(model)
+    _refuse(run, _rates(trainer, steps(trainer.args, max(count, 1))))
+    if run.record.get("starts_from") == "parent":
+        if isinstance(trainer.train_dataset, (Dataset, Streamed)):
+            if run.record.get("family") == "causal":
+                parents.known(run, model, examples, tokenizer)
+            else:
+                parents.known_by_itself(run, examples, tokenizer)
+            warnings.append(guards.reads(examples, tokenizer))
+        warnings += [guards.empty(model), guards.half_filled(model), guards.copied(model), guards.own_code(model)]
     for warning in filter(None, warnings):
         run.say(warning)
+    _refuse(run, first_step.fault(trainer))
+
+
+def _rates(trainer: StageTrainer, count: int) -> str:
+    """Return in words what the learning rates of so many steps can't do, or ""."""
+    with refusals([trainer.args]):
+        said = rates.fault(trainer.model, trainer.args, *rates.planned(trainer.args, count))
+    return ": ".join(filter(None, [said and guards.warms_up(trainer.args, count), said]))
+
+
+def _refuse(run: Run, said: str) -> None:
+    """Raise UserError of what a run can't do; a trial of a few steps, which max_steps says, is only warned."""
+    if said and run.arguments.get("max_steps", -1) <= 0:
+        raise UserError(said)
+    if said:
+        run.say(said)
 
 
 def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:

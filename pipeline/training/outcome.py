@@ -5,9 +5,10 @@ A difference counts where it is clear of chance: more than three standard errors
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,25 +25,37 @@ _REWARD = "mean_reward"
 
 
 def losses(trainer: StageTrainer) -> list[float]:
-    """Return the loss of each of the first batches of two rows, without dropout; nothing where a trainer samples its rows, or under ZeRO-3."""
-    rows: Any = trainer.train_dataset
-    if trainer.samples or sharded.by_zero3(trainer) or not hasattr(rows, "__len__"):
-        return []
+    """Return the loss of each of the first batches of two rows, without dropout; nothing where a trainer samples its rows."""
+    with undisturbed(trainer), torch.no_grad():
+        return [float(trainer.loss_of(batch)) for batch in first_batches(trainer, _BATCHES)]
+
+
+@contextlib.contextmanager
+def undisturbed(trainer: StageTrainer) -> Iterator[None]:
+    """Let a model be asked without dropout, and leave it and all random states as they were."""
     model: Any = trainer.model
     was_training, state = model.training, (random.getstate(), np.random.get_state(), torch.get_rng_state())
     model.eval()
-    found = []
+    try:
+        with trainer.compute_loss_context_manager():
+            yield
+    finally:
+        model.train(was_training)
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
+
+
+def first_batches(trainer: StageTrainer, most: int) -> Iterator[Any]:
+    """Yield the first batches of two rows, as they are in the first epoch; none where a trainer samples its rows, or under ZeRO-3."""
+    rows: Any = trainer.train_dataset
+    if trainer.samples or sharded.by_zero3(trainer) or not hasattr(rows, "__len__"):
+        return
     trainer.data_collator.begin(0)
-    with torch.no_grad(), trainer.compute_loss_context_manager():
-        for start in range(0, min(len(rows), _BATCHES * _ROWS) // _ROWS * _ROWS, _ROWS):
-            batch = trainer.data_collator([rows[at] for at in range(start, start + _ROWS)])
-            take_rows(batch)
-            found.append(trainer.loss_of(trainer._prepare_inputs(batch)))
-    model.train(was_training)
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    return found
+    for start in range(0, min(len(rows), most * _ROWS) // _ROWS * _ROWS, _ROWS):
+        batch = trainer.data_collator([rows[at] for at in range(start, start + _ROWS)])
+        take_rows(batch)
+        yield trainer._prepare_inputs(batch)
 
 
 def worse(before: Sequence[float], after: Sequence[float]) -> str:

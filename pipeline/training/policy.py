@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather, gather_object
+from transformers import GenerationConfig, TrainingArguments
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from pipeline.data import shown
@@ -89,6 +90,7 @@ class PromptTrainer(StageTrainer):
         """`rows`: those of the recipe, in which each example's prompt stands."""
         self.rows = rows
         self._prompt_ids: list[list[int]] = []
+        _sampling(next(one for one in (*given, *named.values()) if isinstance(one, TrainingArguments)))
         super().__init__(*given, **named)
 
     def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
@@ -221,6 +223,23 @@ class PolicyTrainer(PromptTrainer):
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         before = 2 + (self.beta != 0)
         return int(super().floating_point_ops({"input_ids": ids}) * (1 + before / 3 / self.args.num_iterations))
+
+
+def _sampling(arguments: Any) -> None:
+    """Raise UserError for keys of the sampling that the library passes over, and for a range without any number in it."""
+    known = vars(GenerationConfig()).keys()
+    faults = [
+        f"generation_kwargs: {key}: no key of transformers.GenerationConfig"
+        for key in arguments.generation_kwargs or {}
+        if key not in known
+    ]
+    low, high = getattr(arguments, "reward_clip_range", None) or (0.0, 1.0)
+    if low >= high:
+        faults.append(
+            f"reward_clip_range: [{low:g}, {high:g}]: the first number must be below the second, or all rewards are the same"
+        )
+    if faults:
+        raise UserError(*faults)
 
 
 def _unused(**_: Any) -> list[None]:

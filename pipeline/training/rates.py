@@ -6,6 +6,7 @@ section 2.1), so both can be known beforehand.
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 import torch
@@ -13,18 +14,40 @@ import torch
 # What the names of such optimizers begin with.
 _BOUNDED = ("adam", "lion", "galore_adamw", "apollo_adamw", "stable_adamw", "ademamix")
 _ROUNDING = 1e-7  # all steps together, below which a weight stays what it was
+_LOOKED = 1000  # steps of a schedule that are looked at
+_RISEN = 0.01  # share of the learning rate that a schedule reaches at some step
 _WRECKED = 3.0  # a step, in sizes of the weights
 
 
-def fault(model: Any, arguments: Any, steps: int) -> str:
-    """Return in words that so many steps at the learning rate move no weight, or that one is larger than the weights are, or ""."""
-    rate, optimizer = float(arguments.learning_rate), str(getattr(arguments.optim, "value", arguments.optim))
-    if not optimizer.startswith(_BOUNDED) or rate <= 0:
+def planned(arguments: Any, steps: int) -> tuple[float, float]:
+    """Return the sum of the learning rates of all steps and the greatest of them, as the schedule has them."""
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=float(arguments.learning_rate))
+    schedule: Any = get_scheduler(
+        arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(steps), steps, arguments.lr_scheduler_kwargs
+    )
+    if not hasattr(schedule, "lr_lambdas"):
+        return float(arguments.learning_rate) * steps, float(arguments.learning_rate)
+    count = min(steps, _LOOKED)
+    found = [float(arguments.learning_rate * schedule.lr_lambdas[0](steps * at // count)) for at in range(count)]
+    return sum(found) * steps / count, max(found)
+
+
+def fault(model: Any, arguments: Any, total: float, rate: float) -> str:
+    """Return in words that rates of this sum move no weight, or that one step at this rate is larger than the weights are, or ""."""
+    optimizer = str(getattr(arguments.optim, "value", arguments.optim))
+    if not bounded(arguments):
         return ""
-    if rate * steps < _ROUNDING:
+    if total < _ROUNDING:
         return (
-            f"learning_rate: {rate:g}: {steps:,} steps of {optimizer} would have moved no weight by more than about "
-            f"{rate * steps:.0e}, which is lost in rounding"
+            f"learning_rate: {arguments.learning_rate:g}: all steps of {optimizer} together would have moved no weight by more than "
+            f"about {total:.0e}, which is lost in rounding"
+        )
+    if rate < _RISEN * arguments.learning_rate:
+        return (
+            f"learning_rate: the schedule lets the rate rise to {rate:.0e} of {arguments.learning_rate:g} within the run; look at "
+            "warmup_steps and lr_scheduler_kwargs"
         )
     found = {name: size for name, size in _steps(model, rate) if size > _WRECKED}
     if not found:
@@ -37,25 +60,39 @@ def fault(model: Any, arguments: Any, steps: int) -> str:
     )
 
 
+def bounded(arguments: Any) -> bool:
+    """Say whether the optimizer moves each weight by about the learning rate, whatever its gradient is."""
+    return str(getattr(arguments.optim, "value", arguments.optim)).startswith(_BOUNDED)
+
+
 def _steps(model: Any, rate: float) -> list[tuple[str, float]]:
-    """Return for each trained matrix, and for each one under an adapter, how large a first step is, relative to its weights."""
-    found = []
+    """Return for each trained matrix, and for each one under an adapter, how large a first step is, relative to its weights.
+
+    A matrix that is smaller than most, as a branch is that begins near zero, counts as large as half of them are.
+    """
     # Rows of a table, soft prompts and word vectors among them, begin small and are trained at large rates: they are looked up,
     # not multiplied (Lester et al. 2021: 0.3).
     tables = {id(weight) for one in model.modules() if isinstance(one, torch.nn.Embedding) for weight in one.parameters()}
-    for name, weight in model.named_parameters():
-        if not weight.requires_grad or weight.dim() < 2 or id(weight) in tables or "lora_embedding" in name:
-            continue
-        if size := _size(weight):  # what begins at zero, as one side of an adapter does, has none
-            found.append((name, rate / size))
+    trained = [
+        (name, rate, _size(weight))
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and weight.dim() > 1 and id(weight) not in tables and "lora_embedding" not in name
+    ]
+    adapted = []
     for name, module in model.named_modules():
         for key, first in getattr(module, "lora_A", {}).items():
             base = getattr(module.get_base_layer(), "weight", None)
-            if base is None or not base.is_floating_point() or not (size := _size(base)):
-                continue
-            moved = abs(module.scaling[key]) * rate * _size(first.weight) * first.weight.shape[0] ** 0.5  # of B·A, B from 0 on
-            found.append((f"{name} through its LoRA", moved / size))
-    return found
+            if base is not None and base.is_floating_point():
+                moved = abs(module.scaling[key]) * rate * _size(first.weight) * first.weight.shape[0] ** 0.5  # B·A, B from 0 on
+                adapted.append((f"{name} through its LoRA", moved, _size(base)))
+    return [one for group in (trained, adapted) for one in _relative(group)]
+
+
+def _relative(steps: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
+    """Return steps by their sizes or the median of these, whichever is larger; what begins at zero, as B does, has none."""
+    sizes = [size for *_, size in steps if size]
+    usual = median(sizes) if sizes else 0.0
+    return [(name, step / max(size, usual)) for name, step, size in steps if size]
 
 
 def _size(weight: torch.Tensor) -> float:

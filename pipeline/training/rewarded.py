@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.chain.stage import PARENT, Signature, Stage
 from pipeline.models.reward_model import FAMILY
@@ -13,7 +13,17 @@ from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.training.chat import ChatOptions
 
+if TYPE_CHECKING:
+    from pipeline.chain.run import Run
+    from pipeline.data.recipe import Rows
+    from pipeline.data.types import Row
+
+_FIRST_ROWS = 64
 ROLE = FAMILY  # of the parent that scores answers, where a node has one
+UNREAD = {  # keys of trl's trainers that sample → why they are not read
+    "disable_dropout": "answers are sampled and learned from without dropout",
+    "chat_template_kwargs": "prompts go through the chat template as it is",
+}
 _MODEL = "model"  # the reward that such a parent is, beside the rules
 _JUDGE = "judge"
 
@@ -69,9 +79,30 @@ def checked(options: Scored) -> None:
     """Raise UserError with every fault in the rules, before any model is loaded."""
     from pipeline.rewards.mixture import Mixture
 
-    rules = {name: given for name, given in parts(options).items() if name != _MODEL}
-    if rules:
+    if rules := _rules(options):
         Mixture(rules, whole=False)
+
+
+def _rules(options: Scored) -> dict[str, dict[str, Any]]:
+    return {name: given for name, given in parts(options).items() if name != _MODEL}
+
+
+def scorable(options: Scored, rows: Sequence[Row]) -> None:
+    """Raise UserError where a rule fails on each of the first rows, whatever is answered, as where all lack what it compares with."""
+    from pipeline.rewards import Completion
+    from pipeline.rewards.mixture import Mixture
+
+    first = [rows[at] for at in range(min(_FIRST_ROWS, len(rows)))]
+    given = [Completion(row["prompt"], str(row.get("answer") or ""), (), (), True, row) for row in first]
+    faults = []
+    for name, rule in _rules(options).items():
+        mixture = Mixture({name: rule}, whole=False)
+        scored = mixture.scores(given) if mixture.weights[name] else []
+        reasons = [reason for reason in mixture.failures if reason != f"{name}: no score"]
+        if scored and reasons and all(score is None for score in scored):
+            faults.append(f"rewards: {reasons[0]}, and so for each of the first {len(given):,} rows: there is nothing to learn")
+    if faults:
+        raise UserError(*faults)
 
 
 def modules(options: Scored) -> list[Path]:
@@ -96,6 +127,12 @@ class RewardedStage(Stage):
     reads = "prompts"
     takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal",), ROLE: (ROLE,)}
     optional = (ROLE,)
+
+    def rows(self, run: Run) -> Rows:
+        """Return the recipe's rows; UserError where a rule can score none of them."""
+        rows = super().rows(run)
+        scorable(run.options, rows.kept)
+        return rows
 
     def signature(self, options: Any) -> Signature:
         """Return that a reward model is needed where no rule is given; UserError where a rule is at fault."""

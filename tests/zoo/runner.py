@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.zoo import CORRECT, FAULTS, OPTIONS, PARENT, Case, Setup
 
 EARLY, LATE, WARNED, SILENT = "stopped before the first step", "stopped later", "warned", "silent"
-SECONDS = 90  # after which a setup is ended and counts as silent
+SECONDS, PATIENCE = 90, 900  # of the processor, and by the clock, after which a setup is ended and counts as silent
 LENGTH = 64
 ROLE = {"distill": "teacher"}  # of the model that faults are planted into, where it is no parent
 LACKS = {
@@ -75,7 +75,8 @@ def isolated(action: Callable[[], int], folder: Path) -> Ended:
                 from torch.optim.optimizer import register_optimizer_step_post_hook
 
                 register_optimizer_step_post_hook(lambda *_: counted.write(b"."))
-                signal.alarm(SECONDS)
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
+                signal.alarm(PATIENCE)
                 try:
                     status = action()
                 except SystemExit as ended:

@@ -1,8 +1,8 @@
 """Arguments that are ignored, or mean something else here."""
 
-from tests.zoo import chosen
+from tests.zoo import chosen, named, on
 
-option = chosen(__name__)
+option, add = chosen(__name__), named(__name__)
 option("sft dpo", "fp16", "The profile of a GPU is started on a CPU.", fp16=True)
 option("sft dpo", "label_smoothing", "Known from translation; trl's losses don't read it.", label_smoothing_factor=0.1)
 option("kto", "label_smoothing: unknown key", "An option of another method was carried over.", plain=False, label_smoothing=0.1)
@@ -70,3 +70,67 @@ option(
 )
 option("sft", "dataset_text_field", "The column's name, which the recipe tells.", plain=False, dataset_text_field="body")
 option("dpo", "did you mean sigmoid", "A typing error in the name of a loss.", loss_type="sigmoids")
+
+SET, WITHOUT = "can't be set here", "is not read with"
+option("sft", READ, "Left over from a run with checkpointing.", gradient_checkpointing_kwargs={"use_reentrant": False})
+option("sft", READ, "A warm-up with a schedule that has none.", warmup_steps=5, lr_scheduler_type="constant")
+option(
+    "sft", READ, "Arguments of a schedule that has none.", lr_scheduler_type="constant", lr_scheduler_kwargs={"num_cycles": 2}
+)
+option("sft", READ, "A name for a logger that is off.", run_name="second try")
+option("sft", READ, "A step was given, and logs come by epochs.", plain=False, logging_strategy="epoch", logging_steps=5)
+option("sft", READ, "Options of FSDP, which is not switched on.", fsdp_config={"min_num_params": 100})
+option("sft", READ, "Options of kernels that are not switched on.", plain=False, liger_kernel_config={"rope": True})
+option("sft finetune", READ, "Workers that stay, of which there are none.", dataloader_persistent_workers=True)
+option("sft", READ, "A count of batches for workers, of which there are none.", plain=False, dataloader_prefetch_factor=4)
+option("dpo", READ, "A reference that was to follow the model does not.", ref_model_sync_steps=16)
+option("dpo", READ, "The coefficient of another divergence.", f_alpha_divergence_coef=0.3)
+option("dpo", READ, "The temperature of another loss.", discopop_tau=0.2)
+option(
+    "dpo", READ, "The batch size of a reference that is not kept.", precompute_ref_log_probs=False, precompute_ref_batch_size=4
+)
+option("rlhf", READ, "Answers were to be shown, and the switch is off.", plain=False, num_completions_to_print=3)
+option("rlhf", READ, "An option of GRPO's loss of another name.", plain=False, algorithm="grpo", sapo_temperature_neg=2.0)
+option("rlhf", READ, "A target for an entropy that is not held.", plain=False, algorithm="grpo", entropy_target=0.4)
+option("distill", WITHOUT, "The teacher was switched off, its temperature stayed.", plain=False, soft_weight=0, temperature=3.0)
+option("distill", WITHOUT, "The teacher was switched off, the divergence stayed.", plain=False, soft_weight=0, beta=0.5)
+option("finetune", WITHOUT, "Rows to look at for a patience that is not set.", plain=False, validation=0.2)
+option("sft", SET, "The padded length is not what the collator makes.", plain=False, pad_to_multiple_of=8)
+option("sft", SET, "Rows come in an order by seed.", plain=False, shuffle_dataset=True)
+option("sft", SET, "A cache of keys lets packed documents see each other.", plain=False, use_cache=True)
+option("sft", SET, "Code of the model's own, which is never run.", plain=False, trust_remote_code=True)
+option("sft dpo", SET, "A filter that would hide a broken loss.", plain=False, logging_nan_inf_filter=True)
+option("finetune", SET, "A label's name that the task decides.", plain=False, label_names=["label"])
+option("sft", SET, "The batch size would change by itself where memory is short.", plain=False, auto_find_batch_size=True)
+option("sft", SET, "Processes would each average over their own tokens.", plain=False, average_tokens_across_devices=False)
+option("sft", SET, "The end token of another tokenizer.", plain=False, eos_token="</s>")
+option("rlhf", SET, "Dropout was to stay on while answers are sampled.", plain=False, disable_dropout=False)
+option(
+    "rlhf",
+    SET,
+    "A switch for the template that is not handed to it.",
+    plain=False,
+    chat_template_kwargs={"enable_thinking": True},
+)
+option("distill", SET, "The teacher's name in the way of trl.", plain=False, reads="prompts", teacher_model_name_or_path="a/b")
+option("sft dpo", "activation_offloading", "The profile of a GPU is started on a CPU.", activation_offloading=True)
+option("sft finetune", "save_steps", "-1 was meant as never.", save_steps=-1)
+option("sft", "save_total_limit", "0 was meant as no limit.", save_total_limit=0)
+option("sft", "dataloader_num_workers", "-1 was meant as automatic.", dataloader_num_workers=-1)
+option("sft", "train_sampling_strategy", "A typing error in the name of an order.", train_sampling_strategy="by_length")
+option("dpo", "f_divergence_type", "A typing error in the name of a divergence.", f_divergence_type="reverse-kl")
+option("rlhf", "loss_type", "A typing error in the name of a loss.", plain=False, algorithm="grpo", loss_type="dr-grpo")
+option(
+    "rlhf", "scale_rewards", "A typing error in how rewards are scaled.", plain=False, algorithm="grpo", scale_rewards="groups"
+)
+option(
+    "rlhf", "generation_kwargs", "A typing error among the arguments of sampling.", plain=False, generation_kwargs={"top_kk": 5}
+)
+add(
+    "pretrain",
+    "num_hidden_layers is not read",
+    "sizes beside a parent",
+    "The depth of a new model was kept when a parent was named.",
+    lambda setup: setup.options.update(num_hidden_layers=6),
+    on("pretrain"),
+)

@@ -89,3 +89,49 @@ option("distill", "temperature: ", "0 was meant as off.", plain=False, temperatu
 option("pairs", "makes no pair", "One answer makes no pair.", plain=False, answers=1)
 option("self_train", "nothing passed", "A threshold that no reward reaches.", plain=False, threshold=5.0)
 option("self_train", "rounds: ", "0 was meant as one.", plain=False, rounds=0)
+option("dpo", "so steep|beta: ", "An exponent slipped in.", beta=1e9)
+option("kto", "so steep|beta: ", "An exponent slipped in.", beta=1e9)
+option("rlhf", "beta: ", "An exponent slipped in.", plain=False, beta=1e9)
+option(
+    "dpo",
+    "give no weight a gradient|loss_weights",
+    "The only loss was weighed down to nothing.",
+    loss_type="sigmoid",
+    loss_weights=[0.0],
+)
+option(
+    "dpo", "loss_weights", "A sign slipped in, and the rejected side is preferred.", loss_type="sigmoid", loss_weights=[-1.0]
+)
+option("dpo", "ld_alpha", "A share was typed as a percentage.", ld_alpha=50)
+option("kto", "desirable_weight", "A factor was meant as a share of a million.", desirable_weight=1e6)
+option("reward", "center_rewards", "A penalty that drowns the preferences.", center_rewards_coefficient=1e6)
+option("sft", "neftune_noise_alpha", "Noise in the units of another library.", neftune_noise_alpha=1000)
+option(
+    "sft",
+    "learning_rate: ",
+    "The decay is longer than the run, and the rate begins at its end.",
+    lr_scheduler_type="warmup_stable_decay",
+    lr_scheduler_kwargs={"num_decay_steps": 100_000},
+)
+option(
+    "sft",
+    "learning_rate: ",
+    "The least rate of a schedule is above the greatest one.",
+    lr_scheduler_type="cosine_with_min_lr",
+    lr_scheduler_kwargs={"min_lr": 5.0},
+)
+option("sft", "num_train_epochs", "Steps were typed where epochs are expected.", plain=False, num_train_epochs=1_000_000)
+option("sft", "are more than the", "The accumulation of a large data set.", plain=False, gradient_accumulation_steps=4096)
+option("pretrain", "flops: ", "-1 was meant as no limit.", plain=False, flops=-1)
+option("rlhf", "top_p: |min_p: ", "A share was typed as a percentage.", plain=False, min_p=5)
+option("rlhf", "top_k: ", "-1 was meant as off.", plain=False, top_k=-1)
+option("rlhf", "reward_clip_range: ", "The two ends of a range were exchanged.", plain=False, reward_clip_range=[1.0, -1.0])
+option("rlhf", "top_entropy_quantile: ", "0 was meant as off.", plain=False, algorithm="grpo", top_entropy_quantile=0)
+option(
+    "finetune",
+    "prompt_tokens: ",
+    "Soft tokens that leave no room for a text.",
+    plain=False,
+    strategy="prompt",
+    prompt_tokens=5000,
+)

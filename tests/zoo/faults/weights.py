@@ -294,3 +294,21 @@ add("sft", SHARD, "half a matrix", "One of two shards of tensor parallelism was 
 add("dpo", SHARD, "a shard twice", "The first of two shards of tensor parallelism was written twice.", of("mlp.up_proj", half(True)))  # fmt: skip
 add("finetune", SHARD, "half a matrix of an encoder", "One of two shards was not copied.", of("layer.1.intermediate.dense.weight", half(False)))  # fmt: skip
 add("finetune", SHARD, "a shard twice t5", "The first of two shards was written twice.", of("decoder.block.1.layer.2.DenseReluDense.wi", half(True)), s2s)  # fmt: skip
+
+
+def flipped(count, size):
+    """Return what makes a few numbers of a tensor huge."""
+
+    def change(value):
+        value.view(-1)[:count] = size
+        return value
+
+    return change
+
+
+HUGE = "times as large as all others"
+add("sft dpo", HUGE, "one weight of 1e30", "A bit was flipped on a disk or in memory.", of("layers.1.mlp.up_proj", flipped(1, 1e30)))  # fmt: skip
+add("sft", HUGE, "a few huge weights", "A block of a file was written over.", of("layers.0.self_attn.q_proj", flipped(5, 1e6)))  # fmt: skip
+add("kto", HUGE, "one huge norm", "A bit was flipped on a disk or in memory.", of("layers.0.input_layernorm", flipped(1, 1e5)))  # fmt: skip
+add("finetune", HUGE, "one weight of 1e30 of an encoder", "A bit was flipped on a disk or in memory.", of("layer.1.intermediate.dense.weight", flipped(1, 1e30)))  # fmt: skip
+add("finetune", HUGE, "one weight of 1e30 t5", "A bit was flipped on a disk or in memory.", of("decoder.block.1.layer.2.DenseReluDense.wi", flipped(1, 1e30)), s2s)  # fmt: skip
