@@ -6,7 +6,6 @@ import base64
 import functools
 import json
 import multiprocessing
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,6 +22,7 @@ from pipeline.data import types
 from pipeline.data.rows import Rows, characters
 from pipeline.data.tokens import batched
 from pipeline.data.types import Row
+from pipeline.system import cores
 
 if TYPE_CHECKING:
     from pipeline.chain.run import Run
@@ -146,7 +146,7 @@ def cleaned(run: Run, split: str, rows: Rows, plan: Plan) -> Iterator[dict[str, 
         return value
 
     mark = run.record["inputs"]
-    cores = len(os.sched_getaffinity(0))
+    number_of_cores = cores.count()
     waiting: deque[tuple[int, Future[dict[str, Any]] | dict[str, Any]]] = deque()
     with ExitStack() as stack:
         pool: ProcessPoolExecutor | None = None
@@ -159,12 +159,14 @@ def cleaned(run: Run, split: str, rows: Rows, plan: Plan) -> Iterator[dict[str, 
             found = blocks.kept(run.output, name(number), run.say)
             if found and found.mark == mark:
                 waiting.append((number, found.value))
-            elif cores == 1 or (pool is None and len(rows.kept) == len(items)):
+            elif number_of_cores == 1 or (pool is None and len(rows.kept) == len(items)):
                 waiting.append((number, keep(number, clean(plan, items))))
             else:
-                pool = pool or stack.enter_context(ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")))
+                pool = pool or stack.enter_context(
+                    ProcessPoolExecutor(number_of_cores, multiprocessing.get_context("spawn"), cores.begin)
+                )
                 waiting.append((number, pool.submit(clean, plan, items)))
-            while len(waiting) > (2 * cores if pool else 0):
+            while len(waiting) > (2 * number_of_cores if pool else 0):
                 yield ready()
         while waiting:
             yield ready()
