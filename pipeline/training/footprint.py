@@ -139,3 +139,16 @@ def followed(step: Callable[[], Any], vocabulary: int) -> Step:
     counts = counter.get_flop_counts().get("Global", {})
     linear = sum(count for name, count in counts.items() if str(name).removeprefix("aten.") in _LINEAR)
     return Step(tuple(tracker.events), tracker.logits, linear, sum(counts.values()) - linear)
+
+
+def of_configuration(config: Any, auto: Any, length: int, rows: int = 1) -> tuple[Any, Step]:
+    """Return a model of a configuration and a step of it on rows of a length, both without memory: on torch's meta device.
+
+    `auto`: the Auto class that builds it. Every parameter is trained.
+    """
+    with torch.device("meta"):
+        model = auto.from_config(config, trust_remote_code=False)
+        ids = torch.zeros((rows, length), dtype=torch.long)
+    model.train()
+    vocabulary = config.get_text_config().vocab_size
+    return model, followed(lambda: model(input_ids=ids, labels=ids).loss.backward(), vocabulary)

@@ -6,7 +6,6 @@ holds is told from them (`footprint.py`). Then a few steps are taken as they are
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import math
@@ -22,6 +21,7 @@ from transformers import TrainerCallback
 
 from pipeline.data.batches import IDS, tokens_read
 from pipeline.system import hardware
+from pipeline.system.memory import Peak
 from pipeline.training import loop
 from pipeline.training.footprint import Step, extrapolated, followed
 from pipeline.training.trainer import StageTrainer, take_rows
@@ -42,6 +42,7 @@ class Asked:
     steps: int  # that are timed; 0: none is taken
     seconds: float  # after which no further one is timed
     room: int  # bytes of memory that may be filled
+    peak: Peak  # of this process
 
 
 class _Enough(Exception):
@@ -120,7 +121,7 @@ class _Probe:
             self._note(model, *self._by_rows(model, trainer.args.per_device_train_batch_size))
         if not self.asked.steps or self.found["held"] * _HEAP > self.asked.room:
             raise _Enough
-        give_back()
+        self.asked.peak.forget()
         if trainer.samples:
             trainer.training_step = self.step
             return self.step(model, inputs, items)
@@ -283,15 +284,6 @@ def _shape(batch: Any) -> tuple[int, int, int]:
         columns = [next(value for value in batch.values() if isinstance(value, torch.Tensor) and value.dim())]
     ids = sum(one.numel() for one in columns)
     return ids, sum(one.numel() * one.shape[-1] for one in columns), max(one.shape[-1] for one in columns)
-
-
-def give_back() -> None:
-    """Give freed memory back to the system, and forget the peak of this process, so that what follows shows its own."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:  # of another system: the peak holds what was looked at, too
-        return
 
 
 def stands_in(asked: Asked) -> None:

@@ -7,7 +7,6 @@ import importlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipeline.chain.profile import Node
 from pipeline.chain.stage import DATA, ROWS
 from pipeline.commands._forked import forked
 from pipeline.commands._plan.devices import UTILISATION, Machine
-from pipeline.system import config, hardware
+from pipeline.system import config, hardware, memory
 
 STEPS, SECONDS = 20, 60.0  # that are taken of each node on this machine, and the time after which no further one is begun
 CONTEXT, FRAGMENTS = 0.6e9, 1.1  # of an accelerator: bytes of its driver's context, and what its allocator holds beyond tensors
@@ -160,7 +159,7 @@ class Planner:
 
     def run(self, node: Node, way: str, *flags: str, follow_only: bool = False) -> tuple[str, dict[str, Any] | None]:
         """Run a node in a fork whose trainer plans; return why it failed, or "", and the trainer's answer."""
-        from pipeline.training.planned import Asked, give_back, stands_in
+        from pipeline.training.planned import Asked, stands_in
 
         output, answer = self.scratch / way / node.name, self.scratch / way / f"{node.name}.json"
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -171,11 +170,18 @@ class Planner:
         argv += ["--max_steps", str(steps or 1), "--save_strategy", "'no'", *flags]
         if not self.machine.here and "bf16" not in node.settings:
             argv += ["--bf16", "true"]
-        asked = Asked(answer, int(node.settings.get("max_steps", -1)), steps, SECONDS, hardware.room())
-        give_back()
-        before = _memory()["VmRSS"]
+        watched = Watched()
+
+        def before() -> None:
+            watched.begin()
+            stands_in(Asked(answer, int(node.settings.get("max_steps", -1)), steps, SECONDS, hardware.room(), watched.peak))
+
+        def after() -> None:
+            if answer.is_file():
+                answer.write_text(json.dumps(json.loads(answer.read_text(encoding="utf-8")) | {"process": watched.more()}))
+
         printed = self.scratch / f"{node.name}-{way}.log"
-        status = forked(node, argv, printed, before=partial(stands_in, asked), after=partial(_note_peak, answer, before))
+        status = forked(node, argv, printed, before, after)
         found = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else None
         if way != "whole":
             shutil.rmtree(output, ignore_errors=True)
@@ -202,16 +208,19 @@ def load_libraries(library_of: Mapping[str, str | None]) -> None:
         config.library_class(name)
 
 
-def _memory() -> dict[str, int]:
-    """Return what this process holds and held at most, in bytes; zeros on a system that doesn't tell."""
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="ascii", errors="ignore").splitlines() if status.is_file() else []
-    told = dict(line.split(":", 1) for line in lines)
-    return {name: 1024 * int(told.get(name, "0 kB").split()[0]) for name in ("VmRSS", "VmHWM")}
+class Watched:
+    """A child process whose memory is watched, beside what it shares with the one that it was forked from."""
 
+    def __init__(self) -> None:
+        memory.give_back()
+        self.before = memory.held()
+        self.peak: memory.Peak
 
-def _note_peak(answer: Path, before: int) -> None:
-    """Write what the process held at most beside what it had imported, where a trainer has answered."""
-    if answer.is_file():
-        found = json.loads(answer.read_text(encoding="utf-8"))
-        answer.write_text(json.dumps(found | {"process": max(0, _memory()["VmHWM"] - before)}), encoding="utf-8")
+    def begin(self) -> None:
+        """Begin to watch, in the child."""
+        self.peak = memory.Peak()
+        self.peak.start()
+
+    def more(self) -> int:
+        """Return the bytes that the child held at most beyond what it began with."""
+        return max(0, self.peak.most - self.before)
