@@ -38,7 +38,9 @@ def counted(run):
 
 
 def test_operations_are_those_that_were_reported():
-    print(f"\n{'run':<24} {'parameters':>10} {'FLOPs':>9} {'+attention':>10} {'reported':>9} {'ratio':>6}  {'hours':>11} {'theirs':>11}")
+    print(
+        f"\n{'run':<24} {'parameters':>10} {'FLOPs':>9} {'+attention':>10} {'reported':>9} {'ratio':>6}  {'hours':>11} {'theirs':>11}"
+    )
     ratios = {}
     for name, run in RUNS.items():
         linear, attention, parameters = counted(run)

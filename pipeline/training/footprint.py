@@ -109,25 +109,30 @@ class _Followed(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for one in tree_leaves(out):
             if isinstance(one, torch.Tensor):
-                self._seen(one.untyped_storage(), made=True)
-                if one.dim() > 1 and one.shape[-1] == self.vocabulary:
+                new = self._seen(one.untyped_storage(), made=True)
+                if new and one.dim() > 1 and one.shape[-1] == self.vocabulary and not _backwards():  # no weight's gradient
                     self.logits = max(self.logits, one.untyped_storage().nbytes())
         return out
 
-    def _seen(self, storage: Any, made: bool) -> None:
-        """Note a storage that is met for the first time; what is only read was there before the step."""
+    def _seen(self, storage: Any, made: bool) -> bool:
+        """Note a storage, and say whether it is met for the first time; what is only read was there before the step."""
         if storage._cdata in self.known or not storage.nbytes():
-            return
+            return False
         self.known.add(storage._cdata)
         if made:
             self.events.append((self.made, storage.nbytes()))
         weakref.finalize(storage, self._freed, storage._cdata, self.made if made else None)
         self.made += made
+        return True
 
     def _freed(self, storage: int, tensor: int | None) -> None:
         self.known.discard(storage)
         if tensor is not None:
             self.events.append((tensor, 0))
+
+
+def _backwards() -> bool:
+    return int(torch._C._current_graph_task_id()) != -1
 
 
 def followed(step: Callable[[], Any], vocabulary: int) -> Step:

@@ -23,7 +23,7 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
-from pipeline.training import guards, outcome, parents, rates
+from pipeline.training import guards, outcome, parents, rates, room
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
@@ -175,6 +175,8 @@ def _check(run: Run, trainer: StageTrainer) -> None:
     model, tokenizer = trainer.model, trainer.processing_class
     guards.adapts(model, getattr(run.options, "target_modules", ""))
     guards.fills(trainer)
+    if said := room.missing(trainer, lora=getattr(run.options, "method", "") == "full"):
+        raise UserError(said)
     if said := rates.fault(model, trainer.args, steps(trainer.args, len(examples) if hasattr(examples, "__len__") else 1)):
         if run.arguments.get("max_steps", -1) <= 0:
             raise UserError(said)

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from pipeline.data.batches import IDS, tokens_read
 from pipeline.system import hardware
 from pipeline.system.memory import Peak
-from pipeline.training import loop
+from pipeline.training import loop, room
 from pipeline.training.footprint import Step, extrapolated, followed
 from pipeline.training.trainer import StageTrainer, take_rows
 
@@ -73,29 +73,36 @@ def planned(trainer: Any, asked: Asked, train: Callable[[Any], Any]) -> None:
             one for state in trainer.optimizer.state.values() for one in state.values() if isinstance(one, torch.Tensor)
         )
         found["measured"] = {
-            "steps": len(clock.times), "seconds_a_step": statistics.fmean(clock.times[_WARM:] or clock.times[-1:]),
+            "steps": len(clock.times), "seconds_a_step": _mean(clock.times), "processor_seconds_a_step": _mean(clock.processor),
             "tokens_a_step": trainer.state.num_input_tokens_seen / trainer.state.global_step,
         }  # fmt: skip
     asked.out.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _mean(times: Sequence[float]) -> float:
+    """Return the mean of the times of steps, without those that warm up or are taken on the longest rows."""
+    return statistics.fmean(times[_WARM:] or times[-1:])
 
 
 class _Clock(TrainerCallback):
     """Take the time of each step, from the end of the one before."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.times = seconds, list[float]()
-        self.began = self.last = 0.0
+        self.seconds, self.times, self.processor = seconds, list[float](), list[float]()
+        self.began = self.last = self.used = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Begin with the first step, after which each begins where the one before ended."""
         if not self.began:
             self.began = self.last = time.monotonic()
+            self.used = time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note a step's time, and stop when there was enough of it."""
         now = time.monotonic()
         self.times.append(now - self.last)
-        self.last = now
+        self.processor.append(time.process_time() - self.used)
+        self.last, self.used = now, time.process_time()
         if now - self.began > self.seconds and len(self.times) > _WARM:
             control.should_training_stop = True
 
@@ -189,9 +196,10 @@ class _Probe:
         parameters = list(trainer.model.parameters())
         trained = [one for one in parameters if one.requires_grad]
         accumulated = _bytes(trained) if arguments.gradient_accumulation_steps > 1 else 0
+        optimizer = str(getattr(arguments.optim, "value", arguments.optim))
         weights = _bytes([*parameters, *trainer.model.buffers()])
         others = _bytes(_others(trainer, parameters))
-        state = _state(str(arguments.optim)) * sum(one.numel() for one in trained)
+        state = room.state(optimizer) * sum(one.numel() for one in trained)
         step = max(whole.peak + accumulated, _bytes(trained))
         gradients = (accumulated or whole.kept) if step > _bytes(trained) else step
         logits = min(whole.logits, step - gradients)
@@ -201,7 +209,7 @@ class _Probe:
         self.found |= {
             "trained": sum(one.numel() for one in trained), "frozen": sum(one.numel() for one in parameters if not one.requires_grad),
             "steps": self.total, "batch": arguments.per_device_train_batch_size, "accumulation": arguments.gradient_accumulation_steps,
-            "processes": arguments.world_size, "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
+            "processes": arguments.world_size, "optimizer": optimizer,
             "flops": {"linear": linear * batches * self.total, "attention": attention * batches * self.total},
             "memory": {
                 "weights": weights, "gradients": gradients, "optimizer": state, "activations": step - gradients - logits, "logits": logits,
@@ -232,14 +240,6 @@ def _others(trainer: Any, ours: Sequence[Any]) -> list[Any]:
 
 def _bytes(tensors: Any) -> int:
     return sum(one.numel() * one.element_size() for one in tensors)
-
-
-def _state(optimizer: str) -> int:
-    """Return the bytes of an optimizer's state for each trained parameter, before it took its first step."""
-    name = optimizer.lower()
-    if "8bit" in name:
-        return 2
-    return 8 if "adam" in name else 0 if "sgd" in name else 4
 
 
 def _order(trainer: Any, steps: int) -> list[Any]:
