@@ -1,6 +1,6 @@
 """How much memory a step holds at its peak, told from the same step on fewer rows.
 
-The sizes of all tensors that a step makes are followed operation by operation. A step on one row and a step on two run the
+The sizes of all tensors that a step makes are followed operation by operation, and the operations are counted. A step on one row and a step on two run the
 same operations, so what is held after each of them grows by a constant from row to row: the curve of any number of rows,
 and its peak, follow without that step being taken.
 """
@@ -9,32 +9,41 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 _aten: Any = torch.ops.aten
 
 
-def _sdpa(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+def _fused(query: Any, key: Any, value: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
 
 
-def _sdpa_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
+def _fused_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
 
 
-# What the counter of torch does not know: a CPU's fused attention takes as many operations as the others.
-_FUSED = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
+# Of what torch's table does not have: a CPU's fused attention takes as many operations as the others.
+_FORMULAS = {
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _fused,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
 }
-_LINEAR = ("mm", "addmm", "_grouped_mm", "convolution", "convolution_backward")  # operations whose count follows the tokens
+_LINEAR = {
+    _aten.mm,
+    _aten.addmm,
+    _aten._grouped_mm,
+    _aten.convolution,
+    _aten.convolution_backward,
+}  # their count follows the tokens
 
 
 Event = tuple[int, int]  # (which of the tensors, its bytes, or 0 where it is freed)
@@ -80,16 +89,18 @@ class Step:
 def extrapolated(few: Step, more: Step, times: float) -> Step:
     """Return the step on rows that are `times` the difference of two steps more than those of the first.
 
-    What both made in the same order grows by a constant; ValueError where they did not.
+    Where both made the same tensors in the same order, each grows by a constant; else the two peaks alone tell how it goes on.
     """
-    if not few.alike(more):
-        raise ValueError("the two steps ran other operations")
 
     def at(one: int, other: int) -> int:
-        return round(one + times * (other - one))
+        return max(0, round(one + times * (other - one)))
 
-    events = [(tensor, at(size, other)) for (tensor, size), (_, other) in zip(few.events, more.events, strict=True)]
-    return Step(events, at(few.logits, more.logits), at(few.linear, more.linear), at(few.attention, more.attention))
+    same = few.alike(more)
+    events = [(tensor, at(size, other)) for (tensor, size), (_, other) in zip(few.events, more.events, strict=False)]
+    peaks = [(0, at(few.peak, more.peak)), (0, 0)]
+    return Step(
+        events if same else peaks, at(few.logits, more.logits), at(few.linear, more.linear), at(few.attention, more.attention)
+    )
 
 
 class _Followed(TorchDispatchMode):
@@ -100,13 +111,21 @@ class _Followed(TorchDispatchMode):
         self.vocabulary, self.logits = vocabulary, 0
         self.events: list[Event] = []
         self.known: set[int] = set()
-        self.made = 0
+        self.made = self.linear = self.attention = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return torch.ones((), dtype=args[0].dtype).item()  # whoever asks a tensor without numbers is told yes
         for one in tree_leaves((args, kwargs)):
             if isinstance(one, torch.Tensor):
                 self._seen(one.untyped_storage(), made=False)
         out = func(*args, **(kwargs or {}))
+        if (kind := func._overloadpacket) in _FORMULAS:
+            count = _FORMULAS[kind](*args, **(kwargs or {}), out_val=out)
+            if kind in _LINEAR:
+                self.linear += count
+            else:
+                self.attention += count
         for one in tree_leaves(out):
             if isinstance(one, torch.Tensor):
                 new = self._seen(one.untyped_storage(), made=True)
@@ -138,22 +157,26 @@ def _backwards() -> bool:
 def followed(step: Callable[[], Any], vocabulary: int) -> Step:
     """Take a step and return what it made. `vocabulary`: by which logits are known."""
     tracker = _Followed(vocabulary)
-    counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
-    with counter, tracker:
-        step()
-    counts = counter.get_flop_counts().get("Global", {})
-    linear = sum(count for name, count in counts.items() if str(name).removeprefix("aten.") in _LINEAR)
-    return Step(tuple(tracker.events), tracker.logits, linear, sum(counts.values()) - linear)
+    gc.collect()
+    gc.disable()  # tensors in circles of references would be freed at moments that have nothing to do with the step
+    try:
+        with tracker:
+            step()
+    finally:
+        gc.enable()
+    return Step(tuple(tracker.events), tracker.logits, tracker.linear, tracker.attention)
 
 
-def of_configuration(config: Any, auto: Any, length: int, rows: int = 1) -> tuple[Any, Step]:
-    """Return a model of a configuration and a step of it on rows of a length, both without memory: on torch's meta device.
+def of_configuration(
+    config: Any, auto: Any, length: int, rows: int = 1, prepare: Callable[[Any], Any] = lambda model: model
+) -> tuple[Any, Step]:
+    """Return a model of a configuration and a step of it on rows of a length; neither takes memory, as torch only fakes them.
 
-    `auto`: the Auto class that builds it. Every parameter is trained.
+    `auto`: the Auto class that builds it. `prepare`: what makes of the model the one that is trained, such as an adapter.
     """
-    with torch.device("meta"):
-        model = auto.from_config(config, trust_remote_code=False)
+    with FakeTensorMode():
+        model = prepare(auto.from_config(config, trust_remote_code=False))
         ids = torch.zeros((rows, length), dtype=torch.long)
-    model.train()
-    vocabulary = config.get_text_config().vocab_size
-    return model, followed(lambda: model(input_ids=ids, labels=ids).loss.backward(), vocabulary)
+        model.train()
+        vocabulary = config.get_text_config().vocab_size
+        return model, followed(lambda: model(input_ids=ids, labels=ids).loss.backward(), vocabulary)

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.chain import manifest, profile
 from pipeline.chain.profile import Node
 from pipeline.chain.stage import DATA, ROWS
 from pipeline.commands._forked import forked
+from pipeline.commands._plan import sketch
 from pipeline.commands._plan.devices import UTILISATION, Machine
 from pipeline.system import config, hardware, memory
 
@@ -71,6 +72,7 @@ class Planner:
         self, whole: profile.Profile, runs: Path, scratch: Path, machine: Machine, utilisation: float = UTILISATION
     ) -> None:
         self.whole, self.runs, self.scratch, self.machine, self.utilisation = whole, runs, scratch, machine, utilisation
+        self.sketched: set[str] = set()  # nodes that handed nothing on, since their parent can't be loaded here
 
     def planned(self) -> Iterator[Planned]:
         """Yield what there is to say about each node, parents first."""
@@ -85,7 +87,7 @@ class Planner:
         if node.signature is None:
             found.why = "its options are at fault; `make check` says how"
         elif missing:
-            found.why = f"{' and '.join(missing)} must be made first, since what it reads is not known before"
+            found.why = _reason(missing, self.sketched)
         elif node.signature.gives == ROWS:
             found.why = "it hands on rows and trains no model"
         else:
@@ -102,6 +104,8 @@ class Planner:
     def _look(self, node: Node, found: Planned) -> None:
         """Fill in what a node's own trainer says, and what would make it fit."""
         said, answer = self.run(node, "whole")
+        if "sketched" in (answer or {}):
+            self.sketched.add(node.name)
         if answer is None:
             found.why = said or "it trains no model by gradient descent"
             return
@@ -161,6 +165,9 @@ class Planner:
         """Run a node in a fork whose trainer plans; return why it failed, or "", and the trainer's answer."""
         from pipeline.training.planned import Asked, stands_in
 
+        folder = sketch.parent_of(node, self.place)
+        if folder and sketch.too_large(folder, hardware.room()):
+            return "", sketch.answer(_changed(node, flags), folder, self.machine.here)
         output, answer = self.scratch / way / node.name, self.scratch / way / f"{node.name}.json"
         output.parent.mkdir(parents=True, exist_ok=True)
         steps = STEPS if self.machine.here and not follow_only else 0
@@ -187,6 +194,19 @@ class Planner:
             shutil.rmtree(output, ignore_errors=True)
         lines = printed.read_text(encoding="utf-8", errors="replace")[-_SEEN:].strip().splitlines()
         return "" if status == 0 else (lines[-1] if lines else f"it ended with status {status}"), found
+
+
+def _reason(missing: list[str], sketched: set[str]) -> str:
+    """Return why a node is not planned whose parents handed nothing on."""
+    if set(missing) <= sketched:
+        return f"its parent {' and '.join(missing)} can't be loaded here; plan it with the parent's own folder in its place"
+    return f"{' and '.join(missing)} must be made first, since what it hands on is not known before"
+
+
+def _changed(node: Node, flags: Sequence[str]) -> Node:
+    """Return a node with flags among its settings."""
+    given = {flag.removeprefix("--"): config.read_yaml(value) for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+    return dataclasses.replace(node, settings={**node.settings, **given})
 
 
 def disk(node: Node, answer: Mapping[str, Any]) -> int:
