@@ -1,6 +1,6 @@
-"""Published training runs: their operations, counted by the planner on a model without weights, beside what was reported.
+"""Published training runs: their operations, counted by the planner on faked tensors, beside what was reported.
 
-    python -m pytest tests/test_plan_published.py -s
+    python -m pytest -m measured tests/test_plan_published.py -s
 
 Hours are printed beside theirs: at the utilisation that they state, else at the one that the planner assumes.
 """
@@ -37,6 +37,7 @@ def counted(run):
     return whole[0] * steps, whole[1] * steps, whole[2]
 
 
+@pytest.mark.measured
 def test_operations_are_those_that_were_reported():
     print(
         f"\n{'run':<24} {'parameters':>10} {'FLOPs':>9} {'+attention':>10} {'reported':>9} {'ratio':>6}  {'hours':>11} {'theirs':>11}"

@@ -168,14 +168,19 @@ def followed(step: Callable[[], Any], vocabulary: int) -> Step:
 
 
 def of_configuration(
-    config: Any, auto: Any, length: int, rows: int = 1, prepare: Callable[[Any], Any] = lambda model: model
+    config: Any,
+    auto: Any,
+    length: int,
+    rows: int = 1,
+    prepare: Callable[[Any], Any] = lambda model: model,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, Step]:
     """Return a model of a configuration and a step of it on rows of a length; neither takes memory, as torch only fakes them.
 
     `auto`: the Auto class that builds it. `prepare`: what makes of the model the one that is trained, such as an adapter.
     """
     with FakeTensorMode():
-        model = prepare(auto.from_config(config, trust_remote_code=False))
+        model = prepare(auto.from_config(config, dtype=dtype, trust_remote_code=False))
         ids = torch.zeros((rows, length), dtype=torch.long)
         model.train()
         vocabulary = config.get_text_config().vocab_size

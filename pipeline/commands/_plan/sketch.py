@@ -52,13 +52,14 @@ def answer(node: Node, folder: Path, here: bool) -> dict[str, Any]:
         if adapter is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, adapter)
-        return model if here else model.to(torch.bfloat16)
+            model = get_peft_model(model, adapter, autocast_adapter_dtype=False)
+        return model
 
+    dtype = torch.float32 if here else torch.bfloat16
     batch, parts = (int(arguments.get(key, default)) for key, default in (("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1)))  # fmt: skip
     sides = 2 if node.stage.reads == "preference" else 1  # of a row, each read beside the other
-    model, few = of_configuration(config, auto, length, _FEW[0], prepare)
-    _, more = of_configuration(config, auto, length, _FEW[1], prepare)
+    model, few = of_configuration(config, auto, length, _FEW[0], prepare, dtype)
+    _, more = of_configuration(config, auto, length, _FEW[1], prepare, dtype)
     steps = _steps(node, options, arguments, batch * parts)
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     whole = sum(one.numel() for one in model.parameters())
