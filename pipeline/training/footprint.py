@@ -179,9 +179,26 @@ def of_configuration(
 
     `auto`: the Auto class that builds it. `prepare`: what makes of the model the one that is trained, such as an adapter.
     """
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = prepare(auto.from_config(config, dtype=dtype, trust_remote_code=False))
+    model.train()
+    vocabulary = config.get_text_config().vocab_size
+    with FakeTensorMode():
+        _fake(model)
         ids = torch.zeros((rows, length), dtype=torch.long)
-        model.train()
-        vocabulary = config.get_text_config().vocab_size
         return model, followed(lambda: model(input_ids=ids, labels=ids).loss.backward(), vocabulary)
+
+
+def _fake(model: Any) -> None:
+    """Put tensors of a CPU, which torch fakes here, in the place of a model's on the meta device; shared ones stay shared."""
+    made: dict[int, Any] = {}
+
+    def like(one: torch.Tensor) -> Any:
+        if id(one) not in made:
+            empty = torch.empty(one.shape, dtype=one.dtype)
+            made[id(one)] = torch.nn.Parameter(empty, one.requires_grad) if isinstance(one, torch.nn.Parameter) else empty
+        return made[id(one)]
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            held.update({name: like(one) for name, one in held.items() if one is not None})
