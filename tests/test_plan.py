@@ -86,6 +86,27 @@ def test_a_named_machine_is_planned_for_without_a_step(small, tmp_path):  # noqa
     assert _plan.energy(machine, 3600) == pytest.approx(8 * 0.7)
 
 
+def test_a_parent_of_which_only_the_configuration_is_there_is_planned_without_being_loaded(tmp_path):
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 500}
+    LlamaConfig(architectures=["LlamaForCausalLM"], **sizes).save_pretrained(tmp_path / "parent")
+    nodes = tmp_path / "nodes"
+    nodes.mkdir()
+    lines = f"parent: {tmp_path / 'parent'}\nchat_template: chatml.jinja\nmax_length: 32\nmax_steps: 7\n"
+    (nodes / "sft.yaml").write_text(f"{lines}method: full\n")
+    (nodes / "sft-lora.yaml").write_text(lines)
+    full, lora = _plan.Planner(profile.load(nodes), tmp_path / "runs", tmp_path / "scratch", devices.chosen("h100")).planned()
+    body = 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    assert full.found["trained"] == 2 * 500 * 64 + body + 5 * 64
+    assert full.found["steps"] == 7
+    assert full.found["flops"]["linear"] == 6 * (body + 500 * 64) * 7 * 8 * 32
+    assert lora.found["frozen"] == full.found["trained"]
+    assert 0 < lora.found["trained"] < body
+    assert lora.found["memory"]["optimizer"] == 8 * lora.found["trained"]
+    assert full.fits
+
+
 def test_what_does_not_fit_is_told_with_the_smallest_change_that_does(small, tmp_path):  # noqa: F811
     machine = devices.Machine("a small one", 1, 0.0, 100.0, 1e12)
     planner = _plan.Planner(small, tmp_path, tmp_path / "scratch", machine)
