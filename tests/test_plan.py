@@ -74,12 +74,13 @@ def test_a_profile_is_planned_before_anything_is_made(small, tmp_path, run, monk
     assert "steps over" in out
 
 
-def test_a_named_machine_is_planned_for_without_a_step(small, tmp_path):  # noqa: F811
+def test_a_named_machine_is_planned_for_without_timing_a_step(small, tmp_path):  # noqa: F811
     machine = devices.chosen("h100x8")
     planner = _plan.Planner(small, tmp_path, tmp_path / "scratch", machine, 0.5)
-    first = next(planner.planned())
-    assert not first.why
-    assert "measured" not in first.found
+    found = list(planner.planned())
+    assert [(one.name, one.why) for one in found] == [(name, "") for name in small.nodes]
+    first = found[0]
+    assert not any("measured" in one.found for one in found)
     total = sum(first.found["flops"].values())
     assert first.seconds == total / (8 * 989.4e12 * 0.5)
     assert _plan.cost(machine, 3600) == 8 * 3.24

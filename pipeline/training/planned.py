@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from pipeline.data.batches import IDS, tokens_read
 from pipeline.system import hardware
+from pipeline.system.errors import WorldError
 from pipeline.system.memory import Peak
 from pipeline.training import loop, room
 from pipeline.training.footprint import Step, extrapolated, followed
@@ -39,14 +40,14 @@ class Asked:
 
     out: Path  # the answer, JSON
     max_steps: int  # of the run itself; -1: its epochs
-    steps: int  # that are timed; 0: none is taken
+    steps: int  # that are timed; 0: one is taken, so that there is something to hand on
     seconds: float  # after which no further one is timed
     room: int  # bytes of memory that may be filled
     peak: Peak  # of this process
 
 
 class _Enough(Exception):
-    """The step was followed and none is to be taken."""
+    """The step was followed and can't be taken here."""
 
 
 def planned(trainer: Any, asked: Asked, train: Callable[[Any], Any]) -> None:
@@ -64,11 +65,14 @@ def planned(trainer: Any, asked: Asked, train: Callable[[Any], Any]) -> None:
     try:
         train(trainer)
     except _Enough:
-        trainer.optimizer = None
+        asked.out.write_text(json.dumps(probe.found), encoding="utf-8")
+        raise WorldError("its step would not fit into the memory of this machine, so it hands nothing on") from None
     finally:
         trainer.training_step = step
+    # Without the bf16 of another machine, in which a merged adapter differs by more than rounding.
+    trainer.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     found = probe.found
-    if clock.times and trainer.optimizer is not None:
+    if asked.steps and clock.times:
         found["memory"]["optimizer"] = _bytes(
             one for state in trainer.optimizer.state.values() for one in state.values() if isinstance(one, torch.Tensor)
         )
@@ -126,10 +130,10 @@ class _Probe:
             self._note(model, *self._as_it_is(model, inputs, items))
         else:
             self._note(model, *self._by_rows(model, trainer.args.per_device_train_batch_size))
-        if not self.asked.steps or self.found["held"] * _HEAP > self.asked.room:
+        if self.found["held"] * _HEAP > self.asked.room:
             raise _Enough
         self.asked.peak.forget()
-        if trainer.samples:
+        if trainer.samples or not self.asked.steps:
             trainer.training_step = self.step
             return self.step(model, inputs, items)
         trainer.training_step = self.largest
