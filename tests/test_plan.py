@@ -74,6 +74,7 @@ def test_a_profile_is_planned_before_anything_is_made(small, tmp_path, run, monk
     assert "steps over" in out
 
 
+@pytest.mark.slow
 def test_a_named_machine_is_planned_for_without_timing_a_step(small, tmp_path):  # noqa: F811
     machine = devices.chosen("h100x8")
     planner = _plan.Planner(small, tmp_path, tmp_path / "scratch", machine, 0.5)
