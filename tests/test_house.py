@@ -131,7 +131,7 @@ def test_no_stage_is_named_outside_of_its_script():
 def test_stages_holds_stages():
     assert {path.name for path in (ROOT / "stages").iterdir() if path.name != "__pycache__"} == {
         f"{kind}.py" for kind in stages.known()
-    } | {"profiles"}
+    } | {"profiles", "launch"}
     for kind in stages.known():
         stage = stages.load(kind)
         assert stage.kind == kind

@@ -30,6 +30,7 @@ _VARIABLES = {
     "INCLUDE": "a folder of task files beside ours, for `make benchmark`",
     "STRICT": "1: a change of our code or of a library's version repeats a node too",
     "DEEP": "1: `make check` also trains each node for a few steps in ways that must end alike, and shows by how much they differ",
+    "ON": "the machine that `make plan` is for, e.g. ON=h100x8; without it this one",
     "LAUNCH": "how stages are started, e.g. LAUNCH='torchrun --nproc_per_node 2' or 'accelerate launch'",
     "CACHE": "folder of rows and tokens that are kept for the next run; by default under the user's cache",
     "CACHE_GB": "its largest size (50); what was not used for the longest time goes first",

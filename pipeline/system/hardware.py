@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 CORE_WATTS, ACCELERATOR_WATTS = 10, 400  # what an estimate of energy assumes of one core, of one accelerator
@@ -47,3 +48,30 @@ def peak_memory() -> int:
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def room() -> int:
+    """Return the bytes of memory that a process can still fill: of the accelerator where there is one, else of the host.
+
+    On the host that is what the system calls available, with free swap, but no more than the process's control group is left.
+    """
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return int(free) + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free = int(psutil.virtual_memory().available + psutil.swap_memory().free)
+    return min([free, *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """Yield what the process's control groups leave, of version 2."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines()).get("file", "0")
+    except (OSError, ValueError):
+        return
+    if limit != "max":
+        yield int(limit) - int(used) + int(cached)

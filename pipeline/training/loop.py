@@ -23,7 +23,7 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
-from pipeline.training import first_step, guards, outcome, parents, rates, sharded, tracking
+from pipeline.training import first_step, guards, outcome, parents, rates, room, sharded, tracking
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
@@ -182,6 +182,8 @@ def _check(run: Run, trainer: StageTrainer) -> None:
     count = len(examples) if hasattr(examples, "__len__") else 0
     guards.adapts(model, getattr(run.options, "target_modules", ""))
     guards.fills(trainer)
+    if said := room.missing(trainer, lora=getattr(run.options, "method", "") == "full"):
+        raise UserError(said)
     warnings = [guards.accumulates(trainer.args, count)]
     if run.record.get("starts_from") == "parent":
         guards.broken(model)
@@ -280,7 +282,11 @@ def hand_over(
     save: Callable[[Any, Any, Path], None] = checkpoint.save,
 ) -> None:
     """Save the whole model, merged where there is an adapter, which is kept beside it."""
-    model = sharded.whole(trainer, trainer.outlined) if trainer.outlined else trainer.accelerator.unwrap_model(trainer.model)
+    model = (
+        sharded.whole(trainer, trainer.outlined)
+        if trainer.outlined
+        else trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    )
     if not run.main:
         return
     if hasattr(model, "merge_and_unload"):

@@ -5,7 +5,6 @@ Each node is trained for a few steps into a scratch folder, in several ways that
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import json
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.chain import manifest, profile
 from pipeline.chain.profile import Node
 from pipeline.chain.stage import ROWS
 from pipeline.commands._deep import models
+from pipeline.commands._forked import forked
 
 _STEPS, _SAVE = 6, 2  # of the optimizer; between checkpoints
 _EXACT = 2e-3  # of what a step moves, between two ways to sum the same gradient in fp32
@@ -149,7 +150,11 @@ class Battery:
             given += [f"--{role}", str(self.parent(node, role))]
         argv = [str(node.stage.script), *given, *flags]
         printed = self.scratch / f"{node.name}-{way}.log"
-        status = _launched(argv, printed, processes) if processes > 1 else _forked(node, argv, printed, kill_after)
+        status = (
+            _launched(argv, printed, processes)
+            if processes > 1
+            else forked(node, argv, printed, before=partial(_kill_after, kill_after))
+        )
         lines = printed.read_text(encoding="utf-8", errors="replace")[-_SEEN:].strip().splitlines()
         return "" if status == 0 else (lines[-1] if lines else f"status {status}")
 
@@ -162,28 +167,9 @@ def _launched(argv: Sequence[str], printed: Path, processes: int) -> int:
         ).returncode
 
 
-def _forked(node: Node, argv: list[str], printed: Path, kill_after: int) -> int:
-    """Run a stage in a fork of this process, which has the libraries loaded."""
-    from pipeline.chain.life import run_stage
-
-    child = os.fork()
-    if not child:
-        status = 1
-        with contextlib.suppress(BaseException), printed.open("wb", buffering=0) as out:
-            for descriptor in (1, 2):
-                os.dup2(out.fileno(), descriptor)
-            sys.stdout, sys.stderr, sys.argv = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1), argv
-            if kill_after:
-                _kill_after(kill_after)
-            status = run_stage(type(node.stage))
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-    _, code = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(code)
-
-
 def _kill_after(steps: int) -> None:
+    if not steps:
+        return
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     taken = [0]

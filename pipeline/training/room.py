@@ -1,0 +1,45 @@
+"""Whether gradients and the optimizer's state can fit beside the weights that are loaded: what is certain before the first step.
+
+Activations come on top; `make plan` tells them, too. So what is refused here could not have run, and nothing that could is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.system import hardware
+
+
+def state(optimizer: str) -> int:
+    """Return the bytes that an optimizer surely keeps for each trained parameter: 0 of one that keeps little or is not known."""
+    name = optimizer.lower()
+    if "adam" not in name or "4bit" in name or "paged" in name:
+        return 0
+    return 2 if "8bit" in name or "fp8" in name else 8
+
+
+def missing(trainer: Any, lora: bool) -> str:
+    """Return why a run can't fit into memory, with the smallest change that would make it fit; "" where it may.
+
+    `lora`: whether the stage can train an adapter in place of every parameter.
+    """
+    arguments = trainer.args
+    if arguments.fsdp or arguments.deepspeed or arguments.world_size > 1:
+        return ""  # what one process holds is the launcher's to say
+    trained = [one for one in trainer.model.parameters() if one.requires_grad]
+    gradients = sum(one.numel() * one.element_size() for one in trained)
+    optimizer = str(getattr(arguments.optim, "value", arguments.optim))
+    kept = state(optimizer) * sum(one.numel() for one in trained)
+    free = hardware.room()
+    if gradients + kept <= free:
+        return ""
+    told = f"{_size(free)} of memory can be filled, but gradients need {_size(gradients)} and {optimizer} keeps {_size(kept)}"
+    if gradients <= free and kept:
+        return f"{told}: optim: adafactor keeps nearly nothing and would fit; `make plan` tells what else would"
+    if lora:
+        return f"{told}: method: lora trains a small share of the parameters; `make plan` tells what it takes"
+    return f"{told}: take a smaller model or a larger machine; `make plan ON=h100` tells what it takes there"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,176 @@
+"""`make plan`: what it says of a small profile whose nodes were never made, for this machine and for named ones."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from pipeline.chain import profile
+from pipeline.commands import _plan, plan
+from pipeline.commands._plan import devices, table
+from pipeline.system.errors import UserError
+from pipeline.training import room
+from pipeline.training.footprint import extrapolated, followed
+from tests.conftest import flags_of
+from tests.test_deep import small  # noqa: F401
+
+KEYS = {
+    "node", "stage", "trained", "frozen", "tokens", "steps", "flops", "memory", "peak_memory", "room", "fits", "disk", "seconds", "kwh",
+    "dollars", "would_fit",
+}  # fmt: skip
+
+
+def layers():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 7))
+
+
+def step(model, rows):
+    return followed(lambda: model(torch.ones(rows, 64)).sum().backward(), 7)
+
+
+def test_a_step_is_told_from_the_same_on_fewer_rows():
+    found = {}
+    for rows in (2, 3, 50):
+        model = layers()
+        found[rows] = step(model, rows)
+    whole = extrapolated(found[2], found[3], 48)
+    assert whole.peak == found[50].peak
+    assert whole.linear == found[50].linear == 50 * 2 * (64 * 256 * 2 + 256 * 7 * 3)  # no gradient of the input
+    assert whole.logits == 50 * 7 * 4
+    gradients = sum(one.numel() * 4 for one in model.parameters())
+    assert 0 < whole.kept <= gradients
+    assert whole.peak > 50 * 256 * 4 * 2  # what the activation reads and gives
+
+
+def test_of_two_steps_that_ran_other_operations_the_peaks_alone_tell_how_it_goes_on():
+    model = layers()
+    two = step(model, 2)
+    three = followed(lambda: (model(torch.ones(3, 64)).sum() * 2).backward(), 7)
+    assert not two.alike(three)
+    assert extrapolated(two, three, 5).peak == two.peak + 5 * (three.peak - two.peak)
+
+
+def test_a_profile_is_planned_before_anything_is_made(small, tmp_path, run, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(_plan, "STEPS", 4)
+    status, out, _ = run("plan", "--profile", str(small.folder), "--runs", str(tmp_path))
+    assert status == 0
+    assert [path.name for path in (tmp_path / "small").iterdir()] == [plan.NAME]
+    record = json.loads((tmp_path / "small" / plan.NAME).read_text())
+    assert [node["node"] for node in record["nodes"]] == list(small.nodes)
+    for node in record["nodes"]:
+        assert set(node) == KEYS
+        assert node["fits"]
+        assert node["would_fit"] == []
+        assert 0 < node["seconds"] < math.inf
+        assert node["trained"] > 0
+        assert node["peak_memory"] > 0
+    first, adapted = record["nodes"][0], record["nodes"][1]
+    assert (first["frozen"], adapted["frozen"]) == (0, first["trained"])
+    assert first["memory"]["optimizer"] >= 8 * first["trained"]
+    rows = 400 * 32  # the head's weights, of which each token of a packed row takes six operations
+    assert first["flops"]["linear"] > 6 * rows * first["tokens"]
+    assert "steps over" in out
+
+
+@pytest.mark.slow
+def test_a_named_machine_is_planned_for_without_timing_a_step(small, tmp_path):  # noqa: F811
+    machine = devices.chosen("h100x8")
+    planner = _plan.Planner(small, tmp_path, tmp_path / "scratch", machine, 0.5)
+    found = list(planner.planned())
+    assert [(one.name, one.why) for one in found] == [(name, "") for name in small.nodes]
+    first = found[0]
+    assert not any("measured" in one.found for one in found)
+    total = sum(first.found["flops"].values())
+    assert first.seconds == total / (8 * 989.4e12 * 0.5)
+    assert _plan.cost(machine, 3600) == 8 * 3.24
+    assert _plan.energy(machine, 3600) == pytest.approx(8 * 0.7)
+
+
+def test_a_parent_of_which_only_the_configuration_is_there_is_planned_without_being_loaded(tmp_path):
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 500}
+    LlamaConfig(architectures=["LlamaForCausalLM"], **sizes).save_pretrained(tmp_path / "parent")
+    nodes = tmp_path / "nodes"
+    nodes.mkdir()
+    lines = f"parent: {tmp_path / 'parent'}\nchat_template: chatml.jinja\nmax_length: 32\nmax_steps: 7\n"
+    (nodes / "sft.yaml").write_text(f"{lines}method: full\n")
+    (nodes / "sft-lora.yaml").write_text(lines)
+    full, lora = _plan.Planner(profile.load(nodes), tmp_path / "runs", tmp_path / "scratch", devices.chosen("h100")).planned()
+    body = 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    assert full.found["trained"] == 2 * 500 * 64 + body + 5 * 64
+    assert full.found["steps"] == 7
+    assert full.found["flops"]["linear"] == 6 * (body + 500 * 64) * 7 * 8 * 32
+    assert lora.found["frozen"] == full.found["trained"]
+    assert 0 < lora.found["trained"] < body
+    assert lora.found["memory"]["optimizer"] == 8 * lora.found["trained"]
+    assert full.fits
+
+
+def test_what_does_not_fit_is_told_with_the_smallest_change_that_does(small, tmp_path):  # noqa: F811
+    machine = devices.Machine("a small one", 1, 0.0, 100.0, 1e12)
+    planner = _plan.Planner(small, tmp_path, tmp_path / "scratch", machine)
+    first = next(planner.planned())
+    changes = [change for change, _ in first.ways]
+    assert changes == ["gradient_checkpointing: true", "per_device_train_batch_size: 2, gradient_accumulation_steps: 2",
+                       "per_device_train_batch_size: 1, gradient_accumulation_steps: 4"]  # fmt: skip
+    told = list(table.lines(first, machine))
+    assert "DOES NOT FIT" in told[-5]
+    assert "nothing that was tried" in told[-1]
+    enough = devices.Machine("a larger one", 1, first.ways[1][1], 100.0, 1e12)
+    again = next(_plan.Planner(small, tmp_path, tmp_path / "other", enough).planned())
+    assert again.fits or again.ways[-1][1] <= enough.memory
+
+
+def test_an_unknown_device_is_refused_with_the_nearest_names(run, tmp_path):
+    status, _, err = run("plan", "--profile", "tiny", "--runs", str(tmp_path), "--on", "h10x8")
+    assert status == 2
+    assert "did you mean h100 or h200?" in err
+    with pytest.raises(UserError, match="no device at all"):
+        devices.chosen("h100x0")
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "much"])
+def test_a_share_that_is_none_is_refused(run, share, tmp_path):
+    status, _, err = run("plan", "--profile", "tiny", "--runs", str(tmp_path), "--utilisation", share)
+    assert status == 2
+    assert "--utilisation" in err
+
+
+def test_every_device_has_its_source():
+    for name, row in devices.known().items():
+        assert {"memory", "bf16", "bandwidth", "source"} <= row.keys(), name
+        assert devices.chosen(name).count == 1
+
+
+def test_profiles_of_which_nothing_can_be_said_say_why(small, tmp_path):  # noqa: F811
+    nodes = tmp_path / "other"
+    nodes.mkdir()
+    (nodes / "sft.yaml").write_text("parent: nowhere/at/all\nchat_template: chatml.jinja\n")
+    found = list(_plan.Planner(profile.load(nodes), tmp_path / "runs", tmp_path / "scratch", devices.this()).planned())
+    assert "nowhere" in found[0].why
+
+
+def test_a_run_that_cannot_fit_is_refused_before_its_first_step(chain, data, tmp_path, run, monkeypatch):
+    from pipeline.system import hardware
+
+    # The small model has 36,736 parameters: 147 kB of gradients, 294 kB of AdamW's state.
+    flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--method", "full"]
+    monkeypatch.setattr(hardware, "room", lambda: 100_000)
+    status, _, err = run("sft", *flags)
+    assert status == 2
+    assert "method: lora" in err
+    assert not (tmp_path / "sft" / "manifest.json").exists()
+    monkeypatch.setattr(hardware, "room", lambda: 300_000)
+    status, _, err = run("sft", *flags)
+    assert (status, "optim: adafactor" in err) == (2, True), err
+    assert run("sft", *flags, "--optim", "adafactor")[0] == 0
+
+
+def test_an_optimizer_of_which_nothing_is_known_refuses_nothing():
+    assert [room.state(name) for name in ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor", "new_one")] == [
+        8, 2, 0, 0, 0, 0,
+    ]  # fmt: skip
