@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models import control
-from pipeline.system import hashes, signals
+from pipeline.system import hashes, limits, signals
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # reserved in pretraining, learned in SFT
 MOST = 50_000_000  # characters that a tokenizer is trained on: more of them no longer change which pieces are frequent
 _TALK = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})  # by which a template is tried
-_PATIENCE = 5  # seconds for a short conversation
+_PATIENCE, _ROOM = 5, 2**30  # seconds and bytes for a short conversation
 _SENTINELS = 100  # spans that span corruption can take out of one text
 _LONGEST = 16  # characters of a piece, where a language puts no spaces between words
 _RARE = 5  # a word seen less often than this has no vector
@@ -236,10 +238,8 @@ def templated(
     `mask`: with `assistant_masks`. What looks like a special token in a text stays text. Tools lie under `tools` of the first
     message. Raises control.Unfit for a conversation that the template refuses, and UserError for what it does not write.
     """
-    import jinja2
-
     turns, tools = _with_tools(messages)
-    try:
+    with _faults():
         _check_written(tokenizer, turns, tools)
         if control.within(tokenizer, messages):
             return control.conversation(tokenizer, turns, mask, answer_next, tools)
@@ -251,8 +251,6 @@ def templated(
             return_assistant_tokens_mask=mask,
             add_generation_prompt=answer_next,
         )
-    except jinja2.TemplateError as error:
-        raise _fault(error) from None
     return dict(made)
 
 
@@ -296,13 +294,9 @@ def _writes(tokenizer: PreTrainedTokenizerBase, template: str, role: str) -> boo
 
 def templated_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], answer_next: bool = False) -> str:
     """Return a conversation as the chat template writes it; UserError or control.Unfit as `templated` raises them."""
-    import jinja2
-
     turns, tools = _with_tools(messages)
-    try:
+    with _faults():
         return str(tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=answer_next))
-    except jinja2.TemplateError as error:
-        raise _fault(error) from None
 
 
 def _with_tools(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
@@ -311,19 +305,33 @@ def _with_tools(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
     return turns, turns[0].pop("tools", None) if turns else None
 
 
-def _fault(error: Exception) -> UserError:
-    """Return what is raised where a template can't be written: Refused for what it raises itself."""
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """Raise UserError for whatever a template raises while it is written; Refused for what it raises itself."""
     import jinja2
 
-    if type(error) is jinja2.TemplateError:
-        return control.Refused(f"refused by the chat template: {error}")
-    return UserError(f"chat_template: {error}")
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        if type(error) is jinja2.TemplateError:
+            raise control.Refused(f"refused by the chat template: {error}") from None
+        raise UserError(f"chat_template: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        if not any(frame.f_code.co_filename == "<template>" for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise
+        said = "it needs too much memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"chat_template: {said}") from None
 
 
 def ends_in_time(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where a chat template takes seconds for a short conversation, or says something else each time."""
-    with signals.within(
-        _PATIENCE, f"chat_template: is not done with two short messages after {_PATIENCE} s; one of its loops is too long"
+    with (
+        signals.within(
+            _PATIENCE, f"chat_template: is not done with two short messages after {_PATIENCE} s; one of its loops is too long"
+        ),
+        limits.memory(_ROOM),
     ):
         said = {templated_text(tokenizer, _TALK) for _ in range(3)}
     if len(said) > 1:
