@@ -151,3 +151,37 @@ def test_an_option_of_ours_that_another_one_leaves_unread_is_refused_unless_it_i
     assert faults(chosen, method="command line", r="sft.yaml") == []  # the profile's rank is of no use here, and harmless
     assert faults(chosen, method="sft-control.yaml", r="sft.yaml") == []
     assert faults(chosen, method="sft.yaml", r="command line") != []
+
+
+@pytest.mark.parametrize(
+    ("library", "values", "said"),
+    [
+        ("trl.SFTConfig", {"save_steps": -1}, "save_steps: -1: expected more than 0"),
+        ("trl.SFTConfig", {"gradient_checkpointing_kwargs": {"a": 1}}, "is read only with gradient_checkpointing: true"),
+        ("trl.SFTConfig", {"gradient_checkpointing_kwargs": {"a": 1}, "gradient_checkpointing": True}, ""),
+        ("trl.SFTConfig", {"warmup_steps": 3, "lr_scheduler_type": "constant"}, "is read only with a schedule that warms up"),
+        ("trl.SFTConfig", {"warmup_steps": 0, "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}}, ""),
+        ("trl.SFTConfig", {"logging_nan_inf_filter": True}, "can't be set here"),
+        ("trl.SFTConfig", {"train_sampling_strategy": "length"}, "expected random or sequential or group_by_length"),
+        ("trl.DPOConfig", {"loss_weights": [1, -1]}, "loss_weights: [1, -1]: expected at least 0"),
+        ("trl.DPOConfig", {"ref_model_sync_steps": 8}, "is read only with sync_ref_model: true"),
+        ("trl.DPOConfig", {"discopop_tau": 0.1, "loss_type": ["discopop", "sft"]}, ""),
+        ("trl.RLOOConfig", {"num_completions_to_print": 4}, "is read only with log_completions: true"),
+    ],
+)
+def test_keys_that_nothing_reads_or_that_wreck_are_refused_and_others_are_not(library, values, said):
+    found = config.check(values, {}, Options, library)
+    assert (len(found) == 1 and said in found[0]) if said else found == []
+
+
+def test_a_key_of_a_profile_may_be_left_unread_by_a_flag():
+    given = {"save_steps": 100, "save_strategy": "no"}
+    assert config.check(given, {"save_steps": "sft.yaml", "save_strategy": "command line"}, Options, "trl.SFTConfig") == []
+    assert config.check(given, {"save_steps": "sft.yaml", "save_strategy": "sft.yaml"}, Options, "trl.SFTConfig") != []
+
+
+def test_a_stage_refuses_what_it_alone_does_not_read():
+    found = config.check(
+        {"pad_to_multiple_of": 8}, {}, Options, "trl.SFTConfig", ignores={"pad_to_multiple_of": "rows are packed"}
+    )
+    assert found == ["defaults: pad_to_multiple_of: can't be set here; rows are packed"]

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import random
+import resource
 from types import SimpleNamespace
 
 import pytest
@@ -106,6 +107,46 @@ def test_a_template_that_does_not_end_or_repeat_stops(tokenizer, monkeypatch):
     tokenizer.chat_template = "{{ strftime_now('%f') }}" + CHATML.replace("%s", WHOLE)
     with pytest.raises(UserError, match="differently each time"):
         tokenization.ends_in_time(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("{% for a in range(10**9) %}{% endfor %}", "chat_template: OverflowError: Range too big"),
+        ("{{ m['content'] * 10**11 }}", "chat_template: it needs too much memory"),
+        ("{{ m['content'] + 1 }}", "chat_template: TypeError"),
+    ],
+)
+def test_a_template_that_explodes_or_fails_stops(tokenizer, body, said):
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    tokenizer.chat_template = CHATML.replace("%s", body)
+    with pytest.raises(UserError, match=said):
+        tokenization.ends_in_time(tokenizer)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_a_few_huge_weights_stop_and_usual_ones_do_not():
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.LayerNorm(40), torch.nn.Embedding(50, 16))
+    with torch.no_grad():
+        model[2].weight[7] *= 300  # an outlier, as large models have some
+        model[0].weight[:, :39] *= 1e-20  # and weights that have decayed
+    guards.broken(model)
+    with torch.no_grad():
+        model[1].weight[3] = 1e30
+    with pytest.raises(UserError, match=r"times as large as all others of their tensor: 1\.weight \(1 of 40, up to 1e\+30\)"):
+        guards.broken(model)
+
+
+def test_an_accumulation_that_no_epoch_fills_is_told():
+    def told(steps, rows):
+        given = SimpleNamespace(train_batch_size=8, world_size=1, gradient_accumulation_steps=steps)
+        return guards.accumulates(given, rows)
+
+    assert told(1, 3) == told(4, 25) == told(4, 0) == ""
+    assert "5 batches are more than the 4 of an epoch" in told(5, 25)
 
 
 def test_a_tokenizer_that_is_not_the_parents_stops(tokenizer):

@@ -1,6 +1,7 @@
 import re
 from types import SimpleNamespace
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -57,3 +58,33 @@ def test_a_rate_that_wrecks_is_refused():
         r"moves base_model.model.up through its LoRA by about .* lower learning_rate or lora_alpha",
         judged(1e-3, r=8, lora_alpha=1_000_000),
     )
+
+
+def test_a_block_that_begins_near_zero_may_move_as_the_others_do():
+    model = torch.nn.ModuleList([Layer() for _ in range(3)])
+    with torch.no_grad():
+        model[1].up.weight *= 1e-4
+    assert not rates.fault(model, SimpleNamespace(learning_rate=1e-3, optim="adamw_torch_fused"), 0.1, 1e-3)
+    assert rates.fault(model, SimpleNamespace(learning_rate=0.9, optim="adamw_torch_fused"), 90, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arguments", "warm", "total", "most"),
+    [
+        ("linear", None, 0, 0.05, 1e-3),
+        ("constant", None, 0, 0.1, 1e-3),
+        ("constant_with_warmup", None, 1000, 0.005, 1e-4),
+        ("cosine_with_min_lr", {"min_lr": 5.0}, 0, 250, 5.0),
+        ("warmup_stable_decay", {"num_decay_steps": 10**6}, 0, 0.0, 0.0),
+    ],
+)
+def test_the_rates_are_those_of_the_schedule(schedule, arguments, warm, total, most):
+    given = SimpleNamespace(
+        learning_rate=1e-3, lr_scheduler_type=schedule, lr_scheduler_kwargs=arguments, get_warmup_steps=lambda _: warm
+    )
+    assert rates.planned(given, 100) == (pytest.approx(total, rel=0.05, abs=1e-6), pytest.approx(most, rel=0.05, abs=1e-6))
+
+
+def test_a_rate_that_never_rises_is_refused():
+    given = SimpleNamespace(learning_rate=1e-3, optim="adamw_torch_fused")
+    assert re.search(r"lets the rate rise to 1e-06 of 0.001 within the run", rates.fault(Layer(), given, 1e-4, 1e-6))

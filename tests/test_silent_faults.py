@@ -220,7 +220,7 @@ def test_measuring_before_and_after_changes_no_random_number_and_finds_only_what
         (["--torch_compile_mode", "max"], "these settings: Unrecognized mode=max"),
         (["--target_modules", "[q_proj, v_prjo]"], "target_modules: no layer of the model is called v_prjo"),
         (["--fsdp", "full_shard"], "in distributed training. (fsdp: True)"),
-        (["--report_to", "wandb"], "wandb"),
+        (["--report_to", "comet_ml"], "comet"),
         (["--lr_scheduler_type", "lineer"], "lr_scheduler_type: lineer"),
     ],
 )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,15 +56,11 @@ class Writer:
 
         What looks like a special token in a text stays text. Raises UserError also for what the template does not write.
         """
-        import jinja2
-
         turns, tools = _with_tools(messages)
-        try:
+        with _faults():
             _check_written(self.tokenizer, turns, tools)
             if control.within(self.tokenizer, messages):
                 return control.conversation(self.tokenizer, turns, mask, answer_next, tools)
-        except jinja2.TemplateError as error:
-            raise _fault(error) from None
         written = self._write(messages, answer_next)
         ids, token_at = self._tokens(written.text)
         if not mask:
@@ -96,7 +94,6 @@ class Writer:
 
     def _rendered(self, messages: Turns, answer_next: bool) -> _Written:
         """Write a conversation as `apply_chat_template` does, which gives either its text or where the assistant speaks."""
-        import jinja2
         from transformers.utils import chat_template_utils as library
 
         turns, tools = _with_tools(messages)
@@ -104,13 +101,11 @@ class Writer:
             raise UserError("a conversation without messages can't be written")
         given = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
         write: Any = library.render_jinja_template  # annotated as if it returned a string
-        try:
+        with _faults():
             (text,), generated = write(
                 [given], tools=tools, chat_template=self.tokenizer.get_chat_template(tools=tools),
                 return_assistant_tokens_mask=self.tagged, add_generation_prompt=answer_next, **self._special,
             )  # fmt: skip
-        except jinja2.TemplateError as error:
-            raise _fault(error) from None
         return _Written(str(text), list(generated[0]) if generated else [])
 
 
@@ -164,10 +159,21 @@ def _with_tools(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
     return turns, turns[0].pop("tools", None) if turns else None
 
 
-def _fault(error: Exception) -> UserError:
-    """Return what is raised where a template can't be written: Refused for what it raises itself."""
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """Raise UserError for whatever a template raises while it is written; Refused for what it raises itself."""
     import jinja2
 
-    if type(error) is jinja2.TemplateError:
-        return control.Refused(f"refused by the chat template: {error}")
-    return UserError(f"chat_template: {error}")
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        if type(error) is jinja2.TemplateError:
+            raise control.Refused(f"refused by the chat template: {error}") from None
+        raise UserError(f"chat_template: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        if not any(frame.f_code.co_filename == "<template>" for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise
+        said = "it needs too much memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"chat_template: {said}") from None

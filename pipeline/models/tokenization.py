@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.chat_template import Writer
-from pipeline.system import hashes, signals
+from pipeline.system import hashes, limits, signals
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")  # reserved in pretraining, learned in SFT
 MOST = 50_000_000  # characters that a tokenizer is trained on: more of them no longer change which pieces are frequent
 _TALK = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})  # by which a template is tried
-_PATIENCE = 5  # seconds for a short conversation
+_PATIENCE, _ROOM = 5, 2**30  # seconds and bytes for a short conversation
 _SENTINELS = 100  # spans that span corruption can take out of one text
 _LONGEST = 16  # characters of a piece, where a language puts no spaces between words
 _RARE = 5  # a word seen less often than this has no vector
@@ -235,8 +235,11 @@ def templated_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappin
 
 def ends_in_time(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where a chat template takes seconds for a short conversation, or says something else each time."""
-    with signals.within(
-        _PATIENCE, f"chat_template: is not done with two short messages after {_PATIENCE} s; one of its loops is too long"
+    with (
+        signals.within(
+            _PATIENCE, f"chat_template: is not done with two short messages after {_PATIENCE} s; one of its loops is too long"
+        ),
+        limits.memory(_ROOM),
     ):
         said = {templated_text(tokenizer, _TALK) for _ in range(3)}
     if len(said) > 1:

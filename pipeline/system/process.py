@@ -105,6 +105,7 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.*")  # of what DeepSpeed calls
 
 
+_LONGEST = 4000  # characters of a line
 _LAST_WORD = 5.0  # seconds; whoever still lives then is the only one that met the fault
 _KEPT = "; what was finished and the last whole checkpoint are as they were: the same command goes on"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -137,7 +138,7 @@ def _ended(body: Callable[[], int], name: str) -> int:
         if not main_process():  # a launcher ends all processes with the first one, which should be the one that speaks
             time.sleep(_LAST_WORD)
         for fault in error.faults:
-            print(f"{name}: {fault}", file=sys.stderr)
+            print(f"{name}: {fault if len(fault) <= _LONGEST else f'{fault[:_LONGEST]}…'}", file=sys.stderr)
         return 2
     except WorldError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -148,8 +149,9 @@ def _ended(body: Callable[[], int], name: str) -> int:
         return stop.status
     except OSError as error:
         kept = _KEPT if error.errno in _DISK_ERRORS else ""
-        print(f"{name}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}{kept}", file=sys.stderr)
-        return 1
+        where = str(error.filename or "")[:_LONGEST]
+        print(f"{name}: {error.strerror or error}{f': {where}' if where else ''}{kept}", file=sys.stderr)
+        return 2 if error.errno == errno.ENAMETOOLONG else 1
     except RecursionError:
         print(
             f"{name}: something that was read is nested thousands of levels deep; look at its JSON and YAML files",

@@ -30,11 +30,12 @@ Cost = Callable[[Exchange], "Nats | None"]
 
 
 class Nats(NamedTuple):
-    """Nats a token: over the targets and over all tokens that are exchanged, and the number of the latter."""
+    """Nats a token: over the targets and over all tokens that are exchanged, the number of the latter, and over those that are no target."""
 
     targets: float
     all: float
     tokens: int
+    context: float = 0.0
 
 
 class Familiarity(NamedTuple):
@@ -43,6 +44,7 @@ class Familiarity(NamedTuple):
     real: Nats
     exchanged: float  # mean over the exchanges
     deviation: float  # of them; 0 where one was enough
+    asked: float  # by how many nats a token what is no target is likelier than one exchange of it
     moved: int  # by which ids have to be moved for the rows to be far likelier; 0 where none does that
 
     @property
@@ -61,14 +63,14 @@ def measured(cost: Cost, ids: Sequence[int], guessing: float) -> Familiarity | N
     if real is None or drawn is None:
         return None
     if real.all < min(drawn.all - _SURE, guessing - _MARGIN):
-        return Familiarity(real, drawn.all, 0.0, 0)
+        return Familiarity(real, drawn.all, 0.0, drawn.context - real.context, 0)
     costs = [drawn.all, *(one.all for _ in range(_EXCHANGES) if (one := cost(_exchange(ids, rng))))]
     mean = sum(costs) / len(costs)
     deviation = float(sum((one - mean) ** 2 for one in costs) / max(1, len(costs) - 1)) ** 0.5
     by = {move: found.all for move in _MOVES if (found := cost(dict(zip(ids, [*ids[move:], *ids[:move]], strict=True))))}
     best = min(by, key=lambda move: by[move], default=0)
     far = bool(best) and by[best] < min(real.all, guessing) - max(_MARGIN, _ERRORS * deviation)
-    return Familiarity(real, mean, deviation, best if far else 0)
+    return Familiarity(real, mean, deviation, drawn.context - real.context, best if far else 0)
 
 
 def _exchange(ids: Sequence[int], rng: random.Random) -> Exchange:
@@ -99,7 +101,7 @@ def next_tokens(model: Any, rows: Sequence[Any], exchange: Exchange = {}, ids: S
     from pipeline.models.logits import token_nats
 
     device, known = next(model.parameters()).device, set(ids)
-    sums, counts = [0.0, 0.0], [0, 0]
+    sums, counts = [0.0, 0.0, 0.0], [0, 0, 0]
     was_training = model.training
     model.eval()
     for row in (rows[at] for at in range(min(KNOWN_ROWS, len(rows)))):
@@ -112,11 +114,14 @@ def next_tokens(model: Any, rows: Sequence[Any], exchange: Exchange = {}, ids: S
         every = [one if not known or old in known else IGNORED for one, old in zip(given[1:], plain[1:], strict=True)]
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([given], device=device), use_cache=False).logits[:, :-1].float()
-        for at, wanted in enumerate((told, every)):
+        context = [one if label == IGNORED else IGNORED for one, label in zip(every, labels[1:], strict=True)]
+        for at, wanted in enumerate((told, every, context)):
             sums[at] += float(token_nats(logits, torch.tensor([wanted], device=device)).sum())
             counts[at] += sum(one != IGNORED for one in wanted)
     model.train(was_training)
-    return Nats(sums[0] / counts[0], sums[1] / counts[1], counts[1]) if all(counts) else None
+    if not all(counts[:2]):
+        return None
+    return Nats(sums[0] / counts[0], sums[1] / counts[1], counts[1], sums[2] / max(1, counts[2]))
 
 
 def _over(ask: Callable[[int, Sequence[int]], tuple[float, int]], texts: Sequence[Sequence[int]], known: set[int], exchange: Exchange) -> Nats | None:  # fmt: skip

@@ -184,20 +184,21 @@ def _check(run: Run, trainer: StageTrainer) -> None:
     guards.fills(trainer)
     if said := room.missing(trainer, lora=getattr(run.options, "method", "") == "full"):
         raise UserError(said)
+    from_parent = run.record.get("starts_from") == "parent"
     warnings = [guards.accumulates(trainer.args, count)]
-    if run.record.get("starts_from") == "parent":
+    if from_parent:
         guards.broken(model)
-    _refuse(run, _rates(trainer, steps(trainer.args, max(count, 1))))
-    if run.record.get("starts_from") == "parent":
-        if isinstance(trainer.train_dataset, (Dataset, Streamed)):
-            if run.record.get("family") == "causal":
-                parents.known(run, model, examples, tokenizer)
-            else:
-                parents.known_by_itself(run, examples, tokenizer)
-            warnings.append(guards.reads(examples, tokenizer))
         warnings += [guards.empty(model), guards.half_filled(model), guards.copied(model), guards.own_code(model)]
+    _refuse(run, _rates(trainer, steps(trainer.args, max(count, 1))))
+    reads_rows = from_parent and isinstance(trainer.train_dataset, (Dataset, Streamed))
+    if reads_rows:
+        warnings.append(guards.reads(examples, tokenizer))
     for warning in filter(None, warnings):
         run.say(warning)
+    if reads_rows and run.record.get("family") == "causal":
+        parents.known(run, model, examples, tokenizer)
+    elif reads_rows:
+        parents.known_by_itself(run, examples, tokenizer)
     _refuse(run, first_step.fault(trainer))
 
 

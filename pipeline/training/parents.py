@@ -103,7 +103,7 @@ def knows(
             f"({real.all:.2f} nats a token): a token was added before the others or lost, so weights and tokenizer don't belong together"
         )
     # What is not finite is told at the first step.
-    if real.targets > guessing + _WORSE and gap < _KNOWN:
+    if real.targets > guessing + _WORSE and max(gap, found.asked) < _KNOWN:
         raise UserError(
             f"--{role}: costs {real.targets:.2f} nats a token on the first rows, where {guess}: weights and tokenizer don't belong "
             "together, or the weights are wrecked"

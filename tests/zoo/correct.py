@@ -373,9 +373,9 @@ def a_single_pair(setup):
 
 
 @correct("kto")
-def one_thumb_of_each_kind(setup):
-    """Two rated answers to try it out."""
-    setup.rows = setup.rows[:2]
+def a_few_thumbs(setup):
+    """Six rated answers to try it out."""
+    setup.rows = setup.rows[:6]
 
 
 @correct("pretrain")
@@ -428,12 +428,6 @@ def many_labels(setup):
     setup.rows = [row | {"label": f"kind {chr(97 + at % 30 // 5)}{chr(97 + at % 5)}"} for at, row in enumerate(setup.rows)]
 
 
-@correct("finetune")
-def texts_of_one_word(setup):
-    """Texts as short as a word."""
-    setup.rows = [row | {"text": row["text"].split()[1]} for row in setup.rows]
-
-
 @correct("dpo")
 def the_likelihood_beside_the_pairs(setup):
     """Two losses, weighed."""
@@ -443,13 +437,13 @@ def the_likelihood_beside_the_pairs(setup):
 for objective in ("mlm_nsp", "mlm_sop", "denoising", "cbow", "skipgram"):
     options("pretrain", objective=objective)
 for name, family in {
-    "multilabel_classification": "encoder", "question_answering": "encoder", "regression": "encoder", "retrieval": "encoder",
-    "sequence_to_sequence": "bart", "token_classification": "encoder",
+    "multilabel_classification": "encoder", "regression": "encoder", "retrieval": "encoder",
+    "token_classification": "encoder",
 }.items():  # fmt: skip
     task(name, family)
 options("pretrain", hidden_size=40, num_attention_heads=5, num_hidden_layers=1, vocab_size=263, per_device_train_batch_size=7)
 options("pretrain", max_length=9)
-options("sft", max_length=33, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+options("sft", max_length=61, per_device_train_batch_size=3, gradient_accumulation_steps=2)
 options("sft", lr_scheduler_type="constant_with_warmup", warmup_steps=3)
 options("sft", lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-5})
 options("sft", lr_scheduler_type="inverse_sqrt", warmup_steps=0.1)

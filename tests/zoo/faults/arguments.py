@@ -12,7 +12,7 @@ option("sft dpo pretrain", "did you mean|learning_rte", "A typing error in a key
 option("sft dpo", "max_length", "The length of a larger model.", max_length=4096)
 option("sft", "eval_steps", "Evaluation was to run, and its strategy is off.", eval_steps=10)
 option("sft", "group_by_length|unknown|did you mean", "An option of an older version.", plain=False, group_by_length=True)
-option("sft", "report_to|wandb", "A logger that is not installed.", plain=False, report_to="wandb")
+option("sft", "report_to|comet", "A logger that is not installed.", plain=False, report_to="comet_ml")
 option("sft", "neftune_noise_alpha", "A sign slipped in.", neftune_noise_alpha=-5)
 option("sft", "seed", "−1 was meant as a random one.", seed=-1)
 option("kto", "desirable_weight", "A sign slipped in.", desirable_weight=-1)
