@@ -78,7 +78,7 @@ class Finetuning(TaskStage):
         task = options.chosen
         for key in ("validation", "validation_data"):
             if getattr(options, key) != getattr(self.Options, key) and not options.validates:
-                raise UserError(f"{key}: is read only with patience, or a task that is tuned; leave it out")
+                raise UserError(f"{key}: is not read without patience, or a task that is tuned; leave it out")
         if options.varied:
             from pipeline.training import augmented
 

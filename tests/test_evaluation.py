@@ -165,7 +165,10 @@ def test_a_chain_is_measured_node_by_node(evaluated, run):
     counted = nodes["pretrain"]["models"]["5-gram"]
     assert set(counted) == {"role", "asked", "seconds"}  # what a clock tells stands by itself
     assert re.fullmatch(r"counted over [\d,]+ tokens of the training text", counted["asked"])
-    assert nodes["dpo"]["models"] == {"dpo": {"role": "node", "asked": ""}, "sft": {"role": "parent", "asked": ""}}
+    assert nodes["dpo"]["models"] == {
+        "dpo": {"role": "node", "asked": ""}, "sft": {"role": "parent", "asked": ""},
+        "even chances": {"role": "baseline", "asked": ""},
+    }  # fmt: skip
     assert {"accuracy", "likelier", "loss"} <= nodes["dpo"]["figures"].keys()
     assert "win_rate" not in nodes["dpo"]["figures"]  # nobody can judge answers here
     assert nodes["pretrain"]["of"].endswith("documents of " + nodes["pretrain"]["of"].split(" of ", 1)[1])

@@ -113,7 +113,7 @@ def test_thumbs_of_one_kind_after_long_rows_were_dropped(kto, thumbs, tmp_path):
     [
         (["--per_device_train_batch_size", "1"], "per_device_train_batch_size: 1 has no other answer"),
         (["--train_sampling_strategy", "group_by_length"], "train_sampling_strategy: group_by_length would tear apart"),
-        (["--loss_type", "bco"], "loss_type: bco: known are kto, apo_zero_unpaired"),
+        (["--loss_type", "bco"], "loss_type: expected kto or apo_zero_unpaired, found 'bco'"),
         (["--lora_dropout", "0.1"], "lora_dropout: has no effect here"),
         (["--sync_ref_model", "true", "--precompute_ref_log_probs", "true"], "precompute_ref_log_probs: sync_ref_model moves"),
         (["--disable_dropout", "false"], "disable_dropout: false would draw the reference at random"),

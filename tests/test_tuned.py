@@ -199,7 +199,7 @@ def test_a_file_of_validation_that_nobody_reads_is_refused(run, parents, tmp_pat
     file = write_rows(tmp_path / "look.jsonl", ROWS["classification"])
     status, _, err = run("finetune", *flags("classification", parents, tmp_path, "--validation_data", file))
     assert status == 2
-    assert "validation_data: is read only with patience, or a task that is tuned" in err
+    assert "validation_data: is not read without patience, or a task that is tuned" in err
     more = ("--validation_data", file, "--patience", "1")
     status, _, err = run("finetune", *flags("classification", parents, tmp_path, *more))
     assert status == 2

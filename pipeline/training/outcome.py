@@ -47,9 +47,9 @@ def undisturbed(trainer: StageTrainer) -> Iterator[None]:
 
 
 def first_batches(trainer: StageTrainer, most: int) -> Iterator[Any]:
-    """Yield the first batches of two rows, as they are in the first epoch; none where a trainer samples its rows, or under ZeRO-3."""
+    """Yield the first batches of two rows, as they are in the first epoch; none where a trainer samples its rows, or no process has the whole model."""
     rows: Any = trainer.train_dataset
-    if trainer.samples or sharded.by_zero3(trainer) or not hasattr(rows, "__len__"):
+    if trainer.samples or sharded.is_sharded(trainer) or not hasattr(rows, "__len__"):
         return
     trainer.data_collator.begin(0)
     for start in range(0, min(len(rows), most * _ROWS) // _ROWS * _ROWS, _ROWS):
