@@ -69,8 +69,6 @@ def planned(trainer: Any, asked: Asked, train: Callable[[Any], Any]) -> None:
         raise WorldError("its step would not fit into the memory of this machine, so it hands nothing on") from None
     finally:
         trainer.training_step = step
-    # Without the bf16 of another machine, in which a merged adapter differs by more than rounding.
-    trainer.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     found = probe.found
     if asked.steps and clock.times:
         found["memory"]["optimizer"] = _bytes(
