@@ -37,7 +37,7 @@ def fault(trainer: StageTrainer) -> str:
                 )
             return ""
     return (
-        "the first rows give no weight a gradient, so no step would change anything; look at what weighs the loss"
+        "the first rows give no weight a gradient, so no step would change anything; look at the options that weight the loss"
         if asked
         else ""
     )
