@@ -142,7 +142,7 @@ def test_the_docs_name_no_flag_that_does_not_exist():
     from transformers import TrainingArguments
 
     known = declared() | set(TrainingArguments.__dataclass_fields__)
-    theirs = {"nproc_per_node", "cpu", "num_processes"}  # of torchrun and accelerate
+    theirs = {"nproc_per_node", "cpu", "num_processes", "config_file"}  # of torchrun and accelerate
     for page in PAGES:
         flags = set(re.findall(r"(?<![\w-])--([a-z][a-z0-9_]+)", page.read_text()))
         assert flags <= known | theirs, f"{page.name}: {flags - known - theirs}"

@@ -165,7 +165,7 @@ class Planner:
 
     def run(self, node: Node, way: str, *flags: str, follow_only: bool = False) -> tuple[str, dict[str, Any] | None]:
         """Run a node in a fork whose trainer plans; return why it failed, or "", and the trainer's answer."""
-        from pipeline.training.planned import Asked, stands_in
+        from pipeline.training.planned import Request, stands_in
 
         folder = sketch.parent_of(node, self.place)
         if folder and sketch.too_large(folder, hardware.room()):
@@ -183,7 +183,7 @@ class Planner:
 
         def before() -> None:
             watched.begin()
-            stands_in(Asked(answer, int(node.settings.get("max_steps", -1)), steps, SECONDS, hardware.room(), watched.peak))
+            stands_in(Request(answer, int(node.settings.get("max_steps", -1)), steps, SECONDS, hardware.room(), watched.peak))
 
         def after() -> None:
             if answer.is_file():
