@@ -29,6 +29,7 @@ from pipeline.training.trainer import StageTrainer, take_rows
 
 _ROWS = 2, 3  # of the two steps that are followed; one row alone may take other operations than several
 _SAMPLES = 16  # batches that are looked at for their length, spread over the run
+_PART = 10_000  # rows whose lengths are read at once
 _WARM = 3  # steps whose time does not count
 _LARGEST = 2  # steps on the longest rows, of which the second finds the optimizer's state
 _HEAP = 1.4  # times the tensors: what a CPU's process may hold, since the C library keeps what was freed
@@ -258,11 +259,13 @@ def _lengths(dataset: Any, rows: Sequence[int]) -> np.ndarray:
         return np.array([sum(len(value) for key, value in dataset[row].items() if key.endswith("ids")) for row in rows])
     total = np.zeros(len(dataset), np.int64)
     columns = [name for name in dataset.column_names if name.endswith("ids")]
-    table = dataset.select_columns(columns).with_format("arrow")[:]
-    for name in columns:
-        total += table[name].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-    found: np.ndarray = total[np.asarray(rows)]
-    return found
+    arrow = dataset.select_columns(columns).with_format("arrow")
+    for start in range(0, len(dataset), _PART):
+        table = arrow[start : start + _PART]
+        for name in columns:
+            found = table[name].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+            total[start : start + _PART] += found
+    return np.asarray(total[np.asarray(rows)])
 
 
 def _sampled(trainer: Any, rows: Sequence[int]) -> list[Any]:
