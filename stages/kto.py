@@ -145,7 +145,7 @@ class KTO(Stage):
         small, large = sorted((arguments.desirable_weight, arguments.undesirable_weight))
         if small and large > _LOPSIDED * small:
             raise UserError(
-                f"desirable_weight, undesirable_weight: {large:g} against {small:g} leaves nothing of the other kind; 0 says so plainly"
+                f"desirable_weight, undesirable_weight: with {large:g} and {small:g} one kind of answer counts for nothing; if that is meant, set its weight to 0"
             )
         if arguments.loss_type == "kto" and arguments.per_device_train_batch_size < 2:
             raise UserError("per_device_train_batch_size: 1 has no other answer to estimate the KL from; set it to 2 or more")

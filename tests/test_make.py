@@ -275,6 +275,16 @@ def test_a_check_is_remembered_until_something_that_it_reads_is_another(run, tmp
     assert remembered() != first, "a library"
 
 
+def test_of_processes_that_start_at_once_only_the_main_one_writes_the_check_down(tmp_path, mine, monkeypatch):
+    whole = profile.load(mine)
+    monkeypatch.setenv("RANK", "1")  # two that write the same file end with one of them missing it
+    check.remember(whole, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setenv("RANK", "0")
+    check.remember(whole, tmp_path / "runs")
+    assert (tmp_path / "runs" / check.PASSED).exists()
+
+
 def test_check_asks_the_signature_whether_a_node_brings_its_own_template(run, tmp_path, mine, monkeypatch):
     path = mine / "sft.yaml"
     path.write_text(path.read_text().replace("chat_template: chatml.jinja\n", ""))

@@ -133,6 +133,21 @@ def test_an_unknown_device_is_refused_with_the_nearest_names(run, tmp_path):
     assert not (tmp_path / "tiny").exists()
 
 
+def test_json_is_printed_in_place_of_sentences(run, tmp_path, monkeypatch):
+    unknown = {"trained": 1, "frozen": 0, "steps": 1, "flops": {"linear": 1, "attention": 0}, "memory": {}}
+    nodes = [_plan.Planned("sft", "sft", why="no parent"), _plan.Planned("dpo", "dpo", found=unknown, seconds=math.nan)]
+    monkeypatch.setattr(_plan.Planner, "planned", lambda _: iter(nodes))
+    flags = ["--profile", "tiny", "--runs", str(tmp_path), "--on", "h100", "--utilisation", "1", "--json"]
+    status, out, _ = run("plan", *flags, "yes")
+    assert status == 0
+    record = json.loads(out, parse_constant=pytest.fail)  # NaN is no JSON
+    assert record == json.loads((tmp_path / "tiny" / plan.NAME).read_text())
+    assert record["utilisation"] == 1
+    assert [record["nodes"][1][key] for key in ("seconds", "kwh", "dollars")] == [None, None, None]
+    status, _, err = run("plan", *flags, "pretty")
+    assert (status, "--json: expected yes or no" in err) == (2, True)
+
+
 @pytest.mark.parametrize("share", ["0", "1.5", "much"])
 def test_a_share_that_is_none_is_refused(run, share, tmp_path):
     status, _, err = run("plan", "--profile", "tiny", "--runs", str(tmp_path), "--utilisation", share)
@@ -171,6 +186,6 @@ def test_a_run_that_cannot_fit_is_refused_before_its_first_step(chain, data, tmp
 
 
 def test_an_optimizer_of_which_nothing_is_known_refuses_nothing():
-    assert [room.state(name) for name in ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor", "new_one")] == [
-        8, 2, 0, 0, 0, 0,
+    assert [room.state(name) for name in ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw", "sgd", "new_one")] == [
+        8, 2, 0, 0, 0, 0, 0,
     ]  # fmt: skip

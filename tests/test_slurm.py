@@ -19,7 +19,7 @@ GIVEN = ["--profile", "tiny", "--nodes", "2", "--gpus", "8", "--time", "12:00:00
 def test_the_script_asks_for_what_was_said(run, tmp_path):
     status, out, _ = run("slurm", *GIVEN, "--runs", tmp_path, "--partition", "long", "--account", "us", "--goal", "sft")
     file = tmp_path / "tiny" / "slurm.sh"
-    assert (status, out) == (0, f"slurm    it lies in {file}; next: sbatch {file}\n")
+    assert (status, out) == (0, f"slurm    wrote {file}; next: sbatch {file}\n")
     said = [line.removeprefix("#SBATCH ") for line in file.read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"--nodes=2", "--gpus-per-node=8", "--time=12:00:00", "--requeue", "--partition=long", "--account=us"} <= set(said)
     assert f"make PROFILE=tiny RUNS={tmp_path} sft &" in file.read_text()

@@ -98,6 +98,13 @@ def test_nodes_that_say_no_probabilities_are_refused(run, parents, tmp_path):
     assert "what out1 and out2 say can't be averaged" in err
 
 
+def test_models_of_different_labels_are_refused():
+    said = [[{"labels": [], "label": names[0], "probabilities": dict.fromkeys(names, 0.5)}] for names in ("xy", "xyz")]
+    for name in ("classification", "multilabel_classification"):
+        with pytest.raises(UserError, match="different labels can't be averaged: x, y; x, y, z"):
+            load(name).average(said)
+
+
 def model(labels, size=4):
     from transformers import BertConfig, BertForSequenceClassification
 

@@ -118,7 +118,7 @@ def test_what_the_hub_s_client_asks_again_is_told_in_our_words(web, capfd, kind)
     web.hub.fail(ROWS, times=2, kind=kind)
     assert read(recipe.load(web.recipe)) == sorted(texts(0, 300))
     out, err = capfd.readouterr()
-    assert out.count("the hub does not answer; is asked again in ") == 2
+    assert out.count("the hub does not answer; asking again in ") == 2
     assert (out + err).count("Retrying") == (out + err).count("thrown while") == 0
 
 

@@ -14,7 +14,7 @@ from pipeline.chain import life, manifest, profile, request
 from pipeline.chain.stage import DATA, PARENT, ROWS, Signature
 from pipeline.data import recipe as recipes
 from pipeline.models.tokenization import template_path
-from pipeline.system import config, hashes
+from pipeline.system import config, hashes, process
 from pipeline.system.errors import UserError
 
 PASSED = ".checked.json"
@@ -50,7 +50,9 @@ def faults_of(requested: request.Request) -> list[str]:
 
 
 def remember(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Request] | None = None) -> None:
-    """Write down that a profile passed the check."""
+    """Write down that a profile passed the check; of several processes that start at once, the main one does."""
+    if not process.main_process():
+        return
     runs.mkdir(parents=True, exist_ok=True)
     manifest.write_json(runs / PASSED, {"inputs": _digest(whole, runs, mine or {})})
 

@@ -1,9 +1,9 @@
-"""Say what a profile will take before anything is made: parameters, operations, memory, disk, time, energy and cost of each node.
+"""Say what each node of a profile will take before anything is made: parameters, operations, memory, disk, time, energy and cost.
 
     python -m pipeline.commands.plan --profile tiny --runs runs [--on h100x8] [--utilisation 0.4] [--json yes]
 
-Each node is looked at by its own trainer in a scratch folder, which is removed. Without --on the plan is for this machine, on
-which 20 steps of each node are taken and timed; with it for so many devices of a known kind, at a stated share of their peak.
+Each node's own trainer runs in a scratch folder, which is removed. Without --on the plan is for this machine, and 20 steps of
+each node are taken and timed; with --on it is for so many devices of a known kind, at a share of their peak (--utilisation).
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ def main() -> int:
         return 0
     flags, faults = config.only(("profile", "runs", "on", "utilisation", "json"), sys.argv[1:])
     share = flags.get("utilisation", None)
-    if share is not None and not (isinstance(share, float) and 0 < share <= 1):
+    if share is not None and not (isinstance(share, (int, float)) and 0 < share <= 1):
         faults.append(
-            f"command line: --utilisation: {share}: a share of the machine's peak, above 0 and at most 1, such as 0.4"
+            f"command line: --utilisation: expected a share of the machine's peak, above 0 and at most 1, found {share!r}"
         )
+    quiet = flags.get("json", False)  # YAML's yes and no
+    if not isinstance(quiet, bool):
+        faults.append(f"command line: --json: expected yes or no, found {quiet!r}")
     if faults:
         raise UserError(*faults)
     whole = profile.load(profile.find(str(flags.get("profile", "tiny"))))
@@ -43,7 +46,6 @@ def main() -> int:
     machine = devices.chosen(str(flags.get("on", "")))
     runs = Path(str(flags.get("runs", "runs"))) / whole.name
     utilisation = float(share or devices.UTILISATION)
-    quiet = flags.get("json") == "yes"
     with tempfile.TemporaryDirectory() as folder:
         planner = _plan.Planner(whole, runs, Path(folder), machine, utilisation)
         found = []

@@ -1,9 +1,9 @@
-"""Write a SLURM script that makes a profile on many machines, goes on after preemption and before a time limit.
+"""Write a SLURM script that makes a profile on many machines and goes on after preemption or a time limit.
 
     make slurm PROFILE=mine ARGS="--nodes 2 --gpus 8 --time 12:00:00 [--partition NAME] [--account NAME] [--goal sft]"
 
 Each stage is launched on all nodes of the job by srun and torchrun. Shortly before the time limit, or when the job is preempted,
-the stage saves a checkpoint and the job is queued again; it then goes on where it was.
+the stage saves a checkpoint and the job is queued again; the next one continues from that checkpoint.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _count(flags: dict[str, str], name: str, usual: int, faults: list[str]) -> i
     return int(value)
 
 
-def _one_line(flags: dict[str, str], name: str, faults: list[str]) -> str:
+def _name(flags: dict[str, str], name: str, faults: list[str]) -> str:
     value = flags.get(name, "")
     if value and not re.fullmatch(r"[\w.@,:+-]+", value):
         faults.append(f"command line: {name}: {value!r} has characters that no SLURM name has")
@@ -69,7 +69,7 @@ def script(flags: dict[str, str]) -> tuple[Path, str]:
     runs = Path(flags.get("runs", "runs"))
     nodes, gpus = _count(flags, "nodes", 1, faults), _count(flags, "gpus", 8, faults)
     processes, grace = _count(flags, "processes", gpus or 1, faults), _count(flags, "grace", 180, faults)
-    partition, account = (_one_line(flags, name, faults) for name in ("partition", "account"))
+    partition, account = (_name(flags, name, faults) for name in ("partition", "account"))
     time, goal = flags.get("time", ""), flags.get("goal", "")
     if not _TIME.fullmatch(time):
         faults.append(f"command line: time: expected a limit as sbatch reads it, such as 12:00:00 or 2-00:00, found {time!r}")
@@ -103,7 +103,7 @@ def main() -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     file.chmod(0o755)
-    say("slurm", f"it lies in {file}; next: sbatch {shlex.quote(str(file))}")
+    say("slurm", f"wrote {file}; next: sbatch {shlex.quote(str(file))}")
     return 0
 
 

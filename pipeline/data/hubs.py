@@ -68,7 +68,7 @@ def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> 
                 _silent.append(hub)
                 kept = "what was loaded is kept, so run the same command again"
                 raise UserError(f"{name}: the hub failed: {said}; {kept}") from None
-            process.say("data", f"{name}: the hub failed ({said[:80]}); is asked again in {wait:g} s")
+            process.say("data", f"{name}: the hub failed ({said[:80]}); asking again in {wait:g} s")
             time.sleep(wait)
     raise AssertionError("not reached")
 
@@ -117,9 +117,9 @@ def _client_in_our_words() -> None:
 def _ours(record: logging.LogRecord) -> bool:
     said = record.getMessage()
     if found := re.search(r"(?:Retrying in|Rate limited. Waiting) ([\d.]+)s.*\[Retry (\d+)/(\d+)\]", said):
-        process.say("data", f"the hub does not answer; is asked again in {float(found[1]):g} s ({found[2]} of {found[3]})")
+        process.say("data", f"the hub does not answer; asking again in {float(found[1]):g} s ({found[2]} of {found[3]})")
     elif "Trying to resume download" in said:
-        process.say("data", "the hub broke off in the middle of a file; is asked for the rest")
+        process.say("data", "the hub broke off in the middle of a file; asking for the rest")
     return not found and "thrown while requesting" not in said and "Error while downloading" not in said
 
 
@@ -163,7 +163,7 @@ def again(name: str, ask: Callable[[], Item]) -> Item:
             said = _said(error)
             if wait is None:
                 raise UserError(f"{name}: the hub failed: {said}; run the same command again, and it goes on") from None
-            process.say("data", f"{name}: the hub failed ({said[:80]}); is asked again in {wait:g} s")
+            process.say("data", f"{name}: the hub failed ({said[:80]}); asking again in {wait:g} s")
             time.sleep(wait)
     raise AssertionError("not reached")
 

@@ -22,7 +22,7 @@ _work: Callable[[Any], Any]  # in a worker: what it does to each item
 
 def count() -> int:
     """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each(work: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:

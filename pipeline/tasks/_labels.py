@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from pipeline.system.errors import UserError
+
 Said = Mapping[str, float]  # label → 1; of a guess that is drawn, how likely it is drawn
 
 
@@ -36,7 +38,12 @@ def by_label(true: Sequence[Collection[str]], said: Sequence[Said]) -> dict[str,
 
 
 def mean(predictions: Sequence[Sequence[Mapping[str, Mapping[str, float]]]]) -> list[dict[str, float]]:
-    """Return for each row the mean of the probabilities that several models give its labels."""
+    """Return for each row the mean of the probabilities that several models give its labels; UserError where these differ."""
+    labels = [sorted(lines[0].get("probabilities", ())) for lines in predictions if lines]
+    if other := next((one for one in labels if one != labels[0]), None):
+        raise UserError(
+            f"predictions of models with different labels can't be averaged: {', '.join(labels[0])}; {', '.join(other)}"
+        )
     return [
         {name: round(sum(line["probabilities"][name] for line in lines) / len(lines), 6) for name in lines[0]["probabilities"]}
         for lines in zip(*predictions, strict=True)

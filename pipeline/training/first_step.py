@@ -37,7 +37,7 @@ def fault(trainer: StageTrainer) -> str:
                 )
             return ""
     return (
-        "the first rows have no loss, or it gives no weight a gradient, so no step would change anything; look at what weighs it"
+        "the first rows have no loss, or it gives no weight a gradient, so no step would change anything; look at the options that weight it"
         if asked
         else ""
     )

@@ -1,7 +1,7 @@
 """How much memory a step holds at its peak, told from the same step on fewer rows.
 
-The sizes of all tensors that a step makes are followed operation by operation, and the operations are counted. A step on one row and a step on two run the
-same operations, so what is held after each of them grows by a constant from row to row: the curve of any number of rows,
+The sizes of all tensors that a step makes are followed operation by operation, and the operations are counted. Steps on two
+rows and on three run the same operations, so each tensor grows by a constant from row to row: the curve of any number of rows,
 and its peak, follow without that step being taken.
 """
 

@@ -205,7 +205,7 @@ def _check(run: Run, trainer: StageTrainer) -> None:
 def _rates(trainer: StageTrainer, count: int) -> str:
     """Return in words what the learning rates of so many steps can't do, or ""."""
     with refusals([trainer.args]):
-        said = rates.fault(trainer.model, trainer.args, *rates.planned(trainer.args, count))
+        said = rates.fault(trainer.model, trainer.args, *rates.scheduled(trainer.args, count))
     return ": ".join(filter(None, [said and guards.warms_up(trainer.args, count), said]))
 
 

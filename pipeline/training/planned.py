@@ -29,14 +29,15 @@ from pipeline.training.trainer import StageTrainer, take_rows
 
 _ROWS = 2, 3  # of the two steps that are followed; one row alone may take other operations than several
 _SAMPLES = 16  # batches that are looked at for their length, spread over the run
+_PART = 10_000  # rows whose lengths are read at once
 _WARM = 3  # steps whose time does not count
 _LARGEST = 2  # steps on the longest rows, of which the second finds the optimizer's state
 _HEAP = 1.4  # times the tensors: what a CPU's process may hold, since the C library keeps what was freed
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """What a plan asks of a node's trainer."""
+class Request:
+    """What a plan requests of a node's trainer."""
 
     out: Path  # the answer, JSON
     max_steps: int  # of the run itself; -1: its epochs
@@ -50,29 +51,27 @@ class _Enough(Exception):
     """The step was followed and can't be taken here."""
 
 
-def planned(trainer: Any, asked: Asked, train: Callable[[Any], Any]) -> None:
+def planned(trainer: Any, request: Request, train: Callable[[Any], Any]) -> None:
     """Find out what a trainer's run takes, write it, and train for a few steps by its own `train`."""
     arguments = trainer.args
-    if arguments.max_steps == asked.steps or arguments.max_steps == 1:
-        arguments.max_steps = asked.max_steps
+    if arguments.max_steps == request.steps or arguments.max_steps == 1:
+        arguments.max_steps = request.max_steps
     total = loop.steps(arguments, len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else 1)
-    arguments.max_steps = max(1, min(total, asked.steps))
-    probe = _Probe(trainer, asked, total)
-    clock = _Clock(asked.seconds)
+    arguments.max_steps = max(1, min(total, request.steps))
+    probe = _Probe(trainer, request, total)
+    clock = _Clock(request.seconds)
     trainer.add_callback(clock)
     step, trainer.training_step = trainer.training_step, probe.first
     probe.step = step
     try:
         train(trainer)
     except _Enough:
-        asked.out.write_text(json.dumps(probe.found), encoding="utf-8")
+        request.out.write_text(json.dumps(probe.found), encoding="utf-8")
         raise WorldError("its step would not fit into the memory of this machine, so it hands nothing on") from None
     finally:
         trainer.training_step = step
-    # Without the bf16 of another machine, in which a merged adapter differs by more than rounding.
-    trainer.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     found = probe.found
-    if asked.steps and clock.times:
+    if request.steps and clock.times:
         found["memory"]["optimizer"] = _bytes(
             one for state in trainer.optimizer.state.values() for one in state.values() if isinstance(one, torch.Tensor)
         )
@@ -80,7 +79,7 @@ def planned(trainer: Any, asked: Asked, train: Callable[[Any], Any]) -> None:
             "steps": len(clock.times), "seconds_a_step": _mean(clock.times), "processor_seconds_a_step": _mean(clock.processor),
             "tokens_a_step": trainer.state.num_input_tokens_seen / trainer.state.global_step,
         }  # fmt: skip
-    asked.out.write_text(json.dumps(found), encoding="utf-8")
+    request.out.write_text(json.dumps(found), encoding="utf-8")
 
 
 def _mean(times: Sequence[float]) -> float:
@@ -116,8 +115,8 @@ class _Probe:
 
     step: Callable[..., Any]  # the trainer's own
 
-    def __init__(self, trainer: Any, asked: Asked, total: int) -> None:
-        self.trainer, self.asked, self.total = trainer, asked, total
+    def __init__(self, trainer: Any, request: Request, total: int) -> None:
+        self.trainer, self.request, self.total = trainer, request, total
         self.found: dict[str, Any] = {}
         self.row: Any = None  # the number of the longest row
         self.left = _LARGEST * trainer.args.gradient_accumulation_steps
@@ -130,10 +129,10 @@ class _Probe:
             self._note(model, *self._as_it_is(model, inputs, items))
         else:
             self._note(model, *self._by_rows(model, trainer.args.per_device_train_batch_size))
-        if self.found["held"] * _HEAP > self.asked.room:
+        if self.found["held"] * _HEAP > self.request.room:
             raise _Enough
-        self.asked.peak.forget()
-        if trainer.samples or not self.asked.steps:
+        self.request.peak.forget()
+        if trainer.samples or not self.request.steps:
             trainer.training_step = self.step
             return self.step(model, inputs, items)
         trainer.training_step = self.largest
@@ -260,11 +259,13 @@ def _lengths(dataset: Any, rows: Sequence[int]) -> np.ndarray:
         return np.array([sum(len(value) for key, value in dataset[row].items() if key.endswith("ids")) for row in rows])
     total = np.zeros(len(dataset), np.int64)
     columns = [name for name in dataset.column_names if name.endswith("ids")]
-    table = dataset.select_columns(columns).with_format("arrow")[:]
-    for name in columns:
-        total += table[name].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-    found: np.ndarray = total[np.asarray(rows)]
-    return found
+    arrow = dataset.select_columns(columns).with_format("arrow")
+    for start in range(0, len(dataset), _PART):
+        table = arrow[start : start + _PART]
+        for name in columns:
+            found = table[name].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+            total[start : start + _PART] += found
+    return np.asarray(total[np.asarray(rows)])
 
 
 def _sampled(trainer: Any, rows: Sequence[int]) -> list[Any]:
@@ -290,10 +291,10 @@ def _shape(batch: Any) -> tuple[int, int, int]:
     return ids, sum(one.numel() * one.shape[-1] for one in columns), max(one.shape[-1] for one in columns)
 
 
-def stands_in(asked: Asked) -> None:
+def stands_in(request: Request) -> None:
     """Let every trainer of this process plan in place of training; for a process that ends after it."""
 
     def train(trainer: Any, **_: Any) -> None:
-        planned(trainer, asked, lambda one: super(StageTrainer, one).train())
+        planned(trainer, request, lambda one: super(StageTrainer, one).train())
 
     setattr(StageTrainer, "train", train)  # noqa: B010

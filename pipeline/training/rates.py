@@ -19,7 +19,7 @@ _RISEN = 0.01  # share of the learning rate that a schedule reaches at some step
 _WRECKED = 3.0  # a step, in sizes of the weights
 
 
-def planned(arguments: Any, steps: int) -> tuple[float, float]:
+def scheduled(arguments: Any, steps: int) -> tuple[float, float]:
     """Return the sum of the learning rates of all steps and the greatest of them, as the schedule has them."""
     from transformers import get_scheduler
 

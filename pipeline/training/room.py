@@ -1,6 +1,6 @@
-"""Whether gradients and the optimizer's state can fit beside the weights that are loaded: what is certain before the first step.
+"""Whether gradients and the optimizer's state fit beside the loaded weights: what is certain before the first step.
 
-Activations come on top; `make plan` tells them, too. So what is refused here could not have run, and nothing that could is.
+Activations come on top, and `make plan` estimates them. So whatever is refused here could not have run.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pipeline.system import hardware
 
 
 def state(optimizer: str) -> int:
-    """Return the bytes that an optimizer surely keeps for each trained parameter: 0 of one that keeps little or is not known."""
+    """Return the bytes that an optimizer keeps at least for each trained parameter: 0 for one that keeps little or is not known."""
     name = optimizer.lower()
-    if "adam" not in name or "4bit" in name or "paged" in name:
+    if "adam" not in name or any(kind in name for kind in ("4bit", "paged", "galore", "apollo")):  # of low rank, the last two
         return 0
     return 2 if "8bit" in name or "fp8" in name else 8
 
@@ -35,10 +35,10 @@ def missing(trainer: Any, lora: bool) -> str:
         return ""
     told = f"{_size(free)} of memory can be filled, but gradients need {_size(gradients)} and {optimizer} keeps {_size(kept)}"
     if gradients <= free and kept:
-        return f"{told}: optim: adafactor keeps nearly nothing and would fit; `make plan` tells what else would"
+        return f"{told}: optim: adafactor keeps nearly nothing and would fit; `make plan` shows what else would"
     if lora:
-        return f"{told}: method: lora trains a small share of the parameters; `make plan` tells what it takes"
-    return f"{told}: take a smaller model or a larger machine; `make plan ON=h100` tells what it takes there"
+        return f"{told}: method: lora trains a small share of the parameters; `make plan` shows what that takes"
+    return f"{told}: take a smaller model or a larger machine; `make plan ON=h100` shows what it takes there"
 
 
 def _size(count: int) -> str:

@@ -83,7 +83,7 @@ def _guard(run: Run, name: str, callback: TrainerCallback) -> None:
                 if begins:
                     raise UserError(f"report_to: {name} can't begin a run: {line}") from None
                 failed = True
-                run.say(f"{name} could not be told ({line}); training goes on without it")
+                run.say(f"report_to: {name} failed ({line}); training goes on without it")
                 return None
 
         return call

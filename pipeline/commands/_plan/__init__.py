@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,22 +48,22 @@ class Planned:
         """Return it as a JSON value."""
         if self.why:
             return {"node": self.name, "stage": self.kind, "why": self.why}
-        kwh = energy(machine, self.seconds)
         return {
             "node": self.name, "stage": self.kind, **{key: self.found.get(key) for key in ("trained", "frozen", "tokens", "steps", "flops", "memory")},
-            "peak_memory": self.peak, "room": self.room, "fits": self.fits, "disk": self.disk, "seconds": self.seconds, "kwh": kwh,
+            "peak_memory": self.peak, "room": self.room, "fits": self.fits, "disk": self.disk,
+            "seconds": None if math.isnan(self.seconds) else self.seconds, "kwh": energy(machine, self.seconds),
             "dollars": cost(machine, self.seconds), "would_fit": [{"change": change, "peak_memory": peak} for change, peak in self.ways],
         }  # fmt: skip
 
 
 def energy(machine: Machine, seconds: float) -> float | None:
-    """Return kilowatt-hours at the machine's full power; None where that is not known."""
-    return None if machine.watts is None else machine.watts * machine.count * seconds / 3.6e6
+    """Return kilowatt-hours at the machine's full power; None where that or the time is not known."""
+    return None if machine.watts is None or math.isnan(seconds) else machine.watts * machine.count * seconds / 3.6e6
 
 
 def cost(machine: Machine, seconds: float) -> float | None:
-    """Return dollars; None where nobody charges any, or the price is not known."""
-    return None if machine.price is None else machine.price * machine.count * seconds / 3600
+    """Return dollars; None where nobody charges any, or the price or the time is not known."""
+    return None if machine.price is None or math.isnan(seconds) else machine.price * machine.count * seconds / 3600
 
 
 class Planner:
@@ -85,7 +86,7 @@ class Planner:
         found = Planned(node.name, node.kind)
         missing = [name for name in node.parents.values() if name in self.whole.nodes and self.place(name) is None]
         if node.signature is None:
-            found.why = "its options are at fault; `make check` says how"
+            found.why = "its options are at fault; `make check` names the faults"
         elif missing:
             found.why = _reason(missing, self.sketched)
         elif node.signature.gives == ROWS:
@@ -151,7 +152,8 @@ class Planner:
             parts = answer["memory"]
             shared = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
             peak = FRAGMENTS * (answer["held"] - shared * (1 - 1 / self.machine.count)) + CONTEXT
-            yield f"FSDP or ZeRO-3 on the {self.machine.count} devices", peak
+            alone = not answer["frozen"] and not parts["others"]  # ZeRO-3 divides no adapter, and nothing beside a reference
+            yield f"{'FSDP or ZeRO-3' if alone else 'FSDP'} on the {self.machine.count} devices", peak
             if peak <= self.machine.memory:
                 return
         for batch, held in sorted(answer.get("smaller", {}).items(), key=lambda one: -int(one[0])):
@@ -163,7 +165,7 @@ class Planner:
 
     def run(self, node: Node, way: str, *flags: str, follow_only: bool = False) -> tuple[str, dict[str, Any] | None]:
         """Run a node in a fork whose trainer plans; return why it failed, or "", and the trainer's answer."""
-        from pipeline.training.planned import Asked, stands_in
+        from pipeline.training.planned import Request, stands_in
 
         folder = sketch.parent_of(node, self.place)
         if folder and sketch.too_large(folder, hardware.room()):
@@ -181,7 +183,7 @@ class Planner:
 
         def before() -> None:
             watched.begin()
-            stands_in(Asked(answer, int(node.settings.get("max_steps", -1)), steps, SECONDS, hardware.room(), watched.peak))
+            stands_in(Request(answer, int(node.settings.get("max_steps", -1)), steps, SECONDS, hardware.room(), watched.peak))
 
         def after() -> None:
             if answer.is_file():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.system import hardware
+from pipeline.system import cores, hardware
 from pipeline.system.config import read_yaml
 from pipeline.system.errors import UserError
 
@@ -49,7 +48,7 @@ def chosen(name: str) -> Machine:
     device = match[1] if match else name
     if device not in table:
         close = difflib.get_close_matches(device, table, n=3, cutoff=0.4)
-        remedy = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(table)}"
+        remedy = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(table)}."
         raise UserError(
             f"ON={name}: no such device; {remedy} A count may follow, as in ON=h100x8; {_FILE.name} holds the table"
         )
@@ -62,5 +61,4 @@ def chosen(name: str) -> Machine:
 
 def this() -> Machine:
     """Return the machine that we are on: its memory that is free now."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine("this machine", 1, hardware.room(), hardware.CORE_WATTS * cores, here=True)
+    return Machine("this machine", 1, hardware.room(), hardware.CORE_WATTS * cores.count(), here=True)

@@ -79,7 +79,7 @@ def whole(found: Sequence[Planned], machine: Machine, utilisation: float) -> Ite
     seconds = sum(one.seconds for one in looked)
     kwh, dollars = energy(machine, seconds), cost(machine, seconds)
     told = [f"{duration(seconds)} of training in all"]
-    if kwh is not None and not math.isnan(seconds):
+    if kwh is not None:
         told.append(f"{kwh:.3g} kWh at {machine.watts:g} W{' a device' if machine.count > 1 else ''}, which is assumed")
     if dollars is not None:
         told.append(f"${dollars:,.2f}")
