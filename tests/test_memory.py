@@ -128,7 +128,7 @@ def watched(words, cache):
 
 
 FILES = ["rows.jsonl", "book.txt", "line.txt", "rows.parquet"]  # of texts
-PLACES = ["--max_length", "128", "--per_device_train_batch_size", "2"]
+PLACES = ["--max_length", "256", "--per_device_train_batch_size", "2"]
 BASE = {"labels": ["--objective", "mlm"]}  # file → how the model is made that its stage begins with
 SFT = ("pairs", "ranked", "thumbs", "asked")  # files whose stage begins with a chat model
 STAGES = {  # file → stage and its flags
