@@ -13,6 +13,7 @@ import random
 import shutil
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -65,6 +66,7 @@ def rows_of(name, megabytes):
 
 def written(path, megabytes):
     """Write rows as JSON lines or Parquet, or their text with blank lines or in one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = rows_of(path.stem, megabytes)
     if path.suffix == ".parquet":
         schema = pyarrow.schema({"text": pyarrow.string()})
@@ -94,11 +96,13 @@ def anonymous(process):
 
 def measured(folder, data, *more, stage="pretrain"):
     """Run a stage; return peak anonymous memory, in bytes, and the lines printed, each with its seconds and those of CPU until it."""
-    words = command(stage, ["--data", data, "--output", folder, *SMALL.get(stage, []), *more])
+    return watched(command(stage, ["--data", data, "--output", folder, *SMALL.get(stage, []), *more]), folder.parent / "cache")
+
+
+def watched(words, cache):
+    """Run a command with a cache folder; return what `measured` does."""
     began = time.monotonic()
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, text=True, env=os.environ | {"CACHE": str(folder.parent / "cache")}
-    )
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"CACHE": str(cache)})
     peak, lines = 0, []
     whole = psutil.Process(process.pid)
 
@@ -123,7 +127,8 @@ def measured(folder, data, *more, stage="pretrain"):
     return peak, lines
 
 
-PLACES = ["--max_length", "128", "--per_device_train_batch_size", "2"]
+FILES = ["rows.jsonl", "book.txt", "line.txt", "rows.parquet"]  # of texts
+PLACES = ["--max_length", "256", "--per_device_train_batch_size", "2"]
 BASE = {"labels": ["--objective", "mlm"]}  # file → how the model is made that its stage begins with
 SFT = ("pairs", "ranked", "thumbs", "asked")  # files whose stage begins with a chat model
 STAGES = {  # file → stage and its flags
@@ -138,7 +143,7 @@ STAGES = {  # file → stage and its flags
 }
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "book.txt", "line.txt", "rows.parquet", *STAGES])
+@pytest.mark.parametrize("name", [*FILES, *STAGES])
 def test_memory_does_not_grow_with_the_data(tmp_path, name):
     peaks, (stage, more) = {}, STAGES.get(name, ("pretrain", []))
     kind = Path(name).stem
@@ -153,14 +158,36 @@ def test_memory_does_not_grow_with_the_data(tmp_path, name):
     if stage != "curate":
         more = [*more, "--max_steps", "1"]
     for size in (10, MEGABYTES):
-        (tmp_path / f"{size}").mkdir()
         path = written(tmp_path / f"{size}" / name, size)
         began = time.monotonic()
         peaks[size], lines = measured(tmp_path / f"{size}" / "out", path, *more, stage=stage)
         print(f"\n{name}, {size} MB: {peaks[size] / 1e6:,.0f} MB of anonymous memory, {time.monotonic() - began:.0f} s; lines:")
-        print("".join(f"  {at:6.1f} s {line}" for at, _, line in lines[:24]))
-        path.unlink()
-        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        print("".join(f"  {at:6.1f} s {line}" for at, _, line in (lines if len(lines) <= 24 else [*lines[:16], *lines[-8:]])))
+        shutil.rmtree(tmp_path / f"{size}")
+    assert peaks[MEGABYTES] - peaks[10] < GROWTH
+
+
+READ = """
+import sys, time
+from pipeline.data import recipe
+
+rows = recipe.from_data(sys.argv[1], "text").rows("text", "train", 42)
+print(len(rows.kept) + rows.held_out, time.process_time())
+"""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_larger_file_is_read_in_the_same_memory(tmp_path, name):
+    peaks, rows, seconds = {}, {}, {}  # seconds: of CPU
+    for size in (10, MEGABYTES):
+        path = written(tmp_path / f"{size}" / name, size)
+        peaks[size], lines = watched([sys.executable, "-c", READ, path], tmp_path / f"{size}" / "cache")
+        found, spent = lines[-1][-1].split()
+        rows[size], seconds[size] = int(found), float(spent)
+        shutil.rmtree(tmp_path / f"{size}")
+    more, took = MEGABYTES - 10, seconds[MEGABYTES] - seconds[10]
+    print(f"\n{name} is read: " + ", ".join(f"{size} MB in {peak / 1e6:,.0f} MB" for size, peak in peaks.items()), end="; ")
+    print(f"{more / took:.1f} MB and {(rows[MEGABYTES] - rows[10]) / took:,.0f} rows a second of CPU")
     assert peaks[MEGABYTES] - peaks[10] < GROWTH
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data import kept, types
+from pipeline.data import kept, parquet, types
 from pipeline.data.mixture import Part
 from pipeline.data.types import Row
 from pipeline.system import cache, hashes
@@ -217,10 +217,7 @@ def _table(rows: Sequence[Row], schema: pyarrow.Schema | None = None) -> pyarrow
 
 def read(path: Path) -> Iterator[Row]:
     """Yield the rows of a file that `save` wrote."""
-    import pyarrow.parquet
-
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-        yield from (_without_nulls(row) for row in batch.to_pylist())
+    yield from map(_without_nulls, parquet.rows(path))
 
 
 def count(path: Path) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.data import encodings
+from pipeline.data import encodings, parquet
 from pipeline.data.documents import Documents, NotText
 from pipeline.system.errors import UserError
 
@@ -186,18 +186,14 @@ def _read_csv(path: Path, faults: Faults) -> Iterator[Raw]:
 
 def _read_parquet(path: Path, faults: Faults) -> Iterator[Raw]:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(path)
+        rows = parquet.rows(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         faults.add(f"{path}: not parquet ({error})")
         return
-    number = 0
-    for batch in table.iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}: row {number}", row
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}: row {number}", row
 
 
 READERS: dict[str, Callable[[Path, Faults], Iterator[Raw]]] = {
