@@ -67,6 +67,29 @@ def test_a_model_that_its_cache_changes_is_seen(chain, monkeypatch):
     assert found[name][0] > found[name][1]
 
 
+@pytest.mark.parametrize(("step", "off", "holds"), [(0.02, 0.0, [True, True]), (0.02, 0.01, [False, False]), (1e-6, 0.0, [])])
+def test_batches_are_compared_by_what_the_step_moves_and_not_by_the_size_of_the_weights(
+    small, tmp_path, monkeypatch, step, off, holds
+):
+    """`step`: what one of the usual rate moves; `off`: by which share of it the other ways to take it are longer."""
+    import torch
+    from safetensors.torch import save_file
+
+    def run(self, node, way, *flags, **_):
+        rate = float(flags[flags.index("--learning_rate") + 1])
+        self.place(node, way).mkdir(parents=True)
+        moved = step * rate / 0.1 * (1 if way in ("step", "twice") else 1 + off)
+        save_file({"norm.weight": torch.ones(4) - moved}, self.place(node, way) / "model.safetensors")
+        return ""
+
+    monkeypatch.setattr(_deep.Battery, "run", run)
+    found = list(_deep.Battery(small, tmp_path).batches(small.nodes["pretrain"]))
+    assert [one.holds for one in found if one.allowed is not None] == holds
+    assert [one.why for one in found if one.allowed is None] == ["a step moves no weight by more than 1.0e-06"] * (
+        2 - len(holds)
+    )
+
+
 def test_the_table_names_what_differs_and_what_was_not_measured():
     lines = _deep.table([_deep.Identity("a", "x = y", 0.5, 0.1), _deep.Identity("bcd", "z = w", why="one row a batch")])
     assert lines[1].endswith("5.0e-01   1.0e-01  DIFFERS")

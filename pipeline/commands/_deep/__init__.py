@@ -26,13 +26,16 @@ from pipeline.commands._deep import models
 from pipeline.commands._forked import forked
 
 _STEPS, _SAVE = 6, 2  # of the optimizer; between checkpoints
+_RUNS = 8  # of each node, or what takes as long
 _EXACT = 2e-3  # of what a step moves, between two ways to sum the same gradient in fp32
+_STILL = 1e-4  # a step that moves weights by less would be compared with their rounding in fp32
 _SEEN = 2000  # last characters of what a run printed, for the reason of a failure
 _BRIEF = ["--save_strategy", "steps", "--save_steps", str(_SAVE), "--logging_steps", "1"]
 _DESCENT = [
-    "--optim", "sgd", "--learning_rate", "0.1", "--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", "{}",
-    "--warmup_steps", "0", "--max_grad_norm", "0", "--max_steps", "1",
+    "--optim", "sgd", "--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", "{}",
+    "--warmup_steps", "0", "--max_grad_norm", "0", "--max_steps", "1", "--learning_rate",
 ]  # fmt: skip
+_RATE = 0.1  # of the one step of plain descent; with twice as much the step is twice as long, which tells how long it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Battery:
                 yield Identity(node.name, "trains for a few steps", why=said)
                 continue
             if not number:
-                seconds = 7 * len(self.nodes) * (time.monotonic() - started)
-                say(f"about {max(1, round(seconds / 60))} min for {len(self.nodes)} nodes")
+                seconds = _RUNS * len(self.nodes) * (time.monotonic() - started)
+                say(f"about {max(1, round(seconds / 60))} min for {len(self.nodes)} node{'s'[: len(self.nodes) > 1]}")
             yield from self.of(node)
 
     def of(self, node: Node) -> Iterator[Identity]:
@@ -84,8 +87,12 @@ class Battery:
             yield Identity(node.name, "merged = adapter", float(record["merge_error"]), 1e-3)
         first = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])
         if "rewards/margins" in first:
-            gap = math.log1p(math.exp(-first["rewards/margins"])) - math.log(2)
-            yield Identity(node.name, "loss of pairs before the first step = ln 2", abs(gap), 1e-4)
+            margin = first["rewards/margins"]
+            if record["recipe"]["type"] == "preference":
+                gap = math.log1p(math.exp(-margin)) - math.log(2)
+                yield Identity(node.name, "loss of pairs before the first step = ln 2", abs(gap), 1e-4)
+            else:
+                yield Identity(node.name, "margin of rewards before the first step = 0", abs(margin), 1e-4)
         if record.get("family") == "causal":
             text = models.texts(record)
             for name, found, allowed in models.identities(folder, text):
@@ -99,8 +106,7 @@ class Battery:
             return Identity(node.name, name, why="no checkpoint was there when it was killed")
         if said := self.run(node, "resumed", *steps):
             return Identity(node.name, name, why=said)
-        found, _ = self.apart(node, "whole", "resumed")
-        return Identity(node.name, name, found, 0.0)
+        return Identity(node.name, name, self.apart(node, "whole", "resumed"), 0.0)
 
     def batches(self, node: Node) -> Iterator[Identity]:
         """Take one step of plain gradient descent on the same rows: at once, in two parts, on two processes."""
@@ -112,27 +118,24 @@ class Battery:
             "two processes = one": ("processes", [*half, "--gradient_accumulation_steps", "1"], 2),
         }
         one = ["--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", "1"]
-        said = self.run(node, "step", *_DESCENT, *one) if size > 1 else "one row a batch"
+        wrong = "one row a batch" if size < 2 else ""
+        for way, rate in (("step", _RATE), ("twice", 2 * _RATE)):
+            wrong = wrong or self.run(node, way, *_DESCENT, str(rate), *one)
+        moved = 0.0 if wrong else self.apart(node, "step", "twice")
+        wrong = wrong or ("" if moved > _STILL else f"a step moves no weight by more than {moved:.1e}")
         for name, (way, flags, count) in ways.items():
-            wrong = said or self.run(node, way, *_DESCENT, *flags, processes=count)
-            if wrong:
-                yield Identity(node.name, name, why=wrong)
+            if said := wrong or self.run(node, way, *_DESCENT, str(_RATE), *flags, processes=count):
+                yield Identity(node.name, name, why=said)
                 continue
-            found, moved = self.apart(node, "step", way)
-            yield Identity(node.name, f"{name} (of what the step moves)", found / max(moved, 1e-12), _EXACT)
+            found = self.apart(node, "step", way) / moved
+            yield Identity(node.name, f"{name} (of what the step moves)", found, _EXACT)
 
-    def apart(self, node: Node, one: str, other: str) -> tuple[float, float]:
-        """Return the largest differences of a weight: between two runs, and between the first and its parent, 1 without one."""
+    def apart(self, node: Node, one: str, other: str) -> float:
+        """Return the largest difference of a weight between two runs."""
         from safetensors.torch import load_file
 
         first, second = (load_file(self.place(node, way) / "model.safetensors") for way in (one, other))
-        between = max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
-        parent = self.parent(node, "parent") / "model.safetensors" if "parent" in node.parents else None
-        if parent is None or not parent.is_file():
-            return between, max(float(tensor.float().abs().max()) for tensor in first.values())
-        before = load_file(parent)
-        same = [name for name in first if name in before and before[name].shape == first[name].shape]
-        return between, max((float((first[name].float() - before[name].float()).abs().max()) for name in same), default=1.0)
+        return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
 
     def place(self, node: Node, way: str) -> Path:
         """Return the folder of a node that is made in one of the ways."""
