@@ -65,7 +65,10 @@ def test_a_profile_is_planned_before_anything_is_made(small, tmp_path, run, monk
         assert node["would_fit"] == []
         assert 0 < node["seconds"] < math.inf
         assert node["trained"] > 0
-        assert node["peak_memory"] > 0
+        assert node["memory"]["weights"] > 0
+        assert (
+            node["peak_memory"] >= 0
+        )  # of this process beyond what it held before, which may be more than so small a model takes
     first, adapted = record["nodes"][0], record["nodes"][1]
     assert (first["frozen"], adapted["frozen"]) == (0, first["trained"])
     assert first["memory"]["optimizer"] >= 8 * first["trained"]
