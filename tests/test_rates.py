@@ -82,7 +82,7 @@ def test_the_rates_are_those_of_the_schedule(schedule, arguments, warm, total, m
     given = SimpleNamespace(
         learning_rate=1e-3, lr_scheduler_type=schedule, lr_scheduler_kwargs=arguments, get_warmup_steps=lambda _: warm
     )
-    assert rates.planned(given, 100) == (pytest.approx(total, rel=0.05, abs=1e-6), pytest.approx(most, rel=0.05, abs=1e-6))
+    assert rates.scheduled(given, 100) == (pytest.approx(total, rel=0.05, abs=1e-6), pytest.approx(most, rel=0.05, abs=1e-6))
 
 
 def test_a_rate_that_never_rises_is_refused():
