@@ -6,9 +6,6 @@ Its fields are its options. Only training rows are varied, never those of valida
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import pkgutil
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -16,8 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from pipeline.data.types import DatasetType, Row
-from pipeline.system import config
-from pipeline.system.errors import UserError
+from pipeline.system import extensions
 
 _HELPERS = ("collator",)  # modules of this folder that are no augmentation
 
@@ -46,20 +42,14 @@ class Augmentation(ABC):
 
 def known() -> list[str]:
     """Return the names of all augmentations."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
+    return extensions.known(__name__, _HELPERS)
 
 
 def load(name: str, options: Mapping[str, Any] | None = None) -> Augmentation:
     """Return an augmentation by name with its options; UserError where there is none, or an option is wrong."""
-    if name not in known():
-        raise UserError(f"augmentation: {name}: no such augmentation; known are {', '.join(known())}")
-    kind: type[Augmentation] = importlib.import_module(f"{__name__}.{name}").AUGMENTATION
-    given = dict(options or {})
-    if faults := config.check(given, dict.fromkeys(given, "augmentation_options"), kind, None):
-        raise UserError(*faults)
-    assert dataclasses.is_dataclass(kind)
-    return kind(**given)
+    kind = extensions.declared(__name__, name, known(), "augmentation", "augmentation", "AUGMENTATION")
+    found: Augmentation = extensions.configured(kind, options, "augmentation_options")
+    return found
 
 
 def ordinary(ids: np.ndarray, tokenizer: Any) -> np.ndarray:

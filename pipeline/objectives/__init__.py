@@ -7,8 +7,6 @@ on (`losses`) and how it is evaluated on held-out text (`scores`, described by `
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.evaluation.metrics import Metric
-from pipeline.system import config
-from pipeline.system.errors import UserError
+from pipeline.system import extensions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,16 +132,11 @@ class Objective(ABC):
 
 def known() -> list[str]:
     """Return the names of all objectives."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
+    return extensions.known(__name__, _HELPERS)
 
 
 def load(name: str, options: Mapping[str, Any] | None = None) -> Objective:
     """Return an objective by name with its options; UserError naming those that exist."""
-    if name not in known():
-        raise UserError(f"objective: {name}: no such objective; known are {', '.join(known())}")
-    kind: type[Objective] = importlib.import_module(f"{__name__}.{name}").OBJECTIVE
-    given = dict(options or {})
-    if faults := config.check(given, dict.fromkeys(given, "objective_options"), kind, None):
-        raise UserError(*faults)
-    return kind(**given)
+    kind = extensions.declared(__name__, name, known(), "objective", "objective", "OBJECTIVE")
+    found: Objective = extensions.configured(kind, options, "objective_options")
+    return found

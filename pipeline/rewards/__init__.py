@@ -6,16 +6,14 @@ counts what could not be scored, and lets no reward end a run.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipeline.system import config
+from pipeline.system import extensions
 from pipeline.system.errors import UserError
 
 _HELPERS = ("mixture",)  # modules of this folder that are no reward
@@ -45,15 +43,12 @@ class Reward(ABC):
 
 def known() -> list[str]:
     """Return the names of all rewards."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
+    return extensions.known(__name__, _HELPERS)
 
 
 def declared(name: str) -> type[Reward]:
     """Return a reward's class by name; UserError naming those that exist."""
-    if name not in known():
-        raise UserError(f"reward: {name or '(none)'}: no such reward; known are {', '.join(known())}")
-    found: type[Reward] = importlib.import_module(f"{__name__}.{name}").REWARD
+    found: type[Reward] = extensions.declared(__name__, name, known(), "reward", "reward", "REWARD")
     return found
 
 
@@ -64,11 +59,8 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Reward:
         raise UserError(
             f"reward: {name} needs {' and '.join(missing)}; install it with `.venv/bin/python -m pip install {' '.join(missing)}`"
         )
-    given = dict(options or {})
-    if faults := config.check(given, dict.fromkeys(given, f"options of reward {name}"), kind, None):
-        raise UserError(*faults)
-    assert dataclasses.is_dataclass(kind)
-    return kind(**given)
+    found: Reward = extensions.configured(kind, options, f"options of reward {name}")
+    return found
 
 
 def answer(completion: Completion) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.evaluation.metrics import Metric
-from pipeline.system import config
+from pipeline.system import extensions
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -218,8 +217,7 @@ def _with_body(model: Any, body: Any) -> Any:
 
 def known() -> list[str]:
     """Return the names of all tasks."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if not name.startswith("_") and name not in _HELPERS)
+    return extensions.known(__name__, _HELPERS)
 
 
 def averaging() -> list[str]:
@@ -229,9 +227,7 @@ def averaging() -> list[str]:
 
 def declared(name: str) -> type[Task]:
     """Return a task's class by name; UserError naming those that exist."""
-    if name not in known():
-        raise UserError(f"task: {name or '(none)'}: no such task; known are {', '.join(known())}")
-    found: type[Task] = importlib.import_module(f"{__name__}.{name}").TASK
+    found: type[Task] = extensions.declared(__name__, name, known(), "task", "task", "TASK")
     return found
 
 
@@ -240,7 +236,5 @@ def load(name: str, options: Mapping[str, Any] | None = None) -> Task:
     kind = declared(name)
     if missing := [package for module, package in kind.needs.items() if importlib.util.find_spec(module) is None]:
         raise UserError(f"task: {name} needs {' and '.join(missing)}, which its metrics use; `make setup-data` installs them")
-    given = dict(options or {})
-    if faults := config.check(given, dict.fromkeys(given, "task_options"), kind, None):
-        raise UserError(*faults)
-    return kind(**given)
+    found: Task = extensions.configured(kind, options, "task_options")
+    return found

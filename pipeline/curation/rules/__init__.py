@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
-import pkgutil
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pipeline.system import config
+from pipeline.system import extensions
 from pipeline.system.errors import UserError
 
 
@@ -30,22 +28,17 @@ class Rule:
 
 def known() -> list[str]:
     """Return the names of all rules."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return extensions.known(__name__)
 
 
 def load(name: str, options: Mapping[str, Any] | None) -> Rule:
     """Return a rule by name with its options; UserError where there is none, an option is wrong or a package is missing."""
-    if name not in known():
-        raise UserError(f"rules: {name}: no such rule; known are {', '.join(known())}")
-    kind: type[Rule] = importlib.import_module(f"{__name__}.{name}").RULE
+    kind: type[Rule] = extensions.declared(__name__, name, known(), "rules", "rule", "RULE")
     require(f"rules: {name}", *kind.needs)
     if not isinstance(options, Mapping | None):
         raise UserError(f"rules: {name}: expected its options, as in {{{name}: {{}}}}, found {options!r}")
-    given = dict(options or {})
-    if faults := config.check(given, dict.fromkeys(given, f"rules: {name}"), kind, None):
-        raise UserError(*faults)
-    assert dataclasses.is_dataclass(kind)
-    return kind(**given)
+    found: Rule = extensions.configured(kind, options, f"rules: {name}")
+    return found
 
 
 def load_all(given: Mapping[str, Any]) -> list[Rule]:
