@@ -25,10 +25,7 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return 0
-    flags, faults = config.only(("profile", "runs", "deep"), sys.argv[1:])
-    deep = flags.get("deep", False)  # YAML's yes and no
-    if not isinstance(deep, bool):
-        faults.append(f"command line: --deep: expected yes or no, found {deep!r}")
+    flags, faults = config.only(("profile", "runs", "deep"), sys.argv[1:], switches=("deep",))
     if faults:
         raise UserError(*faults)
     whole = profile.load(profile.find(str(flags.get("profile", "tiny"))))
@@ -47,7 +44,7 @@ def main() -> int:
     check.remember(whole, runs)
     following = directory.make_line(str(flags.get("profile", "tiny")), runs.parent)
     say("check", f"profile {whole.name}: {len(whole.nodes)} nodes, no fault; next: {following}")
-    return _deep(whole) if deep else 0
+    return _deep(whole) if flags["deep"] else 0
 
 
 def _deep(whole: profile.Profile) -> int:

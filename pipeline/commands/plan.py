@@ -28,15 +28,12 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(str(__doc__).strip())
         return 0
-    flags, faults = config.only(("profile", "runs", "on", "utilisation", "json"), sys.argv[1:])
+    flags, faults = config.only(("profile", "runs", "on", "utilisation", "json"), sys.argv[1:], switches=("json",))
     share = flags.get("utilisation", None)
     if share is not None and not (isinstance(share, (int, float)) and 0 < share <= 1):
         faults.append(
             f"command line: --utilisation: expected a share of the machine's peak, above 0 and at most 1, found {share!r}"
         )
-    quiet = flags.get("json", False)  # YAML's yes and no
-    if not isinstance(quiet, bool):
-        faults.append(f"command line: --json: expected yes or no, found {quiet!r}")
     if faults:
         raise UserError(*faults)
     whole = profile.load(profile.find(str(flags.get("profile", "tiny"))))
@@ -51,7 +48,7 @@ def main() -> int:
         found = []
         for one in planner.planned():
             found.append(one)
-            if not quiet:
+            if not flags["json"]:
                 for line in table.lines(one, machine):
                     say(one.name, line)
     record: dict[str, Any] = {
@@ -60,7 +57,7 @@ def main() -> int:
     }  # fmt: skip
     runs.mkdir(parents=True, exist_ok=True)
     manifest.write_json(runs / NAME, record)
-    if quiet:
+    if flags["json"]:
         print(json.dumps(record, indent=1))
     else:
         for line in table.whole(found, machine, utilisation):

@@ -168,12 +168,18 @@ def read_flags(argv: Sequence[str], roles: Sequence[str] = ("parent",)) -> tuple
     return flags, faults
 
 
-def only(known: Sequence[str], argv: Sequence[str], texts: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+def only(
+    known: Sequence[str], argv: Sequence[str], texts: Sequence[str] = (), switches: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """Split the flags of a command that has these few and no profile; the second part holds the faults, unknown flags too.
 
-    `texts`: flags that stay as they are written, such as a time, of which YAML would make a number.
+    `texts`: flags that stay as they are written, such as a time, of which YAML would make a number. `switches`: those that
+    are yes or no, which become True or False, and are False where nobody says.
     """
     flags, faults = read_flags(argv, texts)
+    for key in switches:
+        if not isinstance(flags.setdefault(key, False), bool):  # YAML's yes and no
+            faults.append(f"command line: --{key}: expected yes or no, found {flags[key]!r}")
     verb = "are" if len(known) > 1 else "is"
     unknown = [key for key in flags if key not in known]
     return flags, faults + [f"command line: --{key}: unknown flag; known {verb} --{', --'.join(known)}" for key in unknown]
