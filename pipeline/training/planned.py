@@ -119,6 +119,7 @@ class _Probe:
         self.trainer, self.request, self.total = trainer, request, total
         self.found: dict[str, Any] = {}
         self.row: Any = None  # the number of the longest row
+        self.sampled: list[Any] = []  # batches spread over the run
         self.left = _LARGEST * trainer.args.gradient_accumulation_steps
         self.clock = time.monotonic()
 
@@ -171,7 +172,8 @@ class _Probe:
                 one = extrapolated(few, found, (batch - _ROWS[0]) / (_ROWS[1] - _ROWS[0]))
                 self.found["smaller"][batch] = one.peak
         model.zero_grad(set_to_none=True)
-        shapes = [_shape(one) for one in _sampled(trainer, rows)]
+        self.sampled = _sampled(trainer, rows)
+        shapes = [_shape(one) for one in self.sampled]
         ids, squares = (statistics.fmean(one[at] for one in shapes) for at in (0, 1))
         self.found["longest"] = shape[2]
         return whole, found.linear / shape[0] * ids, found.attention / shape[1] * squares
@@ -223,7 +225,7 @@ class _Probe:
         }  # fmt: skip
         if not trainer.samples:
             pad = int(getattr(trainer.processing_class, "pad_token_id", None) or 0)
-            tokens = [tokens_read(one, pad) for one in _sampled(trainer, _order(trainer, self.total))]
+            tokens = [tokens_read(one, pad) for one in self.sampled]
             self.found["tokens"] = statistics.fmean(tokens) * batches * self.total
 
 
