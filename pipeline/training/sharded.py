@@ -55,13 +55,14 @@ def whole(trainer: Any, outlined: Any) -> Any:
 
 
 @contextlib.contextmanager
-def embeddings_at_root(model: Any) -> Iterator[None]:
+def embeddings_at_root(trainer: Any) -> Iterator[None]:
     """Let accelerate shard an adapter's embeddings with the root of its model and not as units of their own.
 
     peft lets tied embeddings share the rows that it trains, which accelerate does not see, and torch refuses a parameter that
     lies in two units ("Invariant encountered").
     """
-    if not hasattr(model, "peft_config"):
+    model = trainer.model
+    if not trainer.is_fsdp_enabled or not hasattr(model, "peft_config"):
         yield
         return
     model.get_input_embeddings = model.get_output_embeddings = lambda: None

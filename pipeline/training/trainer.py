@@ -128,7 +128,7 @@ class StageTrainer(Trainer):
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
         """Make optimizer and schedule, and compile the model where that is asked for: the last that settings can be wrong for."""
-        with refusals([self.args]), sharded.embeddings_at_root(self.model):
+        with refusals([self.args]), sharded.embeddings_at_root(self):
             return super()._prepare_for_training(*arguments, **named)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
