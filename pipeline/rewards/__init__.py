@@ -6,7 +6,6 @@ counts what could not be scored, and lets no reward end a run.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
