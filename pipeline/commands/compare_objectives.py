@@ -178,7 +178,13 @@ def asked(argv: Sequence[str]) -> tuple[Options, Node, Path]:
     values, file, runs, wrong = profile.settings(flags, SETTINGS, Options)
     faults += wrong
     wanted = values.get("objectives", {})
-    faults += [f"objectives: {name}: no such objective" for name in wanted if name not in objectives.known()]
+    if isinstance(wanted, dict):  # what else it is has been told
+        faults += [f"{file}: objectives: {name}: no such objective" for name in wanted if name not in objectives.known()]
+        faults += [
+            f"{file}: objectives: {name}: expected flags as `key: value`, or nothing, found {flags!r}"
+            for name, flags in wanted.items()
+            if not isinstance(flags, dict | None)
+        ]
     trains = file.with_name(f"{values.get('node', '')}.yaml")
     if not trains.is_file():
         faults.append(f"{file}: node: names no file beside it; it says which node trains the objectives")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.chain import manifest
@@ -16,6 +17,16 @@ from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
 SEAL = "record"  # the digest over the rest of the record
+_NAME = re.compile(r"\w[\w.-]*")  # of a node, which becomes the name of a folder
+# What a record holds, as far as anything goes by it: a type, a pattern, or what lies within. `?` ends a key that may be missing or null.
+_PARENT = {"role": str, "beside": bool, "outputs": str, "node?": _NAME, "hub?": str, "path?": str, "repository?": [str]}
+_SHAPE: dict[str, Any] = {
+    "node": _NAME, "stage": str, "title": str, "script": str, "family": str, "control_of": str, "inputs": str, "outputs": str,
+    "config": dict, "recipe": {"digest?": str, "data?": str, "sources?": [[str]], "files?": {str: str}},
+    "parents": [_PARENT], "code": {"commit?": str, "dirty": bool, "files": {str: str}}, "versions": {str: str},
+    "hardware": {"threads?": int}, "metrics?": dict, "files": {str: {"sha256": str, "size": int}}, f"{PUSHED}?": {str: str},
+    "figures?": {"options": dict, "own": {str: {"value": float, "low": float, "high": float}}},
+}  # fmt: skip
 
 
 def record(
@@ -43,10 +54,9 @@ def read(folder: Path) -> dict[str, Any]:
     found = manifest.read(folder)
     if found is None:
         raise UserError(f"{folder}: has no {manifest.NAME}; only what tristage made can be made again")
-    try:
+    faults = [f"{folder / manifest.NAME}: is not whole ({fault})" for fault in _misshapen(found, _SHAPE, "")]
+    if not faults:
         faults = _altered(folder, found) if PUSHED in found else agrees(Finished(folder, found))
-    except (KeyError, TypeError, AttributeError) as error:
-        faults = [f"{folder / manifest.NAME}: is not whole ({error})"]
     if faults:
         raise UserError(*faults, f"{folder}: is not what was made; nothing can be said of it")
     return found
@@ -64,3 +74,28 @@ def _altered(folder: Path, found: Mapping[str, Any]) -> list[str]:
     made = {path: entry["sha256"] for path, entry in found["files"].items() if not leaks.ADAPTER.fullmatch(path)}
     twice = [path for path, digest in found[PUSHED].items() if made.get(path, digest) != digest]
     return faults + [f"{name}: names two digests of {path}" for path in twice]
+
+
+def _misshapen(value: Any, shape: Any, where: str) -> Iterator[str]:
+    """Yield what in a value is not of a shape, so that nothing that goes by a record meets another type or leaves its folder."""
+    wanted = type(shape) if not isinstance(shape, (type, re.Pattern)) else shape
+    if isinstance(wanted, re.Pattern):
+        if not (isinstance(value, str) and wanted.fullmatch(value)):
+            yield f"{where}: {str(value)[:80]!r} is no name"
+    elif not isinstance(value, (int, float) if wanted is float else wanted) or (isinstance(value, bool) and wanted is not bool):
+        yield f"{where}: is no {wanted.__name__}"
+    elif isinstance(shape, list):
+        for number, item in enumerate(value):
+            yield from _misshapen(item, shape[0], f"{where}[{number}]")
+    elif shape and isinstance(shape, dict) and str in shape:
+        for name, item in value.items():
+            if ".." in PurePosixPath(name).parts or name.startswith("/"):
+                yield f"{where}: {name[:80]!r} lies outside of its folder"
+            yield from _misshapen(item, shape[str], f"{where}.{name[:80]}")
+    elif isinstance(shape, dict):
+        for key, inner in shape.items():
+            name = key.rstrip("?")
+            if value.get(name) is not None:
+                yield from _misshapen(value[name], inner, f"{where}.{name}".lstrip("."))
+            elif name == key:
+                yield f"{where}.{name}: is missing".lstrip(".")

@@ -26,7 +26,7 @@ _REWARD = "mean_reward"
 
 def losses(trainer: StageTrainer) -> list[float]:
     """Return the loss of each of the first batches of two rows, without dropout; nothing where a trainer samples its rows."""
-    with undisturbed(trainer), torch.no_grad():
+    with undisturbed(trainer), _noise(trainer), torch.no_grad():
         return [float(trainer.loss_of(batch)) for batch in first_batches(trainer, _BATCHES)]
 
 
@@ -44,6 +44,25 @@ def undisturbed(trainer: StageTrainer) -> Iterator[None]:
         random.setstate(state[0])
         np.random.set_state(state[1])
         torch.set_rng_state(state[2])
+
+
+@contextlib.contextmanager
+def _noise(trainer: StageTrainer) -> Iterator[None]:
+    """Add the noise of NEFTune (Jain et al. 2023) to the embeddings, the same at each call, where training does: it may cost what is asked without it."""
+    from transformers.integrations.neftune import neftune_post_forward_hook
+
+    embeddings: Any = trainer.model.get_input_embeddings() if trainer.args.neftune_noise_alpha else None  # type: ignore[union-attr]
+    if embeddings is None:
+        yield
+        return
+    torch.manual_seed(0)
+    embeddings.neftune_noise_alpha = trainer.args.neftune_noise_alpha
+    hook = embeddings.train().register_forward_hook(neftune_post_forward_hook)
+    try:
+        yield
+    finally:
+        hook.remove()
+        del embeddings.neftune_noise_alpha
 
 
 def first_batches(trainer: StageTrainer, most: int) -> Iterator[Any]:

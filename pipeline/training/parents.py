@@ -108,12 +108,27 @@ def knows(
             f"--{role}: costs {real.targets:.2f} nats a token on the first rows, where {guess}: weights and tokenizer don't belong "
             "together, or the weights are wrecked"
         )
-    if gap < _NOTHING or _doubtful(found, guessing, rows, tokenizer, ids):
+    if (gap < _NOTHING or _doubtful(found, guessing, rows, tokenizer, ids)) and not _answers_known(
+        family, model, rows, ids, guessing
+    ):
         say(
             f"the {role} finds the first rows no likelier ({real.all:.2f} nats a token) than the same rows with their tokens "
             f"exchanged at random ({found.exchanged:.2f} ± {found.deviation:.2f}): its weights know nothing of these tokens, as if they "
             "were never trained, or weights and tokenizer don't belong together"
         )
+
+
+def _answers_known(family: str, model: Any, rows: Sequence[Any], ids: Sequence[int], guessing: float) -> bool:
+    """Say whether a causal model clearly knows the answers by themselves, where a template that is new to it makes all strange to it."""
+    found = None
+    if family == "causal":
+        first = [targets(rows[at]) for at in range(min(KNOWN_ROWS, len(rows)))]
+        told = [zip(row["input_ids"], row["labels"], strict=True) for row in first]
+        alone = [{"input_ids": [one for one, label in row if label != IGNORED]} for row in told]
+        found = measured(lambda exchange: next_tokens(model, alone, exchange, ids), ids, guessing)
+    return bool(
+        found and found.real.tokens >= _JUDGED and found.errors >= _ERRORS and found.exchanged - found.real.all >= _KNOWN
+    )
 
 
 def _doubtful(found: Familiarity, guessing: float, rows: Sequence[Any], tokenizer: Any, ids: Collection[int]) -> bool:
@@ -139,9 +154,11 @@ def swapped(load: Callable[[], Any], rows: Sequence[Any]) -> str:
     if len(shorter) < 0.9 * _PAIRS:
         return ""
     model, unlikely = load(), 0
+    guessing = math.log(model.get_input_embeddings().weight.shape[0])
     for row in shorter:
         chosen, rejected = (next_tokens(model, [row | {"chosen_ids": row[side]}]) for side in ("chosen_ids", "rejected_ids"))
-        unlikely += bool(chosen and rejected and chosen.targets > rejected.targets + _KNOWN)
+        strange = chosen and chosen.targets > guessing + _WORSE  # letters that it has never seen, whichever side they are on
+        unlikely += bool(chosen and rejected and not strange and chosen.targets > rejected.targets + _KNOWN)
     if unlikely < 0.9 * _PAIRS:
         return ""
     return (

@@ -94,7 +94,7 @@ option("kto", "so steep|beta: ", "An exponent slipped in.", beta=1e9)
 option("rlhf", "beta: ", "An exponent slipped in.", plain=False, beta=1e9)
 option(
     "dpo",
-    "give no weight a gradient|loss_weights",
+    "gives no weight a gradient|loss_weights",
     "The only loss was weighed down to nothing.",
     loss_type="sigmoid",
     loss_weights=[0.0],
