@@ -57,7 +57,7 @@ class Reward(Stage):
         dataset = prepare(run, rows, lambda part: sides.examples(part, tokenizer, longest), tokenizer, longest)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         trained = run.options.init != "random" and reward_model.is_causal(run.parent)
-        if trained and (warning := parents.swapped(lambda: checkpoint.load(run.parent), dataset)):
+        if trained and (warning := parents.swapped(lambda: checkpoint.load(run.parent), dataset, tokenizer)):
             run.say(warning)
         dataset = dataset.add_column("length", [tokens.pair_length(row) for row in dataset])  # for sampling by length
         multiple = run.arguments.get("pad_to_multiple_of")

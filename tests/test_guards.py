@@ -1,5 +1,6 @@
 import contextlib
 import json
+import math
 import random
 import resource
 from types import SimpleNamespace
@@ -399,6 +400,13 @@ def test_a_parent_of_any_family_with_its_tokens_in_another_order_is_told(tmp_pat
         return " ".join(said)
 
     assert judged() == ""
+    if objective == "causal":
+        model, tokenizer = parents.pretrained(str(made))[1], tokenization.load(str(made))
+        ids = range(4, len(tokenizer))
+        for order, known in ((list(ids), True), (random.Random(1).sample(ids, len(ids)), False)):
+            told = [[order[one - 4] for one in tokenizer(row["text"])["input_ids"] if one in ids] for row in ROWS["finetune"]]
+            strange = [{"input_ids": [4, 5, 6, *row], "labels": [-100] * 3 + row} for row in told]
+            assert parents._answers_known("causal", model, strange, ids, math.log(len(tokenizer))) == known
     own = (made / "tokenizer.json").read_text()
     for change, told in {
         lambda words: words[::-1]: "weights and tokenizer don't belong together",
@@ -442,6 +450,31 @@ def test_an_end_of_answers_that_the_parent_finds_unlikely_is_told():
     assert parents.ends_answers(Fixed(9), rows) == ""
     assert "less likely (20.00 nats) than guessing among its 300 tokens (5.70)" in parents.ends_answers(Fixed(7), rows)
     assert parents.ends_answers(Fixed(7), [{"input_ids": [1, 2], "labels": [1, 2]}]) == ""
+
+
+def test_swapped_pairs_are_told_and_answers_of_letters_that_nobody_has_seen_are_not():
+    rows = [{"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8, 8]}] * 16
+    words, letters = (SimpleNamespace(convert_ids_to_tokens=lambda ids, one=one: [one] * len(ids)) for one in ("Ġcat", "ð"))
+    assert "are the columns swapped?" in parents.swapped(lambda: Fixed(8), rows, words)
+    assert parents.swapped(lambda: Fixed(8), rows, letters) == "", "emoji, say, are unlikely on whichever side they are"
+    assert parents.swapped(lambda: Fixed(7), rows, words) == ""
+
+
+def test_what_is_asked_before_and_after_training_has_the_noise_of_training():
+    import torch
+
+    from pipeline.training import outcome
+
+    embeddings = torch.nn.Embedding(8, 4).eval()
+    model = SimpleNamespace(get_input_embeddings=lambda: embeddings)
+    found = {}
+    for alpha in (None, 5.0, 5.0):
+        with outcome._noise(SimpleNamespace(model=model, args=SimpleNamespace(neftune_noise_alpha=alpha))):
+            found.setdefault(alpha, []).append(embeddings(torch.arange(8)[None]).detach())
+    assert torch.equal(*found[5.0])
+    assert (found[5.0][0] - found[None][0]).abs().max() <= 5 / (8 * 4) ** 0.5
+    assert not torch.equal(found[5.0][0], found[None][0])
+    assert not embeddings._forward_hooks
 
 
 def test_prompts_are_asked_as_answers_are_shown(tokenizer):

@@ -105,10 +105,12 @@ def _download(repo: str, revision: str, folder: Path) -> Path:
 
 def _pushed(entry: Mapping[str, Any], beside: Path) -> Path:
     """Download a parent that was pushed, and all that it descends from, each beside the others, as a profile's nodes lie."""
+    from pipeline.hub import sent
+
     repo, tag = entry["repository"]
-    folder = _download(repo, tag, beside / str(entry["node"]))
-    for older in (manifest.read(folder) or {}).get("parents", []):
-        if "repository" in older:
+    folder = _download(repo, tag, beside / str(entry.get("node") or repo.replace("/", "--")))
+    for older in sent.read(folder)["parents"]:
+        if older.get("repository"):
             _pushed(older, beside)
     return folder
 
@@ -132,9 +134,9 @@ def _parents(record: Mapping[str, Any], folder: Path, beside: Path, given: Mappi
         role, name = str(entry["role"]), str(entry.get("node") or entry.get("hub") or "a model folder")
         if role in given:
             continue
-        if "hub" in entry:
+        if entry.get("hub"):
             found[role] = str(entry["hub"])
-        elif "repository" in entry:
+        elif entry.get("repository"):
             found[role] = str(_pushed(entry, beside))
         elif entry["beside"] and (place := folder.parent / name).is_dir():
             found[role] = str(place)
@@ -152,7 +154,7 @@ def _parents(record: Mapping[str, Any], folder: Path, beside: Path, given: Mappi
 
 def _same(entry: Mapping[str, Any], role: str, where: str) -> list[str]:
     """Return whether a parent that was found is another than the one that is meant."""
-    there = finished.read(Path(where)) if "hub" not in entry else None
+    there = finished.read(Path(where)) if not entry.get("hub") else None
     if there is None or (there.record["outputs"] == entry["outputs"] and there.family != ROWS):
         return []
     return [f"{where}: is another {role} than the one that the node was made from ({entry['outputs'][:12]})"]

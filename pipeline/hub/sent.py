@@ -19,7 +19,8 @@ from pipeline.system.errors import UserError
 SEAL = "record"  # the digest over the rest of the record
 _NAME = re.compile(r"\w[\w.-]*")  # of a node, which becomes the name of a folder
 # What a record holds, as far as anything goes by it: a type, a pattern, or what lies within. `?` ends a key that may be missing or null.
-_PARENT = {"role": str, "beside": bool, "outputs": str, "node?": _NAME, "hub?": str, "path?": str, "repository?": [str]}
+_PLACE = (str, str)  # repository and tag
+_PARENT = {"role": str, "beside": bool, "outputs": str, "node?": _NAME, "hub?": str, "path?": str, "repository?": _PLACE}
 _SHAPE: dict[str, Any] = {
     "node": _NAME, "stage": str, "title": str, "script": str, "family": str, "control_of": str, "inputs": str, "outputs": str,
     "config": dict, "recipe": {"digest?": str, "data?": str, "sources?": [[str]], "files?": {str: str}},
@@ -78,16 +79,18 @@ def _altered(folder: Path, found: Mapping[str, Any]) -> list[str]:
 
 def _misshapen(value: Any, shape: Any, where: str) -> Iterator[str]:
     """Yield what in a value is not of a shape, so that nothing that goes by a record meets another type or leaves its folder."""
-    wanted = type(shape) if not isinstance(shape, (type, re.Pattern)) else shape
-    if isinstance(wanted, re.Pattern):
-        if not (isinstance(value, str) and wanted.fullmatch(value)):
+    wanted = shape if isinstance(shape, type) else list if isinstance(shape, tuple) else type(shape)
+    if isinstance(shape, re.Pattern):
+        if not (isinstance(value, str) and shape.fullmatch(value)):
             yield f"{where}: {str(value)[:80]!r} is no name"
-    elif not isinstance(value, (int, float) if wanted is float else wanted) or (isinstance(value, bool) and wanted is not bool):
+    elif not _is(value, wanted):
         yield f"{where}: is no {wanted.__name__}"
-    elif isinstance(shape, list):
+    elif isinstance(shape, tuple) and len(value) != len(shape):
+        yield f"{where}: has {len(value)} values and not {len(shape)}"
+    elif isinstance(shape, (list, tuple)):
         for number, item in enumerate(value):
             yield from _misshapen(item, shape[0], f"{where}[{number}]")
-    elif shape and isinstance(shape, dict) and str in shape:
+    elif isinstance(shape, dict) and str in shape:
         for name, item in value.items():
             if ".." in PurePosixPath(name).parts or name.startswith("/"):
                 yield f"{where}: {name[:80]!r} lies outside of its folder"
@@ -99,3 +102,10 @@ def _misshapen(value: Any, shape: Any, where: str) -> Iterator[str]:
                 yield from _misshapen(value[name], inner, f"{where}.{name}".lstrip("."))
             elif name == key:
                 yield f"{where}.{name}: is missing".lstrip(".")
+
+
+def _is(value: object, wanted: type) -> bool:
+    """Say whether a value of JSON is of a type: a whole number is one of float, and yes or no is no number."""
+    if isinstance(value, bool) or wanted is bool:
+        return isinstance(value, bool) and wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)

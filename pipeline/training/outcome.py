@@ -51,10 +51,11 @@ def _noise(trainer: StageTrainer) -> Iterator[None]:
     """Add the noise of NEFTune (Jain et al. 2023) to the embeddings, the same at each call, where training does: it may cost what is asked without it."""
     from transformers.integrations.neftune import neftune_post_forward_hook
 
-    embeddings: Any = trainer.model.get_input_embeddings() if trainer.args.neftune_noise_alpha else None  # type: ignore[union-attr]
-    if embeddings is None:
+    if not trainer.args.neftune_noise_alpha:
         yield
         return
+    model: Any = trainer.model
+    embeddings = model.get_input_embeddings()
     torch.manual_seed(0)
     embeddings.neftune_noise_alpha = trainer.args.neftune_noise_alpha
     hook = embeddings.train().register_forward_hook(neftune_post_forward_hook)

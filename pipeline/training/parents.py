@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ _ERRORS, _MORE = (
 _WORDS = (
     0.5  # share of tokens of several characters in text that a tokenizer was made for; in other text all may be new to a model
 )
+_TOGETHER = 8  # answers that are asked about as one text, since one may be a word
 _PAIRS = 16  # that are looked at for swapped columns
 _COIN = math.log(2)  # nats of a discriminator's guess
 
@@ -41,7 +43,7 @@ def known(run: Run, model: Any, examples: Any, tokenizer: Any, role: str = PAREN
     if (role == PARENT and run.record.get("starts_from") == "random") or not _asked(run, role):
         return
     knows("causal", model, examples, tokenizer, run.say, role)
-    for warning in (swapped(lambda: model, examples), ends_answers(model, examples)):
+    for warning in (swapped(lambda: model, examples, tokenizer), ends_answers(model, examples)):
         if warning:
             run.say(warning)
 
@@ -120,12 +122,12 @@ def knows(
 
 def _answers_known(family: str, model: Any, rows: Sequence[Any], ids: Sequence[int], guessing: float) -> bool:
     """Say whether a causal model clearly knows the answers by themselves, where a template that is new to it makes all strange to it."""
-    found = None
-    if family == "causal":
-        first = [targets(rows[at]) for at in range(min(KNOWN_ROWS, len(rows)))]
-        told = [zip(row["input_ids"], row["labels"], strict=True) for row in first]
-        alone = [{"input_ids": [one for one, label in row if label != IGNORED]} for row in told]
-        found = measured(lambda exchange: next_tokens(model, alone, exchange, ids), ids, guessing)
+    if family != "causal":
+        return False
+    first = [targets(rows[at]) for at in range(min(KNOWN_ROWS * _TOGETHER, len(rows)))]
+    told = [[one for one, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED] for row in first]
+    joined = [{"input_ids": list(chain.from_iterable(told[at : at + _TOGETHER]))} for at in range(0, len(told), _TOGETHER)]
+    found = measured(lambda exchange: next_tokens(model, joined, exchange, ids), ids, guessing)
     return bool(
         found and found.real.tokens >= _JUDGED and found.errors >= _ERRORS and found.exchanged - found.real.all >= _KNOWN
     )
@@ -137,28 +139,33 @@ def _doubtful(found: Familiarity, guessing: float, rows: Sequence[Any], tokenize
     if found.errors >= needed or found.real.tokens < _JUDGED:
         return False
     known = set(ids)
-    first = [one for at in range(min(KNOWN_ROWS, len(rows))) for one in targets(rows[at])["input_ids"] if one in known]
-    words = [str(one).strip("Ġ▁#") for one in tokenizer.convert_ids_to_tokens(first)]
+    return _made_for(
+        tokenizer, [one for at in range(min(KNOWN_ROWS, len(rows))) for one in targets(rows[at])["input_ids"] if one in known]
+    )
+
+
+def _made_for(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Say whether a tokenizer has words for a text, and does not only spell it."""
+    words = [str(one).strip("Ġ▁#") for one in tokenizer.convert_ids_to_tokens(list(ids))]
     return sum(len(word) > 1 for word in words) >= _WORDS * max(1, len(words))
 
 
-def swapped(load: Callable[[], Any], rows: Sequence[Any]) -> str:
+def swapped(load: Callable[[], Any], rows: Sequence[Any], tokenizer: Any) -> str:
     """Return a warning where a causal model finds nearly all chosen sides of the first pairs short and unlikely, or "".
 
-    `load`: returns the model; it is not called where the chosen sides are not shorter.
+    `load`: returns the model; it is not called where the chosen sides are not shorter. What the tokenizer only spells, emoji for
+    example, is unlikely on whichever side it stands.
     """
     if len(rows) < _PAIRS or not {"prompt_ids", "chosen_ids", "rejected_ids"} <= rows[0].keys():
         return ""
     first = [rows[at] for at in range(_PAIRS)]
     shorter = [row for row in first if len(row["chosen_ids"]) < len(row["rejected_ids"])]
-    if len(shorter) < 0.9 * _PAIRS:
+    if len(shorter) < 0.9 * _PAIRS or not _made_for(tokenizer, [one for row in shorter for one in row["chosen_ids"]]):
         return ""
     model, unlikely = load(), 0
-    guessing = math.log(model.get_input_embeddings().weight.shape[0])
     for row in shorter:
         chosen, rejected = (next_tokens(model, [row | {"chosen_ids": row[side]}]) for side in ("chosen_ids", "rejected_ids"))
-        strange = chosen and chosen.targets > guessing + _WORSE  # letters that it has never seen, whichever side they are on
-        unlikely += bool(chosen and rejected and not strange and chosen.targets > rejected.targets + _KNOWN)
+        unlikely += bool(chosen and rejected and chosen.targets > rejected.targets + _KNOWN)
     if unlikely < 0.9 * _PAIRS:
         return ""
     return (
