@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Converter:
         names: Any = None
         choices = self._kind.formats
         sure = all(choice.when is None for choice in choices)
-        for where, raw in self._gathered(given, any(choice.columns == TREE for choice in choices)):
+        for where, raw in gathered(given) if any(choice.columns == TREE for choice in choices) else given:
             try:
                 renamed = self._renamed(raw, where)
                 if found is None or not sure or renamed.keys() != names:
@@ -89,19 +89,15 @@ class Converter:
                 )
         self.unread |= dict.fromkeys(sorted(others))
 
-    def _gathered(self, given: Iterator[sources.Raw], trees: bool) -> Iterator[sources.Raw]:
-        """Yield the rows; those that are messages of one tree as one row."""
-        if not trees:
-            yield from given
-            return
-        for number, group in itertools.groupby(
-            given, key=lambda item: item[1].get(COLUMN) if item[1].keys() >= MESSAGE else None
-        ):
-            if number is None:
-                yield from group
-            else:
-                rows = list(group)
-                yield rows[0][0], {COLUMN: [row for _, row in rows]}
+
+def gathered(given: Iterable[sources.Raw]) -> Iterator[sources.Raw]:
+    """Yield raw rows; those that are messages of one tree, which follow each other, as one row."""
+    for number, group in itertools.groupby(given, key=lambda item: item[1].get(COLUMN) if item[1].keys() >= MESSAGE else None):
+        if number is None:
+            yield from group
+        else:
+            rows = list(group)
+            yield rows[0][0], {COLUMN: [row for _, row in rows]}
 
 
 def _without(value: Any, names: set[str]) -> Any:
