@@ -115,7 +115,9 @@ def test_a_file_that_changes_in_the_middle(tmp_path, place, monkeypatch, change,
     monkeypatch.setattr(
         split.Sides,
         "add",
-        lambda self, row, where, *given: (where.endswith(":2000") and change(path)) or add(self, row, where, *given),
+        lambda self, rows, *given: (
+            (f"{path}:2000" in rows.column("origin").to_pylist() and change(path)) or add(self, rows, *given)
+        ),
     )
     (fault,) = refused(path)
     assert fault in (f"{path}: {said}", f"{path}: {said}; run the same command again")

@@ -18,7 +18,7 @@ def place(tmp_path, monkeypatch):
 
 def parts(path, how=None):
     notes = []
-    return [text for _, text in (how or Documents()).read(path, lambda path: path.open("rb"), notes)], notes
+    return [text for _, text, _ in (how or Documents()).read(path, lambda path: path.open("rb"), notes)], notes
 
 
 def book(seed, marks):

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from pipeline.data import kept, recipe, rows
+from pipeline.data import kept, reading, recipe, rows
 from pipeline.data.seen import Seen
 from pipeline.system import cache
 from pipeline.system.errors import UserError
@@ -85,8 +85,8 @@ def test_a_pass_over_a_source_serves_both_splits_and_every_repeat(tmp_path, monk
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"text": "row {number}"}}\n' for number in range(200)))
     passes = []
-    read = recipe.SourceRecipe._pass
-    monkeypatch.setattr(recipe.SourceRecipe, "_pass", lambda self, *given: passes.append(1) or read(self, *given))
+    whole = reading.whole
+    monkeypatch.setattr(reading, "whole", lambda *given: passes.append(1) or whole(*given))
     found = [recipe.from_data(str(path), "text").rows("text", split, 1) for split in (*recipe.SPLITS, "train")]
     assert len(passes) == 1
     assert found[0].kept == found[2].kept
@@ -100,10 +100,8 @@ def test_a_pass_over_a_source_serves_both_splits_and_every_repeat(tmp_path, monk
 def test_a_file_that_changes_while_it_is_read_is_told_and_nothing_is_kept(tmp_path, place, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n')
-    read = recipe.SourceRecipe._pass
-    monkeypatch.setattr(
-        recipe.SourceRecipe, "_pass", lambda self, *given: read(self, *given) or path.write_text('{"text": "b"}\n{}')
-    )
+    whole = reading.whole
+    monkeypatch.setattr(reading, "whole", lambda *given: whole(*given) or path.write_text('{"text": "b"}\n{}'))
     with pytest.raises(UserError, match=r"a\.jsonl: was changed while it was read"):
         recipe.from_data(str(path), "text").rows("text", "train", 1)
     assert not list(place.glob("rows-*l"))

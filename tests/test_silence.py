@@ -24,8 +24,8 @@ def said(monkeypatch, tmp_path):
     def passed(rows):
         clock[0] += rows / SECOND
 
-    def slow(*given):
-        for raw in read(*given):
+    def slow(block, faults):
+        for raw in read(block, faults):
             found[:] = found or [clock[0]]
             passed(1)
             yield raw
@@ -34,8 +34,9 @@ def said(monkeypatch, tmp_path):
         passed(batch.num_rows)
         return decode(batch)
 
-    read, decode = sources.read_files, kept._rows
-    monkeypatch.setattr(sources, "read_files", slow)
+    read, decode = sources.Block.rows, kept._rows
+    monkeypatch.setattr(sources.Block, "rows", slow)
+    monkeypatch.setattr(sources, "_BYTES", 1000)  # many blocks
     monkeypatch.setattr(kept, "_rows", decoded)
     monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(process, "print", lambda *_, **__: found.append(clock[0]), raising=False)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.data import recipe, split, types
+from pipeline.data import kept, recipe, split, types
 from pipeline.system.errors import UserError
 
 
@@ -152,6 +152,8 @@ def test_what_tells_groups_apart_is_not_kept_longer_than_it_is_needed(tmp_path):
     for share in (0.0, 0.05):
         made = split.Sides(tmp_path, share)
         for number in range(1000):
-            made.add({"text": str(number)}, "here", split.key({}, str(number)), False)
+            row = kept.Columns()
+            row.add({"text": str(number)}, "here")
+            made.add(row.batch(), split.key({}, str(number)), False)
         assert not made._groups
         made.close()

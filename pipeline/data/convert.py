@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,12 +39,16 @@ class Converter:
         names: Any = None
         choices = self._kind.formats
         sure = all(choice.when is None for choice in choices)
-        for where, raw in self._gathered(given, any(choice.columns == TREE for choice in choices)):
+        plain = not (self.ignored or self.missing or self.columns)
+        all_read = False  # whether the format reads every column, so that rows with the same need no look
+        for where, raw in gathered(given) if any(choice.columns == TREE for choice in choices) else given:
             try:
-                renamed = self._renamed(raw, where)
+                renamed = raw if plain else self._renamed(raw, where)
                 if found is None or not sure or renamed.keys() != names:
                     found, names = types.recognise(renamed, self.type, where), renamed.keys()
-                self._check(renamed, found)
+                    all_read = not self._unread(renamed, found)
+                if not all_read:
+                    self._check(renamed, found)
                 made = found.convert(renamed)
             except UserError as error:
                 self.faults.add(error.faults[0])
@@ -53,13 +57,14 @@ class Converter:
                 self.faults.add(f"{where}: {error}")
                 continue
             self.result.formats[found.name] += 1
-            group = {"group": str(renamed["group"])} if renamed.get("group") is not None else {}
             several = isinstance(made, list)
             for number, row in enumerate(made if isinstance(made, list) else [made], start=1):
                 if reason := fault(row):
                     self.result.dropped[reason] += 1
-                else:
-                    yield f"{where}, {number}" if several else where, row | group
+                    continue
+                if renamed.get("group") is not None:
+                    row = row | {"group": str(renamed["group"])}
+                yield f"{where}, {number}" if several else where, row
 
     def _renamed(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
         """Return a row with the names that formats know, without what is ignored; UserError where a named column is missing."""
@@ -75,10 +80,12 @@ class Converter:
         self.unread |= dict.fromkeys(name for name in self.columns.values() if name in raw and name not in self.columns)
         return kept | {new: raw[name] for name, new in self.columns.items()}
 
+    def _unread(self, row: Mapping[str, Any], found: Format) -> set[str]:
+        return set() if self._kind.reads_all else row.keys() - found.columns - found.more - {"group"}
+
     def _check(self, row: Mapping[str, Any], found: Format) -> None:
         """Take note of columns that are not read; Malformed where one of them matters."""
-        others = row.keys() - found.columns - found.more - {"group"}
-        if not others or self._kind.reads_all:
+        if not (others := self._unread(row, found)):
             return
         for name in sorted(others & self._kind.matters.keys()):
             if row[name] if name != "label" else thumb(row[name]) is not None:
@@ -89,19 +96,15 @@ class Converter:
                 )
         self.unread |= dict.fromkeys(sorted(others))
 
-    def _gathered(self, given: Iterator[sources.Raw], trees: bool) -> Iterator[sources.Raw]:
-        """Yield the rows; those that are messages of one tree as one row."""
-        if not trees:
-            yield from given
-            return
-        for number, group in itertools.groupby(
-            given, key=lambda item: item[1].get(COLUMN) if item[1].keys() >= MESSAGE else None
-        ):
-            if number is None:
-                yield from group
-            else:
-                rows = list(group)
-                yield rows[0][0], {COLUMN: [row for _, row in rows]}
+
+def gathered(given: Iterable[sources.Raw]) -> Iterator[sources.Raw]:
+    """Yield raw rows; those that are messages of one tree, which follow each other, as one row."""
+    for number, group in itertools.groupby(given, key=lambda item: item[1].get(COLUMN) if item[1].keys() >= MESSAGE else None):
+        if number is None:
+            yield from group
+        else:
+            rows = list(group)
+            yield rows[0][0], {COLUMN: [row for _, row in rows]}
 
 
 def _without(value: Any, names: set[str]) -> Any:

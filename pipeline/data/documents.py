@@ -7,6 +7,7 @@ is cut into documents of about 20,000, at headings and blank lines, or at line e
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ LARGE = 1_000_000  # characters of a file from which on it is cut
 DOCUMENT = 20_000  # characters of a document, about
 _CHUNK = 1 << 20  # bytes that are read at once
 _HEADING = re.compile(r"\s*(#{1,6} |(?:CHAPTER|BOOK|PART|ACT|SCENE|SECTION)\b)", re.IGNORECASE)
-_MARKS = {"\n\n": "blank lines", "\n": "line ends", " ": "spaces"}
+_BLANK = "\n\n"
+_MARKS = {_BLANK: "blank lines", "\n": "line ends", " ": "spaces"}
 Open = Callable[[Path], IO[bytes]]
+Place = list[int | str]  # where a document begins: the byte, how many were before it, and the mark at which the file is cut
+_End = Callable[[str, int, bool], tuple[int, int] | None]
+"""(text, begin, last) → where the document that begins there ends, and where the next one begins; None where more text is needed."""
 
 
 class NotText(ValueError):
@@ -32,31 +37,43 @@ class Documents:
     longest: int = 0  # characters of a part, where the recipe says so
     separator: str = ""
 
-    def read(self, path: Path, open: Open, notes: list[str]) -> Iterator[tuple[str, str]]:
-        """Yield where each document of a file stands and its text; NotText where it is none. `notes` says how it was cut."""
-        if self.separator:
-            found = _with(path, open, self.separator)
-            at = f"at each {self.separator!r}"
-        elif (whole := _small(path, open, LARGE)) is not None:
-            yield str(path), whole
+    def read(
+        self, path: Path, open: Open, notes: list[str], place: Place | None = None
+    ) -> Iterator[tuple[str, str, Place | None]]:
+        """Yield where each document of a file stands, its text, and the place behind it; NotText where it is none.
+
+        `place`: where to go on; `notes` says how the file was cut. A file that is one document has no place behind it.
+        """
+        if place is None and not self.separator and (whole := _small(path, open, LARGE)) is not None:
+            yield str(path), whole, None
             return
-        else:
-            longest = self.longest or DOCUMENT
-            mark = next((mark for mark in _MARKS if _fits(path, open, mark, 2 * longest)), "")
-            found = _parts(path, open, mark, longest, headings=not self.longest)
-            name = _MARKS.get(mark, f"every {longest:,} characters")
-            at = f"at {'headings and ' if mark == next(iter(_MARKS)) and not self.longest else ''}{name}"
-        number = 0
-        for number, part in enumerate((part for part in found if part.strip()), start=1):
-            yield f"{path}, part {number}", part
-        notes.append(f"{path.name} is cut into {number:,} documents {at}")
+        longest = self.longest or DOCUMENT
+        byte, number, mark = place or (0, 0, self.separator or _mark(path, open, 2 * longest))
+        for part, behind in _cut(path, open, int(byte), self._end(str(mark), longest)):
+            if part.strip():
+                number = int(number) + 1
+                yield f"{path}, part {number}", part, [behind, number, mark]
+        notes.append(f"{path.name} is cut into {number:,} documents {self._at(str(mark), longest)}")
+
+    def _end(self, mark: str, longest: int) -> _End:
+        if self.separator:
+            return functools.partial(_at_separator, self.separator)
+        headings = not self.longest and mark in (_BLANK, "\n")
+        return functools.partial(_at_mark, mark, longest, headings) if mark else functools.partial(_at_length, longest)
+
+    def _at(self, mark: str, longest: int) -> str:
+        """Return in words where a file is cut."""
+        if self.separator:
+            return f"at each {self.separator!r}"
+        headings = "headings and " if mark == _BLANK and not self.longest else ""
+        return f"at {headings}{_MARKS.get(mark, f'every {longest:,} characters')}"
 
 
-def _characters(path: Path, open: Open) -> Iterator[str]:
-    """Yield the text of a file in chunks."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    read = 0
+def _characters(path: Path, open: Open, begin: int = 0) -> Iterator[str]:
+    """Yield the text of a file from a byte on, in chunks, with the mark of its encoding if it has one."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     with open(path) as file:
+        read = at(file, begin)
         while True:
             chunk = file.read(_CHUNK)
             pending = len(decoder.getstate()[0])
@@ -72,6 +89,16 @@ def _characters(path: Path, open: Open) -> Iterator[str]:
                 return
 
 
+def at(file: IO[bytes], byte: int) -> int:
+    """Go to a byte of a file that was just opened, of what is decompressed if it is; return that byte."""
+    if byte and file.seekable():
+        file.seek(byte)
+    else:
+        for start in range(0, byte, _CHUNK):
+            file.read(min(_CHUNK, byte - start))
+    return byte
+
+
 def _small(path: Path, open: Open, most: int) -> str | None:
     """Return the text of a file of at most so many characters; None for a longer one."""
     held, size = [], 0
@@ -80,60 +107,86 @@ def _small(path: Path, open: Open, most: int) -> str | None:
         size += len(chunk)
         if size > most:
             return None
-    return "".join(held)
+    return "".join(held).removeprefix("\ufeff")
 
 
-def _pieces(path: Path, open: Open, mark: str, longest: int) -> Iterator[str]:
-    """Yield what stands between marks; a piece of more than `longest` characters may come in several."""
-    held = ""
-    for chunk in _characters(path, open):
-        *pieces, held = (held + chunk).split(mark)
-        yield from pieces
-        if len(held) > longest + len(mark):
-            yield held
-            held = ""
-    yield held
+def _mark(path: Path, open: Open, longest: int) -> str:
+    """Return the first mark between which a file has no piece of more than so many characters; none where there is none."""
+    return next((mark for mark in _MARKS if _fits(path, open, mark, longest)), "")
 
 
 def _fits(path: Path, open: Open, mark: str, longest: int) -> bool:
-    """Say whether no piece between marks has more than so many characters."""
-    return all(len(piece) <= longest for piece in _pieces(path, open, mark, longest))
-
-
-def _parts(path: Path, open: Open, mark: str, longest: int, headings: bool) -> Iterator[str]:
-    """Yield parts of about `longest` characters, the same as `pipeline.data.types.text.cut` makes of a whole text.
-
-    With `headings` one that comes after a fourth of that begins a new part. Without a mark parts are slices.
-    """
-    if not mark:
-        yield from _slices(path, open, longest)
-        return
-    part: str | None = None
-    for piece in _pieces(path, open, mark, 2 * longest):
-        fits = part is not None and len(part) + len(mark) + len(piece) <= longest
-        if part is not None and fits and not (headings and len(part) > longest // 4 and _HEADING.match(piece)):
-            part += mark + piece
-        else:
-            if part is not None:
-                yield part
-            part = piece
-    if part is not None:
-        yield part
-
-
-def _slices(path: Path, open: Open, longest: int) -> Iterator[str]:
-    held = ""
+    held, window = "", longest + len(mark)
     for chunk in _characters(path, open):
-        held += chunk
-        whole = len(held) // longest * longest
-        yield from (held[start : start + longest] for start in range(0, whole, longest))
-        held = held[whole:]
-    yield held
+        held, begin = held + chunk, 0
+        while len(held) - begin >= window:
+            found = held.rfind(mark, begin, begin + window)
+            if found < 0:
+                return False
+            begin = found + len(mark)
+        held = held[begin:]
+    return len(held) <= longest
 
 
-def _with(path: Path, open: Open, separator: str) -> Iterator[str]:
-    """Yield what stands between separators; NotText where that is too much for one document."""
-    for piece in _pieces(path, open, separator, LARGE):
-        if len(piece) > LARGE:
-            raise NotText(f"{len(piece):,} characters without the separator {separator!r}; a document has at most {LARGE:,}")
-        yield piece
+def _cut(path: Path, open: Open, byte: int, end: _End) -> Iterator[tuple[str, int]]:
+    """Yield documents from a byte on, each with the byte where the next one begins; the text is never held as a whole."""
+    held, begin = "", 0
+    for chunk in _characters(path, open, byte):
+        if not byte and not held and chunk.startswith("\ufeff"):
+            byte, chunk = 3, chunk[1:]  # the mark of the encoding, which is no text
+        held, begin = held[begin:] + chunk, 0
+        while found := end(held, begin, False):
+            stop, after = found
+            byte += _size(held[begin:after])
+            yield held[begin:stop], byte
+            begin = after
+    while found := end(held, begin, True):
+        stop, after = found
+        byte += _size(held[begin:after])
+        yield held[begin:stop], byte
+        begin = after
+    yield held[begin:], byte + _size(held[begin:])
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _at_mark(mark: str, longest: int, headings: bool, text: str, begin: int, last: bool) -> tuple[int, int] | None:
+    """Find the last mark up to which a document has at most `longest` characters, the first one where there is none.
+
+    With `headings` a document ends before one that comes after a fourth of that. Documents are those that
+    `pipeline.data.types.text.cut` makes of a whole text.
+    """
+    window = begin + longest + len(mark)
+    if last and len(text) - begin <= longest:
+        stop, more = len(text), False
+    elif len(text) < window and not last:
+        return None
+    elif (stop := text.rfind(mark, begin, window)) >= 0:
+        same = stop - begin - len(text[begin:stop].rstrip(mark[0]))
+        stop, more = stop - same % len(mark), True  # as a split from the left finds marks in a run of line ends
+    elif (stop := text.find(mark, begin)) >= 0:
+        return stop, stop + len(mark)
+    else:
+        return None
+    place = begin
+    for piece in text[begin:stop].split(mark) if headings else ():
+        if place - len(mark) - begin > longest // 4 and _HEADING.match(piece):
+            return place - len(mark), place
+        place += len(piece) + len(mark)
+    return (stop, stop + len(mark)) if more else None
+
+
+def _at_length(longest: int, text: str, begin: int, last: bool) -> tuple[int, int] | None:
+    stop = begin + longest
+    return (stop, stop) if stop < len(text) or (stop == len(text) and not last) else None
+
+
+def _at_separator(separator: str, text: str, begin: int, last: bool) -> tuple[int, int] | None:
+    """Find the next separator; NotText where that is too far for one document."""
+    stop = text.find(separator, begin)
+    size = (stop if stop >= 0 else len(text)) - begin
+    if size > LARGE:
+        raise NotText(f"{size:,} characters without the separator {separator!r}; a document has at most {LARGE:,}")
+    return (stop, stop + len(separator)) if stop >= 0 else None

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Item = TypeVar("Item")
-_BYTES, _ROWS = 4_000_000, 10_000  # of a record batch, at most, save for a single longer row
+_BYTES, _ROWS = 4_000_000, 10_000  # of a record batch, from which on the next one begins
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 _SPAN_BYTES, _SPAN_ROWS = 1_000_000, 1000  # of rows that are worked on at once
 
 
@@ -108,46 +109,126 @@ def _cut(start: int, stop: int, most: int) -> Iterator[range]:
     yield from (range(first, min(first + most, stop)) for first in range(start, stop, most))
 
 
-class Writer:
-    """Writes rows, each with where it comes from, to a file that `load` reads."""
+class Columns:
+    """Rows, each with where it comes from, on their way into a record batch."""
 
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-
-        self._schema = pa.schema({"text": pa.string(), "row": pa.string(), "origin": pa.string()})
-        self._path, self._file = path, pa.ipc.new_file(str(path), self._schema)
+    def __init__(self) -> None:
         self._columns: tuple[list[str | None], list[str | None], list[str]] = ([], [], [])
-        self._bytes = 0
-        self.rows = self.characters = 0
+        self.size = 0  # characters
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return len(self._columns[0])
 
     def add(self, row: Row, origin: str) -> None:
-        """Write one row."""
+        """Take in one row."""
         texts, others, origins = self._columns
-        plain = row.keys() == {"text"}
-        stored = _storable(row["text"]) if plain else None
+        stored = _storable(row["text"]) if row.keys() == {"text"} else None
+        other = None
         if stored is None:
             other = json.dumps(row, ensure_ascii=False)
             other = other if _storable(other) is not None else json.dumps(row)
         texts.append(stored)
-        others.append(None if stored is not None else other)
+        others.append(other)
         origins.append(origin)
-        size = len(stored if stored is not None else other)
-        self.rows, self.characters, self._bytes = self.rows + 1, self.characters + size, self._bytes + size
-        if self._bytes >= _BYTES or len(texts) >= _ROWS:
+        self.size += len(stored or other or "")
+
+    def batch(self) -> pa.RecordBatch:
+        """Return the rows."""
+        import pyarrow as pa
+
+        return pa.record_batch([pa.array(column, pa.string()) for column in self._columns], _schema())
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema({"text": pa.string(), "row": pa.string(), "origin": pa.string()})
+
+
+class Log:
+    """Bytes that are added to a file; it goes on, after a kill, behind those that were written when that was last asked."""
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        """Begin a file, or go on with one behind its first `size` bytes."""
+        self._file = path.open("r+b" if size else "w+b")
+        self._file.truncate(size)
+        self._file.seek(size)
+        self._path, self._size = path, size
+
+    def known(self) -> bytes:
+        """Return the bytes that it began with."""
+        with self._path.open("rb") as file:
+            return file.read(self._size)
+
+    def add(self, more: bytes) -> None:
+        """Add bytes."""
+        self._file.write(more)
+
+    def written(self) -> int:
+        """Return how many bytes there are, once they lie on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+class Writer:
+    """Writes rows, each with where it comes from, to a file that `load` reads."""
+
+    def __init__(self, path: Path, size: int = 0, rows: int = 0) -> None:
+        """Begin a file, or go on with one that had so many bytes and rows when they were last asked for."""
+        self._file, self._rows = Log(path, size), rows
+        self._columns, self._held, self._bytes = Columns(), list[Any](), 0
+        if not size:
+            self._file.add(_schema().serialize().to_pybytes())
+
+    @property
+    def rows(self) -> int:
+        """How many rows were written so far."""
+        return self._rows + len(self._columns)
+
+    def add(self, row: Row, origin: str) -> None:
+        """Write one row."""
+        self._columns.add(row, origin)
+        if self._columns.size >= _SPAN_BYTES or len(self._columns) >= _ROWS:
+            self._gather()
+
+    def _gather(self) -> None:
+        if len(self._columns):
+            found, self._columns = self._columns.batch(), Columns()
+            self.append(found)
+
+    def append(self, rows: pa.RecordBatch) -> None:
+        """Write rows that `Columns` gave."""
+        if rows.num_rows:
+            self._held.append(rows)
+            self._rows, self._bytes = self._rows + rows.num_rows, self._bytes + rows.nbytes
+        if self._bytes >= _BYTES or sum(batch.num_rows for batch in self._held) >= _ROWS:
             self._flush()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        if self._columns[0]:
-            self._file.write_batch(pa.record_batch([pa.array(column, pa.string()) for column in self._columns], self._schema))
-            for column in self._columns:
-                column.clear()
-            self._bytes = 0
+        if self._held:
+            for batch in pa.Table.from_batches(self._held).combine_chunks().to_batches():
+                self._file.add(batch.serialize())
+            self._held, self._bytes = [], 0
+
+    def written(self) -> tuple[int, int]:
+        """Return the bytes and rows so far, once they lie on the disk."""
+        self._gather()
+        self._flush()
+        return self._file.written(), self._rows
 
     def close(self) -> None:
         """Finish the file."""
+        self._gather()
         self._flush()
+        self._file.add(_END)
         self._file.close()
 
 
@@ -164,8 +245,7 @@ def load(path: Path, name: str = "") -> tuple[Kept[Row], Kept[str]]:
     """Return the rows of a file and where they come from; `name`: of their recipe."""
     import pyarrow as pa
 
-    source = pa.ipc.open_file(pa.memory_map(str(path)))
-    batches = [source.get_batch(number) for number in range(source.num_record_batches)]
+    batches = list(pa.ipc.open_stream(pa.memory_map(str(path))))
     return Kept(batches, _rows, name=name), Kept(batches, _origins)
 
 

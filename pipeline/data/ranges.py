@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.data import sources
+from pipeline.data import parquet, sources
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.sources import Faults, Raw
 from pipeline.data.types.text import cut
@@ -25,7 +25,7 @@ NEAR, FAR = 1 << 16, 1 << 20  # bytes of a part, about: of a file on disk, and o
 _TEXT = ("txt", "md", "markdown")
 LINES = ("jsonl", "ndjson", "json")
 _MARKS = (b"\n\n", b"\n", b" ")
-_ROWS = 256  # of a row group that are decoded at once; without threads, which a forked worker would wait for
+_FAR_COLUMN = 1 << 23  # bytes of a column that are asked for at once over a network
 _BROKEN = (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error)
 
 
@@ -182,7 +182,7 @@ def _row_group(file: File, group: int, skip: int) -> Iterator[Raw]:
         table = _parquet(file, opened)
         first = sum(table.metadata.row_group(number).num_rows for number in range(group))
         seen = 0
-        for batch in table.iter_batches(_ROWS, row_groups=[group], use_threads=False):
+        for batch in parquet.of_group(table, group):
             passed = min(max(0, skip - seen), batch.num_rows)
             for number, row in enumerate(batch.slice(passed).to_pylist(), start=first + seen + passed + 1):
                 yield f"{file.path}: row {number}", row
@@ -191,10 +191,9 @@ def _row_group(file: File, group: int, skip: int) -> Iterator[Raw]:
 
 def _parquet(file: File, opened: IO[bytes]) -> Any:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(opened)
+        return parquet.opened(opened, _FAR_COLUMN if file.far else parquet.BYTES)
     except (pyarrow.ArrowInvalid, OSError) as error:
         if file.far and isinstance(error, OSError):
             raise

@@ -55,7 +55,7 @@ def from_data(data: str, type: str) -> Recipe:
 def _source(data: str) -> Source:
     """Return a file, a glob, a folder or a hub id as a source."""
     path = Path(data)
-    known = sources.kind(path) in sources.READERS
+    known = sources.kind(path) in sources.KINDS
     if path.exists() or known or any(letter in data for letter in "*?[") or data.count("/") != 1:
         return Source(files=tuple(sources.expand(data)), skipped=sources.skipped(data))
     return Source(hub={"name": data})

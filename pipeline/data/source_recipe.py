@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.data import hubs, kept, sources, split, types
+from pipeline.data import hubs, kept, reading, sources, split, types
 from pipeline.data.base import Recipe, listing
 from pipeline.data.convert import Converter
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.mixture import Part
 from pipeline.data.rows import SPLITS, Rows
-from pipeline.data.seen import Seen
 from pipeline.data.types import Row
 from pipeline.data.types.text import cut
-from pipeline.system import cache, hashes, process
+from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
 
 HELD_OUT = 0.05  # of the rows, where a recipe doesn't say
-_LARGE = 5_000_000  # bytes of a source that takes a second or more
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,24 @@ class Source:
         """Yield the raw rows with where each comes from."""
         return hubs.read(**self.hub) if self.hub else sources.read_files(list(self.files), documents, notes)
 
+    def blocks(self, documents: Documents | None, begin: Any) -> Iterator[sources.Block]:
+        """Yield the raw rows in blocks, from the place behind one of them on."""
+        if not self.hub:
+            yield from sources.blocks(self.files, documents, begin)
+            return
+        faults = sources.Faults(math.inf)
+        numbered = ((raw, number) for number, raw in enumerate(self.raw(), start=1))
+        try:
+            yield from sources.listed(Path(self.name), islice(numbered, begin or 0, None), faults)
+        except UserError as error:
+            for fault in error.faults:
+                faults.add(fault)
+            yield sources.Block(Path(self.name), faults=faults)
+
     @property
     def large(self) -> bool:
         """Whether one of its text files is cut into documents by itself."""
-        return any(
-            sources.READERS[sources.kind(path)] is sources.READERS["txt"] and path.stat().st_size > LARGE for path in self.files
-        )
+        return any(sources.is_text(path) and path.stat().st_size > LARGE for path in self.files)
 
     @property
     def moves(self) -> bool:
@@ -82,6 +94,16 @@ class Source:
         if self.hub:
             return [self.hub, self.held_out]
         return [[out, [[sources.decoded_as(path), hashes.sha256(path)] for path in source.files]] for source, out in self.sides]
+
+
+class Sided(NamedTuple):
+    """A usable row of a source."""
+
+    where: str
+    row: Row
+    key: bytes  # which decides its side
+    digest: str  # of the row, where it is asked for
+    away: bool  # whether it is beyond the share of its source
 
 
 class SourceRecipe(Recipe):
@@ -137,13 +159,13 @@ class SourceRecipe(Recipe):
 
             def make(folder: Path) -> None:
                 try:
-                    self._pass(folder, seed)
+                    reading.whole(self, folder, seed)
                 finally:  # a file that is written meanwhile may look broken, too
                     self._unchanged(type, seed, identity)
 
             return self._read(cache.made(f"rows-{identity}", make), split, f"{identity}-{split}").usable(split)
         with tempfile.TemporaryDirectory(dir=cache.folder()) as made:
-            self._pass(Path(made), seed)
+            reading.whole(self, Path(made), seed)
             return self._read(Path(made), split, "").usable(split)
 
     def _unchanged(self, type: str, seed: int, identity: str) -> None:
@@ -155,63 +177,16 @@ class SourceRecipe(Recipe):
         if found != identity:
             raise UserError(f"{self.name}: was changed while it was read; run the same command again") from None
 
-    def _pass(self, folder: Path, seed: int) -> None:
-        """Read every row once, and write those of each split to a file, with what was counted."""
-        counted, seen, faults = Rows(name=self.name), Seen() if self.deduplicate else None, sources.Faults()
-        notes = [f"{source.name}: not read: {source.skipped}" for source in self.given if source.skipped]
-        progress = process.reading(self.name)
-        both = ""  # where the first row stands whose prompt is held out, too
-        documents = Documents(self.cut, self.separator)
-        sides = split.Sides(folder, self.held_out)
-        parts = [part for source in self.given for part in source.sides]
-        for source, out in sorted(parts, key=lambda part: not part[1]):  # those that are held out by name first
-            if not out:
-                sides.begin()
-            before = counted.formats.total()
-            size = sum(path.stat().st_size for path in source.files)
-            if size > _LARGE:  # a text is scanned before its first row
-                progress.say(f"reads {source.name}, {size / 1e6:,.0f} MB")
-            raws = progress.along(
-                _raw(source, self.type, documents, notes, faults),
-                lambda _: f"{counted.formats.total():,} rows read, {sides.writers['held_out'].rows:,} held out",
-            )
-            for where, row, key in self.sided(source, raws, counted, faults, notes, seed, seen):
-                if reason := sides.add(row, where, key, out):
-                    counted.dropped[reason] += 1
-                    both = both or where
-            if counted.formats.total() == before and not faults.count:
-                faults.add(f"{source.name}: is empty; it holds no row")
-        faults.stop()
-        sides.close()
-        if not min(writer.rows for writer in sides.writers.values()) and (self.held_out or self.named):
-            notes.append(
-                f"no row is held out, so nothing can be measured: {self.name} has a single prompt or text; `cut` or `separator` in a recipe cuts a text"
-            )
-        if both:
-            notes.append(f"{both}: has {split.SAME}; {counted.dropped[split.SAME]:,} such rows are dropped from training")
-        counts = {"dropped": counted.dropped, "formats": counted.formats, "notes": notes, "parts": sides.parts}
-        (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
-
     def sided(
-        self, source: Source, given: Iterable[sources.Raw], counted: Rows, faults: sources.Faults, notes: list[str], seed: int,
-        seen: Seen | None = None,
-    ) -> Iterator[tuple[str, Row, bytes]]:  # fmt: skip
-        """Yield the usable rows among raw ones of a source, each with where it stands and the key that decides its side."""
-        type = types.load(source.holds or self.type)
-        for where, row in self._parts(source, given, counted, faults, notes):
-            if reason := self._passed_over(row, source, seed, seen):
-                counted.dropped[reason] += 1
-            else:
-                yield where, {"text": type.document(row)} if source.holds else row, split.key(row, type.asked(row))
-
-    def _passed_over(self, row: Row, source: Source, seed: int, seen: Seen | None) -> str | None:
-        """Return why a row is not used: a duplicate, or beyond the share of its source."""
-        if seen is None and source.weight == 1:
-            return None
-        key = hashes.digest(row)
-        if seen is not None and not seen.new(key):
-            return "duplicate"
-        return "weighted away" if int(hashes.digest([key, seed])[:8], 16) >= source.weight * 2**32 else None
+        self, source: Source, given: Iterable[sources.Raw], counted: Rows, faults: sources.Faults, unread: dict[str, None], seed: int
+    ) -> Iterator[Sided]:  # fmt: skip
+        """Yield the usable rows among raw ones of a source; `unread` gets the columns that no format read."""
+        type, digested = types.load(source.holds or self.type), self.deduplicate or source.weight < 1
+        for where, row in self._parts(source, given, counted, faults, unread):
+            digest = hashes.digest(row) if digested else ""
+            away = source.weight < 1 and int(hashes.digest([digest, seed])[:8], 16) >= source.weight * 2**32
+            found = {"text": type.document(row)} if source.holds else row
+            yield Sided(where, found, split.key(row, type.asked(row)), digest, away)
 
     def _read(self, folder: Path, split: str, identity: str) -> Rows:
         found = {name: kept.load(folder / f"{name}.arrow", self.name) for name in SPLITS}
@@ -229,10 +204,10 @@ class SourceRecipe(Recipe):
         )  # fmt: skip
 
     def _parts(
-        self, source: Source, given: Iterable[sources.Raw], result: Rows, faults: sources.Faults, notes: list[str]
+        self, source: Source, given: Iterable[sources.Raw], result: Rows, faults: sources.Faults, unread: dict[str, None]
     ) -> Iterator[tuple[str, Row]]:
         """Yield the usable rows among raw ones of a source; long documents in parts, where the recipe cuts them."""
-        converter = Converter(source.holds or self.type, result, faults, source.columns, source.ignored, source.missing)
+        converter = Converter(source.holds or self.type, result, faults, source.columns, source.ignored, source.missing, unread)
         for where, row in converter.rows(iter(given)):
             if self.cut and not source.holds and len(row["text"]) > self.cut:
                 parts = cut(row["text"], self.cut)
@@ -240,18 +215,7 @@ class SourceRecipe(Recipe):
                     yield f"{where}, part {number}" if len(parts) > 1 else where, row | {"text": part}
             else:
                 yield where, row
-        if converter.unread:
-            notes.append(f"{source.name}: not read: {', '.join(converter.unread)}")
 
     def _check(self, type: str) -> None:
         if type != self.type:
             raise UserError(f"{self.name}: gives rows of type {self.type}, but {type} is wanted")
-
-
-def _raw(source: Source, type: str, documents: Documents, notes: list[str], faults: sources.Faults) -> Iterator[sources.Raw]:
-    """Yield the raw rows of a source; what can't be read is gathered, so that it is told together with faults of other rows."""
-    try:
-        yield from source.raw(documents if (source.holds or type) == "text" else None, notes)
-    except UserError as error:
-        for fault in error.faults:
-            faults.add(fault)

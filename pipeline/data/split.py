@@ -6,18 +6,24 @@ Rows with the same prompt are on one side, whatever the answers, and so are rows
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data import kept
 from pipeline.data.rows import SPLITS
 from pipeline.data.types import Row
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 TRAIN, HELD_OUT = SPLITS
+_KEY = 16  # bytes
 SAME = "the same prompt or text as a held-out row"
 _NAMED = r"(?:test|validation|valid|val|dev|eval|held[-_]?out)"
 _STEM = re.compile(rf"{_NAMED}(?:[-_.](?:\d[\w.-]*|[a-z0-9]+(?:[-_.]\d[\w.-]*)?))?", re.IGNORECASE)
@@ -36,7 +42,7 @@ def normalised(text: str) -> str:
 def key(row: Row, asked: str) -> bytes:
     """Return the digest by which a row gets its side: that of its group, or else of what it asks."""
     told = f"group {row['group']}" if row.get("group") else normalised(asked)
-    return hashlib.sha256(told.encode(errors="surrogatepass")).digest()[:16]
+    return hashlib.sha256(told.encode(errors="surrogatepass")).digest()[:_KEY]
 
 
 def out(key: bytes, share: float) -> bool:
@@ -59,18 +65,47 @@ def by_name(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     return (tuple(path for path in paths if path not in set(out)), out) if len(out) < len(paths) else (tuple(paths), ())
 
 
+def keys_of(held: bytes) -> list[bytes]:
+    """Return the keys that stand one behind another in `held`."""
+    return [held[start : start + _KEY] for start in range(0, len(held), _KEY)]
+
+
 class Sides:
-    """The files of one pass over a recipe's rows, one for each split."""
+    """The files of one pass over a recipe's rows, one for each split; after a kill they are gone on with where the pass was marked."""
 
     def __init__(self, folder: Path, share: float, moves: bool = True) -> None:
-        """Begin both files; `moves`: whether a group may change its side where else one side had none."""
+        """Begin both files, or go on; `moves`: whether a group may change its side where else one side had none."""
         self._folder, self._share = folder, share
-        self.writers = {split: kept.Writer(folder / f"{split}.arrow") for split in SPLITS}
-        self._begun: list[dict[str, int]] = []  # rows of each file at the beginning of a source
+        self._mark, self.size = folder / "pass.json", 0  # bytes that were read since the last mark
+        self.marked: dict[str, Any] = json.loads(self._mark.read_text(encoding="utf-8")) if self._mark.exists() else {}
+        files = self.marked.get("files", {})
+        self.writers = {split: kept.Writer(folder / f"{split}.arrow", *files.get(split, ())) for split in SPLITS}
+        self._begun: list[dict[str, int]] = self.marked.get("begun", [])  # rows of each file at the beginning of a source
         self.named: set[bytes] = set()  # keys of rows that are held out by name
         self._groups: dict[bytes, array[int]] | None = (
             {} if share and moves else None
         )  # key → its rows, while all are on one side
+        self._keys = kept.Log(folder / "pass.keys", self.marked.get("keys", 0))  # of both
+        known = keys_of(self._keys.known())
+        if self.marked.get("grouped", True):
+            self._group(known, 0)
+        else:
+            self._groups, self.named = None, set(known)
+
+    def mark(self, **more: Any) -> None:
+        """Let a pass that is killed from now on go on from here, with JSON values that it knows by then."""
+        self.size, wanted = 0, self.named or self._groups is not None
+        files = {split: writer.written() for split, writer in self.writers.items()}
+        self.marked = {
+            "files": files,
+            "begun": self._begun,
+            "keys": self._keys.written() if wanted else 0,
+            "grouped": self._groups is not None,
+            **more,
+        }
+        partial = self._mark.with_suffix(".partial")
+        partial.write_text(json.dumps(self.marked), encoding="utf-8")
+        partial.replace(self._mark)
 
     def begin(self) -> None:
         """Say that rows of another source follow."""
@@ -82,26 +117,46 @@ class Sides:
         begun = [at[TRAIN] for at in self._begun]
         return list(pairwise([*begun, self.writers[TRAIN].rows]))
 
-    def add(self, row: Row, where: str, key: bytes, held_out: bool) -> str | None:
-        """Write a row to its side, or return why it is dropped; rows that are `held_out` by name come before all others."""
+    def add(self, rows: pa.RecordBatch, keys: bytes, held_out: bool) -> list[str]:
+        """Write rows, each with its key, to their sides; return where those stand that are dropped since a held-out row asks the same.
+
+        Rows that are `held_out` by name come before all others.
+        """
+        import numpy as np
+        import pyarrow
+
+        first = np.frombuffer(keys, np.uint8).reshape(-1, _KEY)[:, :4].copy().view(">u4")[:, 0]
+        out = np.full(len(first), True) if held_out else first < self._share * 2**32
         if held_out:
-            self.named.add(key)
-        elif key in self.named:
-            return SAME
-        elif out(key, self._share):
-            held_out = True
-        writer = self.writers[HELD_OUT if held_out else TRAIN]
-        if self._groups is not None:
-            self._groups.setdefault(key, array("q")).append(writer.rows)
-        writer.add(row, where)
-        if all(writer.rows for writer in self.writers.values()):
+            self.named.update(keys_of(keys))
+            self._keys.add(keys)
             self._groups = None
-        return None
+        same = np.zeros(len(first), bool)
+        if self.named and not held_out:
+            same = np.array([key in self.named for key in keys_of(keys)], bool)
+        written = self.writers[HELD_OUT].rows + self.writers[TRAIN].rows
+        for split, side in ((HELD_OUT, out), (TRAIN, ~out)):
+            self.writers[split].append(rows.filter(pyarrow.array(side & ~same)))
+        if self._groups is not None:
+            self._keys.add(keys)
+            self._group(keys_of(keys), written)
+        return rows.column("origin").filter(pyarrow.array(same)).to_pylist() if same.any() else []
+
+    def _group(self, keys: Sequence[bytes], first: int) -> None:
+        """Take note of the groups of rows, the first of which has this number, while all rows are on one side."""
+        if self._groups is None or all(writer.rows for writer in self.writers.values()):
+            self._groups = None
+            return
+        for number, key in enumerate(keys, start=first):
+            self._groups.setdefault(key, array("q")).append(number)
 
     def close(self) -> None:
         """Finish both files. Where one is empty, a single group is for training, and of more groups one is held out."""
         for writer in self.writers.values():
             writer.close()
+        self._keys.close()
+        for name in ("pass.json", "pass.keys"):  # a pass that is killed while rows change their side begins again
+            (self._folder / name).unlink(missing_ok=True)
         if not self._groups or not self._share or self.named:
             return
         groups = self._groups

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.data import hubs, ranges, split
 from pipeline.data.documents import Documents
 from pipeline.data.ranges import File
+from pipeline.data.reading import unread
 from pipeline.data.rows import Rows
 from pipeline.data.sources import Faults, Raw
 from pipeline.data.types import Row
@@ -140,8 +141,14 @@ def read(
     found: list[Told] = []
     for _, group in groupby(given, key=lambda one: id(one[0])):
         same = list(group)
-        raws = (raw for _, raw in same)
-        found += recipe.sided(same[0][0], raws, counted, faults, notes if notes is not None else [], seed)
+        columns = dict[str, None]()
+        for one in recipe.sided(same[0][0], (raw for _, raw in same), counted, faults, columns, seed):
+            if one.away:
+                counted.dropped["weighted away"] += 1
+            else:
+                found.append((one.where, one.row, one.key))
+        if notes is not None:
+            notes += unread(same[0][0], columns)
     try:
         faults.stop()
     except UserError as error:

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import hubs, split, stream
+from pipeline.data import hubs, kept, split, stream
 from pipeline.data.ranges import File
 from pipeline.data.rows import Rows
 from pipeline.data.source_recipe import Source, SourceRecipe
@@ -94,9 +94,11 @@ class StreamRecipe(SourceRecipe):
                 place, size, before = Place(), SAMPLE // len(group), counted.formats.total()
                 while not place.epoch and size > 0:
                     found, place = stream.read(self, pool, place, stream.CHUNK, counted, seed, notes=notes)
-                    for where, row, key in found:
-                        if reason := sides.add(row, where, key, named):
-                            counted.dropped[reason] += 1
+                    columns = kept.Columns()
+                    for where, row, _ in found:
+                        columns.add(row, where)
+                    same = sides.add(columns.batch(), b"".join(key for *_, key in found), named)
+                    counted.dropped.update([split.SAME] * len(same))
                     size -= stream.CHUNK
                     progress.tell(lambda: f"{counted.formats.total():,} rows of the sample read")
                 faults += [f"{name}: is empty; it holds no row" for name in pool.empty]

@@ -7,6 +7,7 @@ other: a group whose rewards are all alike teaches nothing, and is counted.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +43,10 @@ COUNTS = ("completions", "truncated", "unscored", "groups", "alike_groups")
 
 
 class PromptOrder(RepeatSampler):
-    """trl's order of prompts, drawn for each epoch from (seed, epoch), so that a run that goes on in a later one draws the same."""
+    """trl's order of prompts, drawn for each epoch from (seed, epoch), so that a run that goes on in a later one draws the same.
+
+    It takes 8 bytes for each prompt, where trl's lists take more than 50.
+    """
 
     def __init__(self, arguments: Any, dataset: Any) -> None:
         self.first = int(arguments.seed)
@@ -55,6 +59,16 @@ class PromptOrder(RepeatSampler):
         """Draw the order of an epoch."""
         if self.shuffle:
             self.generator.manual_seed(self.first + epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield what trl's sampler yields."""
+        number = self.num_samples
+        order = torch.randperm(number, generator=self.generator) if self.shuffle else torch.arange(number)
+        for start in range(0, number - number % self.batch_size, self.batch_size):
+            chunk = order[start : start + self.batch_size].tolist()
+            for _ in range(self.repeat_count):
+                for index in chunk:
+                    yield from itertools.repeat(index, self.mini_repeat_count)
 
 
 def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[PromptOrder]) -> Batches:
@@ -76,7 +90,7 @@ def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[Prompt
     dataset = prepare(run, rows, encoded, tokenizer, whole - answer)
     guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
     shown.asked(rows.kept, tokenizer)
-    dataset = dataset.add_column(PROMPT, dataset["row"])
+    dataset = dataset.add_column(PROMPT, dataset.select_columns("row").with_format("numpy")[:]["row"])
     sample = {"input_ids": dataset[0]["input_ids"]}
     return Batches(dataset, partial(pad, pad_id=int(tokenizer.pad_token_id)), sample, order)
 

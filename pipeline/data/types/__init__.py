@@ -77,6 +77,8 @@ class DatasetType(ABC):
 
         Of a conversation that is what comes before the first answer, so that a prompt is held out in every type of rows alike.
         """
+        if not self.asks and len(row) == 1 and isinstance(text := next(iter(row.values())), str):
+            return text
         given = [row[column] for column in self.asks or row.keys() - {"group"} if column in row]
         return "\n".join(text for value in given for text in _said(opening(value) if is_messages(value) else value))
 
