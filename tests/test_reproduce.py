@@ -2,11 +2,15 @@
 
 import copy
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline import ROOT
 from pipeline.chain import manifest, stages
 from pipeline.hub import reproduction, sent
 from pipeline.system import hashes
@@ -68,6 +72,40 @@ def test_by_a_process_of_its_own_and_again(run, data, pushed, tmp_path):
     assert status == 0, err
     assert "up to date" in out
     assert "the same bytes" in out
+
+
+@pytest.mark.slow
+def test_tiny_comes_out_with_the_same_bytes_from_the_hub(hub, tmp_path):
+    """The whole default profile by make's own commands: every stage from its pushed parent, the control from a folder."""
+    made, again = tmp_path / "runs", tmp_path / "again"
+    if (ROOT / "runs" / "tiny").is_dir():  # what is up to date there is not made a second time
+        shutil.copytree(ROOT / "runs" / "tiny", made / "tiny")
+
+    usual = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}  # it would overrule a record
+
+    def make(name, **variables):
+        ended = subprocess.run(
+            [sys.executable, "-m", "pipeline.commands", name], cwd=ROOT, capture_output=True, text=True, timeout=3000,
+            env=usual | {"PROFILE": "tiny", "RUNS": str(made), **variables},
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+        return ended.stdout
+
+    make("make")
+    make("push", HUB="me/tiny", FORCE="1")  # whoever runs the tests may be at work on the code
+    hubs = {
+        "pretrain": "me/tiny-pretrain",
+        "sft": "me/tiny-sft",
+        "dpo": "me/tiny",
+        "sft-control": str(made / "tiny/sft-control"),
+    }
+    for name, where in hubs.items():
+        record = manifest.read(made / "tiny" / name)
+        out = make("reproduce", HUB=where, CACHE=str(again / name / "cache"), ARGS=f"--output {again / name}")
+        print(*out.splitlines()[-3:], sep="\n")
+        assert f"the same bytes: {len(record['files'])} files, outputs {record['outputs'][:12]}" in out
+        theirs = manifest.read(again / name / name)
+        assert theirs["files"] == record["files"] == hashes.files(again / name / name)
 
 
 def test_a_folder_that_somebody_sent_beside_its_parents(run, data, ready, here, tmp_path):
