@@ -534,3 +534,8 @@ def test_axes_are_round_and_hold_every_point():
     assert len({mark.text for mark in flat.up}) == len(flat.up) >= 2
     assert abs(float(flat.curves[0].path.split()[1].split("L")[0]) - float(flat.curves[0].path.split()[2])) < 5
     assert [curve.name for curve in drawn.curves] == ["a", "b", "floor: 1.500"]
+    lines = {"held out": 2.2, "5-gram": 2.4, "unigram": 50.0, "floor": 2.1}
+    straight = charts.loss("SFT", "", {"a": steps}, lines).curves[1:]
+    assert [curve.name for curve in straight if not curve.path] == ["unigram: 50.000, above the frame"]
+    kinds = [curve.kind for curve in straight if curve.path]
+    assert len(set(kinds)) == len(kinds) == 3, "the floor is drawn like the model"
