@@ -72,7 +72,7 @@ class Soup(TaskStage):
             said = {Path(folder).name: evaluator.said(task, folder, rows, options.max_length) for folder in folders}
             if options.task not in tasks.averaging():
                 return said
-            return said | {ENSEMBLE: task.average(list(said.values()))}
+            return said | {ENSEMBLE: task.average(list(said.values()), [task.threshold_of(folder) for folder in folders])}
 
         training = run.rows()
         run.record["recipe"] |= {"rows": len(training.kept), "kept": len(training.kept), "dropped": {}}
@@ -80,12 +80,13 @@ class Soup(TaskStage):
 
 
 def _held_out(run: Run) -> Rows:
-    """Return the rows that every parent held out, since seeds may split a recipe's rows differently.
+    """Return the rows that every parent held out, since seeds may split a recipe's rows differently, and never looked at.
 
-    Raises UserError where a parent was trained on other data.
+    Raises UserError where a parent was trained on other data, or its files of validation are not there as they were.
     """
     from pipeline.data import recipe as recipes
     from pipeline.system import hashes
+    from pipeline.training import validation
 
     reads, found = run.signature.reads, run.rows("held_out")
     for folder in run.parents.values():
@@ -94,6 +95,7 @@ def _held_out(run: Run) -> Rows:
             continue
         if record["recipe"].get("digest") != run.record["recipe"]["digest"]:
             raise UserError(f"{folder}: was trained on other data, so it is not known which of these rows it held out")
+        validation.unseen(run, found, folder, record)
         if record["seed"] == run.seed:
             continue
         theirs = {hashes.digest(row) for row in recipes.of(record).rows(reads, "held_out", record["seed"]).kept}

@@ -222,6 +222,15 @@ def test_pictures_and_tables_have_names(made):
     assert all(cell["scope"] in ("col", "row") for cell in found.all("th"))
 
 
+def test_no_two_landmarks_have_one_name(made):
+    """Who jumps from part to part of the page hears its name alone (axe: landmark-unique)."""
+    page = made.read_text(encoding="utf-8")
+    named = re.findall(r'<(?:section|div)[^>]* aria-labelledby="([^"]+)"', page)
+    names = [re.sub(r"<[^>]+>", "", re.search(rf'id="{name}"[^>]*>(.*?)</(?:h2|h3|p|caption)>', page)[1]) for name in named]
+    assert len(names) > 10
+    assert len(set(names)) == len(names), names
+
+
 class Cells(HTMLParser):
     """The tables of a page: caption → lines of cells."""
 
@@ -370,7 +379,7 @@ def test_the_first_screen_tells_what_was_made_and_how_good_it_is(copy):
     manifest.write_json(copy / "evaluate.json", summary)
     shown = nodes(copy)
     told = story.told(copy, shown, figures.tables(shown, summary), summary)
-    assert told.lead[0].startswith("dpo is what came out: an aligned chat model")
+    assert told.lead[0].startswith("dpo is what came out, an aligned chat model")
     assert "Made by pretrain → sft → dpo from " in told.lead[1]
     assert [(result.name, result.metric, result.own) for result in told.results] == [
         (name, "right", "50.0% [25.0, 75.0]") for name in ("pretrain", "sft", "dpo")
@@ -462,6 +471,7 @@ addEventListener("load", () => {
   answer.id = "answer";
   answer.textContent = JSON.stringify({
     width: innerWidth, scrolls: root.scrollWidth, worst, count, paper: getComputedStyle(document.body).backgroundColor,
+    cut: [...document.querySelectorAll("[role=region]")].filter(region => region.scrollWidth > region.clientWidth && region.querySelector("table")).map(region => region.getAttribute("aria-labelledby")),
     regions: [...document.querySelectorAll("[role=region]")].every(region => { region.focus(); return document.activeElement === region; }),
     smallest: Math.min(...small),
   });
@@ -481,7 +491,7 @@ def browser(source, *flags):
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium here: apt-get install chromium")
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [320, 1280])
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
 def test_it_reads_well_in_a_browser(made, tmp_path, width, dark):
     probed = tmp_path / "probed.html"
     inner = html.escape(made.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"))
@@ -495,6 +505,7 @@ def test_it_reads_well_in_a_browser(made, tmp_path, width, dark):
     assert found["count"] > 100
     assert found["worst"][0] >= 4.5, found["worst"]
     assert found["regions"], "a region that scrolls can't be reached with the keyboard"
+    assert width < 1280 or not found["cut"], "a table loses columns"
     assert found["smallest"] >= 10, "letters in a picture are too small to read"
     assert (found["paper"] == "rgb(255, 255, 255)") != dark
 
@@ -523,3 +534,8 @@ def test_axes_are_round_and_hold_every_point():
     assert len({mark.text for mark in flat.up}) == len(flat.up) >= 2
     assert abs(float(flat.curves[0].path.split()[1].split("L")[0]) - float(flat.curves[0].path.split()[2])) < 5
     assert [curve.name for curve in drawn.curves] == ["a", "b", "floor: 1.500"]
+    lines = {"held out": 2.2, "5-gram": 2.4, "unigram": 50.0, "floor": 2.1}
+    straight = charts.loss("SFT", "", {"a": steps}, lines).curves[1:]
+    assert [curve.name for curve in straight if not curve.path] == ["unigram: 50.000, above the frame"]
+    kinds = [curve.kind for curve in straight if curve.path]
+    assert len(set(kinds)) == len(kinds) == 3, "the floor is drawn like the model"

@@ -2,11 +2,15 @@
 
 import copy
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline import ROOT
 from pipeline.chain import manifest, stages
 from pipeline.hub import reproduction, sent
 from pipeline.system import hashes
@@ -68,6 +72,46 @@ def test_by_a_process_of_its_own_and_again(run, data, pushed, tmp_path):
     assert status == 0, err
     assert "up to date" in out
     assert "the same bytes" in out
+
+
+def command(name, runs, **variables):
+    """Run a command of make in a process of its own on profile tiny; return what it printed."""
+    usual = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}  # it would overrule a record
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline.commands", name], cwd=ROOT, capture_output=True, text=True, timeout=3000,
+        env=usual | {"PROFILE": "tiny", "RUNS": str(runs), **variables},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The default profile, finished and measured; what is up to date in the checkout's own runs is not made again."""
+    runs = tmp_path_factory.mktemp("tiny") / "runs"
+    if (ROOT / "runs" / "tiny").is_dir():
+        shutil.copytree(ROOT / "runs" / "tiny", runs / "tiny")
+    command("make", runs)
+    return runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pretrain", "sft", "dpo", "sft-control"])
+def test_tiny_comes_out_with_the_same_bytes(hub, tiny, tmp_path, name):
+    """Each stage from its pushed parent, in an empty folder with an empty cache; a control is not pushed, so its folder is sent."""
+    command("push", tiny, HUB="me/tiny", FORCE="1")  # whoever runs the tests may be at work on the code
+    assert {repo for _, repo in hub.repos} == {"me/tiny-pretrain", "me/tiny-sft", "me/tiny"}
+    hubs = {
+        "pretrain": "me/tiny-pretrain",
+        "sft": "me/tiny-sft",
+        "dpo": "me/tiny",
+        "sft-control": str(tiny / "tiny/sft-control"),
+    }
+    out = command("reproduce", tiny, HUB=hubs[name], CACHE=str(tmp_path / "cache"), ARGS=f"--output {tmp_path / 'again'}")
+    print(out)
+    record, made = manifest.read(tiny / "tiny" / name), tmp_path / "again" / name
+    assert f"the same bytes: {len(record['files'])} files, outputs {record['outputs'][:12]}" in out
+    assert manifest.read(made)["files"] == record["files"] == hashes.files(made)
 
 
 def test_a_folder_that_somebody_sent_beside_its_parents(run, data, ready, here, tmp_path):

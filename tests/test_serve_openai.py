@@ -270,3 +270,22 @@ def test_eight_clients_at_once(ask):
     alone = said(ask())
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda _: said(ask()), range(16))) == [alone] * 16
+
+
+def test_another_client_of_the_protocol_notices_no_difference(server, ask):
+    """huggingface_hub's, which shares no code with OpenAI's."""
+    from huggingface_hub import InferenceClient
+    from huggingface_hub.errors import BadRequestError
+
+    client = InferenceClient(base_url=server[0], api_key="none")
+    asked = {"messages": ASKED, "model": server[1], "max_tokens": 8}
+    whole = client.chat_completion(**asked)
+    assert said(whole) == said(ask())
+    assert whole.usage.total_tokens == ask().usage.total_tokens
+    chunks = list(client.chat_completion(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == said(whole)
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert said(client.chat_completion(**asked, temperature=1.5, seed=5)) == said(ask(temperature=1.5, seed=5))
+    assert said(client.chat_completion(**asked, stop=[said(whole)[3:6]])) == said(ask(stop=said(whole)[3:6]))
+    with pytest.raises(BadRequestError, match="less than or equal to 2"):
+        client.chat_completion(**asked, temperature=2.1)

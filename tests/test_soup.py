@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from pipeline import tasks
 from pipeline.chain import manifest
 from pipeline.models import averaging
+from pipeline.system import hashes
 from pipeline.system.errors import UserError
 from pipeline.tasks import load
 from tests.test_finetune import flags, write_rows
@@ -32,6 +33,14 @@ def averaged(run, folder, name="classification", *more):
     )  # fmt: skip
 
 
+def hand_over(folder, settings):
+    """Write another configuration into a finished node, as if it had been handed on so."""
+    (folder / "config.json").write_text(json.dumps(settings))
+    record = manifest.read(folder)
+    record["files"] = hashes.files(folder)
+    manifest.write_json(folder / manifest.NAME, record | {"outputs": hashes.outputs(record["files"])})
+
+
 def test_averages_by_hand():
     found = load("classification").average([
         [{"label": "x", "probabilities": {"x": 0.6, "y": 0.4}}], [{"label": "y", "probabilities": {"x": 0.1, "y": 0.9}}],
@@ -40,10 +49,33 @@ def test_averages_by_hand():
     likely = [[{"probabilities": {"x": 0.6, "y": 0.1}}], [{"probabilities": {"x": 0.3, "y": 0.5}}]]
     found = load("multilabel_classification", {"threshold": 0.4}).average(likely)
     assert found == [{"labels": ["x"], "probabilities": {"x": 0.45, "y": 0.3}}]
+    found = load("multilabel_classification", {"tuned": True}).average(likely, [0.25, 0.375])
+    assert found == [{"labels": ["x"], "probabilities": {"x": 0.45, "y": 0.3}}], "from the mean threshold on, 0.3125"
     assert load("regression").average([[{"value": 1.0}], [{"value": 4.0}]]) == [{"value": 2.5}]
     assert tasks.averaging() == ["classification", "multilabel_classification", "regression"]
     with pytest.raises(UserError, match="can't be averaged; those of classification"):
         load("question_answering").average([])
+
+
+def test_an_ensemble_says_labels_from_the_mean_of_its_models_thresholds_on(run, parents, tmp_path):
+    """Each threshold was tuned on validation rows; at 0.5 models that never reach it would say nothing together."""
+    name = "multilabel_classification"
+    two(run, parents, tmp_path, name, "--task_options", '{"tuned": true}')
+    for folder, threshold in (("out1", 0.125), ("out2", 0.25)):
+        settings = json.loads((tmp_path / folder / "config.json").read_text())
+        assert 0 < settings["label_threshold"] < 1
+        hand_over(tmp_path / folder, settings | {"label_threshold": threshold})
+    data = write_rows(tmp_path / "new.jsonl", [{"text": row["text"]} for row in ROWS[name][:9]])
+    status, _, err = run("predict", "--runs", tmp_path, "--node", "out1,out2", "--data", data)
+    assert status == 0, err
+    said = [line["said"] for line in lines(tmp_path / "out1-out2-predictions.jsonl")]
+    assert any(line["labels"] for line in said)
+    status, _, err = averaged(run, tmp_path, name, "--task_options", '{"tuned": true}')
+    assert status == 0, err
+    said += [line["rivals"]["mean of what they say"] for line in lines(tmp_path / "soup/predictions.jsonl")]
+    for line in said:
+        assert line["labels"] == [label for label, likely in line["probabilities"].items() if likely >= 0.1875]
+    assert any(0.1875 <= likely < 0.5 for line in said for likely in line["probabilities"].values())
 
 
 @pytest.mark.parametrize("name", ["classification", "regression", "question_answering"])
@@ -152,3 +184,26 @@ def test_a_parent_of_other_data_is_refused_and_rows_that_one_trained_on_are_left
     status, _, err = run("soup", *shared, "--output", tmp_path / "soup2", "--data", data)
     assert status == 2
     assert "was trained on other data" in err
+
+
+def test_rows_by_which_a_parent_was_chosen_are_left_out(run, parents, tmp_path):
+    rows = ROWS["classification"]
+    mine, last = write_rows(tmp_path / "mine.jsonl", rows[:60]), write_rows(tmp_path / "last.jsonl", rows[60:])
+    data = f"{mine}=1,{last}=held_out"
+    look = write_rows(tmp_path / "look.jsonl", [row | {"text": row["text"].upper()} for row in rows[55:70]])
+    for number, more in ((1, ()), (2, ("--validation_data", look, "--patience", "1"))):
+        given = flags("classification", parents, tmp_path, "--seed", str(number), *more)
+        given[given.index("--output") + 1], given[given.index("--data") + 1] = tmp_path / f"out{number}", data
+        status, _, err = run("finetune", *given)
+        assert status == 0, err
+    asked = ["--parent", tmp_path / "out1", "--second", tmp_path / "out2", "--task", "classification", "--max_length", "32", "--data", data]  # fmt: skip
+    status, _, err = run("soup", *asked, "--output", tmp_path / "soup")
+    assert status == 0, err
+    known = lines(tmp_path / "soup/predictions.jsonl")
+    assert sorted(line["row"]["text"] for line in known) == sorted(row["text"] for row in rows[70:])
+    assert manifest.read(tmp_path / "soup")["evaluation"]["skipped"]["the same prompt or text as a validation row"] == 10
+    for change in (lambda: write_rows(look, rows[55:60]), look.unlink):
+        change()
+        status, _, err = run("soup", *asked, "--output", tmp_path / "again")
+        assert status == 2
+        assert f"{tmp_path / 'out2'}: its validation_data, {look}, is not there as it was" in err

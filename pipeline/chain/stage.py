@@ -45,9 +45,9 @@ class Predictor(NamedTuple):
 
     reads: str  # the dataset type of its rows
     load: Callable[[], Callable[[Rows], list[dict[str, Any]]]]  # loads the model, returns rows → a prediction for each
-    average: Callable[[Sequence[list[dict[str, Any]]]], list[dict[str, Any]]] | None = (
-        None  # predictions of several models → one
-    )
+    # Predictions of several models, and their thresholds → those of their ensemble; None where predictions have no mean.
+    average: Callable[[Sequence[list[dict[str, Any]]], Sequence[float]], list[dict[str, Any]]] | None = None
+    threshold: Callable[[], float] = float  # from which probability on the model says a label, where it says several
 
 
 class Stage(ABC):

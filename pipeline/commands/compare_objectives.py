@@ -27,7 +27,7 @@ from pipeline.system.process import say
 MAKE = {"runs": "RUNS"}
 SETTINGS = "compare_objectives.yaml"
 CONTROLS = 3  # models with random weights, whose mean is what a trained one is held against
-BASELINES = ("unigram", "chance", "untrained")  # the first that has a metric is what it is held against
+BASELINES = ("lengths", "unigram", "chance", "untrained")  # the first that has a metric is what it is held against
 
 
 @dataclasses.dataclass(frozen=True)

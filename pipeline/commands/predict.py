@@ -94,7 +94,8 @@ def _together(predictors: Sequence[Predictor]) -> Callable[[Rows], list[dict[str
     average = predictors[0].average
     if not others or average is None:
         return first
-    return lambda rows: average([first(rows), *(one(Rows(kept=rows.kept)) for one in others)])
+    thresholds = [one.threshold() for one in predictors]
+    return lambda rows: average([first(rows), *(one(Rows(kept=rows.kept)) for one in others)], thresholds)
 
 
 def main() -> int:

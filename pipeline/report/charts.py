@@ -133,11 +133,14 @@ def _drawn(
     drawn = [
         Curve(curve, "M" + "L".join(f"{x(at)} {y(value)}" for at, value in _under(_thin(points), ceiling)), kind)
         for (curve, points), kind in zip(curves.items(), itertools.cycle(_CURVES if lines else (*_CURVES, *_LINES)))
-    ] + [
-        Curve(f"{line}: {value:.3f}" if value <= ceiling else f"{line}: {value:.3f}, above the frame",
-              f"M{LEFT} {y(value)}H{RIGHT}" if value <= ceiling else "", kind)
-        for (line, value), kind in zip(lines.items(), itertools.cycle(_LINES))
     ]  # fmt: skip
+    kinds = itertools.cycle(_LINES)  # a line that is not drawn has no stroke, so that no two that are share one
+    drawn += [
+        Curve(f"{line}: {value:.3f}", f"M{LEFT} {y(value)}H{RIGHT}", next(kinds))
+        if value <= ceiling
+        else Curve(f"{line}: {value:.3f}, above the frame", "", 0)
+        for line, value in lines.items()
+    ]
     return Chart(
         name, text, drawn, [Mark(x(tick), brief(tick)) for tick in ticks(0, most)],
         [Mark(y(tick), f"{tick:g}") for tick in ticks(floor, ceiling)], labels, BOTTOM + 54 + 20 * len(drawn),

@@ -58,7 +58,7 @@ def _lead(runs: Path, nodes: Sequence[Node]) -> Iterator[str]:
             entry["size"] for name, entry in end.record["files"].items() if name.endswith(".safetensors") and "/" not in name
         )
         about = _about(end)
-        yield f"{end.name} is what came out: {about[:1].lower()}{about[1:]}" if about else f"{end.name} is what came out"
+        yield f"{end.name} is what came out, {about[:1].lower()}{about[1:]}" if about else f"{end.name} is what came out"
         line = [by_name[made.name] for made in finished.lineage(end.made.folder) if made.name in by_name]
         recipes = dict.fromkeys(node.recipe for node in line if node.recipe)
         rows = sum(node.record["recipe"].get("kept", 0) for node in line)

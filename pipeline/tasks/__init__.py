@@ -169,8 +169,15 @@ class Task(ABC):
         model, tokenizer = self.load_model(folder).to(device()).eval(), tokenization.load(folder)
         return lambda rows: self.predict(model, tokenizer, rows, max_length)
 
-    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
-        """Return the predictions of an ensemble: for each row the mean of what its models say; UserError where none can be said."""
+    def threshold_of(self, folder: str) -> float:
+        """Return the probability from which on the fine-tuned model in a folder says a label, for tasks with several of them."""
+        return 0.0
+
+    def average(self, predictions: Sequence[Sequence[Prediction]], thresholds: Sequence[float] = ()) -> list[Prediction]:
+        """Return the predictions of an ensemble: for each row the mean of what its models say.
+
+        `thresholds`: `threshold_of` each model. UserError where predictions of the task have no mean.
+        """
         raise UserError(f"predictions of {type(self).__name__} can't be averaged; those of {', '.join(averaging())} can")
 
     @abstractmethod

@@ -109,7 +109,7 @@ class Classification(Task):
             found.append({"label": max(likely, key=lambda name: likely[name]), "probabilities": likely})
         return found
 
-    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+    def average(self, predictions: Sequence[Sequence[Prediction]], thresholds: Sequence[float] = ()) -> list[Prediction]:
         """Return the label with the largest mean probability."""
         return [{"label": max(likely, key=lambda name: likely[name]), "probabilities": likely} for likely in mean(predictions)]
 

@@ -98,7 +98,11 @@ class MultilabelClassification(Task):
         """Return the labels of each row that are likely enough, with the probability of every label."""
         names = [name for _, name in sorted(model.config.id2label.items())]
         likely = 1 / (1 + np.exp(-logits(model, tokenizer, rows, max_length).astype(float)))
-        return _said(names, likely, getattr(model.config, self.tunes, 0.5) if self.tuned else self.threshold)
+        return _said(names, likely, self._threshold(model.config))
+
+    def _threshold(self, config: Any) -> float:
+        """Return the probability from which on a model with this configuration says a label."""
+        return float(getattr(config, self.tunes, 0.5)) if self.tuned else self.threshold
 
     def tune(self, model: Any, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Choose the best probability of twenty-fourths from which on a label is said, of equally good ones that nearest to 0.5."""
@@ -115,10 +119,17 @@ class MultilabelClassification(Task):
         setattr(model.config, self.tunes, chosen)
         return _said(names, likely, chosen)
 
-    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
-        """Return the labels with a mean probability of at least `threshold`."""
+    def threshold_of(self, folder: str) -> float:
+        """Return what was chosen for the model in a folder, or else the option."""
+        from transformers import AutoConfig
+
+        return self._threshold(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+    def average(self, predictions: Sequence[Sequence[Prediction]], thresholds: Sequence[float] = ()) -> list[Prediction]:
+        """Return the labels whose mean probability is at least the mean of the models' thresholds."""
         found = mean(predictions)
-        return _said(list(found[0]), np.array([list(likely.values()) for likely in found]), self.threshold) if found else []
+        likely = np.array([list(line.values()) for line in found])
+        return _said(list(found[0]), likely, float(np.mean(thresholds or self.threshold))) if found else []
 
     def baseline(self, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
         """Return the best that can be said without reading a text, by the labels of the training rows, for each metric.

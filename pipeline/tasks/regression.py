@@ -89,7 +89,7 @@ class Regression(Task):
         mean, spread = _scale_of(model)
         return _said(mean + spread * logits(model, tokenizer, rows, max_length)[:, 0].astype(float))
 
-    def average(self, predictions: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+    def average(self, predictions: Sequence[Sequence[Prediction]], thresholds: Sequence[float] = ()) -> list[Prediction]:
         """Return the mean value."""
         return _said(np.array([[line["value"] for line in one] for one in predictions]).mean(0))
 

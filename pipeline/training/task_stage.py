@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,4 +50,5 @@ class TaskStage(Stage):
         """Return the task's own predictions."""
         task: Task = options.chosen
         average = task.average if options.task in tasks.averaging() else None
-        return Predictor(task.reads, lambda: task.predictor(folder, options.max_length), average)
+        load = partial(task.predictor, folder, options.max_length)
+        return Predictor(task.reads, load, average, partial(task.threshold_of, folder))

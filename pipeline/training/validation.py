@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pipeline.chain.run import Run
-from pipeline.data import sources, split, types
+from pipeline.data import recipe, sources, split, types
 from pipeline.data.rows import Rows
 from pipeline.data.source_recipe import Source, SourceRecipe
 from pipeline.data.types import Row
@@ -36,6 +37,26 @@ def held_out(run: Run, data: str) -> Rows:
     if data:
         _apart(rows, _of(run, data), run.signature.reads)
     return rows
+
+
+def unseen(run: Run, rows: Rows, folder: str, record: Mapping[str, Any]) -> None:
+    """Drop the rows that stand in the files of validation by which the model in a folder was chosen.
+
+    UserError where these are no longer there as they were.
+    """
+    data = record["config"].get("validation_data")
+    if not data:
+        return
+    was = [sha256 for _, sha256 in record["recipe"]["sources"][len(run.recipe.contents()) :]]
+    try:
+        now = [sha256 for _, sha256 in recipe.listing(sources.expand(data))]
+    except UserError:
+        now = []
+    if now != was:
+        raise UserError(
+            f"{folder}: its validation_data, {data}, is not there as it was, so it is not known which held-out rows it was chosen by"
+        )
+    _apart(rows, _of(run, data), run.signature.reads)
 
 
 def _of(run: Run, data: str) -> Rows:
