@@ -3,14 +3,13 @@
     python -m pipeline.commands.ladder --profile classics --runs runs --hours 0.15 [--node NODE] [--on h100x8] [--write yes]
 
 The rungs are runs of the node's own stage under RUNS/PROFILE/ladder/NODE, on a share of the text (--share 0.2) at several token
-counts (--counts 4), with --heads '[2, 3, 4]' or 40, 60 and 80% of the node's attention heads; finished ones are not trained
+counts (--counts 4), with --heads '[2, 3, 4]' or 20, 40 and 60% of the node's attention heads; finished ones are not trained
 again. --prove yes trains a run of four times the largest rung's operations, too, and holds its loss against the law.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import sys
 import tempfile
@@ -30,7 +29,6 @@ from pipeline.system.process import say
 MAKE = {"profile": "PROFILE", "runs": "RUNS", "node": "STAGE", "hours": "HOURS", "on": "ON"}
 _FLAGS = ("profile", "runs", "node", "hours", "on", "utilisation", "heads", "share", "counts", "write", "prove")
 _PROOF = 4  # times the operations of the largest rung
-_SHOWN = 2  # sizes on either side of the best one that the table shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +84,9 @@ class Ladder:
     def sized(self) -> Iterator[tuple[rungs.Size, int]]:
         """Yield sizes that the node's model may have, the smallest first, with their parameters."""
         like = self.folder / self.runs[0].rung.name
-        for heads in itertools.count(1):
+        heads = 0
+        while True:
+            heads = max(heads + 1, round(1.1 * heads))  # a third more parameters
             size = rungs.Size.of(self.node, heads)
             yield size, rungs.parameters(self.node, size, like)
 
@@ -101,7 +101,7 @@ class Ladder:
 
 def climbed(whole: profile.Profile, node: Node, runs: Path, options: Options) -> Ladder:
     """Train and measure the rungs, or find them finished, and fit the law."""
-    sizes, folder = rungs.sizes(node, options.heads), runs / "ladder" / node.name
+    sizes, folder = rungs.sizes(node, options.heads), runs / rungs.FOLDER / node.name
     with tempfile.TemporaryDirectory() as scratch:
         text = rungs.look(whole, node, runs, Path(scratch), sizes[-1])
     if math.isinf(text.steps):
@@ -149,7 +149,7 @@ def told(ladder: Ladder, found: Sequence[advice.Choice], best: advice.Choice) ->
     """Yield the sizes around the best one with the loss to expect of each, and the best one in words."""
     bits, at = ladder.runs[0].bits, found.index(best)
     yield f"{'size':<9} {'parameters':>12} {'tokens':>14} {'passes':>7}  {'loss, 95% interval':<22} bits a byte"
-    for one in found[max(0, at - _SHOWN) : at + _SHOWN + 1]:
+    for one in found[max(0, at - advice.SHOWN) : at + advice.SHOWN + 1]:
         yield (
             f"{one.size.name:<9} {one.parameters:>12,} {one.tokens:>14,.0f} {one.passes:>7.2f}  {one.loss:.3f} [{one.low:.3f}, {one.high:.3f}]  "
             f"{one.loss * bits:.3f} [{one.low * bits:.3f}, {one.high * bits:.3f}]{'  <- best' if one is best else ''}"

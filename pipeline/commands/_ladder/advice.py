@@ -14,6 +14,7 @@ from pipeline.commands._plan.devices import Machine
 from pipeline.system.errors import UserError
 
 _WORN = 15.387756  # passes after which a repeated text has taught most of what it can (Muennighoff et al. 2023, R*_D)
+SHOWN = 2  # sizes on either side of the best one
 REPEATED = 4  # passes up to which they find a repeated text nearly as good as a new one
 
 
@@ -60,7 +61,9 @@ def speed(runs: Sequence[Measured], machine: Machine, utilisation: float) -> Cal
 def choices(
     fit: Fit, sized: Iterator[tuple[Size, int]], seconds: float, a_token: Callable[[float], float], text: float, fewest: float
 ) -> list[Choice]:
-    """Return what the budget pays for, from the smallest size on, until it pays for fewer tokens than any rung read.
+    """Return what the budget pays for, from the smallest size on to two beyond the best one.
+
+    None has fewer tokens than the shortest rung, since the law knows nothing of such runs.
 
     `sized`: sizes with their parameters, growing; `a_token`: parameters → seconds; `text`: tokens of a pass; `fewest`: tokens of
     the shortest rung. UserError where the budget is too small.
@@ -78,6 +81,8 @@ def choices(
             break
         loss, low, high = fit.interval(parameters, effective(tokens, text))
         found.append(Choice(size, parameters, tokens, tokens / text, loss, low, high))
+        if found.index(best(found)) < len(found) - SHOWN:
+            break
     return found
 
 

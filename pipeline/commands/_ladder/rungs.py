@@ -17,8 +17,9 @@ from pipeline.system import config, hashes
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
 
+FOLDER = "ladder"  # of a profile's runs, in which the rungs of each node have a folder
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # options of a stage that builds its model
-_SHARES = 0.4, 0.6, 0.8  # of the node's attention heads, which the rungs have
+_SHARES = 0.2, 0.4, 0.6  # of the node's attention heads, which the rungs have
 _WARMUP = 10  # a rung warms up for at most one in so many of its steps
 _FEWEST = 20  # steps of the shortest rung
 ROWS = 400  # held-out rows that a rung is measured on, at most
@@ -127,7 +128,7 @@ def _unfit(node: Node) -> str:
 
 
 def sizes(node: Node, heads: Sequence[int] | None) -> list[Size]:
-    """Return the sizes of the rungs, the smallest first: those of given heads, or 40, 60 and 80% of the node's."""
+    """Return the sizes of the rungs, the smallest first: those of given heads, or 20, 40 and 60% of the node's."""
     own = options(node).num_attention_heads
     found = set(heads or (max(1, round(own * share)) for share in _SHARES))
     while not heads and len(found) < len(_SHARES):
