@@ -38,7 +38,7 @@ def test_the_law_behind_exact_losses_is_found():
 def test_its_intervals_hold_the_law_and_a_run_of_four_times_the_operations():
     held = dict.fromkeys(("run", "floor", "alpha", "beta"), 0)
     rng = np.random.default_rng(1)
-    for seed in range(40):
+    for seed in range(20):
         found = law.fit(points(0.004, seed), draws=200, seed=seed)
         _, low, high = found.interval(2.4e6, 2.4e6)
         held["run"] += low <= TRUE.loss(2.4e6, 2.4e6) * np.exp(rng.normal(0, 0.004)) <= high
@@ -46,7 +46,7 @@ def test_its_intervals_hold_the_law_and_a_run_of_four_times_the_operations():
         for name in ("floor", "alpha", "beta"):
             low, high = found.between(name)
             held[name] += low <= getattr(TRUE, name) <= high
-    assert all(count >= 34 for count in held.values()), held
+    assert all(count >= 17 for count in held.values()), held
 
 
 def test_one_wild_run_does_not_move_the_law():

@@ -92,11 +92,10 @@ class Ladder:
 
     def proof(self) -> Rung:
         """Return a run of four times the largest rung's operations, of the next larger size."""
-        largest = max(self.runs, key=lambda run: run.parameters)
-        size = rungs.Size.of(self.node, largest.rung.size.num_attention_heads + 1)
+        largest = max(self.runs, key=lambda run: run.operations)
+        size = rungs.Size.of(self.node, max(run.rung.size.num_attention_heads for run in self.runs) + 1)
         parameters = rungs.parameters(self.node, size, self.folder / largest.rung.name)
-        tokens = _PROOF * max(run.operations for run in self.runs) / (6 * parameters)
-        return Rung(size, round(tokens / self.text.tokens))
+        return Rung(size, round(_PROOF * largest.parameters * largest.rung.steps / parameters))
 
 
 def climbed(whole: profile.Profile, node: Node, runs: Path, options: Options) -> Ladder:

@@ -22,7 +22,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # options o
 _SHARES = 0.2, 0.4, 0.6  # of the node's attention heads, which the rungs have
 _WARMUP = 10  # a rung warms up for at most one in so many of its steps
 _FEWEST = 20  # steps of the shortest rung
-ROWS = 400  # held-out rows that a rung is measured on, at most
+ROWS = 100  # held-out rows that a rung is measured on, at most
 
 
 @dataclasses.dataclass(frozen=True)
