@@ -143,10 +143,17 @@ def test_sizes_keep_the_proportions_of_the_node(tmp_path):
         ]
 
 
-def test_token_counts_are_a_share_of_the_text_and_each_less_than_the_one_before():
-    assert rungs.counts(rungs.Text(1747, 2048), 0.2, 4) == [124, 175, 247, 349]
-    with pytest.raises(UserError, match=r"one pass is 60 steps, .*take a larger share of it \(--share 0\.67\)"):
-        rungs.counts(rungs.Text(60, 2048), 0.2, 3)
+def test_no_rung_takes_more_operations_than_the_largest_size_on_half_of_the_share():
+    small, middle, large = (rungs.Size(32 * n, n, n) for n in (1, 2, 3))
+    found = rungs.grid(rungs.Text(1747, 2048), {small: 111_712, middle: 420_000, large: 627_360}, 0.2, 3)
+    assert [(rung.size, rung.steps) for rung in found] == [
+        (small, 349), (small, 247), (small, 175), (middle, 261), (middle, 185), (middle, 130), (large, 175), (large, 124), (large, 87),
+    ]  # fmt: skip
+    assert 420_000 * 261 / (627_360 * 175) == pytest.approx(1, rel=0.01)
+    with pytest.raises(UserError, match=r"one pass is 100 steps, .* have 2, .* take a larger share of it \(--share 0\.80\)"):
+        rungs.grid(rungs.Text(100, 2048), {small: 100, middle: 200, large: 300}, 0.1, 3)
+    with pytest.raises(UserError, match="teach nothing; take smaller batches or more text"):
+        rungs.grid(rungs.Text(60, 2048), {small: 100, middle: 200, large: 300}, 1, 3)
 
 
 def test_every_flag_at_fault_is_told_at_once(run):
@@ -183,7 +190,7 @@ def world(tmp_path, monkeypatch):
     """A profile whose text is sentences of a few words, and stages that run in this process; returns it and what was trained."""
     rng = random.Random(0)
     words = [f"{a}{b}" for a in ("ka", "lo", "mi", "ru", "te") for b in ("n", "s", "ra", "vi")]
-    rows = [{"text": " ".join(rng.choice(words[: 2 + 3 * (place % 6)]) for place in range(60))} for _ in range(200)]
+    rows = [{"text": " ".join(rng.choice(words[: 2 + 3 * (place % 6)]) for place in range(60))} for _ in range(400)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "text.yaml").write_text(f"type: text\nsources:\n  - files: {tmp_path / 'text.jsonl'}\n")
     folder = tmp_path / "small"

@@ -3,7 +3,7 @@
     python -m pipeline.commands.ladder --profile classics --runs runs --hours 0.15 [--node NODE] [--on h100x8] [--write yes]
 
 The rungs are runs of the node's own stage under RUNS/PROFILE/ladder/NODE, on a share of the text (--share 0.2) at several token
-counts (--counts 4), with --heads '[2, 3, 4]' or 20, 40 and 60% of the node's attention heads; finished ones are not trained
+counts (--counts 3), with --heads '[2, 3, 4]' or 20, 40 and 60% of the node's attention heads; finished ones are not trained
 again. --prove yes trains a run of four times the largest rung's operations, too, and holds its loss against the law.
 """
 
@@ -38,7 +38,7 @@ class Options:
     hours: float = 1.0
     heads: Sequence[int] | None = None
     share: float = 0.2  # of a pass over the text, which the longest rungs read
-    counts: int = 4  # token counts, each √2 less than the one before
+    counts: int = 3  # token counts of each size, each √2 less than the one before
     utilisation: float = devices.UTILISATION
     write: bool = False
     prove: bool = False
@@ -102,14 +102,13 @@ def climbed(whole: profile.Profile, node: Node, runs: Path, options: Options) ->
     """Train and measure the rungs, or find them finished, and fit the law."""
     sizes, folder = rungs.sizes(node, options.heads), runs / rungs.FOLDER / node.name
     with tempfile.TemporaryDirectory() as scratch:
-        text = rungs.look(whole, node, runs, Path(scratch), sizes[-1])
-    if math.isinf(text.steps):
-        raise UserError(
-            f"{node.file}: its recipe is streamed, and a share of a stream without end is nothing; give a recipe of files"
-        )
-    steps = rungs.counts(text, options.share, options.counts)
-    say("ladder", f"{node.name}: one pass over the text is {text.steps:,.0f} steps, {text.steps * text.tokens:,.0f} tokens")
-    found = [_run(node, Rung(size, count), folder) for size in sizes for count in reversed(steps)]
+        text, parameters = rungs.look(whole, node, runs, Path(scratch), sizes)
+    planned = rungs.grid(text, parameters, options.share, options.counts)
+    say(
+        "ladder",
+        f"{node.name}: one pass over the text is {text.steps:,} steps, {text.steps * text.tokens:,.0f} tokens; {len(planned)} rungs",
+    )
+    found = [_run(node, rung, folder) for rung in planned]
     fit = law.fit([law.Point(run.parameters, run.tokens, run.loss) for run in found])
     return Ladder(node, folder, text, found, fit)
 

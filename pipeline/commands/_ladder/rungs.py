@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,22 +136,35 @@ def sizes(node: Node, heads: Sequence[int] | None) -> list[Size]:
     return [Size.of(node, count) for count in sorted(found)]
 
 
-def counts(text: Text, share: float, number: int) -> list[int]:
-    """Return the steps of the rungs, the fewest first: a share of the text, and each √2 fewer; UserError where it is too small."""
+def grid(text: Text, parameters: Mapping[Size, int], share: float, number: int) -> list[Rung]:
+    """Return the rungs, the smallest size first, of each the longest first; UserError where the text is too small.
+
+    The largest size reads half of a share of the text at most, and any other as much of the share as takes no more operations.
+    Each size has so many token counts, each √2 fewer than the one before. `parameters`: of each size.
+    """
     most = share * text.steps
-    found = sorted({round(most / 2 ** (less / 2)) for less in range(number)})
-    if found[0] < _FEWEST or len(found) < number:
-        needed = math.ceil(100 * _FEWEST * 2 ** ((number - 1) / 2) / text.steps) / 100
+    budget = max(parameters.values()) * most / 2
+    found = [
+        Rung(size, round(min(most, budget / count) / 2 ** (less / 2)))
+        for size, count in parameters.items()
+        for less in range(number)
+    ]
+    shortest = min(rung.steps for rung in found)
+    if shortest < _FEWEST:
+        needed = math.ceil(100 * _FEWEST * 2 ** ((number + 1) / 2) / text.steps) / 100
         larger = f"a larger share of it (--share {needed:.2f}), " if needed <= 1 else ""
         raise UserError(
-            f"the text is too small: one pass is {text.steps:,} steps, so the shortest rung would have {found[0]}, and fewer than {_FEWEST} "
+            f"the text is too small: one pass is {text.steps:,} steps, so the shortest rung would have {shortest}, and fewer than {_FEWEST} "
             f"teach nothing; take {larger}smaller batches or more text"
         )
     return found
 
 
-def look(whole: profile.Profile, node: Node, runs: Path, scratch: Path, largest: Size) -> Text:
-    """Return what the node's trainer says of its text, after a step of the largest rung; UserError where that can't be made."""
+def look(whole: profile.Profile, node: Node, runs: Path, scratch: Path, sizes: Sequence[Size]) -> tuple[Text, dict[Size, int]]:
+    """Return what the node's trainer says of its text, and the parameters of each size.
+
+    It takes one step of the largest size. UserError where that can't be done.
+    """
     from pipeline.commands import _plan
     from pipeline.commands._plan import devices
 
@@ -165,11 +178,12 @@ def look(whole: profile.Profile, node: Node, runs: Path, scratch: Path, largest:
     once = dataclasses.replace(node, settings={key: value for key, value in node.settings.items() if key != "max_steps"})
     _plan.load_libraries({node.kind: node.stage.library_of(node.settings)})
     planner = _plan.Planner(whole, runs, scratch, devices.this())
-    flags = [*_flags(node, largest), "--num_train_epochs", "1"]
-    why, answer = planner.run(once, "look", *flags, follow_only=True)
+    flags = [*_flags(node, sizes[-1]), "--num_train_epochs", "1"]
+    why, answer = planner.run(once, "whole", *flags, follow_only=True)
     if answer is None:
         raise UserError(f"{node.file}: the largest rung can't be trained: {why or 'it trains no model by gradient descent'}")
-    return Text(answer["steps"], answer["tokens"] / answer["steps"])
+    text = Text(answer["steps"], answer["tokens"] / answer["steps"])
+    return text, {size: parameters(node, size, scratch / "whole" / node.name) for size in sizes}
 
 
 def _seed(node: Node) -> int:
@@ -228,7 +242,7 @@ def measured(node: Node, rung: Rung, folder: Path) -> Measured:
 
 
 def parameters(node: Node, size: Size, like: Path) -> int:
-    """Return how many parameters a size has, without making it. `like`: a finished rung, whose tokenizer it has."""
+    """Return how many parameters a size has, without making it. `like`: a finished model whose tokenizer it has."""
     import torch
 
     from pipeline.models import tokenization
