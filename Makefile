@@ -18,7 +18,7 @@ FORCE    :=
 ADAPTER  :=
 
 # Programs find these in the environment, letter by letter: neither make nor a shell reads what is in them.
-LITERAL  := PROFILE RUNS DATA ARGS LAUNCH STAGE STRICT DEEP HUB PUBLIC FORCE ADAPTER RECIPE TEXT CHATS PAIRS BASE KILLS ON TASKS SHOTS INCLUDE PIP_ARGS CACHE CACHE_GB
+LITERAL  := PROFILE RUNS DATA ARGS LAUNCH STAGE STRICT DEEP HUB PUBLIC FORCE ADAPTER RECIPE TEXT CHATS PAIRS BASE KILLS ON HOURS TASKS SHOTS INCLUDE PIP_ARGS CACHE CACHE_GB
 $(foreach name,$(LITERAL),$(eval override $(name) := $$(value $(name))))
 export $(LITERAL)
 export GOALS := $(filter-out setup setup-data,$(MAKECMDGOALS))

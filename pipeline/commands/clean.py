@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.chain import manifest
 from pipeline.chain.check import PASSED
+from pipeline.commands._ladder.rungs import FOLDER
 from pipeline.system import config, process
 from pipeline.system.errors import UserError
 from pipeline.system.lock import Lock
@@ -47,21 +48,25 @@ def nodes(folder: Path) -> Iterator[Path]:
 
 def clean(folder: Path) -> int:
     """Remove the nodes of one profile and the pages about them; return how many nodes."""
-    found = list(nodes(folder))
+    found, rungs = list(nodes(folder)), 0
+    for ladder in sorted((folder / FOLDER).glob("*/")):
+        rungs += clean(ladder)
+        if not ladder.exists():
+            ladder.with_suffix(".json").unlink(missing_ok=True)
     for path in found:
         lock = Lock(path)
         lock.take()
         shutil.rmtree(path)
         lock.release()
-    if found or (folder / PASSED).is_file():
-        pages = [*_PAGES, *(f"{path.name}.gguf" for path in found)]
+    if found or rungs or (folder / PASSED).is_file():
+        pages = [*_PAGES, *(f"{path.name}.{kind}" for path in found for kind in ("gguf", "json"))]
         for name in [*pages, *(f"{page}.partial" for page in pages), *(f".{path.name}.lock" for path in found)]:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / references.FOLDER, ignore_errors=True)
-        for empty in (folder / ".aside", folder):
+        for empty in (folder / ".aside", folder / FOLDER, folder):
             if empty.is_dir() and not any(empty.iterdir()):
                 empty.rmdir()
-    return len(found)
+    return len(found) + rungs
 
 
 def main() -> int:

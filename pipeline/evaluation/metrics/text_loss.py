@@ -44,15 +44,15 @@ class TextLoss(Evaluator):
             return
         texts = [str(row["text"]) for row in rows]
         sizes = [float(len(text.encode())) for text in texts]
-        documents = _documents(node, texts)
+        documents = documents_of(node, texts)
         tokens = [float(sum(num_targets(document))) for document in documents]
-        own = _nats(node, documents)
+        own = nats_of(node, documents)
         yield Measurement(node.label, "loss", share(own, tokens))
         yield Measurement(node.label, "bits_per_byte", share(_bits(own), sizes))
         for model in subject.compared[1:]:
-            theirs = _documents(model, texts) if model.family == "causal" else []
+            theirs = documents_of(model, texts) if model.family == "causal" else []
             if theirs:
-                nats = _nats(model, theirs)
+                nats = nats_of(model, theirs)
                 if model.tokenizer.get_vocab() == node.tokenizer.get_vocab():  # else a token is not the same thing
                     yield Measurement(model.label, "loss", share(nats, tokens))
                 yield Measurement(model.label, "bits_per_byte", share(_bits(nats), sizes))
@@ -69,14 +69,16 @@ class TextLoss(Evaluator):
             yield Measurement(node.label, "loss_over_floor", share(own, known))
 
 
-def _documents(model: StageModel, texts: Sequence[str]) -> list[Document]:
+def documents_of(model: StageModel, texts: Sequence[str]) -> list[Document]:
+    """Return texts as a causal model reads them, cut in pieces that fit it."""
     length = _LONGEST if math.isinf(model.positions) else int(model.positions)
     return [
         list(pieces([{"text": text}], lambda row: encode_text(row, model.tokenizer), length, True, Counter())) for text in texts
     ]
 
 
-def _nats(model: StageModel, documents: Sequence[Document]) -> list[float]:
+def nats_of(model: StageModel, documents: Sequence[Document]) -> list[float]:
+    """Return −Σ log p of each document's tokens, in nats."""
     found = iter(model.nats([piece for document in documents for piece in document]))
     return [sum(next(found) for _ in document) for document in documents]
 
