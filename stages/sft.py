@@ -19,7 +19,7 @@ from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
-from pipeline.training.chat import ChatOptions
+from pipeline.training.chat import QuantizedOptions
 
 
 class SFT(Stage):
@@ -36,7 +36,7 @@ class SFT(Stage):
         "shuffle_dataset": "rows are drawn in an order by seed; see train_sampling_strategy",
     }
     primary = (Against("exact_match", "parent"), Against("loss", "parent"))
-    Options = ChatOptions
+    Options = QuantizedOptions
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of a conversation in the chat template."""

@@ -2,13 +2,15 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
 
 from pipeline.chain import profile
-from pipeline.commands import _plan, plan
+from pipeline.commands import _forked, _plan, plan
 from pipeline.commands._plan import devices, table
+from pipeline.system import hardware
 from pipeline.system.errors import UserError
 from pipeline.training import room
 from pipeline.training.footprint import extrapolated, followed
@@ -173,8 +175,6 @@ def test_profiles_of_which_nothing_can_be_said_say_why(small, tmp_path):  # noqa
 
 
 def test_a_run_that_cannot_fit_is_refused_before_its_first_step(chain, data, tmp_path, run, monkeypatch):
-    from pipeline.system import hardware
-
     # The small model has 36,736 parameters: 147 kB of gradients, 294 kB of AdamW's state.
     flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--method", "full"]
     monkeypatch.setattr(hardware, "room", lambda: 100_000)
@@ -192,3 +192,48 @@ def test_an_optimizer_of_which_nothing_is_known_refuses_nothing():
     assert [room.state(name) for name in ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw", "sgd", "new_one")] == [
         8, 2, 0, 0, 0, 0, 0,
     ]  # fmt: skip
+
+
+def test_planning_leaves_the_device_to_the_processes_that_train(small, tmp_path, run, monkeypatch):  # noqa: F811
+    """A process that woke CUDA can't hand it on to its forks ("Cannot re-initialize CUDA in forked subprocess")."""
+    parent, woken = os.getpid(), []
+
+    def asked(name, answer):
+        def call(*_, **__):
+            if os.getpid() == parent and os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK") != "1":
+                woken.append(name)
+            return answer
+
+        return call
+
+    for name, answer in {
+        "is_available": False,
+        "mem_get_info": (1e9, 2e9),
+        "current_device": 0,
+        "is_bf16_supported": False,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, asked(name, answer))
+    monkeypatch.setattr(_plan, "STEPS", 1)
+    assert run("plan", "--profile", str(small.folder), "--runs", str(tmp_path))[0] == 0
+    assert woken == []
+    record = json.loads((tmp_path / "small" / plan.NAME).read_text())
+    assert [node["seconds"] > 0 for node in record["nodes"]] == [True] * 3
+
+
+def test_what_a_child_is_asked_is_answered_without_this_process():
+    assert _forked.answered(lambda: [os.getpid(), 0.5])[1] == 0.5
+    assert _forked.answered(os.getpid) != os.getpid()
+    with pytest.raises(RuntimeError, match="without an answer"):
+        _forked.answered(lambda: 1 / 0)
+
+
+def test_on_an_accelerator_its_own_memory_is_watched(monkeypatch):
+    held = {"most": 5e9}
+    monkeypatch.setattr(hardware, "device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: held["most"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: held.update(most=2e9))
+    watched = _plan.Watched()
+    watched.begin()
+    assert watched.more() == 5e9
+    watched.peak.forget()
+    assert watched.more() == 2e9

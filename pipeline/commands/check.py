@@ -53,7 +53,7 @@ def _deep(whole: profile.Profile) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         battery = _deep.Battery(whole, Path(folder))
-        _deep.load_libraries({node.kind: node.stage.library_of(node.settings) for node in battery.nodes})
+        _deep.load_libraries(battery.nodes)
         found = list(battery.measured(lambda text: say("deep", text)))
     if not found:
         raise UserError(f"profile {whole.name}: no node trains a model")

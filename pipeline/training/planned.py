@@ -32,7 +32,8 @@ _SAMPLES = 16  # batches that are looked at for their length, spread over the ru
 _PART = 10_000  # rows whose lengths are read at once
 _WARM = 3  # steps whose time does not count
 _LARGEST = 2  # steps on the longest rows, of which the second finds the optimizer's state
-_HEAP = 1.4  # times the tensors: what a CPU's process may hold, since the C library keeps what was freed
+_HEAP = {"cpu": 1.4}  # times the tensors: what a process may hold, since the C library keeps what was freed
+_ALLOCATOR = 1.1  # the same of an accelerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Request:
     steps: int  # that are timed; 0: one is taken, so that there is something to hand on
     seconds: float  # after which no further one is timed
     room: int  # bytes of memory that may be filled
-    peak: Peak  # of this process
+    peak: Peak | hardware.DevicePeak  # of this process
 
 
 class _Enough(Exception):
@@ -130,7 +131,7 @@ class _Probe:
             self._note(model, *self._as_it_is(model, inputs, items))
         else:
             self._note(model, *self._by_rows(model, trainer.args.per_device_train_batch_size))
-        if self.found["held"] * _HEAP > self.request.room:
+        if self.found["held"] * _HEAP.get(trainer.args.device.type, _ALLOCATOR) > self.request.room:
             raise _Enough
         self.request.peak.forget()
         if trainer.samples or not self.request.steps:

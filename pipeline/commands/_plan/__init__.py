@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 from pipeline.chain import manifest, profile
 from pipeline.chain.profile import Node
 from pipeline.chain.stage import DATA, ROWS
-from pipeline.commands._forked import forked
+from pipeline.commands._forked import forked, load_libraries
 from pipeline.commands._plan import sketch
 from pipeline.commands._plan.devices import UTILISATION, Machine
 from pipeline.system import config, hardware, memory
@@ -73,11 +72,13 @@ class Planner:
         self, whole: profile.Profile, runs: Path, scratch: Path, machine: Machine, utilisation: float = UTILISATION
     ) -> None:
         self.whole, self.runs, self.scratch, self.machine, self.utilisation = whole, runs, scratch, machine, utilisation
+        self.host = hardware.host_room()
         self.sketched: set[str] = set()  # nodes that handed nothing on, since their parent can't be loaded here
 
     def planned(self) -> Iterator[Planned]:
         """Yield what there is to say about each node, parents first."""
-        load_libraries({node.kind: node.stage.library_of(node.settings) for node in self.whole.nodes.values()})
+        nodes = self.whole.nodes.values()
+        load_libraries((node.stage.library_of(node.settings) for node in nodes), "pipeline.training.planned")
         for node in self.whole.nodes.values():
             yield self.of(node)
 
@@ -121,7 +122,9 @@ class Planner:
         """Return the peak of one device: measured here where steps were taken, else the tensors and what lies around them."""
         if not self.machine.here:
             return FRAGMENTS * float(answer["held"]) + CONTEXT
-        return float(answer["process"]) if "measured" in answer and "process" in answer else float(answer["held"])
+        if "measured" in answer and "process" in answer:
+            return float(answer["process"])
+        return float(answer["held"]) * (1 if answer.get("device", "cpu") == "cpu" else FRAGMENTS)
 
     def seconds(self, answer: Mapping[str, Any]) -> float:
         """Return the time of the training: of measured steps, or of the operations at a share of the machine's peak."""
@@ -168,7 +171,7 @@ class Planner:
         from pipeline.training.planned import Request, stands_in
 
         folder = sketch.parent_of(node, self.place)
-        if folder and sketch.too_large(folder, hardware.room()):
+        if folder and sketch.too_large(folder, self.host):
             return "", sketch.answer(_changed(node, flags), folder, self.machine.here)
         output, answer = self.scratch / way / node.name, self.scratch / way / f"{node.name}.json"
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -223,23 +226,19 @@ def disk(node: Node, answer: Mapping[str, Any]) -> int:
     return int(_MARGIN * (min(saves, keep + 1) * one + 4 * (answer["trained"] + answer["frozen"])))
 
 
-def load_libraries(library_of: Mapping[str, str | None]) -> None:
-    """Import what the stages need before the first fork."""
-    importlib.import_module("pipeline.training.planned")
-    for name in filter(None, library_of.values()):
-        config.library_class(name)
-
-
 class Watched:
-    """A child process whose memory is watched, beside what it shares with the one that it was forked from."""
+    """A child process whose memory is watched: of its accelerator, or of the host beside what it shares with its parent."""
 
     def __init__(self) -> None:
         memory.give_back()
         self.before = memory.held()
-        self.peak: memory.Peak
+        self.peak: memory.Peak | hardware.DevicePeak
 
     def begin(self) -> None:
         """Begin to watch, in the child."""
+        if hardware.device() == "cuda":
+            self.before, self.peak = 0, hardware.DevicePeak()
+            return
         self.peak = memory.Peak()
         self.peak.start()
 
