@@ -23,6 +23,7 @@ from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.objectives import Objective
 from pipeline.system.config import library_class, option
+from pipeline.training.attention import AttentionOptions
 
 
 class Pretraining(Stage):
@@ -44,7 +45,7 @@ class Pretraining(Stage):
     )  # fmt: skip
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(AttentionOptions):
         """Our own options of pretraining."""
 
         recipe: str = option("world", "data recipe that gives text")
@@ -171,7 +172,7 @@ class Pretraining(Stage):
         """Train tokenizer and model, or go on from a parent's."""
         from transformers import set_seed
 
-        from pipeline.training import guards
+        from pipeline.training import attention, guards
         from pipeline.training.flops import steps_for
         from pipeline.training.loop import DEFAULTS, FORCED, decay, fit, hand_over
         from pipeline.training.trainer import ObjectiveTrainer
@@ -185,6 +186,7 @@ class Pretraining(Stage):
         tokenizer, model = self._opened(run, rows)
         guards.fits_parent(model, tokenizer, options.max_length)
         made = self.batches(run, rows, tokenizer, model)
+        attention.choose(run, model, made.collator, options.max_length)
         run.say(
             f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer):,}, {len(made.dataset):,} rows of up to {options.max_length} tokens"
         )

@@ -24,7 +24,7 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
-from pipeline.training import first_step, frozen, guards, outcome, parents, rates, room, sharded, tracking
+from pipeline.training import attention, first_step, frozen, guards, outcome, parents, rates, room, sharded, tracking
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
@@ -191,6 +191,7 @@ def _check(run: Run, trainer: StageTrainer) -> None:
         guards.broken(model)
         warnings += [guards.empty(model), guards.half_filled(model), guards.copied(model), guards.own_code(model)]
     _refuse(run, _rates(trainer, steps(trainer.args, max(count, 1))))
+    attention.isolates(trainer, model)
     reads_rows = from_parent and isinstance(trainer.train_dataset, (Dataset, Streamed))
     if reads_rows:
         warnings.append(guards.reads(examples, tokenizer))
