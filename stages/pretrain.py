@@ -98,6 +98,13 @@ class Pretraining(Stage):
         """Return `max_length`."""
         return options.max_length
 
+    def parameters(self, options: Options) -> int:
+        """Return the twelve matrices of width by width that a layer has at least, as often as there are layers of its own."""
+        objective = options.chosen
+        shared = (options.architecture or [*objective.architectures, ""][0]) == "albert"
+        layers = 0 if objective.family == "vectors" else 1 if shared else options.num_hidden_layers
+        return 12 * layers * options.hidden_size**2
+
     def note(self, options: Options) -> str:
         """Return what the objective says of its batches."""
         return options.chosen.note

@@ -43,6 +43,7 @@ class Request:
     out: Path  # the answer, JSON
     max_steps: int  # of the run itself; -1: its epochs
     steps: int  # that are timed; 0: one is taken, so that there is something to hand on
+    rounds: int  # of which steps are a multiple; where steps is 0, so many are taken
     seconds: float  # after which no further one is timed
     room: int  # bytes of memory that may be filled
     peak: Peak | hardware.DevicePeak  # of this process
@@ -55,10 +56,10 @@ class _Enough(Exception):
 def planned(trainer: Any, request: Request, train: Callable[[Any], Any]) -> None:
     """Find out what a trainer's run takes, write it, and train for a few steps by its own `train`."""
     arguments = trainer.args
-    if arguments.max_steps == request.steps or arguments.max_steps == 1:
+    if arguments.max_steps in (request.steps, request.rounds):
         arguments.max_steps = request.max_steps
     total = loop.steps(arguments, len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else 1)
-    arguments.max_steps = max(1, min(total, request.steps))
+    arguments.max_steps = max(request.rounds, min(total, request.steps))
     probe = _Probe(trainer, request, total)
     clock = _Clock(request.seconds)
     trainer.add_callback(clock)

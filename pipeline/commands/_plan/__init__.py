@@ -18,6 +18,7 @@ from pipeline.commands._plan import sketch
 from pipeline.commands._plan.devices import UTILISATION, Machine
 from pipeline.system import config, hardware, memory
 
+_PROMPTS = 32  # that are answered where a node samples what it learns from in rounds; the run answers all
 STEPS, SECONDS = 20, 60.0  # that are taken of each node on this machine, and the time after which no further one is begun
 CONTEXT, FRAGMENTS = 0.6e9, 1.1  # of an accelerator: bytes of its driver's context, and what its allocator holds beyond tensors
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "others")
@@ -91,7 +92,7 @@ class Planner:
         elif missing:
             found.why = _reason(missing, self.sketched)
         elif node.signature.gives == ROWS:
-            found.why = "it hands on rows and trains no model"
+            found.why = f"{node.kind} hands on rows and trains no model; its time and memory are not told"
         else:
             self._look(node, found)
         return found
@@ -175,18 +176,23 @@ class Planner:
             return "", sketch.answer(_changed(node, flags), folder, self.machine.here)
         output, answer = self.scratch / way / node.name, self.scratch / way / f"{node.name}.json"
         output.parent.mkdir(parents=True, exist_ok=True)
-        steps = STEPS if self.machine.here and not follow_only else 0
+        rounds = int(node.settings.get("rounds", getattr(node.stage.Options, "rounds", 1)))
+        steps = max(1, STEPS // rounds) * rounds if self.machine.here and not follow_only else 0
         argv = [str(node.stage.script), "--config", str(node.file), "--output", str(output)]
         for role, name in node.parents.items():
             argv += [f"--{role}", str(self.place(name) or name)] if role != DATA else ["--data", str(self.place(name) or name)]
-        argv += ["--max_steps", str(steps or 1), "--save_strategy", "'no'", *flags]
+        argv += ["--max_steps", str(steps or rounds), "--save_strategy", "'no'", *flags]
+        if rounds > 1:
+            argv += ["--prompts", str(_PROMPTS)]
         if not self.machine.here and "bf16" not in node.settings:
             argv += ["--bf16", "true"]
         watched = Watched()
 
         def before() -> None:
             watched.begin()
-            stands_in(Request(answer, int(node.settings.get("max_steps", -1)), steps, SECONDS, hardware.room(), watched.peak))
+            stands_in(
+                Request(answer, int(node.settings.get("max_steps", -1)), steps, rounds, SECONDS, hardware.room(), watched.peak)
+            )
 
         def after() -> None:
             if answer.is_file():
