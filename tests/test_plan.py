@@ -1,5 +1,6 @@
 """`make plan`: what it says of a small profile whose nodes were never made, for this machine and for named ones."""
 
+import dataclasses
 import json
 import math
 import os
@@ -237,3 +238,44 @@ def test_on_an_accelerator_its_own_memory_is_watched(monkeypatch):
     assert watched.more() == 5e9
     watched.peak.forget()
     assert watched.more() == 2e9
+
+
+def test_four_bits_are_tried_after_an_adapter_and_count_the_frozen_layers(tmp_path):
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 500}
+    LlamaConfig(architectures=["LlamaForCausalLM"], **sizes).save_pretrained(tmp_path / "parent")
+    nodes = tmp_path / "nodes"
+    nodes.mkdir()
+    (nodes / "sft.yaml").write_text(
+        f"parent: {tmp_path / 'parent'}\nchat_template: chatml.jinja\nmax_length: 32\nmax_steps: 7\nmethod: full\n"
+    )
+    machine = devices.Machine("a small one", 1, 0.0, 100.0, 1e12)
+    (sft,) = _plan.Planner(profile.load(nodes), tmp_path / "runs", tmp_path / "scratch", machine).planned()
+    changes = [change for change, _ in sft.ways]
+    assert changes[:3] == ["gradient_checkpointing: true", "method: lora", "load_in_4bit: true"]
+    body = 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    (_, lora), (_, four) = sft.ways[1:3]
+    assert lora - four == pytest.approx(_plan.FRAGMENTS * body * (2 - 0.5 - 4 / 64))
+
+
+def test_nodes_of_which_nothing_is_said_are_named_beside_the_sums():
+    nodes = [_plan.Planned("clean", "curate", why="curate hands on rows and trains no model")]
+    assert "not in these sums: clean (curate)" in list(table.whole(nodes, devices.chosen("h100"), 0.4))
+
+
+def test_steps_of_a_stage_that_trains_in_rounds_are_a_multiple_of_them(small, tmp_path, monkeypatch):  # noqa: F811
+    seen = []
+
+    def forked(node, argv, printed, *_):
+        seen.append(argv)
+        printed.write_text("")
+        return 1
+
+    monkeypatch.setattr(_plan, "forked", forked)
+    for on, steps in (("", "18"), ("h100", "3")):
+        planner = _plan.Planner(small, tmp_path, tmp_path / "scratch", devices.chosen(on))
+        node = dataclasses.replace(small.nodes["sft"], settings={**small.nodes["sft"].settings, "rounds": 3})
+        planner.run(node, "whole")
+        assert seen[-1][seen[-1].index("--max_steps") + 1] == steps
+        assert "--prompts" in seen[-1]

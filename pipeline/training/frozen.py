@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LIBRARY = "bitsandbytes"
 _BLOCK = 64  # weights that share a scale
+FOUR_BITS = 0.5 + 4 / _BLOCK  # bytes of a weight, with its share of the scale
 
 
 def four_bits(run: Run) -> dict[str, Any]:
@@ -100,6 +101,8 @@ def halve(model: Any) -> Mapping[str, torch.Tensor]:
 
     kept = {}
     for name, layer in _layers(model):
+        if layer.weight.dtype != torch.float32:
+            continue
         kept[name] = layer.weight.detach().to("cpu", copy=True)
         layer.weight.data = layer.weight.data.to(torch.bfloat16)
     return kept
@@ -113,7 +116,7 @@ def restore(model: Any, kept: Mapping[str, torch.Tensor]) -> None:
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the frozen linear layers in fp32, but for heads, which may share their weights and are read apart by trl."""
+    """Yield the frozen linear layers, but for heads, which may share their weights and are read apart by trl."""
     import torch
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -122,8 +125,13 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if type(module) is not torch.nn.Linear or id(module.weight) in spared:
             continue
-        if not module.weight.requires_grad and module.weight.dtype == torch.float32:
+        if not module.weight.requires_grad:
             yield name, module
+
+
+def numbers(model: Any) -> int:
+    """Return how many numbers lie in the layers that can be held in fewer bits."""
+    return sum(layer.weight.numel() for _, layer in _layers(model)) if hasattr(model, "peft_config") else 0
 
 
 def on_the_parent(adapted: Any, base: Any) -> Any:

@@ -23,7 +23,7 @@ from pipeline.data.batches import IDS, tokens_read
 from pipeline.system import hardware
 from pipeline.system.errors import WorldError
 from pipeline.system.memory import Peak
-from pipeline.training import loop, room
+from pipeline.training import frozen, loop, room
 from pipeline.training.footprint import Step, extrapolated, followed
 from pipeline.training.trainer import StageTrainer, take_rows
 
@@ -216,7 +216,7 @@ class _Probe:
         self.found |= {
             "trained": sum(one.numel() for one in trained), "frozen": sum(one.numel() for one in parameters if not one.requires_grad),
             "steps": self.total, "batch": arguments.per_device_train_batch_size, "accumulation": arguments.gradient_accumulation_steps,
-            "processes": arguments.world_size, "optimizer": optimizer,
+            "roundable": frozen.numbers(trainer.model), "weight": 2 if trainer.halved else 4, "processes": arguments.world_size, "optimizer": optimizer,
             "flops": {"linear": linear * batches * self.total, "attention": attention * batches * self.total},
             "memory": {
                 "weights": weights, "gradients": gradients, "optimizer": state, "activations": step - gradients - logits, "logits": logits,

@@ -152,6 +152,23 @@ class Planner:
             yield change, self.peak(other)
             if self.peak(other) <= self.machine.memory:
                 return
+        if answer.get("roundable") and hasattr(node.stage.Options, "load_in_4bit") and not node.settings.get("load_in_4bit"):
+            from pipeline.training.frozen import FOUR_BITS
+
+            saved = answer["roundable"] * (answer["weight"] - FOUR_BITS)
+            rest = {**answer["memory"], "weights": answer["memory"]["weights"] - saved}
+            smaller = {rows: held - saved for rows, held in answer.get("smaller", {}).items()}
+            answer = {
+                **answer,
+                "held": answer["held"] - saved,
+                "process": answer["held"] - saved,
+                "memory": rest,
+                "smaller": smaller,
+            }
+            peak = self.peak(answer)
+            yield "load_in_4bit: true", peak
+            if peak <= self.machine.memory:
+                return
         if self.machine.count > 1:
             parts = answer["memory"]
             shared = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
