@@ -134,3 +134,20 @@ def test_an_adapter_on_four_bits_is_merged_into_the_parents_own_weights(stage, w
     merged = PeftModel.from_pretrained(base, tmp_path / stage / "adapter").merge_and_unload().state_dict()
     moved = max(float((merged[name] - made[name]).abs().max()) for name in linear(base) if name in made)
     assert moved < 1e-6
+
+
+def test_a_stage_that_samples_keeps_its_layers_whole(speaker, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(frozen, "halve", lambda model: pytest.fail("its answers are sampled without autocast"))
+    flags = ["--parent", speaker / "sft", "--output", tmp_path / "rlhf", "--data", speaker / "prompts.jsonl"]
+    sampled = [
+        "--rewards",
+        "{regex: {pattern: did}}",
+        "--max_completion_length",
+        "8",
+        "--num_generations",
+        "2",
+        "--max_steps",
+        "1",
+    ]
+    status, _, err = run("rlhf", *flags, *sampled, "--per_device_train_batch_size", "4", *BF16)
+    assert status == 0, err

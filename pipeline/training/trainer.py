@@ -135,8 +135,8 @@ class StageTrainer(Trainer):
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
         """Make optimizer and schedule, and compile the model where that is asked for: the last that settings can be wrong for."""
-        if self.args.bf16 and not sharded.is_sharded(self):
-            if frozen.can_be_halved(self.model) and not getattr(self.args, "use_vllm", False):
+        if self.args.bf16 and not sharded.is_sharded(self) and not self.samples:  # answers are sampled without autocast
+            if frozen.can_be_halved(self.model):
                 self.halved = self.halved or frozen.halve(self.model)
             if isinstance(beside := getattr(self, "ref_model", None), torch.nn.Module):
                 frozen.halve(beside)
