@@ -33,7 +33,8 @@ _MEMORY = 0.10  # by which a prediction may be off
 def rows(place: Path, small: bool) -> Iterator[Row]:
     """Plan, make and measure the nodes, then a bare loop on the same batches and trl's defaults on the same rows."""
     folder = place / "large"
-    whole = _profile(folder, FEW if small else SIZES, 2 if small else 8)
+    # By a child, since one that has computed with several threads can't be forked.
+    whole = profile.load(Path(answered(lambda: str(_written(folder, FEW if small else SIZES, 2 if small else 8)))))
     steps = 6 if small else 30
     highest = float(answered(lambda: peak(1024 if small else 8192)))
     planner = _plan.Planner(whole, folder / "runs", folder / "scratch", devices.this())
@@ -58,8 +59,8 @@ def rows(place: Path, small: bool) -> Iterator[Row]:
         yield Row("sft-lora: tokens/s over trl's defaults", f"{ours / theirs:.2f}", "at least 2", None if small else ours / theirs >= 2)  # fmt: skip
 
 
-def _profile(folder: Path, sizes: dict[str, int], batch: int) -> profile.Profile:
-    """Write a random model with a tokenizer, conversations of very different lengths, and the nodes."""
+def _written(folder: Path, sizes: dict[str, int], batch: int) -> Path:
+    """Write a random model with a tokenizer, conversations of very different lengths, and the nodes; return the nodes' folder."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -86,7 +87,7 @@ def _profile(folder: Path, sizes: dict[str, int], batch: int) -> profile.Profile
     text = _NODE.format(parent=folder / "parent", recipe=folder / "rows.yaml", batch=batch)
     (nodes / "sft-lora.yaml").write_text(text)
     (nodes / "sft-qlora.yaml").write_text(f"{text}load_in_4bit: true\n")
-    return profile.load(nodes)
+    return nodes
 
 
 def bare(trainer: Any, clock: Any) -> None:
@@ -138,7 +139,7 @@ def defaults(folder: Path, steps: int, batch: int) -> float:
     from pipeline.training.planned import _mean
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "parent")
-    tokenizer.chat_template = next((ROOT / "pipeline" / "models" / "templates").glob("chatml*")).read_text(encoding="utf-8")
+    tokenizer.chat_template = (ROOT / "pipeline" / "models" / "templates" / "chatml.jinja").read_text(encoding="utf-8")
     cpu = {"use_cpu": True, "bf16": False} if hardware.device() == "cpu" else {}
     arguments = SFTConfig(
         str(folder / "trl"), max_steps=steps, per_device_train_batch_size=batch, report_to="none", save_strategy="no", disable_tqdm=True,
