@@ -30,10 +30,10 @@ RUN      := $(VENV)/bin/python -m pipeline.commands
 COMMANDS := $(subst _,-,$(filter-out __init__ __main__ help make,$(basename $(notdir $(wildcard pipeline/commands/*.py)))))
 
 .DEFAULT_GOAL := all
-.PHONY: all setup setup-data test lint prove measure torture torture-push zoo help $(COMMANDS)
+.PHONY: all setup setup-data test lint prove measure torture torture-push prove-gpu zoo help $(COMMANDS)
 .SUFFIXES:
 
-all $(COMMANDS) setup setup-data test lint prove measure torture torture-push zoo help: export GOAL :=
+all $(COMMANDS) setup setup-data test lint prove measure torture torture-push prove-gpu zoo help: export GOAL :=
 
 all: $(READY)
 	@$(RUN) make
@@ -78,10 +78,14 @@ measure: $(READY)
 	@python -m pytest -m measured -s
 
 torture: $(READY)
-	@python tests/torture.py "$$KILLS"
+	@python -m tests.torture "$$KILLS"
 
 torture-push: $(READY)
 	@python -m pytest -m slow tests/test_push_faults.py -k killed
+
+# What only an accelerator proves, in one table; without one the same on the CPU with small sizes. ARGS="large kills" names parts.
+prove-gpu: $(READY)
+	@python -m tests.prove_gpu $$ARGS
 
 # Faults that people make, planted into tristage and into plain scripts of the libraries; writes docs/zoo.md.
 zoo: $(READY)

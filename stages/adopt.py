@@ -54,6 +54,12 @@ class Adoption(Stage):
         folder = Path(options.model)
         return [folder / name for name in hashes.files(folder)] if folder.is_dir() else []
 
+    def parameters(self, options: Options) -> int:
+        """Return those of the weights in a folder."""
+        from pipeline.chain import fits
+
+        return fits.stored(Path(options.model)) if options.model else 0
+
     def starter(self, facts: Facts) -> dict[str, Lines]:
         """Return one node that takes the model as it is."""
         return {

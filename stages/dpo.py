@@ -24,7 +24,7 @@ from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
-from pipeline.training.chat import ChatOptions
+from pipeline.training.chat import QuantizedOptions
 from pipeline.training.references import kept_and_moved
 
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # losses that read label_smoothing
@@ -82,7 +82,7 @@ class DPO(Stage):
     library = "trl.DPOConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
     primary = (Against("win_rate", "even chances"), Against("accuracy", "parent"), Against("likelier", "parent"))
-    Options = ChatOptions
+    Options = QuantizedOptions
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of the prompt and the longer side in the chat template."""

@@ -25,7 +25,7 @@ from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.tokens import Tokens
 from pipeline.system.errors import UserError
-from pipeline.training.chat import ChatOptions
+from pipeline.training.chat import QuantizedOptions
 from pipeline.training.references import kept_and_moved
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class KTO(Stage):
     library = "trl.KTOConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
     primary = (Against("win_rate", "even chances"), Against("auc", "parent"))
-    Options = ChatOptions
+    Options = QuantizedOptions
 
     def note(self, options: Any) -> str:
         """Return what the batch holds beside what is shown."""

@@ -23,6 +23,7 @@ from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.objectives import Objective
 from pipeline.system.config import library_class, option
+from pipeline.training.attention import AttentionOptions
 
 
 class Pretraining(Stage):
@@ -44,7 +45,7 @@ class Pretraining(Stage):
     )  # fmt: skip
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(AttentionOptions):
         """Our own options of pretraining."""
 
         recipe: str = option("world", "data recipe that gives text")
@@ -96,6 +97,13 @@ class Pretraining(Stage):
     def positions(self, options: Options) -> int:
         """Return `max_length`."""
         return options.max_length
+
+    def parameters(self, options: Options) -> int:
+        """Return the twelve matrices of width by width that a layer has at least, as often as there are layers of its own."""
+        objective = options.chosen
+        shared = (options.architecture or [*objective.architectures, ""][0]) == "albert"
+        layers = 0 if objective.family == "vectors" else 1 if shared else options.num_hidden_layers
+        return 12 * layers * options.hidden_size**2
 
     def note(self, options: Options) -> str:
         """Return what the objective says of its batches."""
@@ -171,7 +179,7 @@ class Pretraining(Stage):
         """Train tokenizer and model, or go on from a parent's."""
         from transformers import set_seed
 
-        from pipeline.training import guards
+        from pipeline.training import attention, guards
         from pipeline.training.flops import steps_for
         from pipeline.training.loop import DEFAULTS, FORCED, decay, fit, hand_over
         from pipeline.training.trainer import ObjectiveTrainer
@@ -185,6 +193,7 @@ class Pretraining(Stage):
         tokenizer, model = self._opened(run, rows)
         guards.fits_parent(model, tokenizer, options.max_length)
         made = self.batches(run, rows, tokenizer, model)
+        attention.choose(run, model, made.collator, options.max_length)
         run.say(
             f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer):,}, {len(made.dataset):,} rows of up to {options.max_length} tokens"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.chain.life import run_stage
@@ -19,7 +20,8 @@ from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
-from pipeline.training.chat import ChatOptions
+from pipeline.training.attention import AttentionOptions
+from pipeline.training.chat import QuantizedOptions
 
 
 class SFT(Stage):
@@ -36,7 +38,10 @@ class SFT(Stage):
         "shuffle_dataset": "rows are drawn in an order by seed; see train_sampling_strategy",
     }
     primary = (Against("exact_match", "parent"), Against("loss", "parent"))
-    Options = ChatOptions
+
+    @dataclass(frozen=True)
+    class Options(AttentionOptions, QuantizedOptions):
+        """Options of SFT."""
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of a conversation in the chat template."""
@@ -94,6 +99,7 @@ class SFT(Stage):
         from transformers import set_seed
         from trl import SFTTrainer
 
+        from pipeline.training import attention
         from pipeline.training.adapter import give_head_a_bias
         from pipeline.training.chat import open_parent, row_length, turn_markers
         from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
@@ -110,6 +116,7 @@ class SFT(Stage):
         named, alone = begin_rows(run.options, tokenizer, model), run.options.method == "rows"
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
+        attention.choose(run, model, made.collator, arguments.max_length)
         if alone:
             settle_rows(model, made.dataset, made.collator, named)
         markers = [] if alone else turn_markers(tokenizer, made.sample["input_ids"])

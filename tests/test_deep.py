@@ -34,7 +34,7 @@ def small(data, tmp_path_factory):
 @pytest.mark.slow
 def test_all_identities_hold_on_a_small_profile(small, tmp_path):
     battery = _deep.Battery(small, tmp_path)
-    _deep.load_libraries({node.kind: node.stage.library_of(node.settings) for node in battery.nodes})
+    _deep.load_libraries(battery.nodes)
     found = list(battery.measured(print))
     lines = "\n".join(_deep.table(found))
     assert all(one.holds and one.allowed is not None for one in found), lines

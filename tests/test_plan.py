@@ -1,14 +1,17 @@
 """`make plan`: what it says of a small profile whose nodes were never made, for this machine and for named ones."""
 
+import dataclasses
 import json
 import math
+import os
 
 import pytest
 import torch
 
 from pipeline.chain import profile
-from pipeline.commands import _plan, plan
+from pipeline.commands import _forked, _plan, plan
 from pipeline.commands._plan import devices, table
+from pipeline.system import hardware
 from pipeline.system.errors import UserError
 from pipeline.training import room
 from pipeline.training.footprint import extrapolated, followed
@@ -173,8 +176,6 @@ def test_profiles_of_which_nothing_can_be_said_say_why(small, tmp_path):  # noqa
 
 
 def test_a_run_that_cannot_fit_is_refused_before_its_first_step(chain, data, tmp_path, run, monkeypatch):
-    from pipeline.system import hardware
-
     # The small model has 36,736 parameters: 147 kB of gradients, 294 kB of AdamW's state.
     flags = [*flags_of("sft", chain, data, tmp_path / "sft"), "--method", "full"]
     monkeypatch.setattr(hardware, "room", lambda: 100_000)
@@ -192,3 +193,89 @@ def test_an_optimizer_of_which_nothing_is_known_refuses_nothing():
     assert [room.state(name) for name in ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw", "sgd", "new_one")] == [
         8, 2, 0, 0, 0, 0, 0,
     ]  # fmt: skip
+
+
+def test_planning_leaves_the_device_to_the_processes_that_train(small, tmp_path, run, monkeypatch):  # noqa: F811
+    """A process that woke CUDA can't hand it on to its forks ("Cannot re-initialize CUDA in forked subprocess")."""
+    parent, woken = os.getpid(), []
+
+    def asked(name, answer):
+        def call(*_, **__):
+            if os.getpid() == parent and os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK") != "1":
+                woken.append(name)
+            return answer
+
+        return call
+
+    for name, answer in {
+        "is_available": False,
+        "mem_get_info": (1e9, 2e9),
+        "current_device": 0,
+        "is_bf16_supported": False,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, asked(name, answer))
+    monkeypatch.setattr(_plan, "STEPS", 1)
+    assert run("plan", "--profile", str(small.folder), "--runs", str(tmp_path))[0] == 0
+    assert woken == []
+    record = json.loads((tmp_path / "small" / plan.NAME).read_text())
+    assert [node["seconds"] > 0 for node in record["nodes"]] == [True] * 3
+
+
+def test_what_a_child_is_asked_is_answered_without_this_process():
+    assert _forked.answered(lambda: [os.getpid(), 0.5])[1] == 0.5
+    assert _forked.answered(os.getpid) != os.getpid()
+    with pytest.raises(RuntimeError, match="without an answer"):
+        _forked.answered(lambda: 1 / 0)
+
+
+def test_on_an_accelerator_its_own_memory_is_watched(monkeypatch):
+    held = {"most": 5e9}
+    monkeypatch.setattr(hardware, "device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: held["most"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: held.update(most=2e9))
+    watched = _plan.Watched()
+    watched.begin()
+    assert watched.more() == 5e9
+    watched.peak.forget()
+    assert watched.more() == 2e9
+
+
+def test_four_bits_are_tried_after_an_adapter_and_count_the_frozen_layers(tmp_path):
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 500}
+    LlamaConfig(architectures=["LlamaForCausalLM"], **sizes).save_pretrained(tmp_path / "parent")
+    nodes = tmp_path / "nodes"
+    nodes.mkdir()
+    (nodes / "sft.yaml").write_text(
+        f"parent: {tmp_path / 'parent'}\nchat_template: chatml.jinja\nmax_length: 32\nmax_steps: 7\nmethod: full\n"
+    )
+    machine = devices.Machine("a small one", 1, 0.0, 100.0, 1e12)
+    (sft,) = _plan.Planner(profile.load(nodes), tmp_path / "runs", tmp_path / "scratch", machine).planned()
+    changes = [change for change, _ in sft.ways]
+    assert changes[:3] == ["gradient_checkpointing: true", "method: lora", "load_in_4bit: true"]
+    body = 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    (_, lora), (_, four) = sft.ways[1:3]
+    assert lora - four == pytest.approx(_plan.FRAGMENTS * body * (2 - 0.5 - 4 / 64))
+
+
+def test_nodes_of_which_nothing_is_said_are_named_beside_the_sums():
+    nodes = [_plan.Planned("clean", "curate", why="curate hands on rows and trains no model")]
+    assert "not in these sums: clean (curate)" in list(table.whole(nodes, devices.chosen("h100"), 0.4))
+
+
+def test_steps_of_a_stage_that_trains_in_rounds_are_a_multiple_of_them(small, tmp_path, monkeypatch):  # noqa: F811
+    seen = []
+
+    def forked(node, argv, printed, *_):
+        seen.append(argv)
+        printed.write_text("")
+        return 1
+
+    monkeypatch.setattr(_plan, "forked", forked)
+    for on, steps in (("", "18"), ("h100", "3")):
+        planner = _plan.Planner(small, tmp_path, tmp_path / "scratch", devices.chosen(on))
+        node = dataclasses.replace(small.nodes["sft"], settings={**small.nodes["sft"].settings, "rounds": 3})
+        planner.run(node, "whole")
+        assert seen[-1][seen[-1].index("--max_steps") + 1] == steps
+        assert "--prompts" in seen[-1]

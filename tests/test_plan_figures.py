@@ -6,18 +6,15 @@ Each node is planned (20 steps), then run three times in processes of its own; t
 imported process, at any moment from its begin to its end. Time is the processor's, which other work on the machine does not change.
 """
 
-import json
 import math
 import statistics
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from pipeline.chain import profile
 from pipeline.commands import _plan
-from pipeline.commands._forked import forked
 from pipeline.commands._plan import devices
+from tests.measured import taken
 
 pytestmark = pytest.mark.measured
 STEPS, RUNS = 15, 3
@@ -44,33 +41,6 @@ SETUPS = {
 }
 
 
-def taken(planner, node, scratch, steps):
-    """Run a node for so many steps; return the bytes that it held beyond what was imported, and its processor time a step."""
-    from pipeline.training import planned
-    from pipeline.training.trainer import StageTrainer
-
-    output = Path(tempfile.mkdtemp(dir=scratch)) / node.name
-    argv = [str(node.stage.script), "--config", str(node.file), "--output", str(output), "--max_steps", str(steps)]
-    for role, name in node.parents.items():
-        argv += [f"--{role}", str(planner.place(name))]
-    watched, seen, log = _plan.Watched(), output.with_suffix(".json"), output.with_suffix(".log")
-    clock = planned._Clock(math.inf)
-
-    def before():
-        def train(trainer, **_):
-            trainer.add_callback(clock)
-            super(StageTrainer, trainer).train()
-
-        StageTrainer.train = train
-        watched.begin()
-
-    def after():
-        seen.write_text(json.dumps([watched.more(), planned._mean(clock.processor)]))
-
-    assert forked(node, [*argv, "--save_strategy", "'no'"], log, before, after) == 0, log.read_text()
-    return json.loads(seen.read_text())
-
-
 def test_memory_and_time_are_as_predicted(tmp_path):
     nodes = tmp_path / "setups"
     nodes.mkdir()
@@ -85,7 +55,7 @@ def test_memory_and_time_are_as_predicted(tmp_path):
         assert not planned.why, (planned.name, planned.why)
         node, steps = planner.whole.nodes[planned.name], FEWER.get(planned.name, STEPS)
         runs = [taken(planner, node, tmp_path, steps) for _ in range(RUNS)]
-        held, seconds = (statistics.median(one[at] for one in runs) for at in (0, 1))
+        held, seconds = (statistics.median(one[at] for one in runs) for at in ("held", "processor"))
         step = planned.found["measured"]["processor_seconds_a_step"]
         times[planned.name] = step / seconds
         if held >= 500e6:

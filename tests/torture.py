@@ -1,6 +1,6 @@
 """Kill nodes at random moments, let the same command run again, and compare what they end with.
 
-    python tests/torture.py 100 [NODE ...]
+    python -m tests.torture 100 [NODE ...]
 
 One uninterrupted chain is the measure: the nodes of a small profile, among them one of each family and one of two
 parents. Each kill then starts one node anew on the same parents, waits for a file or a line of output to appear, waits
@@ -28,8 +28,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import checkout  # which lies beside this script
-
 from pipeline.chain import finished, manifest, profile, resume, stages
 from pipeline.chain.profile import Node
 from pipeline.chain.stage import PARENT, ROWS
@@ -37,6 +35,7 @@ from pipeline.data import recipe
 from pipeline.system import hashes
 from pipeline.training.adapter import AdapterOptions
 from pipeline.training.answers import Sampled
+from tests import checkout
 
 SAVE = 4  # steps between checkpoints
 SAVES = f"save_steps: {SAVE}\nlogging_steps: 2\n"

@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.chain import life, manifest, profile, request
+from pipeline.chain import fits, life, manifest, profile, request
 from pipeline.chain.stage import DATA, PARENT, ROWS, Signature
 from pipeline.data import recipe as recipes
 from pipeline.models.tokenization import template_path
-from pipeline.system import config, hashes, process
+from pipeline.system import config, hardware, hashes, process
 from pipeline.system.errors import UserError
 
 PASSED = ".checked.json"
@@ -42,7 +42,7 @@ def faults_of(requested: request.Request) -> list[str]:
     mine = {requested.name: requested}
     if _digest(whole, runs, mine) == (manifest.read(runs, PASSED) or {}).get("inputs"):
         return []
-    found = list(examine(whole, runs, mine))
+    found = list(examine(whole, runs, mine, hardware.room()))
     faults = list(dict.fromkeys(fault for node in found for fault in node.faults))
     if not faults:
         remember(whole, runs, mine)
@@ -97,8 +97,13 @@ def _outside(whole: profile.Profile, requested: request.Request) -> list[tuple[s
     ]  # fmt: skip
 
 
-def examine(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Request] | None = None) -> Iterator[Examined]:
-    """Yield what there is to say about each node, parents first; libraries are imported to check their keys."""
+def examine(
+    whole: profile.Profile, runs: Path, mine: Mapping[str, request.Request] | None = None, room: int | None = None
+) -> Iterator[Examined]:
+    """Yield what there is to say about each node, parents first; libraries are imported to check their keys.
+
+    `room`: bytes of memory that may be filled; None where that is not looked at.
+    """
     signatures: dict[str, Signature] = {}
     for node, requested in _requests(whole, runs, mine or {}):
         found = Examined(node.name, faults=list(dict.fromkeys([*requested.faults, *whole.unresolved.get(node.name, [])])))
@@ -111,6 +116,10 @@ def examine(whole: profile.Profile, runs: Path, mine: Mapping[str, request.Reque
         )
         if not found.faults:
             _examine_node(whole, node, requested, signatures, found)
+        if not found.faults and room is not None:
+            options, arguments = node.stage.split(requested.values)
+            said = fits.fault(node, fits.parameters(whole, node), options, arguments, room)
+            found.faults += [said] if said else []
         yield found
 
 

@@ -143,6 +143,10 @@ class Stage(ABC):
         """Return how many positions its model has where the options say so; None where it keeps those of its parent."""
         return None
 
+    def parameters(self, options: Any) -> int:
+        """Return how many parameters a model without a parent has at least; 0 where the options don't say."""
+        return 0
+
     def note(self, options: Any) -> str:
         """Return a sentence that explains the marked tokens of its batches, where they need one."""
         return ""

@@ -1,15 +1,24 @@
-"""A stage run in a fork of this process, which has the libraries loaded."""
+"""A stage run in a fork of this process, which has the libraries loaded.
+
+CUDA can't be used in a fork once the process that it came from has begun to use it, and asking torch whether there is a device
+begins it. So this process asks nothing of a device: a child of its own does, and libraries ask the driver's monitoring.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.chain.profile import Node
+from pipeline.system import config
+
+_MONITORED = "PYTORCH_NVML_BASED_CUDA_CHECK"  # torch then counts devices without the driver
 
 
 def forked(
@@ -37,3 +46,29 @@ def forked(
         os._exit(status)
     _, code = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(code)
+
+
+def load_libraries(names: Iterable[str | None], *modules: str) -> None:
+    """Import what the stages of these libraries' classes need before the first fork, without waking a device."""
+    os.environ[_MONITORED] = "1"
+    for module in modules:
+        importlib.import_module(module)
+    for name in filter(None, names):
+        config.library_class(name)
+
+
+def answered(question: Callable[[], Any]) -> Any:
+    """Return what a child of this process answers, a JSON value; RuntimeError where it can't."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException), os.fdopen(writes, "w") as out:
+            json.dump(question(), out)
+        os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as found:
+        text = found.read()
+    os.waitpid(child, 0)
+    if not text:
+        raise RuntimeError("a child that was asked about the machine ended without an answer")
+    return json.loads(text)

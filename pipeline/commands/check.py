@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from pipeline.chain import check, directory, profile
-from pipeline.system import config, process
+from pipeline.commands._forked import answered
+from pipeline.system import config, hardware, process
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
 
@@ -30,7 +31,7 @@ def main() -> int:
         raise UserError(*faults)
     whole = profile.load(profile.find(str(flags.get("profile", "tiny"))))
     runs = Path(str(flags.get("runs", "runs"))) / whole.name
-    for node in check.examine(whole, runs):
+    for node in check.examine(whole, runs, room=answered(hardware.room)):
         made = whole.nodes[node.name]
         parents = ", ".join(f"{name}" if role == "parent" else f"{role} {name}" for role, name in made.parents.items())
         control = f", a control of {made.control_of}" if made.control_of else ""
@@ -53,7 +54,7 @@ def _deep(whole: profile.Profile) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         battery = _deep.Battery(whole, Path(folder))
-        _deep.load_libraries({node.kind: node.stage.library_of(node.settings) for node in battery.nodes})
+        _deep.load_libraries(battery.nodes)
         found = list(battery.measured(lambda text: say("deep", text)))
     if not found:
         raise UserError(f"profile {whole.name}: no node trains a model")

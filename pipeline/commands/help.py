@@ -16,6 +16,7 @@ _FIXED = {
     "measure": "figures of the docs that want quiet cores: speeds beside the libraries', memory of any size of text",
     "torture": "kill nodes at KILLS moments and compare the weights that they end with",
     "torture-push": "kill a push at 20 moments: a repeat ends well, and no reader ever sees half a model",
+    "prove-gpu": "ten minutes on one CUDA device in one table: figures, speed, memory, isolation, kills; on a CPU with small sizes",
     "zoo": "plant faults into the chain and into plain scripts of the libraries; writes docs/zoo.md",
     "lint": "ruff and mypy",
 }

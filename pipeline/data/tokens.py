@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Tokens = dict[str, list[int]]
 Item = TypeVar("Item")
+_PROBE = 16  # tokens of a document by which it is measured whether a model sees another
 _BATCH, _CHARACTERS = 1000, 1_000_000  # rows and characters that are encoded, or examples and tokens that are written, at once
 
 
@@ -355,10 +356,13 @@ class CausalCollator:
     Packed rows (with `seq_lengths`) get position ids that begin again with each document and no
     attention mask, which is how transformers keeps documents apart; padding is one more document.
     Other rows get an attention mask. Result: (batch, length) int64 `input_ids`, `labels` (-100 where
-    nothing is learned) and `position_ids` or `attention_mask`.
+    nothing is learned) and `position_ids` or `attention_mask`. With `flat` packed rows become one row, without padding.
+    `length`: that packed rows are padded to, where batches must all have the same shape.
     """
 
     pad_id: int
+    flat: bool = False
+    length: int = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows of different lengths, padded on the right."""
@@ -367,6 +371,8 @@ class CausalCollator:
         longest = max(len(row["input_ids"]) for row in rows)
         batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
         packed = "seq_lengths" in rows[0]
+        if packed:
+            rows, longest = self._shaped(rows, longest)
         extra = batch.setdefault("position_ids" if packed else "attention_mask", [])
         for row in rows:
             padding = longest - len(row["input_ids"])
@@ -377,6 +383,42 @@ class CausalCollator:
             else:
                 extra.append([1] * len(row["input_ids"]) + [0] * padding)
         return {key: torch.tensor(values) for key, values in batch.items()}
+
+    def _shaped(self, rows: Sequence[dict[str, Any]], longest: int) -> tuple[Sequence[dict[str, Any]], int]:
+        """Return packed rows as they are to be batched, and the length of a row."""
+        if not self.flat:
+            return rows, max(longest, self.length)
+        joined = {key: [value for row in rows for value in row[key]] for key in ("input_ids", "labels", "seq_lengths")}
+        return [joined], max(len(joined["input_ids"]), self.length * len(rows))
+
+
+def influence(model: Any, rows: int = 2) -> float:
+    """Return by how much another first document changes the logits of the second one in a packed row.
+
+    It is told as a share of what the change is where both are one document: 0 where a kernel keeps documents apart, whatever
+    its precision, since a row of the same length is computed the same way; 1 where it sees no border. `rows`: of the batch,
+    since flash kernels read positions that begin again in a batch of one row alone.
+    """
+    import torch
+
+    size = int(model.config.get_text_config().vocab_size)
+    was_training, device = model.training, next(model.parameters()).device
+    documents = (torch.arange(1, 3 * _PROBE + 1).reshape(3, _PROBE) * 37 % size).to(device)
+    batches = [torch.cat([documents[first], documents[2]]).repeat(rows, 1) for first in (0, 1)]
+
+    def change(positions: torch.Tensor) -> float:
+        one, other = (
+            model(input_ids=batch, position_ids=positions.expand(rows, -1), use_cache=False).logits[:, _PROBE:].float()
+            for batch in batches
+        )
+        return float((one - other).abs().max())
+
+    model.eval()
+    with torch.no_grad():
+        whole = torch.arange(2 * _PROBE, device=device)
+        packed, joined = change(whole % _PROBE), change(whole)
+    model.train(was_training)
+    return packed / joined if joined else float(packed > 0)
 
 
 def keeps_apart(model: Any) -> bool:

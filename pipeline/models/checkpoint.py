@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-3  # of the largest logit, between a merged model and its adapter
 
 
-def load(parent: str, role: str = "parent") -> Any:
-    """Load a causal model in fp32 from a folder or hub id; UserError, naming the role, if it can't be loaded, or not wholly."""
+def load(parent: str, role: str = "parent", **how: Any) -> Any:
+    """Load a causal model in fp32 from a folder or hub id; UserError, naming the role, if it can't be loaded, or not wholly.
+
+    `how`: for the library, such as a quantization_config.
+    """
     from transformers import AutoModelForCausalLM
 
     from pipeline.models import loading
 
     try:
-        model = loading.from_pretrained(AutoModelForCausalLM, parent, role=role)
+        model = loading.from_pretrained(AutoModelForCausalLM, parent, role=role, **how)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--{role} {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None
     model.config.use_cache = False  # a cache object makes packed documents see each other
@@ -47,6 +50,19 @@ def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedMo
     if not moved <= _TOLERANCE:
         raise RuntimeError(f"the merged model is not the adapter's: logits differ by {moved:.1e} of the largest")
     return merged, moved
+
+
+def apart(one: Any, other: Any, sample: Mapping[str, Sequence[int]]) -> float:
+    """Return by how much the logits of two models differ on a row, relative to the largest of the second."""
+    import torch
+
+    found = []
+    for model in (one, other):
+        model.eval()
+        with torch.no_grad():
+            row = {key: torch.tensor([list(ids)], device=model.device) for key, ids in sample.items()}
+            found.append(_states(model(**row)).float())
+    return float((found[0] - found[1]).abs().max() / found[1].abs().max().clamp(min=1.0))
 
 
 def _states(outputs: Any) -> torch.Tensor:

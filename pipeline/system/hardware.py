@@ -8,12 +8,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.system import cores
+
 CORE_WATTS, ACCELERATOR_WATTS = 10, 400  # what an estimate of energy assumes of one core, of one accelerator
 
 
 def watts(recorded: Mapping[str, Any]) -> float:
     """Return the power that a stage's recorded hardware is assumed to take; nobody measured it."""
     return float(CORE_WATTS * recorded["cores"] + ACCELERATOR_WATTS * len(recorded["accelerators"]))
+
+
+def watts_of_one() -> int:
+    """Return the power that a process here is assumed to take: of one accelerator, or of the cores where there is none."""
+    return CORE_WATTS * cores.count() if device() == "cpu" else ACCELERATOR_WATTS
 
 
 def placement() -> dict[str, Any]:
@@ -55,14 +62,38 @@ def room() -> int:
 
     On the host that is what the system calls available, with free swap, but no more than the process's control group is left.
     """
-    import psutil
     import torch
 
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return int(free) + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return host_room()
+
+
+def host_room() -> int:
+    """Return the bytes of the host's memory that a process can still fill; no accelerator is asked."""
+    import psutil
+
     free = int(psutil.virtual_memory().available + psutil.swap_memory().free)
     return min([free, *_limits()])
+
+
+class DevicePeak:
+    """The most that this process held of its accelerator, what the allocator keeps included, since it was asked to forget it."""
+
+    @property
+    def most(self) -> int:
+        """Bytes."""
+        import torch
+
+        return int(torch.cuda.max_memory_reserved())
+
+    def forget(self) -> None:
+        """Give back what was freed, and begin anew."""
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _limits() -> Iterator[int]:

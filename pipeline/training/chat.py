@@ -24,6 +24,21 @@ class ChatOptions(AdapterOptions):
     init: Literal["parent", "random"] = option("parent", "parent, or random weights of the same sizes, for a control")
 
 
+@dataclass(frozen=True)
+class QuantizedOptions(ChatOptions):
+    """Options of the stages that can train an adapter on a parent in 4 bits; the names are those of BitsAndBytesConfig."""
+
+    load_in_4bit: bool = option(
+        False, "hold the frozen parent in 4 bits (QLoRA, by bitsandbytes)", needs=("method", "lora"), omitted=True
+    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option(
+        "nf4", "4-bit normal floats, or plain ones", needs=("load_in_4bit", True), omitted=True
+    )
+    bnb_4bit_use_double_quant: bool = option(
+        False, "round the scales of the 4-bit weights, too", needs=("load_in_4bit", True), omitted=True
+    )
+
+
 class Opened(NamedTuple):
     """A parent that is ready to be trained."""
 
@@ -31,18 +46,21 @@ class Opened(NamedTuple):
     model: Any
 
 
-def open_parent(run: Run) -> Opened:
+def open_parent(run: Run, whole: bool = False) -> Opened:
     """Load tokenizer and model of the parent, with the chosen template and what it needs; UserError where they don't fit.
 
-    With `init: random` the weights are new ones, drawn after the parent's were read.
+    With `init: random` the weights are new ones, drawn after the parent's were read. `whole`: in fp32, also where the stage
+    trains on them in 4 bits.
     """
     from transformers import AutoModelForCausalLM
 
     from pipeline.models import checkpoint, tokenization
-    from pipeline.training import guards
+    from pipeline.training import frozen, guards
 
     options: ChatOptions = run.options
-    tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent)
+    how = {} if whole else frozen.four_bits(run)
+    tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent, **how)
+    frozen.settle(model)
     guards.fits_parent(model, tokenizer, _given_length(run))
     if warning := guards.ends_text(model, tokenizer):
         run.say(warning)

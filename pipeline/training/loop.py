@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -23,7 +24,7 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, tokenization
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
-from pipeline.training import first_step, guards, outcome, parents, rates, room, sharded, tracking
+from pipeline.training import attention, first_step, frozen, guards, outcome, parents, rates, room, sharded, tracking
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
@@ -186,10 +187,11 @@ def _check(run: Run, trainer: StageTrainer) -> None:
         raise UserError(said)
     from_parent = run.record.get("starts_from") == "parent"
     warnings = [guards.accumulates(trainer.args, count)]
-    if from_parent:
+    if from_parent and not frozen.in_four_bits(model):
         guards.broken(model)
         warnings += [guards.empty(model), guards.half_filled(model), guards.copied(model), guards.own_code(model)]
     _refuse(run, _rates(trainer, steps(trainer.args, max(count, 1))))
+    attention.isolates(trainer, model)
     reads_rows = from_parent and isinstance(trainer.train_dataset, (Dataset, Streamed))
     if reads_rows:
         warnings.append(guards.reads(examples, tokenizer))
@@ -275,6 +277,18 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
     }  # fmt: skip
 
 
+def _on_the_parent(run: Run, model: Any, sample: Mapping[str, Sequence[int]]) -> Any:
+    """Return the adapter that was trained on 4-bit weights on the parent's own, and tell by how much they differ."""
+    from pipeline.training.chat import open_parent
+
+    quiet = dataclasses.replace(run, quiet=True)
+    whole = frozen.on_the_parent(model, open_parent(quiet, whole=True).model)
+    moved = checkpoint.apart(model, whole, sample)
+    run.record["quantization_error"] = moved
+    run.say(f"merges into the parent's own weights; those in 4 bits gave logits that differ by {moved:.1%} of the largest")
+    return whole
+
+
 def hand_over(
     run: Run,
     trainer: Any,
@@ -290,6 +304,10 @@ def hand_over(
     )
     if not run.main:
         return
+    if frozen.in_four_bits(model):
+        model = _on_the_parent(run, model, sample)
+    if trainer.halved:
+        frozen.restore(model.to("cpu"), trainer.halved)  # where there is room for all of them
     if hasattr(model, "merge_and_unload"):
         config = model.peft_config["default"]
         if not isinstance(config.target_modules, str):  # else a soft prompt, which is nothing without its tokens

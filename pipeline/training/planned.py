@@ -23,7 +23,7 @@ from pipeline.data.batches import IDS, tokens_read
 from pipeline.system import hardware
 from pipeline.system.errors import WorldError
 from pipeline.system.memory import Peak
-from pipeline.training import loop, room
+from pipeline.training import frozen, loop, room
 from pipeline.training.footprint import Step, extrapolated, followed
 from pipeline.training.trainer import StageTrainer, take_rows
 
@@ -32,7 +32,8 @@ _SAMPLES = 16  # batches that are looked at for their length, spread over the ru
 _PART = 10_000  # rows whose lengths are read at once
 _WARM = 3  # steps whose time does not count
 _LARGEST = 2  # steps on the longest rows, of which the second finds the optimizer's state
-_HEAP = 1.4  # times the tensors: what a CPU's process may hold, since the C library keeps what was freed
+_HEAP = {"cpu": 1.4}  # times the tensors: what a process may hold, since the C library keeps what was freed
+_ALLOCATOR = 1.1  # the same of an accelerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,10 @@ class Request:
     out: Path  # the answer, JSON
     max_steps: int  # of the run itself; -1: its epochs
     steps: int  # that are timed; 0: one is taken, so that there is something to hand on
+    rounds: int  # of which steps are a multiple; where steps is 0, so many are taken
     seconds: float  # after which no further one is timed
     room: int  # bytes of memory that may be filled
-    peak: Peak  # of this process
+    peak: Peak | hardware.DevicePeak  # of this process
 
 
 class _Enough(Exception):
@@ -54,10 +56,10 @@ class _Enough(Exception):
 def planned(trainer: Any, request: Request, train: Callable[[Any], Any]) -> None:
     """Find out what a trainer's run takes, write it, and train for a few steps by its own `train`."""
     arguments = trainer.args
-    if arguments.max_steps == request.steps or arguments.max_steps == 1:
+    if arguments.max_steps in (request.steps, request.rounds):
         arguments.max_steps = request.max_steps
     total = loop.steps(arguments, len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else 1)
-    arguments.max_steps = max(1, min(total, request.steps))
+    arguments.max_steps = max(request.rounds, min(total, request.steps))
     probe = _Probe(trainer, request, total)
     clock = _Clock(request.seconds)
     trainer.add_callback(clock)
@@ -130,7 +132,7 @@ class _Probe:
             self._note(model, *self._as_it_is(model, inputs, items))
         else:
             self._note(model, *self._by_rows(model, trainer.args.per_device_train_batch_size))
-        if self.found["held"] * _HEAP > self.request.room:
+        if self.found["held"] * _HEAP.get(trainer.args.device.type, _ALLOCATOR) > self.request.room:
             raise _Enough
         self.request.peak.forget()
         if trainer.samples or not self.request.steps:
@@ -214,7 +216,7 @@ class _Probe:
         self.found |= {
             "trained": sum(one.numel() for one in trained), "frozen": sum(one.numel() for one in parameters if not one.requires_grad),
             "steps": self.total, "batch": arguments.per_device_train_batch_size, "accumulation": arguments.gradient_accumulation_steps,
-            "processes": arguments.world_size, "optimizer": optimizer,
+            "roundable": frozen.numbers(trainer.model), "weight": 2 if trainer.halved else 4, "processes": arguments.world_size, "optimizer": optimizer,
             "flops": {"linear": linear * batches * self.total, "attention": attention * batches * self.total},
             "memory": {
                 "weights": weights, "gradients": gradients, "optimizer": state, "activations": step - gradients - logits, "logits": logits,

@@ -7,15 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.chain.fits import state
 from pipeline.system import hardware
-
-
-def state(optimizer: str) -> int:
-    """Return the bytes that an optimizer keeps at least for each trained parameter: 0 for one that keeps little or is not known."""
-    name = optimizer.lower()
-    if "adam" not in name or any(kind in name for kind in ("4bit", "paged", "galore", "apollo")):  # of low rank, the last two
-        return 0
-    return 2 if "8bit" in name or "fp8" in name else 8
 
 
 def missing(trainer: Any, lora: bool) -> str:

@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, Trainer
 from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
-from pipeline.training import sharded
+from pipeline.training import frozen, sharded
 from pipeline.training.order import permuted
 from pipeline.training.streamed import POSITION, Streamed
 
@@ -93,6 +93,7 @@ class StageTrainer(Trainer):
     outlined: Any = None  # of a sharded model: what it is without its weights
     worse = ""  # in words, what is worse after training than before it
     _asked = False  # whether a batch went through the library's loss, which is the last to look at some settings
+    halved: Mapping[str, torch.Tensor] = {}  # frozen layers that are held in bf16 → their weights, on the host
     still = False  # whether the loss of the same rows is the same after training as before it
     samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
     progress: Sequence[str] = ()  # figures of its log that the line of progress shows beside the loss
@@ -123,11 +124,22 @@ class StageTrainer(Trainer):
             )
         if self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor: this loss does not read it; leave it out")
+        if frozen.in_four_bits(self.model):
+            if self.args.fsdp or self.args.deepspeed:
+                raise UserError(
+                    "load_in_4bit: true: 4-bit weights are not divided among processes here; launch with stages/launch/ddp.yaml"
+                )
+            frozen.masters(self.model)
         self.data_collator: Traced = Traced(self.data_collator)
         self._seen: list[tuple[torch.Tensor, list[Any]]] = []  # losses and rows since the last step of the optimizer
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
         """Make optimizer and schedule, and compile the model where that is asked for: the last that settings can be wrong for."""
+        if self.args.bf16 and not sharded.is_sharded(self) and not self.samples:  # answers are sampled without autocast
+            if frozen.can_be_halved(self.model):
+                self.halved = self.halved or frozen.halve(self.model)
+            if isinstance(beside := getattr(self, "ref_model", None), torch.nn.Module):
+                frozen.halve(beside)
         with refusals([self.args]), sharded.embeddings_at_root(self):
             return super()._prepare_for_training(*arguments, **named)
 

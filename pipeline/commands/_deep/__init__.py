@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from pipeline.chain import manifest, profile
 from pipeline.chain.profile import Node
 from pipeline.chain.stage import ROWS
+from pipeline.commands import _forked
 from pipeline.commands._deep import models
 from pipeline.commands._forked import forked
 
@@ -185,16 +186,10 @@ def _kill_after(steps: int) -> None:
     register_optimizer_step_post_hook(count)
 
 
-def load_libraries(library_of: Mapping[str, str | None]) -> None:
-    """Import what the stages need before the first fork."""
-    import torch
-
-    from pipeline.system import config
-
-    torch.set_num_threads(1)
-    importlib.import_module("pipeline.training.loop")
-    for name in filter(None, library_of.values()):
-        config.library_class(name)
+def load_libraries(nodes: Sequence[Node]) -> None:
+    """Import what the nodes' stages need before the first fork."""
+    _forked.load_libraries((node.stage.library_of(node.settings) for node in nodes), "pipeline.training.loop")
+    importlib.import_module("torch").set_num_threads(1)
 
 
 def table(identities: Sequence[Identity]) -> list[str]:

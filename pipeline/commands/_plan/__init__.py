@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 import shutil
@@ -14,11 +13,12 @@ from typing import Any
 from pipeline.chain import manifest, profile
 from pipeline.chain.profile import Node
 from pipeline.chain.stage import DATA, ROWS
-from pipeline.commands._forked import forked
+from pipeline.commands._forked import forked, load_libraries
 from pipeline.commands._plan import sketch
 from pipeline.commands._plan.devices import UTILISATION, Machine
 from pipeline.system import config, hardware, memory
 
+_PROMPTS = 32  # that are answered where a node samples what it learns from in rounds; the run answers all
 STEPS, SECONDS = 20, 60.0  # that are taken of each node on this machine, and the time after which no further one is begun
 CONTEXT, FRAGMENTS = 0.6e9, 1.1  # of an accelerator: bytes of its driver's context, and what its allocator holds beyond tensors
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "others")
@@ -73,11 +73,13 @@ class Planner:
         self, whole: profile.Profile, runs: Path, scratch: Path, machine: Machine, utilisation: float = UTILISATION
     ) -> None:
         self.whole, self.runs, self.scratch, self.machine, self.utilisation = whole, runs, scratch, machine, utilisation
+        self.host = hardware.host_room()
         self.sketched: set[str] = set()  # nodes that handed nothing on, since their parent can't be loaded here
 
     def planned(self) -> Iterator[Planned]:
         """Yield what there is to say about each node, parents first."""
-        load_libraries({node.kind: node.stage.library_of(node.settings) for node in self.whole.nodes.values()})
+        nodes = self.whole.nodes.values()
+        load_libraries((node.stage.library_of(node.settings) for node in nodes), "pipeline.training.planned")
         for node in self.whole.nodes.values():
             yield self.of(node)
 
@@ -90,7 +92,7 @@ class Planner:
         elif missing:
             found.why = _reason(missing, self.sketched)
         elif node.signature.gives == ROWS:
-            found.why = "it hands on rows and trains no model"
+            found.why = f"{node.kind} hands on rows and trains no model; its time and memory are not told"
         else:
             self._look(node, found)
         return found
@@ -121,7 +123,9 @@ class Planner:
         """Return the peak of one device: measured here where steps were taken, else the tensors and what lies around them."""
         if not self.machine.here:
             return FRAGMENTS * float(answer["held"]) + CONTEXT
-        return float(answer["process"]) if "measured" in answer and "process" in answer else float(answer["held"])
+        if "measured" in answer and "process" in answer:
+            return float(answer["process"])
+        return float(answer["held"]) * (1 if answer.get("device", "cpu") == "cpu" else FRAGMENTS)
 
     def seconds(self, answer: Mapping[str, Any]) -> float:
         """Return the time of the training: of measured steps, or of the operations at a share of the machine's peak."""
@@ -148,6 +152,23 @@ class Planner:
             yield change, self.peak(other)
             if self.peak(other) <= self.machine.memory:
                 return
+        if answer.get("roundable") and hasattr(node.stage.Options, "load_in_4bit") and not node.settings.get("load_in_4bit"):
+            from pipeline.training.frozen import FOUR_BITS
+
+            saved = answer["roundable"] * (answer["weight"] - FOUR_BITS)
+            rest = {**answer["memory"], "weights": answer["memory"]["weights"] - saved}
+            smaller = {rows: held - saved for rows, held in answer.get("smaller", {}).items()}
+            answer = {
+                **answer,
+                "held": answer["held"] - saved,
+                "process": answer["held"] - saved,
+                "memory": rest,
+                "smaller": smaller,
+            }
+            peak = self.peak(answer)
+            yield "load_in_4bit: true", peak
+            if peak <= self.machine.memory:
+                return
         if self.machine.count > 1:
             parts = answer["memory"]
             shared = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
@@ -168,22 +189,27 @@ class Planner:
         from pipeline.training.planned import Request, stands_in
 
         folder = sketch.parent_of(node, self.place)
-        if folder and sketch.too_large(folder, hardware.room()):
+        if folder and sketch.too_large(folder, self.host):
             return "", sketch.answer(_changed(node, flags), folder, self.machine.here)
         output, answer = self.scratch / way / node.name, self.scratch / way / f"{node.name}.json"
         output.parent.mkdir(parents=True, exist_ok=True)
-        steps = STEPS if self.machine.here and not follow_only else 0
+        rounds = int(node.settings.get("rounds", getattr(node.stage.Options, "rounds", 1)))
+        steps = max(1, STEPS // rounds) * rounds if self.machine.here and not follow_only else 0
         argv = [str(node.stage.script), "--config", str(node.file), "--output", str(output)]
         for role, name in node.parents.items():
             argv += [f"--{role}", str(self.place(name) or name)] if role != DATA else ["--data", str(self.place(name) or name)]
-        argv += ["--max_steps", str(steps or 1), "--save_strategy", "'no'", *flags]
+        argv += ["--max_steps", str(steps or rounds), "--save_strategy", "'no'", *flags]
+        if rounds > 1:
+            argv += ["--prompts", str(_PROMPTS)]
         if not self.machine.here and "bf16" not in node.settings:
             argv += ["--bf16", "true"]
         watched = Watched()
 
         def before() -> None:
             watched.begin()
-            stands_in(Request(answer, int(node.settings.get("max_steps", -1)), steps, SECONDS, hardware.room(), watched.peak))
+            stands_in(
+                Request(answer, int(node.settings.get("max_steps", -1)), steps, rounds, SECONDS, hardware.room(), watched.peak)
+            )
 
         def after() -> None:
             if answer.is_file():
@@ -223,23 +249,19 @@ def disk(node: Node, answer: Mapping[str, Any]) -> int:
     return int(_MARGIN * (min(saves, keep + 1) * one + 4 * (answer["trained"] + answer["frozen"])))
 
 
-def load_libraries(library_of: Mapping[str, str | None]) -> None:
-    """Import what the stages need before the first fork."""
-    importlib.import_module("pipeline.training.planned")
-    for name in filter(None, library_of.values()):
-        config.library_class(name)
-
-
 class Watched:
-    """A child process whose memory is watched, beside what it shares with the one that it was forked from."""
+    """A child process whose memory is watched: of its accelerator, or of the host beside what it shares with its parent."""
 
     def __init__(self) -> None:
         memory.give_back()
         self.before = memory.held()
-        self.peak: memory.Peak
+        self.peak: memory.Peak | hardware.DevicePeak
 
     def begin(self) -> None:
         """Begin to watch, in the child."""
+        if hardware.device() == "cuda":
+            self.before, self.peak = 0, hardware.DevicePeak()
+            return
         self.peak = memory.Peak()
         self.peak.start()
 

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.system import cores, hardware
+from pipeline.commands._forked import answered
+from pipeline.system import hardware
 from pipeline.system.config import read_yaml
 from pipeline.system.errors import UserError
 
@@ -60,5 +61,6 @@ def chosen(name: str) -> Machine:
 
 
 def this() -> Machine:
-    """Return the machine that we are on: its memory that is free now."""
-    return Machine("this machine", 1, hardware.room(), hardware.CORE_WATTS * cores.count(), here=True)
+    """Return the machine that we are on: its memory that is free now, of one accelerator where there is any."""
+    room, watts = answered(lambda: (hardware.room(), hardware.watts_of_one()))
+    return Machine("this machine", 1, room, watts, here=True)

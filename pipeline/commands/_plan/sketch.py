@@ -38,7 +38,7 @@ def answer(node: Node, folder: Path, here: bool) -> dict[str, Any]:
     """Return what a trainer would have answered. `here`: this machine computes in fp32, others in bf16."""
     import torch
 
-    from pipeline.training import room
+    from pipeline.training import frozen, room
     from pipeline.training.footprint import extrapolated, of_configuration
 
     options, arguments = node.stage.split(node.settings)
@@ -63,7 +63,8 @@ def answer(node: Node, folder: Path, here: bool) -> dict[str, Any]:
     steps = _steps(node, options, arguments, batch * parts)
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     whole = sum(one.numel() for one in model.parameters())
-    weights = 4 * whole + (0 if here else 2 * trained)  # autocast keeps a copy in bf16 of what is trained
+    roundable = frozen.numbers(model)
+    weights = 4 * whole + (0 if here else 2 * trained - 2 * roundable)  # autocast keeps a copy in bf16 of what is trained
     gradients, state = 4 * trained, room.state(str(arguments.get("optim", "adamw_torch_fused"))) * trained
 
     def held(rows: int) -> tuple[int, int]:
@@ -80,7 +81,7 @@ def answer(node: Node, folder: Path, here: bool) -> dict[str, Any]:
             "weights": weights, "gradients": gradients, "optimizer": state, "activations": activations - min(logits, activations),
             "logits": min(logits, activations), "others": 0,
         },
-        "held": weights + gradients + state + activations, "smaller": smaller, "sketched": True,
+        "held": weights + gradients + state + activations, "smaller": smaller, "sketched": True, "roundable": roundable, "weight": 4 if here else 2,
     }  # fmt: skip
 
 

@@ -83,5 +83,7 @@ def whole(found: Sequence[Planned], machine: Machine, utilisation: float) -> Ite
         told.append(f"{kwh:.3g} kWh at {machine.watts:g} W{' a device' if machine.count > 1 else ''}, which is assumed")
     if dollars is not None:
         told.append(f"${dollars:,.2f}")
+    if unplanned := [f"{one.name} ({one.kind})" for one in found if one.why]:
+        yield f"not in these sums: {', '.join(unplanned)}"
     where = machine.name if machine.here else f"{machine.name}, at {utilisation:.0%} of their peak, which is assumed"
     yield f"on {where}: {', '.join(told)}"

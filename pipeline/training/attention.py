@@ -1,0 +1,63 @@
+"""Attention kernels by the library's own names, and whether packed documents stay apart under the one that trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.chain.run import Run
+
+_LEAST = 0.1  # of the influence of text in the same document; where documents are apart it is 0
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """Options of the stages that pack rows."""
+
+    attn_implementation: str = option(
+        "",
+        "attention kernel by the library's name, such as flash_attention_2, flex_attention or that of a hub kernel; empty: the library's choice",
+        omitted=True,
+    )
+
+
+def choose(run: Run, model: Any, collator: Any, longest: int) -> None:
+    """Put the chosen kernel on a model, and let packed rows be batched as it and torch.compile want them.
+
+    Flash kernels tell the documents of one long row apart, and not those of several rows. Compiled code wants every batch to
+    have the same shape. Raises UserError where the library can't have the kernel.
+    """
+    from pipeline.data.tokens import CausalCollator
+
+    if name := run.options.attn_implementation:
+        try:
+            model.set_attn_implementation(name)
+        except (ValueError, ImportError, OSError, RuntimeError) as error:
+            line = " ".join(str(error).split())
+            raise UserError(f"attn_implementation: {name}: the library can't have it here: {line[:300]}") from None
+    if not isinstance(collator, CausalCollator):
+        return
+    collator.flat = "flash" in name
+    collator.length = longest if run.arguments.get("torch_compile") else 0
+
+
+def isolates(trainer: Any, model: Any) -> None:
+    """Raise UserError where packed documents see each other under the kernel, device and precision that train them."""
+    from pipeline.data.tokens import influence
+
+    columns = getattr(trainer.train_dataset, "column_names", None) or []
+    chosen = model.config._attn_implementation
+    if "seq_lengths" not in columns or (trainer.args.device.type == "cpu" and chosen in ("sdpa", "eager")):
+        return  # on a CPU the model was asked before its rows were packed
+    flat = bool(getattr(getattr(trainer.data_collator, "collator", None), "flat", False))
+    with trainer.compute_loss_context_manager():
+        found = influence(model, 1 if flat else 2)
+    if found > _LEAST:
+        raise UserError(
+            f"attn_implementation: {chosen}: packed documents see each other on {trainer.args.device.type}: another document of the "
+            f"row counts for {found:.0%} of what it would within the same one; choose sdpa"
+        )
