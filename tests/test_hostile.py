@@ -4,15 +4,16 @@ import copy
 import itertools
 import json
 import shutil
-import subprocess
 
 import pytest
 import yaml
 
 from pipeline.chain import manifest, profile
+from pipeline.commands import compare_objectives
 from pipeline.data import recipe
 from pipeline.hub import sent
 from pipeline.system import config, hashes
+from pipeline.system.errors import UserError
 
 WRONG = ("missing", 7, "../../x")
 WRONG_TOO = (None, True, "x", "\x1b[2J", [], [7], {}, {"x": [7]}, 1e400)
@@ -51,9 +52,9 @@ def received(chain, tmp_path, monkeypatch):
     return tmp_path / "sent"
 
 
-def plain(status, out, err):
+def plain(status, out, err, allowed=(1, 2)):
     """Whether a person was shown lines, and nothing that moves a cursor."""
-    return status in (1, 2) and "Traceback" not in err and "\x1b" not in out + err
+    return status in allowed and "Traceback" not in err and "\x1b" not in out + err
 
 
 def sealed(folder):
@@ -89,8 +90,11 @@ SETTINGS = ("compare_objectives", "compare_alignment", "compare_refusals")
 
 @pytest.mark.parametrize("command", SETTINGS)
 def test_settings_of_any_shape_end_in_a_plain_line(run, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(subprocess, "run", lambda words, check: subprocess.CompletedProcess(words, 1))  # no objective trains
-    file = profile.only(f"{command}.yaml")
+    def begun(*given):
+        raise UserError("begins to train and to measure")
+
+    monkeypatch.setattr(compare_objectives, "compared", begun)
+    file = sorted(profile.FOLDER.glob(f"*/{command}.yaml"))[0]
     shutil.copytree(file.parent, tmp_path / "profile")
     given = config.read_profile(file)
     wrong = []
@@ -132,9 +136,9 @@ FILES = {
 def test_new_survives_files_that_nobody_has_looked_at(run, house, word):
     (house / "a.jsonl").write_text(FILES[word] + "\n")
     ended = run("new", "--profile", "mine", f"--{word}", house / "a.jsonl")
-    assert plain(*ended)
-    assert "a.jsonl" in ended[2]
-    assert not list((house / "profiles").iterdir())
+    assert plain(*ended, allowed=(0, 2))  # a role may have any name
+    assert "a.jsonl" in ended[1] + ended[2]
+    assert (ended[0] == 0) == any((house / "profiles").iterdir())
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -150,8 +154,13 @@ def test_new_survives_a_template_that_nobody_has_looked_at(run, house, chain, da
 @pytest.mark.parametrize(
     "text", ["[" * 200_000, "7", "{}", '{"architectures": [["\\u001b[2J"]], "model_type": "llama"}', "\x1b[2J"]
 )
-def test_new_survives_a_model_that_nobody_has_looked_at(run, house, chain, data, name, text):
+def test_a_model_that_nobody_has_looked_at(run, house, chain, data, name, text):
     base = shutil.copytree(chain / "sft", house / "base")
+    (base / manifest.NAME).unlink()
     (base / name).write_text(text)
-    ended = run("new", "--profile", "mine", "--base", base, "--chats", data / "chats.jsonl")
-    assert plain(*ended) or ended[0] == 0, ended
+    assert plain(*run("new", "--profile", "mine", "--base", base, "--chats", data / "chats.jsonl"), allowed=(0, 2))
+    flags = ["--parent", base, "--data", data / "chats.jsonl", "--max_steps", 1]
+    ended = run("sft", "--output", house / "made", *flags)
+    assert plain(*ended, allowed=(0, 2))
+    if name == "config.json" and "llama" in text:  # without its sizes, which are then those of 7B
+        assert "config.json asks for 6,738,415,616 parameters" in ended[2]

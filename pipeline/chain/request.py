@@ -242,12 +242,12 @@ def parent_identity(role: str, parent: str, stage: Stage, signature: Signature) 
         raise UserError(f"--{role} {parent}: that node is not finished; run it again and it goes on where it was")
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architectures, outputs = settings.get("architectures") or [], len(settings.get("id2label") or {})
-    except (OSError, ValueError, AttributeError, RecursionError):
+        named, outputs = str((settings.get("architectures") or [""])[0]), len(settings.get("id2label") or {})
+    except (OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError):
         raise UserError(f"--{role} {parent}: no model folder: config.json is missing or broken") from None
-    family = family_of(architectures[0], outputs) if architectures else ""
+    family = family_of(named, outputs) if named else ""
     if family and family not in families:
-        raise UserError(f"--{role} {parent}: {architectures[0]} is a model of family {family}, {wanted}")
+        raise UserError(f"--{role} {parent}: {named} is a model of family {family}, {wanted}")
     return {"outputs": hashes.outputs(hashes.files(folder))}
 
 

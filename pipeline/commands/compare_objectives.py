@@ -185,7 +185,7 @@ def asked(argv: Sequence[str]) -> tuple[Options, Node, Path]:
             for name, flags in wanted.items()
             if not isinstance(flags, dict | None)
         ]
-    trains = file.with_name(f"{values.get('node', '')}.yaml")
+    trains = file.parent / f"{values.get('node', '')}.yaml"
     if not trains.is_file():
         faults.append(f"{file}: node: names no file beside it; it says which node trains the objectives")
     if faults:

@@ -242,7 +242,9 @@ def requested(argv: Sequence[str]) -> tuple[Options, Path]:
     faults += wrong
     if not values.get("nodes"):
         faults.append(f"{file}: nodes: is missing")
-    faults += [
+    if faults:
+        raise UserError(*faults)
+    faults = [
         f"{file}: kept: {kind}: no such kind; known are {', '.join(KINDS)}"
         for kind in values.get("kept", {})
         if kind not in KINDS

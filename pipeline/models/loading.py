@@ -7,6 +7,7 @@ renamed counts as missing and unexpected, and layers beyond those of the configu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ _SHOWN = 3  # names of tensors in a refusal
 _POOLER = ("pooler",)  # a head on the first token that many encoders carry or lack; nothing here reads it
 _BUFFERS = ("position_ids", "inv_freq")  # that older versions of the library saved
 _ADAPTER = "adapter_config.json"
+_LARGE = 100_000_000  # parameters that take a second or more to draw
 
 
 def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str = "parent", **how: Any) -> Any:
@@ -38,6 +40,7 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
     logging.set_verbosity_error()  # what the library would print of its report is read here
     _plain(folder, role)
     try:
+        _enough(auto, folder, role)
         model, told = auto.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **how
         )
@@ -80,6 +83,30 @@ def _plain(folder: str, role: str) -> None:
         raise UserError(
             f"--{role} {folder}: config.json says that its weights are quantised ({method or 'quantization_config'}), and rounded weights "
             "are not trained here; take the model as it was before that"
+        )
+
+
+def _enough(auto: Any, folder: str, role: str) -> None:
+    """Raise UserError where the weights are a small part of a large model: all the rest would be drawn at random before that is told.
+
+    A config.json that lost its sizes means the library's defaults, billions of parameters.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    files = list(Path(folder).glob("*.safetensors"))
+    if not files or auto.__name__ == "AutoModel":
+        return
+    held = 0
+    for path in files:
+        with safe_open(path, "pt") as file:
+            held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    with torch.device("meta"):
+        asked = auto.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)).num_parameters()
+    if asked > _LARGE and held < asked / 2:
+        raise UserError(
+            f"--{role} {folder}: config.json asks for {asked:,} parameters, and the weights hold {held:,}; they don't belong together"
         )
 
 

@@ -98,6 +98,8 @@ def report(zoo, faults, right, given, started) -> int:
             if said:
                 alarms.append((case, said))
             print(f"correct    {case.stage:9} {case.name:42} {f'FALSE ALARM: {said}' if said else 'trains'}", flush=True)
+            if given.show:  # where faults are left out, their warnings are not known to be alarms
+                print("    " + ended.printed[-1500:].replace("\n", "\n    "), flush=True)
     text = page(found, right, alarms, traces)
     print(text.partition("\n## ")[0])
     print(f"{time.monotonic() - started:.0f} s")

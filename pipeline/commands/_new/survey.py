@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,9 +13,11 @@ from pipeline.data import recipe as recipes
 from pipeline.data import source_recipe, types
 from pipeline.data.documents import Documents
 from pipeline.data.rows import Rows
+from pipeline.data.seen import Seen
 from pipeline.data.source_recipe import Source, SourceRecipe
 from pipeline.models import tokenization
 from pipeline.models.families import family_of
+from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
 _MEASURED = 20_000  # rows of a file whose tokens are counted; the others are taken to be like them
@@ -152,14 +153,14 @@ def _loaded(where: str) -> Base:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         with torch.device("meta"):
             parameters = AutoModel.from_config(config, trust_remote_code=False).num_parameters()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # the library reads config.json as it stands
         raise UserError(f"BASE={where}: no model folder ({' '.join(str(error).split())[:200]})") from None
     try:
         tokenizer = tokenization.load(where)
     except UserError as error:
         raise UserError(*(fault.replace("--parent ", "BASE=") for fault in error.faults)) from None
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Base(where, family_of((config.architectures or [""])[0]), parameters, positions, tokenizer)
+    return Base(where, family_of(str((config.architectures or [""])[0])), parameters, positions, tokenizer)
 
 
 def tokenizer(text: Given, vocab_size: int) -> Any:
@@ -175,9 +176,10 @@ def tokenizer(text: Given, vocab_size: int) -> Any:
 
 
 def templated(tokenizer: Any) -> Any:
-    """Return a tokenizer with a chat template, its own if it has one."""
+    """Return a tokenizer with a chat template, its own if it has one; UserError where that does not end in time."""
     if not tokenizer.chat_template:
         tokenization.set_template(tokenizer, "chatml.jinja", "")
+    tokenization.ends_in_time(tokenizer)
     return tokenizer
 
 
@@ -191,5 +193,5 @@ def lengths(given: Given, stage: Stage, tokenizer: Any) -> tuple[int, ...]:
 
 def repeated(given: Given) -> int:
     """Return how many rows for training were there before."""
-    rows = [json.dumps(row, sort_keys=True) for row in given.train.kept]
-    return len(rows) - len(set(rows))
+    seen = Seen()
+    return sum(not seen.new(hashes.digest(row)) for row in given.train.kept)
