@@ -49,6 +49,31 @@ def test_headings_begin_a_document_and_nothing_is_lost(tmp_path, monkeypatch):
     assert notes == ["book.txt is cut into 12 documents at headings and blank lines"]
 
 
+def test_a_word_in_a_line_is_no_heading(tmp_path):
+    line = " ".join(["a part of the act"] * 70_000)
+    (tmp_path / "line.txt").write_text(line)
+    found, notes = parts(tmp_path / "line.txt")
+    assert {len(part) // 100 for part in found[:-1]} == {199}
+    assert notes == [f"line.txt is cut into {len(found)} documents at spaces"]
+
+
+@pytest.mark.parametrize("mark", ["\n\n", "\n", " ", ""])
+def test_cutting_goes_on_behind_any_document(tmp_path, monkeypatch, mark):
+    monkeypatch.setattr(documents, "LARGE", 100)
+    monkeypatch.setattr(documents, "DOCUMENT", 300)
+    monkeypatch.setattr(documents, "_CHUNK", 1000)
+    path = tmp_path / "book.txt.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(book(3, [mark]).encode("utf-8-sig"))
+    for how in (Documents(), Documents(separator=mark)) if mark else (Documents(),):
+        whole = list(how.read(path, gzip.open, []))
+        assert len(whole) > 5
+        for number, (*_, place) in enumerate(whole, start=1):
+            notes = []
+            assert list(how.read(path, gzip.open, notes, place)) == whole[number:]
+            assert notes[0].startswith(f"book.txt.gz is cut into {len(whole)} documents at ")
+
+
 def test_a_recipe_names_a_separator(tmp_path):
     (tmp_path / "a.txt").write_text("one\n***\ntwo\n\nstill two\n***\n\n***\nthree")
     (tmp_path / "own.yaml").write_text(

@@ -13,15 +13,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pipeline.data import documents, parquet, reading, recipe, sources
+from pipeline.data import documents, files, parquet, reading, recipe
 from pipeline.system import cache, cores
 
 BLOCK, MARKED = 2_000, 20_000  # bytes of a block, and between two marks
-SMALL = [(sources, "_BYTES", BLOCK), (parquet, "BYTES", BLOCK), (documents, "_CHUNK", BLOCK), (documents, "LARGE", 5_000),
+SMALL = [(files, "_BYTES", BLOCK), (parquet, "BYTES", BLOCK), (documents, "_CHUNK", BLOCK), (documents, "LARGE", 5_000),
          (documents, "DOCUMENT", 400), (reading, "_MARKED", MARKED)]  # fmt: skip
 RUN = f"""
 import sys, time
-from pipeline.data import documents, parquet, reading, recipe, sources, split
+from pipeline.data import documents, files, parquet, reading, recipe, split
 from pipeline.system import cores
 for module, name, value in {[(module.__name__, name, value) for module, name, value in SMALL]!r}:
     setattr(sys.modules[module], name, value)
@@ -89,22 +89,22 @@ def trees(folder):
     return "messages"
 
 
-def files(place):
+def entry(place):
     """Return the bytes of the entry that a pass made."""
-    (entry,) = place.glob("rows-*/")
-    return {path.name: path.read_bytes() for path in sorted(entry.iterdir())}
+    (made,) = place.glob("rows-*/")
+    return {path.name: path.read_bytes() for path in sorted(made.iterdir())}
 
 
 def whole(path, type, place, monkeypatch, number):
     """Return the files of a pass on so many cores, and how many rows were parsed in this process."""
     monkeypatch.setenv("CACHE", str(place))
     monkeypatch.setattr(cores, "count", lambda: number)
-    parsed, rows = [], sources.Block.rows
+    parsed, rows = [], files.Block.rows
     with monkeypatch.context() as patch:
-        patch.setattr(sources.Block, "rows", lambda self, faults: (parsed.append(1) or raw for raw in rows(self, faults)))
+        patch.setattr(files.Block, "rows", lambda self, faults: (parsed.append(1) or raw for raw in rows(self, faults)))
         recipe.load(str(path)).rows(type, "train", 1)
     cache._held.clear()
-    return files(place), len(parsed)
+    return entry(place), len(parsed)
 
 
 @pytest.mark.parametrize("make", [text, one_group, trees])

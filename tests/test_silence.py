@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.data import doubts, kept, sources, tokens, types
+from pipeline.data import doubts, files, kept, tokens, types
 from pipeline.system import cores, process
 from tests.conftest import SMALL
 from tests.test_finetune import flags as task_flags
@@ -34,9 +34,9 @@ def said(monkeypatch, tmp_path):
         passed(batch.num_rows)
         return decode(batch)
 
-    read, decode = sources.Block.rows, kept._rows
-    monkeypatch.setattr(sources.Block, "rows", slow)
-    monkeypatch.setattr(sources, "_BYTES", 1000)  # many blocks
+    read, decode = files.Block.rows, kept._rows
+    monkeypatch.setattr(files.Block, "rows", slow)
+    monkeypatch.setattr(files, "_BYTES", 1000)  # many blocks
     monkeypatch.setattr(kept, "_rows", decoded)
     monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(process, "print", lambda *_, **__: found.append(clock[0]), raising=False)

@@ -5,7 +5,7 @@ import lzma
 
 import pytest
 
-from pipeline.data import hubs, recipe, sources
+from pipeline.data import files, hubs, recipe, sources
 from pipeline.data.source_recipe import Source
 from pipeline.system.errors import UserError
 
@@ -13,7 +13,7 @@ ROWS = [{"text": "Äpfel, 北京"}, {"text": 'two\n"lines"'}]
 
 
 def rows(path):
-    return [row for _, row in sources.read_files(sources.expand(str(path)))]
+    return [row for _, row in files.read(sources.expand(str(path)))]
 
 
 def jsonl():

@@ -21,7 +21,7 @@ from typing import Any
 from pipeline.chain import finished
 from pipeline.chain.finished import Finished
 from pipeline.chain.stage import Predictor
-from pipeline.data import sources, types
+from pipeline.data import files, sources, types
 from pipeline.data.rows import Rows
 from pipeline.data.types import DatasetType, Malformed, Row
 from pipeline.system import config, process
@@ -36,7 +36,7 @@ def asking(paths: list[Path], kind: DatasetType) -> Iterator[tuple[str, Row]]:
     """Yield where each row stands and what it asks, in order; UserError at the end if any could not be read."""
     faults = sources.Faults()
     try:
-        for where, raw in sources.read_files(paths, by_line=True):
+        for where, raw in files.read(paths, by_line=True):
             try:
                 given = kind.unanswered(raw)
                 made = types.recognise(given, kind.name, where).convert(given)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.curation import contamination, duplicates
 from pipeline.curation.passes import Plan, Tally, cleaned, shortened
-from pipeline.data import kept, sources, types
+from pipeline.data import files, kept, sources, types
 from pipeline.data.rows import SPLITS, Rows
 from pipeline.data.types import Row
 from pipeline.system.process import Progress
@@ -60,7 +60,7 @@ class Work:
         writer = contamination.Writer(folder)
         writer.add("a held-out row", (text for row in self._rows[HELD_OUT] for text in contamination.asked(kind, row)))
         for path in sources.expand(self.options.against) if self.options.against else []:
-            writer.add(path.name, (text for _, row in sources.read_files([path]) for text in contamination.texts(row)))
+            writer.add(path.name, (text for _, row in files.read([path]) for text in contamination.texts(row)))
         writer.close()
         return folder
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pipeline.data import sources
+from pipeline.data.files import read as read_files
 from pipeline.data.ranges import LINES, File
 from pipeline.data.sources import Raw
 from pipeline.system import process
@@ -100,7 +101,7 @@ def _of_files(given: Sequence[_Json]) -> Iterator[Raw]:
     faults: list[str] = []
     for file in given:
         try:
-            for where, row in sources.read_files([file.path]):
+            for where, row in read_files([file.path]):
                 yield where.replace(str(file.path), file.name, 1), row
         except UserError as error:
             faults += [fault.replace(str(file.path), file.name, 1) for fault in error.faults]

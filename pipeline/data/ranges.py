@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.data import parquet, sources
+from pipeline.data import files, parquet, sources
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.sources import Faults, Raw
 from pipeline.data.types.text import cut
@@ -116,7 +116,7 @@ def _rows(file: File, start: int, stop: int, skip: int, documents: Documents, fa
     elif file.kind in _TEXT and not file.packed and file.size > LARGE:
         yield from _text(file, start, stop, documents, skip)
     else:
-        found = sources.read_files([Path(file.path)], documents, [])
+        found = files.read([Path(file.path)], documents, [])
         for number, raw in enumerate(found):
             if number >= skip:
                 yield raw

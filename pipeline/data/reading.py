@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.data import kept, sources, split, types
 from pipeline.data.convert import gathered
 from pipeline.data.documents import Documents
+from pipeline.data.files import Block, listed
 from pipeline.data.rows import Rows
 from pipeline.data.seen import Seen
-from pipeline.data.sources import Block, Faults
+from pipeline.data.sources import Faults
 from pipeline.data.types._trees import COLUMN, TREE
 from pipeline.system import cores, process
 
@@ -179,4 +180,4 @@ def _with_whole_trees(blocks: Iterator[Block]) -> Iterator[Block]:
                 faults.take(one.faults)
                 yield from one.rows(faults)
 
-        yield from sources.listed(block.path, ((raw, None) for raw in gathered(rows())), faults)
+        yield from listed(block.path, ((raw, None) for raw in gathered(rows())), faults)

@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data import hubs, kept, reading, sources, split, types
+from pipeline.data import files, hubs, kept, reading, sources, split, types
 from pipeline.data.base import Recipe, listing
 from pipeline.data.convert import Converter
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
+from pipeline.data.files import Block
 from pipeline.data.mixture import Part
 from pipeline.data.rows import SPLITS, Rows
 from pipeline.data.types import Row
@@ -59,21 +60,21 @@ class Source:
 
     def raw(self, documents: Documents | None = None, notes: list[str] | None = None) -> Iterator[sources.Raw]:
         """Yield the raw rows with where each comes from."""
-        return hubs.read(**self.hub) if self.hub else sources.read_files(list(self.files), documents, notes)
+        return hubs.read(**self.hub) if self.hub else files.read(list(self.files), documents, notes)
 
-    def blocks(self, documents: Documents | None, begin: Any) -> Iterator[sources.Block]:
+    def blocks(self, documents: Documents | None, begin: Any) -> Iterator[Block]:
         """Yield the raw rows in blocks, from the place behind one of them on."""
         if not self.hub:
-            yield from sources.blocks(self.files, documents, begin)
+            yield from files.blocks(self.files, documents, begin)
             return
         faults = sources.Faults(math.inf)
         numbered = ((raw, number) for number, raw in enumerate(self.raw(), start=1))
         try:
-            yield from sources.listed(Path(self.name), islice(numbered, begin or 0, None), faults)
+            yield from files.listed(Path(self.name), islice(numbered, begin or 0, None), faults)
         except UserError as error:
             for fault in error.faults:
                 faults.add(fault)
-            yield sources.Block(Path(self.name), faults=faults)
+            yield Block(Path(self.name), faults=faults)
 
     @property
     def large(self) -> bool:

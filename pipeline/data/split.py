@@ -70,6 +70,14 @@ def keys_of(held: bytes) -> list[bytes]:
     return [held[start : start + _KEY] for start in range(0, len(held), _KEY)]
 
 
+def _read(mark: Path) -> dict[str, Any]:
+    """Return what a mark says; nothing where there is none, or where a power cut emptied it."""
+    try:
+        return dict(json.loads(mark.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
 class Sides:
     """The files of one pass over a recipe's rows, one for each split; after a kill they are gone on with where the pass was marked."""
 
@@ -77,7 +85,7 @@ class Sides:
         """Begin both files, or go on; `moves`: whether a group may change its side where else one side had none."""
         self._folder, self._share = folder, share
         self._mark, self.size = folder / "pass.json", 0  # bytes that were read since the last mark
-        self.marked: dict[str, Any] = json.loads(self._mark.read_text(encoding="utf-8")) if self._mark.exists() else {}
+        self.marked = _read(self._mark)
         files = self.marked.get("files", {})
         self.writers = {split: kept.Writer(folder / f"{split}.arrow", *files.get(split, ())) for split in SPLITS}
         self._begun: list[dict[str, int]] = self.marked.get("begun", [])  # rows of each file at the beginning of a source

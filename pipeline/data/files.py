@@ -1,0 +1,209 @@
+"""Files of rows, read in blocks: a block is read here, and its rows are parsed wherever it is sent.
+
+Behind each block reading can go on another day, and finds what it would have found then.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import lzma
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data import encodings, parquet
+from pipeline.data.documents import Documents, NotText, at
+from pipeline.data.sources import READERS, Faults, Raw, decoded, is_text, kind, opened, parsed_lines, read_lines
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BYTES, _ROWS = 1 << 20, 1000  # of a block, at most, save for a single longer row; lines are not counted
+
+
+@dataclass
+class Block:
+    """Raw rows that are read at once: whole lines of JSON, rows of Parquet, or rows that are parsed already."""
+
+    path: Path
+    content: bytes | pa.RecordBatch | list[Raw] = field(default_factory=list)
+    after: Any = None  # where in the file reading goes on behind it, as JSON; None at its end
+    number: int = 1  # of its first line or row in the file
+    size: int = 0  # bytes or characters, about
+    notes: list[str] = field(default_factory=list)
+    faults: Faults = field(default_factory=lambda: Faults(math.inf))  # met while it was read
+
+    def __len__(self) -> int:
+        """Return how many rows or lines it has."""
+        if isinstance(self.content, bytes):
+            return self.content.count(b"\n")
+        return self.content.num_rows if not isinstance(self.content, list) else len(self.content)
+
+    def rows(self, faults: Faults) -> Iterator[Raw]:
+        """Yield its rows; what is broken is a fault."""
+        if isinstance(self.content, bytes):
+            yield from parsed_lines(self.path, decoded(io.BytesIO(self.content), self.path, faults, self.number), faults)
+        elif isinstance(self.content, list):
+            yield from self.content
+        else:
+            for number, row in enumerate(self.content.to_pylist(), start=self.number):
+                yield f"{self.path}: row {number}", row
+
+    def has(self, column: str) -> bool:
+        """Say whether a row of it may have a column."""
+        if isinstance(self.content, bytes):
+            return column.encode() in self.content
+        if isinstance(self.content, list):
+            return any(column in row for _, row in self.content)
+        return column in self.content.schema.names
+
+
+def read(
+    paths: Sequence[Path], documents: Documents | None = None, notes: list[str] | None = None, by_line: bool = False
+) -> Iterator[Raw]:
+    """Yield the raw rows of files; UserError at the end if any row was broken.
+
+    `documents`: how text files are cut; without it each is one row, or with `by_line` each of its lines that is not blank.
+    `notes` gets what there is to say of that.
+    """
+    faults = Faults()
+    for block in blocks(paths, documents, by_line=by_line):
+        faults.take(block.faults)
+        yield from block.rows(faults)
+        if notes is not None:
+            notes += block.notes
+    faults.stop()
+
+
+def blocks(
+    paths: Sequence[Path], documents: Documents | None = None, begin: Any = None, by_line: bool = False
+) -> Iterator[Block]:
+    """Yield the raw rows of files in blocks, as `read` has them; `begin`: what a block says of the place behind it."""
+    first, place = begin or (0, None)
+    small = None
+    for number, path in enumerate(paths[first:], start=first):
+        for block in _blocks(path, documents, place, by_line):
+            block.after = [number, block.after] if block.after is not None else [number + 1, None]
+            if small is not None:
+                if (joined := _joined(small, block)) is not None:
+                    block = joined
+                else:
+                    yield small
+                small = None
+            if isinstance(block.content, list) and block.size < _BYTES and len(block) < _ROWS:
+                small = block  # which the next file may add to
+            else:
+                yield block
+        place = None
+    if small is not None:
+        yield small
+
+
+def _joined(one: Block, other: Block) -> Block | None:
+    """Return two blocks of parsed rows as one, if that is not too large."""
+    if not isinstance(one.content, list) or not isinstance(other.content, list):
+        return None
+    if one.size + other.size > _BYTES or len(one) + len(other) > _ROWS:
+        return None
+    one.faults.take(other.faults)
+    return replace(
+        other, content=one.content + other.content, size=one.size + other.size, notes=one.notes + other.notes, faults=one.faults
+    )
+
+
+def _blocks(path: Path, documents: Documents | None, begin: Any, by_line: bool) -> Iterator[Block]:
+    """Yield the blocks of a file, the last of which holds what is to be said of it."""
+    read, notes, faults = 0, list[str](), Faults(math.inf)
+    try:
+        for block in _of(path, documents, begin, by_line, notes, faults):
+            yield block
+            read += len(block)
+    except NotText as error:
+        faults.add(f"{path}: {error}", lambda: encodings.remedy(path, opened))
+    except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error) as error:
+        faults.add(f"{path}: can't be read{f' after row {read:,}' if read else ''} ({' '.join(str(error).split())[:200]})")
+    if notes or faults.count:
+        yield Block(path, notes=notes, faults=faults)
+
+
+def _of(
+    path: Path, documents: Documents | None, begin: Any, by_line: bool, notes: list[str], faults: Faults
+) -> Iterator[Block]:
+    """Yield the blocks of a file by its kind; `notes` and `faults` get what is met on the way."""
+    if kind(path) in _BLOCKS and (kind(path) != "json" or _has_lines(path)):
+        yield from _BLOCKS[kind(path)](path, begin)
+        return
+    if documents and is_text(path):
+        cut = documents.read(path, opened, notes, begin)
+        yield from listed(path, (((where, {"text": text}), place) for where, text, place in cut), faults)
+        return
+    rows = read_lines(path, faults) if by_line and is_text(path) else READERS[kind(path)](path, faults)
+    numbered = ((raw, number) for number, raw in enumerate(rows, start=1))
+    yield from listed(path, itertools.islice(numbered, begin or 0, None), faults)
+
+
+def _has_lines(path: Path) -> bool:
+    """Say whether a file of JSON has one object a line, so that it need not be read as a whole."""
+    with opened(path) as file:
+        try:
+            return isinstance(json.loads(file.readline(_BYTES)), dict) and bool(file.read(1))
+        except (OSError, EOFError, ValueError, RecursionError, lzma.LZMAError, zlib.error):
+            return False
+
+
+def _line_blocks(path: Path, begin: Any) -> Iterator[Block]:
+    byte, number = begin or (0, 1)
+    with opened(path) as file:
+        at(file, byte)
+        while content := file.read(_BYTES):
+            content += file.readline()
+            block = Block(path, content, number=number, size=len(content))
+            byte, number = byte + len(content), number + len(block)
+            block.after = [byte, number]
+            yield block
+
+
+def _parquet_blocks(path: Path, begin: Any) -> Iterator[Block]:
+    import pyarrow
+
+    try:
+        batches = parquet.batches(path, begin or 0)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        block = Block(path)
+        block.faults.add(f"{path}: not parquet ({error})")
+        yield block
+        return
+    number = begin or 0
+    for batch in batches:
+        yield Block(path, batch, number + batch.num_rows, number + 1, batch.nbytes)
+        number += batch.num_rows
+
+
+def listed(path: Path, rows: Iterable[tuple[Raw, Any]], faults: Faults) -> Iterator[Block]:
+    """Yield rows, each with the place behind it, in blocks; `faults` are those that reading them meets."""
+
+    def handed_on() -> Faults:
+        found = Faults(math.inf)
+        found.shown, found.count, faults.shown, faults.count = faults.shown, faults.count, [], 0
+        return found
+
+    block = Block(path)
+    for raw, block.after in rows:
+        assert isinstance(block.content, list)
+        block.content.append(raw)
+        block.size += sum(len(value) for value in raw[1].values() if isinstance(value, str))
+        if block.size >= _BYTES or len(block) >= _ROWS:
+            block.faults = handed_on()
+            yield block
+            block = Block(path)
+    block.faults = handed_on()
+    yield block
+
+
+_BLOCKS = {"jsonl": _line_blocks, "ndjson": _line_blocks, "json": _line_blocks, "parquet": _parquet_blocks}
