@@ -127,6 +127,10 @@ FIGURES: dict[str, list[Figure]] = {
         *honest("dpo", 0.97, new=0.95, first=0.95, last=0.95),  # sft-refuse is its rival
         *(figure for draw in ("", "2", "3") for figure in honest(f"calibrate-abstain{draw}", 0.95, apart=0.6)),
     ],
+    "minutes": [
+        (f"finetune-{task}: {metric}, pretrained - random weights: lower end", change(f"finetune-{task}", f"finetune-{task}-control", metric, "low"), lambda x: x > 0, "> 0")
+        for task in ("genres", "verses") for metric in ("macro_f1", "accuracy")
+    ],
     "distill": [
         ("held-out loss with the teacher - without it, as long: upper end", change("distill", "distill-alone", "loss", "high"), lambda x: x < 0, "< 0"),
         ("KL to the teacher, of it - without it: upper end", change("distill", "distill-alone", "kl_to_teacher", "high"), lambda x: x < 0, "< 0"),
