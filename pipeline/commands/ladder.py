@@ -114,7 +114,7 @@ def climbed(whole: profile.Profile, node: Node, runs: Path, options: Options) ->
 
 
 def _run(node: Node, rung: Rung, folder: Path) -> Measured:
-    return rungs.measured(node, rung, rungs.train(node, rung, folder))
+    return rungs.measured(rung, rungs.train(node, rung, folder))
 
 
 def rendered(ladder: Ladder) -> Iterator[str]:

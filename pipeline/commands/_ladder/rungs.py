@@ -210,7 +210,7 @@ def train(node: Node, rung: Rung, folder: Path) -> Path:
     return output
 
 
-def measured(node: Node, rung: Rung, folder: Path) -> Measured:
+def measured(rung: Rung, folder: Path) -> Measured:
     """Return the figures of a finished rung on rows that it held out, which are kept beside it."""
     from pipeline.chain import finished
     from pipeline.evaluation.inference import num_targets
