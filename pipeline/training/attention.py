@@ -48,7 +48,7 @@ def choose(run: Run, model: Any, collator: Any, longest: int) -> None:
 
 def computing(trainer: Any, model: Any) -> contextlib.AbstractContextManager[Any]:
     """Return the context in which a model can be asked outside of a step: in the training's precision for a kernel that has no other."""
-    return contextlib.nullcontext() if _plain(model) else trainer.compute_loss_context_manager()  # type: ignore[no-any-return]
+    return contextlib.nullcontext() if _plain(model) else trainer.compute_loss_context_manager()
 
 
 def plain(model: Any) -> None:
