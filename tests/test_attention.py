@@ -91,3 +91,17 @@ def test_a_chosen_kernel_trains_and_an_older_node_stays_up_to_date(chain, data, 
     assert before["inputs"] != after["inputs"]
     assert "attn_implementation" not in before["request"]["options"]
     assert after["request"]["options"]["attn_implementation"] == "eager"
+
+
+def test_a_model_is_merged_and_saved_under_a_kernel_that_a_cpu_has(monkeypatch):
+    from peft import LoraConfig, get_peft_model
+
+    for model in (llama(), get_peft_model(llama(), LoraConfig(target_modules=["q_proj"]))):
+        model.config._attn_implementation_internal = "flash_attention_2"
+        trainer = types.SimpleNamespace(compute_loss_context_manager=lambda: torch.autocast("cpu", torch.bfloat16))
+        with attention.computing(trainer, model):
+            assert torch.is_autocast_enabled("cpu")
+        attention.plain(model)
+        assert model.config._attn_implementation == "sdpa"
+        with attention.computing(trainer, model):
+            assert not torch.is_autocast_enabled("cpu")

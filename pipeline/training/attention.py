@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +46,28 @@ def choose(run: Run, model: Any, collator: Any, longest: int) -> None:
     collator.length = longest if run.arguments.get("torch_compile") else 0
 
 
+def computing(trainer: Any, model: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a model can be asked outside of a step: in the training's precision for a kernel that has no other."""
+    return contextlib.nullcontext() if _plain(model) else trainer.compute_loss_context_manager()
+
+
+def plain(model: Any) -> None:
+    """Put torch's own kernel back, with which a model can be asked in fp32, and on a CPU."""
+    if not _plain(model):
+        model.set_attn_implementation("sdpa")
+
+
+def _plain(model: Any) -> bool:
+    return getattr(model.config, "_attn_implementation", None) in ("sdpa", "eager", None)
+
+
 def isolates(trainer: Any, model: Any) -> None:
     """Raise UserError where packed documents see each other under the kernel, device and precision that train them."""
     from pipeline.data.tokens import influence
 
     columns = getattr(trainer.train_dataset, "column_names", None) or []
-    chosen = model.config._attn_implementation
-    if "seq_lengths" not in columns or (trainer.args.device.type == "cpu" and chosen in ("sdpa", "eager")):
+    chosen = getattr(model.config, "_attn_implementation", None)
+    if "seq_lengths" not in columns or (trainer.args.device.type == "cpu" and _plain(model)):
         return  # on a CPU the model was asked before its rows were packed
     flat = bool(getattr(getattr(trainer.data_collator, "collator", None), "flat", False))
     with trainer.compute_loss_context_manager():

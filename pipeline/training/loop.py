@@ -198,7 +198,8 @@ def _check(run: Run, trainer: StageTrainer) -> None:
     for warning in filter(None, warnings):
         run.say(warning)
     if reads_rows and run.record.get("family") == "causal":
-        parents.known(run, model, examples, tokenizer)
+        with attention.computing(trainer, model):
+            parents.known(run, model, examples, tokenizer)
     elif reads_rows:
         parents.known_by_itself(run, examples, tokenizer)
     _refuse(run, first_step.fault(trainer))
@@ -304,6 +305,7 @@ def hand_over(
     )
     if not run.main:
         return
+    attention.plain(model)
     if frozen.in_four_bits(model):
         model = _on_the_parent(run, model, sample)
     if trainer.halved:

@@ -125,7 +125,7 @@ class StageTrainer(Trainer):
         if self.args.label_smoothing_factor:
             raise UserError("label_smoothing_factor: this loss does not read it; leave it out")
         if frozen.in_four_bits(self.model):
-            if self.args.fsdp or self.args.deepspeed:
+            if sharded.is_sharded(self) or self.args.deepspeed:
                 raise UserError(
                     "load_in_4bit: true: 4-bit weights are not divided among processes here; launch with stages/launch/ddp.yaml"
                 )

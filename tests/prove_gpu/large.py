@@ -25,8 +25,8 @@ SIZES = {
     "hidden_size": 2048, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 5632,
     "vocab_size": 32000, "max_position_embeddings": 2048,
 }  # fmt: skip
-FEW = SIZES | {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 256, "vocab_size": 1000}  # fmt: skip
-_NODE = "parent: {parent}\nrecipe: {recipe}\nchat_template: chatml.jinja\nmax_length: 1024\nper_device_train_batch_size: {batch}\nlogging_steps: 1\n"
+FEW = SIZES | {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 256, "vocab_size": 1000, "max_position_embeddings": 512}  # fmt: skip
+_NODE = "parent: {parent}\nrecipe: {recipe}\nchat_template: chatml.jinja\nmax_length: {length}\nper_device_train_batch_size: {batch}\nlogging_steps: 1\n"
 _MEMORY = 0.10  # by which a prediction may be off
 
 
@@ -84,7 +84,9 @@ def _written(folder: Path, sizes: dict[str, int], batch: int) -> Path:
     (folder / "rows.yaml").write_text(f"type: messages\nsources:\n  - files: {folder / 'rows.jsonl'}\n")
     nodes = folder / "nodes"
     nodes.mkdir()
-    text = _NODE.format(parent=folder / "parent", recipe=folder / "rows.yaml", batch=batch)
+    text = _NODE.format(
+        parent=folder / "parent", recipe=folder / "rows.yaml", batch=batch, length=sizes["max_position_embeddings"] // 2
+    )
     (nodes / "sft-lora.yaml").write_text(text)
     (nodes / "sft-qlora.yaml").write_text(f"{text}load_in_4bit: true\n")
     return nodes
