@@ -55,7 +55,7 @@ def test_a_shortened_profile_has_the_nodes_of_the_whole_one(name, tmp_path):
     assert read_profile(folder / "evaluate.yaml")["rows"] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.measured
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_runs_on_a_cpu(part):
     done = subprocess.run(

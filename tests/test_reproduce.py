@@ -95,7 +95,7 @@ def tiny(tmp_path_factory):
     return runs
 
 
-@pytest.mark.slow
+@pytest.mark.measured
 @pytest.mark.parametrize("name", ["pretrain", "sft", "dpo", "sft-control"])
 def test_tiny_comes_out_with_the_same_bytes(hub, tiny, tmp_path, name):
     """Each stage from its pushed parent, in an empty folder with an empty cache; a control is not pushed, so its folder is sent."""
