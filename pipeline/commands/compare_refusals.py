@@ -242,13 +242,9 @@ def requested(argv: Sequence[str]) -> tuple[Options, Path]:
     faults += wrong
     if not values.get("nodes"):
         faults.append(f"{file}: nodes: is missing")
-    if faults:
-        raise UserError(*faults)
-    faults = [
-        f"{file}: kept: {kind}: no such kind; known are {', '.join(KINDS)}"
-        for kind in values.get("kept", {})
-        if kind not in KINDS
-    ]
+    kept = values.get("kept", {})
+    if isinstance(kept, dict):  # what else it is has been told
+        faults += [f"{file}: kept: {kind}: no such kind; known are {', '.join(KINDS)}" for kind in kept if kind not in KINDS]
     if faults:
         raise UserError(*faults)
     return Options(**values), folder

@@ -103,7 +103,9 @@ def _enough(auto: Any, folder: str, role: str) -> None:
         with safe_open(path, "pt") as file:
             held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     with torch.device("meta"):
-        asked = auto.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)).num_parameters()
+        asked = auto.from_config(
+            AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False
+        ).num_parameters()
     if asked > _LARGE and held < asked / 2:
         raise UserError(
             f"--{role} {folder}: config.json asks for {asked:,} parameters, and the weights hold {held:,}; they don't belong together"

@@ -176,7 +176,7 @@ def look(whole: profile.Profile, node: Node, runs: Path, scratch: Path, sizes: S
     if not len(data.rows(node.stage.reads, "held_out", _seed(node)).kept):
         raise UserError(f"recipe {data.name}: holds no rows out, so no loss can be measured; see `held_out` in docs/data.md")
     once = dataclasses.replace(node, settings={key: value for key, value in node.settings.items() if key != "max_steps"})
-    _plan.load_libraries({node.kind: node.stage.library_of(node.settings)})
+    _plan.load_libraries([node.stage.library_of(node.settings)], "pipeline.training.planned")
     planner = _plan.Planner(whole, runs, scratch, devices.this())
     flags = [*_flags(node, sizes[-1]), "--num_train_epochs", "1"]
     why, answer = planner.run(once, "whole", *flags, follow_only=True)
