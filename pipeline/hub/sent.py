@@ -57,7 +57,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: has no {manifest.NAME}; only what tristage made can be made again")
     faults = [f"{folder / manifest.NAME}: is not whole ({fault})" for fault in _misshapen(found, _SHAPE, "")]
     if not faults:
-        faults = _altered(folder, found) if PUSHED in found else agrees(Finished(folder, found))
+        faults = _altered(folder, found) if found.get(PUSHED) is not None else agrees(Finished(folder, found))
     if faults:
         raise UserError(*faults, f"{folder}: is not what was made; nothing can be said of it")
     return found
