@@ -290,3 +290,15 @@ def tokenizers():
     from tests.objectives import ROWS
 
     return {kind: tokenization.train([row["text"] for row in ROWS], 350, 64, kind) for kind in tokenization.KINDS}
+
+
+@pytest.fixture
+def house(monkeypatch, tmp_path):
+    """Folders for profiles and recipes that are the test's own."""
+    from pipeline.chain import profile
+    from pipeline.data import recipe
+
+    for module, name in ((profile, "profiles"), (recipe, "recipes")):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / name)
+        (tmp_path / name).mkdir()
+    return tmp_path

@@ -10,7 +10,6 @@ import yaml
 
 from pipeline.chain import manifest, profile
 from pipeline.commands import compare_objectives
-from pipeline.data import recipe
 from pipeline.hub import sent
 from pipeline.system import config, hashes
 from pipeline.system.errors import UserError
@@ -109,15 +108,6 @@ def test_settings_of_any_shape_end_in_a_plain_line(run, tmp_path, monkeypatch, c
         f"{name}: &{name} [{', '.join(['*' + before] * 10)}]\n" for before, name in itertools.pairwise("abcdefghi")
     ))  # fmt: skip
     assert "its aliases make more than" in run(command, "--config", tmp_path / "profile" / file.name)[2]
-
-
-@pytest.fixture
-def house(monkeypatch, tmp_path):
-    """Folders for profiles and recipes that are the test's own."""
-    for module, name in ((profile, "profiles"), (recipe, "recipes")):
-        monkeypatch.setattr(module, "FOLDER", tmp_path / name)
-        (tmp_path / name).mkdir()
-    return tmp_path
 
 
 TEMPLATES = {

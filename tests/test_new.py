@@ -14,15 +14,6 @@ from pipeline.data import recipe
 from pipeline.system.errors import UserError
 
 
-@pytest.fixture
-def house(monkeypatch, tmp_path):
-    """Folders for profiles and recipes that are the test's own."""
-    for module, name in ((profile, "profiles"), (recipe, "recipes")):
-        monkeypatch.setattr(module, "FOLDER", tmp_path / name)
-        (tmp_path / name).mkdir()
-    return tmp_path
-
-
 def written(house):
     return {str(path.relative_to(house)) for path in house.rglob("*") if path.is_file() and path.suffix == ".yaml"}
 
