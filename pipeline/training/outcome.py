@@ -49,21 +49,19 @@ def undisturbed(trainer: StageTrainer) -> Iterator[None]:
 @contextlib.contextmanager
 def _noise(trainer: StageTrainer) -> Iterator[None]:
     """Add the noise of NEFTune (Jain et al. 2023) to the embeddings, the same at each call, where training does: it may cost what is asked without it."""
-    from transformers.integrations.neftune import neftune_post_forward_hook
+    from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
     if not trainer.args.neftune_noise_alpha:
         yield
         return
     model: Any = trainer.model
-    embeddings = model.get_input_embeddings()
     torch.manual_seed(0)
-    embeddings.neftune_noise_alpha = trainer.args.neftune_noise_alpha
-    hook = embeddings.train().register_forward_hook(neftune_post_forward_hook)
+    hook = activate_neftune(model, trainer.args.neftune_noise_alpha)
+    model.get_input_embeddings().train()
     try:
         yield
     finally:
-        hook.remove()
-        del embeddings.neftune_noise_alpha
+        deactivate_neftune(model, hook)
 
 
 def first_batches(trainer: StageTrainer, most: int) -> Iterator[Any]:
