@@ -56,9 +56,9 @@ class Adoption(Stage):
 
     def parameters(self, options: Options) -> int:
         """Return those of the weights in a folder."""
-        from pipeline.chain import fits
+        from pipeline.models import loading
 
-        return fits.stored(Path(options.model)) if options.model else 0
+        return loading.stored(Path(options.model)) if options.model else 0
 
     def starter(self, facts: Facts) -> dict[str, Lines]:
         """Return one node that takes the model as it is."""

@@ -6,14 +6,13 @@ of it. Activations come on top, and `make plan` estimates them. So whatever is r
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.chain import profile
 from pipeline.chain.stage import PARENT
+from pipeline.models.loading import stored
 from pipeline.system import process
 
 _WEIGHT, _QUANTISED = 4.0, 0.5  # bytes of one
@@ -37,19 +36,6 @@ def parameters(whole: profile.Profile, node: profile.Node) -> int:
         return node.stage.parameters(options)
     before = node.parents[PARENT]
     return parameters(whole, whole.nodes[before]) if before in whole.nodes else stored(Path(before))
-
-
-def stored(folder: Path) -> int:
-    """Return how many numbers the safetensors of a model folder hold, of which only the headers are read."""
-    found = 0
-    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
-        try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            found += sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):  # which loading it will say
-            return 0
-    return found
 
 
 def fault(node: profile.Node, count: int, options: Any, arguments: Mapping[str, Any], room: int) -> str:

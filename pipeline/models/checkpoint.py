@@ -40,13 +40,11 @@ def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedMo
     """
     import torch
 
-    model.float().eval()
-    row = {key: torch.tensor([list(ids)], device=model.device) for key, ids in sample.items()}
+    model.float()
+    before = _on(model, sample)
     with torch.no_grad():
-        before = _states(model(**row))
         merged = model.merge_and_unload()
-        after = _states(merged(**row))
-    moved = float((after - before).abs().max() / before.abs().max().clamp(min=1.0))
+    moved = _moved(_on(merged, sample), before)
     if not moved <= _TOLERANCE:
         raise RuntimeError(f"the merged model is not the adapter's: logits differ by {moved:.1e} of the largest")
     return merged, moved
@@ -54,15 +52,21 @@ def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedMo
 
 def apart(one: Any, other: Any, sample: Mapping[str, Sequence[int]]) -> float:
     """Return by how much the logits of two models differ on a row, relative to the largest of the second."""
+    return _moved(_on(one, sample), _on(other, sample))
+
+
+def _on(model: Any, sample: Mapping[str, Sequence[int]]) -> torch.Tensor:
+    """Return what a model makes of a row, without dropout, in fp32."""
     import torch
 
-    found = []
-    for model in (one, other):
-        model.eval()
-        with torch.no_grad():
-            row = {key: torch.tensor([list(ids)], device=model.device) for key, ids in sample.items()}
-            found.append(_states(model(**row)).float())
-    return float((found[0] - found[1]).abs().max() / found[1].abs().max().clamp(min=1.0))
+    model.eval()
+    row = {key: torch.tensor([list(ids)], device=model.device) for key, ids in sample.items()}
+    with torch.no_grad():
+        return _states(model(**row)).float()
+
+
+def _moved(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1.0))
 
 
 def _states(outputs: Any) -> torch.Tensor:
