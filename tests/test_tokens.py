@@ -1,3 +1,5 @@
+import os
+import signal
 from collections import Counter
 from itertools import chain
 
@@ -218,3 +220,14 @@ def test_lengths_of_pairs_are_those_of_each(tmp_path):
     ]
     dataset = tokens.write(rows, tmp_path / "a.arrow").select(range(2499, -1, -1))
     assert tokens.pair_lengths(dataset).tolist() == [tokens.pair_length(row) for row in rows[::-1]]
+
+
+def test_a_fork_of_a_process_that_encoded_on_all_cores_encodes_too(tokenizer, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # as pipeline.system.process has it
+    texts = ["A cat saw a dog. "] * 1000
+    expected = tokens.text_ids(texts, tokenizer)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # the library's threads are not in a fork: who waits for them waits for ever
+        os._exit(tokens.text_ids(texts, tokenizer) != expected)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -34,6 +34,7 @@ Tokens = dict[str, list[int]]
 Item = TypeVar("Item")
 _PROBE = 16  # tokens of a document by which it is measured whether a model sees another
 _BATCH, _CHARACTERS = 1000, 1_000_000  # rows and characters that are encoded, or examples and tokens that are written, at once
+_owner = 0  # the process whose threads the tokenizers library has
 
 
 def encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Tokens:
@@ -78,11 +79,16 @@ def _split(backend: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _threads(wanted: bool) -> Iterator[None]:
-    """Let the tokenizer use its threads; elsewhere they are off, since processes are forked, and so they stay in these."""
-    wanted = wanted and multiprocessing.parent_process() is None
+    """Let the tokenizer use its threads; elsewhere they are off, since processes are forked, and so they stay in these.
+
+    They belong to the first process that used them: a fork of it has none, and would wait for them for ever.
+    """
+    global _owner
+    wanted = wanted and multiprocessing.parent_process() is None and _owner in (0, os.getpid())
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     if wanted:
+        _owner = os.getpid()
         os.environ[name] = "true"
     yield
     if wanted and before is not None:
