@@ -36,6 +36,10 @@ class Finetuning(TaskStage):
     about = "A model of one supervised task, fine-tuned on labelled rows."
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {
+        PARENT: ("causal",),
+        **augmentation.roles(),
+    }  # the parent's: as the task says
 
     @dataclass(frozen=True)
     class Options(TaskOptions):
@@ -79,15 +83,16 @@ class Finetuning(TaskStage):
         for key in ("validation", "validation_data"):
             if getattr(options, key) != getattr(self.Options, key) and not options.validates:
                 raise UserError(f"{key}: is not read without patience, or a task that is tuned; leave it out")
-        if options.varied:
-            from pipeline.training import augmented
-
-            augmented.fits(options.varied, task, options.augmentation)
         if options.strategy == "prompt" and options.prompt_tokens > options.max_length - 8:
             raise UserError(
                 f"prompt_tokens: {options.prompt_tokens} leave fewer than 8 of max_length, {options.max_length}, for the text itself"
             )
-        return Signature(task.reads, {PARENT: task.accepts}, task.family)
+        if not (varied := options.varied):
+            return Signature(task.reads, {PARENT: task.accepts}, task.family)
+        from pipeline.training import augmented
+
+        augmented.fits(varied, task, options.augmentation)
+        return Signature(task.reads, {PARENT: task.accepts, **varied.takes}, task.family, optional=varied.optional)
 
     def families(self) -> tuple[str, ...]:
         """Return what any task takes."""
@@ -105,10 +110,6 @@ class Finetuning(TaskStage):
         """Return the files of the task and of the augmentation."""
         varied = [Path(str(sys.modules[type(options.varied).__module__].__file__))] if options.varied else []
         return [*super().modules(options), *varied]
-
-    def digests(self, options: Options) -> dict[str, str]:
-        """Return what the augmentation depends on."""
-        return options.varied.digests() if options.varied else {}
 
     def rows(self, run: Run) -> Rows:
         """Return the recipe's rows, those left out that are looked at while it trains."""

@@ -146,7 +146,7 @@ def test_tokens_are_hidden_in_every_task(run, parents, tmp_path, task):
         ("token_classification", "back_translation", "back_translation: moves words"),
         ("retrieval", "token_dropout", "changes tokens, by which this task finds equal texts in a batch; try back_translation"),
         ("classification", "noise", "augmentation: noise: no such augmentation; known are back_translation, span_swap, token_dropout"),
-        ("classification", "back_translation", "augmentation_options: model: (none): no model folder"),
+        ("classification", "back_translation", "command line: --translator is missing; finetune needs a seq2seq model"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(run, parents, tmp_path, task, name, said):
@@ -190,10 +190,11 @@ def test_further_rows_stand_beside_their_own_and_never_on_the_other_side(run, pa
     write_rows(tmp_path / "mine.jsonl", rows[:-1])
     write_rows(tmp_path / "last.jsonl", [rows[-1], {"text": "another", "label": "glad"}])
     given = flags("classification", parents, tmp_path, "--augmentation", "back_translation")
-    options = {"model": str(parents["span_corruption"]), "prefix": "there: ", "back_prefix": "back: "}
+    options = {"prefix": "there: ", "back_prefix": "back: "}
     at = given.index("--data")
     given = [*given[:at], *given[at + 2 :], "--data", f"{tmp_path}/mine.jsonl=1,{tmp_path}/last.jsonl=held_out"]
-    status, out, err = run("finetune", *given, "--augmentation_options", json.dumps(options))
+    status, out, err = run("finetune", *given, "--augmentation_options", json.dumps(options),
+                           "--translator", parents["span_corruption"])  # fmt: skip
     assert status == 0, err
     record = manifest.read(tmp_path / "out")
     others = len(ROWS["classification"]) - 1
@@ -203,15 +204,16 @@ def test_further_rows_stand_beside_their_own_and_never_on_the_other_side(run, pa
     assert record["recipe"]["kept"] == len(rows) - 1
     assert [line["row"]["text"] for line in lines(tmp_path / "out/predictions.jsonl")] == [rows[-1]["text"], "another"]
     assert len(reversing) == 2
-    assert any("back_translation there" in key for key in record["request"]["digests"])
+    assert {"parent", "translator"} == set(record["request"]["parents"])
 
 
 def test_each_text_of_a_row_is_translated_and_its_answer_stays(parents, reversing):
-    made = augmentation.load("back_translation", {"model": str(parents["span_corruption"]), "back_prefix": "back: "})
+    made = augmentation.load("back_translation", {"back_prefix": "back: "})
+    models = {"translator": str(parents["span_corruption"])}
     rows = [{"text": "a b", "text_pair": "c d", "label": "x"}, {"text": "e", "text_pair": "f", "label": "y"}]
-    assert list(made.further(rows, types.load("labels"))) == [(0, {"text": "b a", "text_pair": "d c", "label": "x"})]
+    assert list(made.further(rows, types.load("labels"), models)) == [(0, {"text": "b a", "text_pair": "d c", "label": "x"})]
     rows = [{"source": "a b", "target": "c d"}]
-    assert list(made.further(rows, types.load("translation"))) == [(0, {"source": "b a", "target": "c d"})]
+    assert list(made.further(rows, types.load("translation"), models)) == [(0, {"source": "b a", "target": "c d"})]
 
 
 def test_a_translation_is_the_one_that_the_library_gives(parents):
@@ -219,7 +221,7 @@ def test_a_translation_is_the_one_that_the_library_gives(parents):
     from transformers import AutoModelForSeq2SeqLM
 
     folder = str(parents["span_corruption"])
-    made = augmentation.load("back_translation", {"model": folder, "prefix": "The ", "max_new_tokens": 7, "num_beams": 2})
+    made = augmentation.load("back_translation", {"prefix": "The ", "max_new_tokens": 7, "num_beams": 2})
     texts = [row["text"] for row in ROWS["classification"][:9]] + ["a"]
     model, words = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), tokenization.load(folder)
     wanted = []

@@ -22,6 +22,8 @@ class Augmentation(ABC):
     """What a file in this folder defines as a frozen dataclass, under the name `AUGMENTATION`."""
 
     changes: ClassVar[Literal["tokens", "positions", "rows"]]  # tokens at their places, where tokens stand, or it adds rows
+    takes: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # role of a model that it asks → families; nodes, folders or hub ids
+    optional: ClassVar[tuple[str, ...]] = ()  # roles that may be left out
 
     def fault(self, tokenizer: Any) -> str | None:
         """Return why it can't vary what this tokenizer gives, or None."""
@@ -31,13 +33,12 @@ class Augmentation(ABC):
         """Return as many token ids, (length,) int64, in another version; only `ordinary` ones, (length,) bool, may change."""
         return ids
 
-    def further(self, rows: Sequence[Row], kind: DatasetType) -> Iterator[tuple[int, Row]]:
-        """Yield further rows, each with the number of the row that it is another version of."""
-        return iter(())
+    def further(self, rows: Sequence[Row], kind: DatasetType, models: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
+        """Yield further rows, each with the number of the row that it is another version of.
 
-    def digests(self) -> dict[str, str]:
-        """Return what the further rows depend on, by name and digest; UserError where it is missing."""
-        return {}
+        `models`: role → folder or hub id, of the roles that it takes.
+        """
+        return iter(())
 
 
 def known() -> list[str]:
@@ -45,10 +46,20 @@ def known() -> list[str]:
     return extensions.known(__name__, _HELPERS)
 
 
+def roles() -> dict[str, tuple[str, ...]]:
+    """Return the roles of models that any augmentation may ask, with their families."""
+    return {role: families for name in known() for role, families in declared(name).takes.items()}
+
+
+def declared(name: str) -> type[Augmentation]:
+    """Return an augmentation's class by name; UserError where there is none."""
+    kind: type[Augmentation] = extensions.declared(__name__, name, known(), "augmentation", "augmentation", "AUGMENTATION")
+    return kind
+
+
 def load(name: str, options: Mapping[str, Any] | None = None) -> Augmentation:
     """Return an augmentation by name with its options; UserError where there is none, or an option is wrong."""
-    kind = extensions.declared(__name__, name, known(), "augmentation", "augmentation", "AUGMENTATION")
-    found: Augmentation = extensions.configured(kind, options, "augmentation_options")
+    found: Augmentation = extensions.configured(declared(name), options, "augmentation_options")
     return found
 
 

@@ -6,19 +6,19 @@ Translations are the likeliest ones by greedy or beam search, so the same models
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.augmentation import Augmentation
 from pipeline.data.types import DatasetType, Row
 from pipeline.models import loading, tokenization
-from pipeline.system import hashes, process
+from pipeline.system import process
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.system.hardware import device
 
+_THERE, _BACK = "translator", "back_translator"  # roles of the two encoder-decoders
 _TOKENS = 8192  # of the texts that are translated together
 
 
@@ -27,37 +27,20 @@ class BackTranslation(Augmentation):
     """Add each row in the words that come back from another language."""
 
     changes = "rows"
+    takes: ClassVar[Mapping[str, tuple[str, ...]]] = {_THERE: ("seq2seq",), _BACK: ("seq2seq",)}
+    optional = (_BACK,)
 
-    model: str = option("", "folder of an encoder-decoder that translates")
-    back_model: str = option("", "folder of the one that translates back; by default the same")
     prefix: str = option("", "text before what is translated, such as `translate English to German: `")
     back_prefix: str = option("", "text before what is translated back")
     num_beams: int = option(1, "beams of the search for a translation; 1 is greedy", at_least=1)
     max_new_tokens: int = option(128, "tokens of a translation, at most", at_least=1)
 
-    @property
-    def _folders(self) -> tuple[str, str]:
-        return self.model, self.back_model or self.model
-
-    def digests(self) -> dict[str, str]:
-        """Return the digests of both models' files."""
-        missing = [folder for folder in self._folders if not (Path(folder or "-") / "config.json").is_file()]
-        if missing:
-            raise UserError(
-                f"augmentation_options: {'model' if missing[0] == self.model else 'back_model'}: {missing[0] or '(none)'}: "
-                "no model folder; give that of an encoder-decoder that translates"
-            )
-        return {
-            f"back_translation {way}": hashes.outputs(hashes.files(Path(folder)))
-            for way, folder in zip(("there", "back"), self._folders, strict=True)
-        }
-
-    def further(self, rows: Sequence[Row], kind: DatasetType) -> Iterator[tuple[int, Row]]:
-        """Yield the rows whose texts came back in other words."""
+    def further(self, rows: Sequence[Row], kind: DatasetType, models: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
+        """Yield the rows whose texts came back in other words; one translator goes both ways where there is no other."""
         columns = [name for name in kind.asks if any(isinstance(row.get(name), str) for row in rows[:1])]
         texts = sorted({row[name] for row in rows for name in columns if name in row})
-        there = self._translated(self._folders[0], self.prefix, texts)
-        back = dict(zip(texts, self._translated(self._folders[1], self.back_prefix, there), strict=True))
+        there = self._translated(models[_THERE], self.prefix, texts)
+        back = dict(zip(texts, self._translated(models.get(_BACK, models[_THERE]), self.back_prefix, there), strict=True))
         for number, row in enumerate(rows):
             said = {name: back[row[name]] for name in columns if name in row}
             if all(said.values()) and any(said[name] != row[name] for name in said):
@@ -71,9 +54,7 @@ class BackTranslation(Augmentation):
         try:
             model: Any = loading.from_pretrained(AutoModelForSeq2SeqLM, folder).to(device()).eval()
         except ValueError as error:
-            raise UserError(
-                f"augmentation_options: {folder}: translates nothing ({' '.join(str(error).split())[:200]})"
-            ) from None
+            raise UserError(f"{folder}: translates nothing ({' '.join(str(error).split())[:200]})") from None
         tokenizer, found = tokenization.load(folder), [""] * len(texts)
         longest = min(getattr(model.config, "max_position_embeddings", None) or 512, tokenizer.model_max_length)
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))

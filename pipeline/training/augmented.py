@@ -42,7 +42,7 @@ def examples(
     reads = run.signature.reads
     kind = types.load(reads)
     seen = {split.key({}, kind.asked(row)) for some in (aside.kept, rows.validation) for row in some}
-    made = [one for one in _kept(augmentation, rows, reads) if split.key({}, kind.asked(one[1])) not in seen]
+    made = [one for one in _kept(augmentation, run, rows) if split.key({}, kind.asked(one[1])) not in seen]
     more = Rows(kept=[row for _, row in made])
     used = 0
     for example in encode(more):
@@ -52,13 +52,15 @@ def examples(
     run.say(f"augmentation: {len(made):,} further rows of {len(rows.kept):,}")
 
 
-def _kept(augmentation: Augmentation, rows: Rows, reads: str) -> list[tuple[int, dict[str, Any]]]:
+def _kept(augmentation: Augmentation, run: Run, rows: Rows) -> list[tuple[int, dict[str, Any]]]:
     """Return the further rows, which are kept by the digest of all that decides them."""
     told = rows.identity or hashes.digest([rows.kept[number] for number in range(len(rows.kept))])
-    identity = cache.key("augmented", told, augmentation.digests(), repr(augmentation))
+    models = {role: run.parents[role] for role in augmentation.takes if role in run.parents}
+    known = {role: run.record["request"]["parents"][role] for role in models}
+    identity = cache.key("augmented", told, known, repr(augmentation))
 
     def make(folder: Path) -> None:
-        made = list(augmentation.further(rows.kept, types.load(reads)))
+        made = list(augmentation.further(rows.kept, types.load(run.signature.reads), models))
         save(folder / _FILE, [row for _, row in made])
         (folder / _NUMBERS).write_text(json.dumps([number for number, _ in made]), encoding="utf-8")
 
