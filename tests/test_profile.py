@@ -103,6 +103,15 @@ def test_a_control_takes_every_key_from_its_node_except_its_own(tmp_path):
     assert node.origins["learning_rate"].endswith("sft-control.yaml")
 
 
+def test_a_control_that_does_without_something_takes_no_model_for_it(tmp_path):
+    varied = "stage: finetune\nparent: a\ntask: classification\nrecipe: genres\naugmentation: back_translation\ntranslator: b\n"
+    folder = written(tmp_path / "p", a="stage: pretrain\nobjective: mlm", b="stage: pretrain\nobjective: span_corruption", c=varied,
+                     c_control='control_of: c\naugmentation: ""')  # fmt: skip
+    nodes = profile.load(folder).nodes
+    assert nodes["c"].parents == {"parent": "a", "translator": "b"}
+    assert nodes["c-control"].parents == {"parent": "a"}
+
+
 def test_a_control_comes_after_what_it_controls(tmp_path):
     order = list(
         profile.load(written(tmp_path / "p", pretrain="", a="stage: sft\ncontrol_of: sft\ninit: random", sft="")).nodes

@@ -157,10 +157,14 @@ def read_node(file: Path) -> Node:
     if faults:
         raise UserError(*faults)
     origins = dict.fromkeys(own, str(file))
-    return Node(
+    node = Node(
         file.stem, file, kind, (base.settings if base else {}) | own, (base.origins if base else {}) | origins,
         inherited | roles, str(controlled), released, frozenset([*own, *roles]),
     )  # fmt: skip
+    if base and (signature := node.signature):  # a control that does without something needs no model for it
+        taken = {*signature.takes, DATA, *roles}
+        return replace(node, parents={role: name for role, name in node.parents.items() if role in taken})
+    return node
 
 
 def _controlled(file: Path, name: str) -> Node:
