@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.data import documents, files, parquet, reading, recipe
 from pipeline.system import cache, cores
+from pipeline.system.errors import WorldError
 
 BLOCK, MARKED = 2_000, 20_000  # bytes of a block, and between two marks
 SMALL = [(files, "_BYTES", BLOCK), (parquet, "BYTES", BLOCK), (documents, "_CHUNK", BLOCK), (documents, "LARGE", 5_000),
@@ -136,3 +137,20 @@ def test_a_pass_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, mo
     print(
         f"\n{make.__name__}: {every} rows, {again} of them read after three kills, from source {at['source']} {at['place']} on"
     )
+
+
+def test_a_worker_that_the_system_kills_is_told_in_a_line_and_the_same_command_goes_on(tmp_path, monkeypatch, small):
+    type = text(tmp_path)
+    wanted, _ = whole(tmp_path / "own.yaml", type, tmp_path / "at-once", monkeypatch, 1)
+    part, here = reading._part, os.getpid()
+
+    def killed(recipe, source, seed, block):
+        if os.getpid() != here and block.path.name == "c.parquet":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return part(recipe, source, seed, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "_part", killed)
+        with pytest.raises(WorldError, match="2 processes that work on the rows was killed, most likely because the memory"):
+            whole(tmp_path / "own.yaml", type, tmp_path / "killed", monkeypatch, 2)
+    assert whole(tmp_path / "own.yaml", type, tmp_path / "killed", monkeypatch, 2)[0] == wanted

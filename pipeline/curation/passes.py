@@ -149,6 +149,7 @@ def cleaned(run: Run, split: str, rows: Rows, plan: Plan) -> Iterator[dict[str, 
     number_of_cores = cores.count()
     waiting: deque[tuple[int, Future[dict[str, Any]] | dict[str, Any]]] = deque()
     with ExitStack() as stack:
+        stack.enter_context(cores.unbroken())
         pool: ProcessPoolExecutor | None = None
 
         def ready() -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from itertools import chain, islice
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
+
+from pipeline.system.errors import WorldError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,14 +42,27 @@ def each(work: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Res
     pool = ProcessPoolExecutor(count(), multiprocessing.get_context("fork"), begin, (work,))
     try:
         waiting: deque[Future[Result]] = deque()
-        for item in chain(first, rest):
-            waiting.append(pool.submit(_done, item))
-            if len(waiting) >= _AHEAD * count():
+        with unbroken():
+            for item in chain(first, rest):
+                waiting.append(pool.submit(_done, item))
+                if len(waiting) >= _AHEAD * count():
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Raise WorldError where the system killed a worker whose results are asked for inside."""
+    try:
+        yield
+    except BrokenExecutor:
+        raise WorldError(
+            f"one of the {count()} processes that work on the rows was killed, most likely because the memory ran out; "
+            "the same command goes on where it was, and `taskset -c 0` before it lets one process do all"
+        ) from None
 
 
 def begin(work: Callable[[Any], Any] | None = None) -> None:
