@@ -229,6 +229,52 @@ def test_a_translation_is_the_one_that_the_library_gives(parents):
     assert made._translated(folder, "The ", texts) == wanted
 
 
+@pytest.mark.parametrize("model", ["span_corruption", "denoising"])
+def test_any_encoder_decoder_translates(run, parents, tmp_path, model):
+    """Whole runs with models of random weights that say words alone: T5 there, and T5 or BART back."""
+    folders = [shutil.copytree(parents[name], tmp_path / way) for name, way in (("span_corruption", "there"), (model, "back"))]
+    for folder in folders:
+        settings = json.loads((folder / "generation_config.json").read_text())
+        settings |= {"suppress_tokens": tokenization.load(str(folder)).all_special_ids}
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+    options = json.dumps({"model": str(folders[0]), "back_model": str(folders[1]), "max_new_tokens": 5})
+    given = flags("classification", parents, tmp_path, "--augmentation", "back_translation", "--augmentation_options", options)
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    record = manifest.read(tmp_path / "out")
+    made = augmentation.load("back_translation", json.loads(options))
+    assert record["request"]["digests"].keys() >= made.digests().keys()
+    further = record["augmentation"]["rows"]
+    assert f"augmentation: {further} further rows of {record['recipe']['kept']}" in out
+    assert further > 10
+    assert record["augmentation"]["examples"] == further
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [("causal", "translates nothing"), ("no tokenizer", "knows no word of the texts"), ("weights", "can't be loaded"),
+     ("silent", "augmentation: none of 82 rows came back with other words"), ("another tokenizer", "embeddings")],
+)  # fmt: skip
+def test_a_model_that_does_not_translate_is_one_plain_line(run, parents, tmp_path, harm, said):
+    folder = shutil.copytree(parents["causal" if harm == "causal" else "span_corruption"], tmp_path / "model")
+    if harm == "no tokenizer":
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    if harm == "another tokenizer":
+        words = tokenization.load(str(folder))
+        words.add_tokens([f"word{number}" for number in range(5000)])
+        words.save_pretrained(folder)
+    if harm == "weights":
+        (folder / "model.safetensors").write_bytes(b"broken")
+    options = json.dumps({"model": str(folder)})
+    given = flags("classification", parents, tmp_path, "--augmentation", "back_translation", "--augmentation_options", options)
+    status, _, err = run("finetune", *given)
+    assert status == 2
+    assert said in err
+    assert harm == "silent" or str(folder) in err
+    assert "Traceback" not in err
+
+
 def test_a_new_augmentation_is_one_file(monkeypatch, tmp_path):
     """It is found by its name, as in a checkout that has the file."""
     source = (ROOT / "pipeline/augmentation/token_dropout.py").read_text()

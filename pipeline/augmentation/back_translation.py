@@ -66,15 +66,9 @@ class BackTranslation(Augmentation):
     def _translated(self, folder: str, prefix: str, texts: Sequence[str]) -> list[str]:
         """Return the translation of each text."""
         import torch
-        from transformers import AutoModelForSeq2SeqLM
 
-        try:
-            model: Any = loading.from_pretrained(AutoModelForSeq2SeqLM, folder).to(device()).eval()
-        except ValueError as error:
-            raise UserError(
-                f"augmentation_options: {folder}: translates nothing ({' '.join(str(error).split())[:200]})"
-            ) from None
-        tokenizer, found = tokenization.load(folder), [""] * len(texts)
+        model, tokenizer = _opened(folder, texts)
+        found = [""] * len(texts)
         longest = min(getattr(model.config, "max_position_embeddings", None) or 512, tokenizer.model_max_length)
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
         progress = process.reading("back-translation")
@@ -92,6 +86,26 @@ class BackTranslation(Augmentation):
             left = len(order)
             progress.tell(lambda: f"{len(texts) - left:,} of {len(texts):,} texts translated")  # noqa: B023
         return found
+
+
+def _opened(folder: str, texts: Sequence[str]) -> tuple[Any, Any]:
+    """Return an encoder-decoder and its tokenizer; UserError where it is none, or the tokenizer is not its own."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    try:
+        model: Any = loading.from_pretrained(AutoModelForSeq2SeqLM, folder, role="augmentation_options").to(device()).eval()
+    except ValueError as error:
+        raise UserError(f"augmentation_options: {folder}: translates nothing ({' '.join(str(error).split())[:200]})") from None
+    tokenizer = tokenization.load(folder, "augmentation_options")
+    head = [text for text in texts[:100] if text.strip()]
+    known = tokenizer.batch_decode(tokenizer(head)["input_ids"], skip_special_tokens=True) if head else ["no text to know"]
+    if not any(map(str.strip, known)):  # the library makes an empty tokenizer where its files are missing
+        raise UserError(f"augmentation_options: {folder}: its tokenizer knows no word of the texts; is tokenizer.json missing?")
+    if len(tokenizer) > (size := model.get_input_embeddings().weight.shape[0]):
+        raise UserError(
+            f"augmentation_options: {folder}: the tokenizer has {len(tokenizer)} tokens, but the model only {size} embeddings"
+        )
+    return model, tokenizer
 
 
 AUGMENTATION = BackTranslation
