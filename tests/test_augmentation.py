@@ -176,7 +176,7 @@ def reversing(monkeypatch):
 
     asked = []
 
-    def translated(self, folder, prefix, texts):
+    def translated(self, role, folder, prefix, texts):
         asked.append((folder, prefix, len(texts)))
         return [text if prefix == "back: " else " ".join(reversed(text.split())) for text in texts]
 
@@ -228,7 +228,51 @@ def test_a_translation_is_the_one_that_the_library_gives(parents):
     for text in texts:
         ids = model.generate(**words("The " + text, return_tensors="pt"), max_new_tokens=7, num_beams=2, do_sample=False)
         wanted.append(words.decode(ids[0], skip_special_tokens=True).strip())
-    assert made._translated(folder, "The ", texts) == wanted
+    assert made._translated("translator", folder, "The ", texts) == wanted
+
+
+@pytest.mark.parametrize("model", ["span_corruption", "denoising"])
+def test_any_encoder_decoder_translates(run, parents, tmp_path, model):
+    """Whole runs with models of random weights that say words alone: T5 there, and T5 or BART back."""
+    folders = [shutil.copytree(parents[name], tmp_path / way) for name, way in (("span_corruption", "there"), (model, "back"))]
+    for folder in folders:
+        settings = json.loads((folder / "generation_config.json").read_text())
+        settings |= {"suppress_tokens": tokenization.load(str(folder)).all_special_ids}
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+    roles = ["--translator", folders[0], "--back_translator", folders[1], "--augmentation_options", "{max_new_tokens: 5}"]
+    given = flags("classification", parents, tmp_path, "--augmentation", "back_translation", *roles)
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    record = manifest.read(tmp_path / "out")
+    assert {"parent", "translator", "back_translator"} == set(record["request"]["parents"])
+    further = record["augmentation"]["rows"]
+    assert f"augmentation: {further} further rows of {record['recipe']['kept']}" in out
+    assert further > 10
+    assert record["augmentation"]["examples"] == further
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [("causal", "is a model of family causal, but finetune takes seq2seq as its translator"), ("no tokenizer", "knows no word of the texts"), ("weights", "can't be loaded"),
+     ("silent", "augmentation: none of 82 rows came back with other words"), ("another tokenizer", "embeddings")],
+)  # fmt: skip
+def test_a_model_that_does_not_translate_is_one_plain_line(run, parents, tmp_path, harm, said):
+    folder = shutil.copytree(parents["causal" if harm == "causal" else "span_corruption"], tmp_path / "model")
+    if harm == "no tokenizer":
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    if harm == "another tokenizer":
+        words = tokenization.load(str(folder))
+        words.add_tokens([f"word{number}" for number in range(5000)])
+        words.save_pretrained(folder)
+    if harm == "weights":
+        (folder / "model.safetensors").write_bytes(b"broken")
+    given = flags("classification", parents, tmp_path, "--augmentation", "back_translation", "--translator", folder)
+    status, _, err = run("finetune", *given)
+    assert status == 2
+    assert said in err
+    assert harm == "silent" or str(folder) in err
+    assert "Traceback" not in err
 
 
 def test_a_new_augmentation_is_one_file(monkeypatch, tmp_path):

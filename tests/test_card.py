@@ -85,6 +85,35 @@ def test_a_model_with_any_head_is_compared_and_its_code_runs(run, ready, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("name", "more", "wanted"),
+    [("regression", {}, "5.0"), ("regression", {"value_mean": 3.0, "value_std": 2.0}, "13.0"),
+     ("multilabel_classification", {}, "['b', 'c']"), ("multilabel_classification", {"label_threshold": 0.9}, "['c']")],
+)  # fmt: skip
+def test_the_code_of_a_head_says_what_the_task_says(run, ready, tmp_path, name, more, wanted):
+    """A model whose outputs are its bias: 5 of a value; log odds of -1, 1 and 5 of three labels."""
+    import torch
+
+    from pipeline import tasks
+    from pipeline.models import tokenization
+    from tests.objectives import flags
+
+    assert run("pretrain", *flags("mlm", tmp_path, "--max_steps", "1"))[0] == 0
+    task = tasks.load(name, {})
+    model = task.load_model(str(tmp_path / "out"), [] if name == "regression" else list("abc"))
+    head_of = list(model.children())[-1]
+    torch.nn.init.zeros_(head_of.weight)
+    head_of.bias.data = torch.tensor([5.0] if name == "regression" else [-1.0, 1.0, 5.0])
+    task.save(model, tokenization.load(str(tmp_path / "out")), tmp_path / "head")
+    config = json.loads((tmp_path / "head" / "config.json").read_text()) | more
+    (tmp_path / "head" / "config.json").write_text(json.dumps(config))
+    record = manifest.read(ready / "sft") | {"family": "classifier", "config": {"task_options": {}}}
+    text = card.write(card.Subject(str(tmp_path / "head"), "t", [leaks.clean(record)], {}, config))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1], {})
+    assert said.getvalue().strip() == wanted
+
+
+@pytest.mark.parametrize(
     ("source", "name"),
     [("mlm", "classification"), ("mlm", "question_answering"), ("mlm", "similarity"), ("denoising", "classification"),
      ("span_corruption", "sequence_to_sequence")],
@@ -207,6 +236,9 @@ def test_the_code_on_the_card_runs(run, ready, hub, tmp_path, stage):
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks[0].strip().splitlines()) == 4
     api = HfApi(endpoint=hub.url)
+    assert all('revision="tristage-' in call for call in re.findall(r"from_pretrained\(\"me[^)]*\)", "".join(blocks)))
+    assert len(blocks) == (2 if stage == "sft" else 1)
+    assert all(f'"{tag}"' in "".join(blocks) for tag in hub.repos["model", name].tags)  # also that of the adapter
     for repo in ("me/small-pretrain", "me/small-sft"):  # the endpoint was read when the library was imported: a folder instead
         where = api.snapshot_download(repo, cache_dir=tmp_path / "cache")
         blocks = [block.replace(f'"{repo}"', f'"{where}"') for block in blocks]
@@ -214,8 +246,10 @@ def test_the_code_on_the_card_runs(run, ready, hub, tmp_path, stage):
     with contextlib.redirect_stdout(said):
         for block in blocks:
             exec(block, scope)
-    assert said.getvalue().strip()
     assert (type(scope["model"]).__name__ == "PeftModelForCausalLM") is (stage == "sft")
+    shown = re.search(rf"^  {stage} +(.*)$", text.split("answered by each model")[1], flags=re.MULTILINE)[1]
+    assert len(shown) > 5
+    assert " ".join(said.getvalue().split()).startswith(shown.rstrip("…")), "a visitor gets the answer that the card shows"
 
 
 def test_an_adopted_model_has_a_card_and_no_figures(run, ready, hub, tmp_path):

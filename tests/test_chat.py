@@ -112,6 +112,9 @@ def test_settings_are_set(voices, talk):
     assert "/set top_p 2: expected a number above 0 and at most 1" in out
     assert "/set seed: expected a number at least 0" in out
     assert out.count(chat.HELP) == 2
+    status, out, _ = talk(f"/set seed {2**64}", f"/set seed {2**64 - 1}", "/set temperature 1", QUESTION)
+    assert status == 0
+    assert f"/set seed {2**64}: expected a number at least 0 and below 2 to the power of 64" in out
 
 
 def test_no_template_is_borrowed_from_the_child_of_a_namesake(voices, copy, talk):
@@ -174,11 +177,16 @@ def test_no_answer_moves_the_cursor(capfd):
 def test_a_pipe_is_read_to_its_end(voices):
     command = [sys.executable, "-m", "pipeline.commands.chat", "--runs", voices]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, input=f"{QUESTION}\n", capture_output=True, text=True, timeout=60
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=f"{QUESTION}\n/reset\n".encode() + b"\xff\n",  # the last is no UTF-8
+        capture_output=True,
+        timeout=60,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("dpo of ")
-    assert answers(voices / "dpo", ("user", QUESTION)) in done.stdout
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"dpo of ")
+    for line in (QUESTION, "\ufffd"):
+        assert answers(voices / "dpo", ("user", line)) in done.stdout.decode()
 
 
 @pytest.mark.parametrize("how", ["Ctrl-D", "Ctrl-C"])

@@ -53,6 +53,12 @@ def test_a_row_that_says_something_else_is_malformed(type, row, said):
         types.recognise(row, type, "here").convert(row)
 
 
+@pytest.mark.parametrize("label", [None, float("nan")])
+def test_what_is_missing_is_no_label(label):
+    row = {"text": "a", "label": label}
+    assert types.load("labels").fault(types.recognise(row, "labels", "here").convert(row)) == "empty label"
+
+
 def test_a_hub_data_set_names_its_labels(tmp_path):
     import datasets
 

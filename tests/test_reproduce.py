@@ -120,6 +120,14 @@ def test_a_folder_that_somebody_sent_beside_its_parents(run, data, ready, here, 
     assert "the same bytes" in out
 
 
+@pytest.mark.parametrize("name", ["me/nothing", "me/small@v9"])
+def test_a_repository_or_revision_that_is_not_there_is_told(run, pushed, tmp_path, name):
+    status, _, err = run("reproduce", "--hub", name, "--output", tmp_path / "again")
+    assert status == 2
+    assert "there is no such repository or revision, or the token may not read it (404: " in err
+    assert "write" not in err
+
+
 def test_what_is_needed_is_named_before_anything_is_trained(run, data, ready, pushed, here, tmp_path):
     status, _, err = run("reproduce", "--hub", "me/small-sft", "--output", tmp_path / "again")
     assert status == 2

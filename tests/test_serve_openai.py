@@ -17,6 +17,7 @@ from pipeline import ROOT
 from pipeline.commands import serve
 from tests.test_chat import QUESTION, answers
 
+JSON = {"Content-Type": "application/json"}
 ASKED = [{"role": "user", "content": QUESTION}]
 
 
@@ -156,6 +157,15 @@ def test_content_as_parts_roles_and_fields_without_bearing(ask):
     assert ask(messages=longer).usage.prompt_tokens > ask().usage.prompt_tokens
 
 
+def test_an_answer_is_sent_back_as_it_came_or_with_its_empty_fields(ask):
+    message = ask().choices[0].message
+    filled = [message.model_dump(), message, {"role": "assistant", "content": message.content}]
+    assert filled[0].keys() >= {"refusal", "tool_calls", "function_call", "audio", "annotations"}
+    usages = {ask(messages=[turn, *ASKED], max_tokens=2).usage.prompt_tokens for turn in filled}
+    assert len(usages) == 1
+    assert said(ask(modalities=["text"], safety_identifier="me", prompt_cache_key="a")) == said(ask())
+
+
 def test_penalties_and_biases(ask, voices):
     from transformers import AutoTokenizer
 
@@ -204,11 +214,16 @@ WRONG = {
     "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "can't do it"),
     "logprobs": ({"logprobs": True}, 400, "logprobs", "can't do it"),
     "response_format": ({"response_format": {"type": "json_object"}}, 400, "response_format", "can't do it"),
+    "top_logprobs": ({"top_logprobs": 2}, 400, "top_logprobs", "can't do it"),
+    "functions": ({"functions": [{"name": "f"}]}, 400, "functions", "can't do it"),
+    "speech": ({"modalities": ["text", "audio"]}, 400, "modalities", "can't do it"),
+    "effort": ({"reasoning_effort": "low"}, 400, "reasoning_effort", "can't do it"),
     "stop": ({"stop": ""}, 400, "stop", "not empty"),
     "five stops": ({"stop": list("abcde")}, 400, "stop", "up to four|at most 4"),
     "stream_options": ({"stream_options": {"include_usage": True}}, 400, None, "only allowed when stream"),
     "frequency_penalty": ({"frequency_penalty": 3}, 400, "frequency_penalty", "less than or equal to 2"),
     "logit_bias": ({"logit_bias": {"cat": 1}}, 400, "logit_bias", "ids of tokens"),
+    "a long id": ({"logit_bias": {"9" * 5000: 1}}, 400, "logit_bias", "ids of tokens"),
     "model": ({"model": "gpt-4o"}, 404, "model", "does not exist"),
     "unknown": ({"extra_body": {"top_k": 5}}, 400, "top_k", "Unrecognized request argument"),
 }  # fmt: skip
@@ -245,17 +260,37 @@ def test_wrong_texts_to_go_on_from(ask):
         ("POST", "/chat/completions", b"{", 400),
         ("POST", "/chat/completions", b"[1]", 400),
         ("POST", "/chat/completions", b"{}", 400),
+        ("POST", "/chat/completions", b"", 400),
+        ("POST", "/chat/completions", b'{"model": "\\ud800", "messages": [{"role": "user", "content": "a"}]}', 400),
         ("GET", "/chat/completions", None, 405),
         ("POST", "/nothing", b"{}", 404),
         ("GET", "/models/other", None, 404),
     ],
 )
 def test_bodies_of_errors(server, method, path, body, status):
-    asked = urllib.request.Request(server[0] + path, body, {"Content-Type": "application/json"}, method=method)
+    asked = urllib.request.Request(server[0] + path, body, JSON, method=method)
     with pytest.raises(urllib.error.HTTPError) as found:
         urllib.request.urlopen(asked)
     assert found.value.code == status
     assert set(json.loads(found.value.read())["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("key", ["content", "name"])
+def test_half_of_a_surrogate_pair_is_refused(server, key):
+    message = {"role": "user", "content": "a"} | {key: "\ud800"}
+    for path, given in (("chat/completions", {"messages": [message]}), ("completions", {"prompt": "\ud800"})):
+        asked = urllib.request.Request(f"{server[0]}/{path}", json.dumps({"model": server[1]} | given).encode(), JSON)
+        with pytest.raises(urllib.error.HTTPError) as found:
+            urllib.request.urlopen(asked)
+        assert found.value.code == 400
+        assert "\\ud" in json.loads(found.value.read())["error"]["message"]
+
+
+def test_a_body_without_its_header_is_told_what_is_missing(server):
+    asked = urllib.request.Request(f"{server[0]}/chat/completions", b"{}", {"Content-Type": "text/plain"})
+    with pytest.raises(urllib.error.HTTPError) as found:
+        urllib.request.urlopen(asked)
+    assert "Content-Type: application/json" in json.loads(found.value.read())["error"]["message"]
 
 
 def test_a_client_that_leaves_does_not_hold_up_the_others(ask):

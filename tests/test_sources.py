@@ -74,6 +74,14 @@ def test_broken_files_are_named(tmp_path, name, text):
         rows(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    mark = "," if name == "a.csv" else "\t"
+    (tmp_path / name).write_text(mark.join(("text", "text", "id")) + "\n" + mark.join("abc") + "\n")
+    with pytest.raises(UserError, match=f"{name}: row 1: two columns are named 'text'"):
+        rows(tmp_path / name)
+
+
 def test_half_a_surrogate_pair_is_no_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "\\ud800"}\n{"text": "\\ud83d\\ude00"}\n')
     with pytest.raises(UserError) as error:

@@ -39,23 +39,20 @@ class BackTranslation(Augmentation):
         """Yield the rows whose texts came back in other words; one translator goes both ways where there is no other."""
         columns = [name for name in kind.asks if any(isinstance(row.get(name), str) for row in rows[:1])]
         texts = sorted({row[name] for row in rows for name in columns if name in row})
-        there = self._translated(models[_THERE], self.prefix, texts)
-        back = dict(zip(texts, self._translated(models.get(_BACK, models[_THERE]), self.back_prefix, there), strict=True))
+        there = self._translated(_THERE, models[_THERE], self.prefix, texts)
+        role = _BACK if _BACK in models else _THERE
+        back = dict(zip(texts, self._translated(role, models[role], self.back_prefix, there), strict=True))
         for number, row in enumerate(rows):
             said = {name: back[row[name]] for name in columns if name in row}
             if all(said.values()) and any(said[name] != row[name] for name in said):
                 yield number, row | said
 
-    def _translated(self, folder: str, prefix: str, texts: Sequence[str]) -> list[str]:
-        """Return the translation of each text."""
+    def _translated(self, role: str, folder: str, prefix: str, texts: Sequence[str]) -> list[str]:
+        """Return the translation of each text by the model that has a role."""
         import torch
-        from transformers import AutoModelForSeq2SeqLM
 
-        try:
-            model: Any = loading.from_pretrained(AutoModelForSeq2SeqLM, folder).to(device()).eval()
-        except ValueError as error:
-            raise UserError(f"{folder}: translates nothing ({' '.join(str(error).split())[:200]})") from None
-        tokenizer, found = tokenization.load(folder), [""] * len(texts)
+        model, tokenizer = _opened(folder, role, texts)
+        found = [""] * len(texts)
         longest = min(getattr(model.config, "max_position_embeddings", None) or 512, tokenizer.model_max_length)
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
         progress = process.reading("back-translation")
@@ -73,6 +70,21 @@ class BackTranslation(Augmentation):
             left = len(order)
             progress.tell(lambda: f"{len(texts) - left:,} of {len(texts):,} texts translated")  # noqa: B023
         return found
+
+
+def _opened(folder: str, role: str, texts: Sequence[str]) -> tuple[Any, Any]:
+    """Return an encoder-decoder and its tokenizer; UserError where the tokenizer is not its own."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    model: Any = loading.from_pretrained(AutoModelForSeq2SeqLM, folder, role=role).to(device()).eval()
+    tokenizer = tokenization.load(folder, role)
+    head = [text for text in texts[:100] if text.strip()]
+    known = tokenizer.batch_decode(tokenizer(head)["input_ids"], skip_special_tokens=True) if head else ["no text to know"]
+    if not any(map(str.strip, known)):  # the library makes an empty tokenizer where its files are missing
+        raise UserError(f"--{role} {folder}: its tokenizer knows no word of the texts; is tokenizer.json missing?")
+    if len(tokenizer) > (size := model.get_input_embeddings().weight.shape[0]):
+        raise UserError(f"--{role} {folder}: the tokenizer has {len(tokenizer)} tokens, but the model only {size} embeddings")
+    return model, tokenizer
 
 
 AUGMENTATION = BackTranslation

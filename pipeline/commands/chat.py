@@ -10,6 +10,7 @@ set), /help lists these. Ctrl-C ends an answer; an empty line, Ctrl-D, or Ctrl-C
 
 from __future__ import annotations
 
+import io
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ SAMPLING: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "top_k": (int, lambda value: value >= 0, "at least 0, which is all"),
     "repetition_penalty": (float, lambda value: value > 0, "above 0"),
     "max_new_tokens": (int, lambda value: value >= 1, "at least 1"),
-    "seed": (int, lambda value: value >= 0, "at least 0"),
+    "seed": (int, lambda value: 0 <= value < 2**64, "at least 0 and below 2 to the power of 64"),
 }
 _LONGEST = 256  # tokens of an answer, at most
 
@@ -64,7 +65,8 @@ class Speaker:
         ids = render(self.tokenizer, [{"role": "system", "content": system}] * bool(system) + turns, answer_next=True)
         room = int(getattr(self.model.config, "max_position_embeddings", len(ids) + _LONGEST)) - len(ids)
         if room < 1:
-            raise UserError(f"{self.name}: the conversation is longer than the {len(ids) + room} tokens it can read; /reset")
+            remedy = "/reset, or a shorter /system" if system else "/reset"
+            raise UserError(f"{self.name}: the conversation is longer than the {len(ids) + room} tokens it can read; {remedy}")
         row, streamer = torch.tensor([ids], device=self.model.device), _stream(self.tokenizer)
         settings = _generation({**given, "max_new_tokens": min(room, given.get("max_new_tokens", _LONGEST))})
         if "seed" in given:
@@ -191,6 +193,8 @@ def main() -> int:
     flags, faults = config.only(("runs", "node"), sys.argv[1:])
     if faults:
         raise UserError(*faults)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 is no reason to end
     runs, name = Path(str(flags.get("runs", "runs/tiny"))), str(flags.get("node", ""))
     try:
         chat = Chat(runs, name)

@@ -143,7 +143,7 @@ def _datasets(options: Options, nodes: Sequence[Finished], hub: Hub) -> list[str
 
 def push(packed: Package, hub: Hub, options: Options) -> None:
     """Bring one node to its repository, read it back, and only then say that it is there."""
-    from pipeline.hub import readback
+    from pipeline.hub import readback, usage
 
     delivery = packed.delivery
     withheld = f" (withheld: {', '.join(packed.withheld)})" if packed.withheld else ""
@@ -158,7 +158,7 @@ def push(packed: Package, hub: Hub, options: Options) -> None:
         say("push", f"{delivery.repo}: the tag stays at {named[:8]}, where these weights were pushed first")
     tag = delivery.tag
     if extra := frozenset(path for path in delivery.files if path.startswith("adapter/")):
-        tag = hub.tag_more(delivery, commit, named, extra, "adapter")
+        tag = hub.tag_more(delivery, commit, extra, usage.ADAPTER)
     compared = readback.model(hub, delivery, commit, packed.folder, packed.loader, packed.under)
     say("push", f"{delivery.repo}: read back and equal: {compared}")
     if options.public:

@@ -190,6 +190,11 @@ def _read_csv(path: Path, faults: Faults) -> Iterator[Raw]:
     names = re.sub(r'"[^"]*"', "", header)
     delimiter = max(",;\t|", key=names.count) if kind(path) == "csv" else "\t"
     reader = csv.DictReader(itertools.chain([header], lines), delimiter=delimiter)
+    if twice := sorted(name for name, count in Counter(reader.fieldnames or ()).items() if count > 1):
+        faults.add(
+            f"{path}: row 1: two columns are named {twice[0]!r}, of which one would be lost; give one of them another name"
+        )
+        return
     for number, row in enumerate(reader, start=2):
         if None in row or None in row.values():
             faults.add(f"{path}: row {number}: not as many cells as the header names, cut at {delimiter!r}")

@@ -36,6 +36,8 @@ class Subject:
     block: Block | None = None  # its figures, if these very outputs were measured
     samples: Sequence[Mapping[str, Any]] = ()  # prompts with the answers of several models
     base: str = ""  # hub id of the model whose weights it took
+    base_revision: str = ""  # of that model; empty where none is known
+    begin: str = "bos_token"  # the tokenizer's attribute that holds what begins a text
     adapter: bool = False
     forced: Sequence[str] = ()
     license: str = "apache-2.0"

@@ -38,6 +38,8 @@ def _refused(status: int, text: str, user: str) -> tuple[str, str]:
         return "world", f"the hub has no room for it ({said}): free some there, or ask for more"
     if status == 401:
         return "user", "the hub refuses the token (401): set HF_TOKEN to a valid one, or run `hf auth login`"
+    if status == 404 and not user:  # nobody has signed in, so this is a download
+        return "user", f"there is no such repository or revision, or the token may not read it ({said})"
     if status in (403, 404):
         whose = f"; the token is that of {user}" if user else ""
         return "user", f"not allowed ({said}): the name is someone else's, or the token may not write{whose}"

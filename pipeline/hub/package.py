@@ -96,6 +96,7 @@ def pack(
         block=block, samples=_samples(node, summary, block), template="chat_template.jinja" in files, base=base.repo,
         adapter=adapter, forced=forced, watts=terms.watts, license=terms.license or LICENSE, license_given=bool(terms.license),
         language=terms.language or _language(line), datasets=list(dict.fromkeys([*terms.datasets, *_datasets(line)])), code=terms.code,
+        base_revision=base.revision, begin=_begin(files),
     )  # fmt: skip
     files["README.md"] = card.write(subject).encode()
     digests = {name: sha256(content) for name, content in sorted(files.items())}
@@ -129,6 +130,13 @@ def _base(node: Finished, repositories: Mapping[str, tuple[str, str]]) -> Base:
 
 def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _begin(files: Mapping[str, Content]) -> str:
+    """Return the tokenizer's attribute with the token that begins a text, which is the one that ends it where it has no other."""
+    path = files.get("tokenizer_config.json")
+    known = json.loads(path.read_text(encoding="utf-8")) if isinstance(path, Path) else {}
+    return "bos_token" if known.get("bos_token") else "eos_token"
 
 
 def _adapter(own: Mapping[str, Path], node: Finished, base: Base) -> dict[str, Content]:

@@ -122,7 +122,7 @@ def samples(subject: Subject) -> Iterator[str]:
         lines.append("")
     text = "\n".join(lines).rstrip()
     fence = "`" * max(3, 1 + max((len(run) for run in text.replace("\n", " ").split() if set(run) == {"`"}), default=0))
-    yield f"## The same prompts, answered by each model\n\nGreedy answers, not chosen by anybody; a model without a chat template goes on from the prompt as plain text.\n\n{fence}text\n{text}\n{fence}"
+    yield f"## The same prompts, answered by each model\n\nGreedy answers, not chosen by anybody; a model without a chat template goes on from the prompt as plain text, after the token that begins a text.\n\n{fence}text\n{text}\n{fence}"
 
 
 def _cut(text: str, most: int) -> str:

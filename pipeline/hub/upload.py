@@ -182,13 +182,8 @@ class Hub:
             )
         return named
 
-    def tag_more(self, delivery: Delivery, commit: str, named: str, more: frozenset[str], suffix: str) -> str:
-        """Return a tag that names the weights and `more` files: the delivery's own, else one with a suffix, made at `commit`.
-
-        `named`: the commit that the delivery's tag names, at which those files may be missing.
-        """
-        if not self._others(delivery, named, more):
-            return delivery.tag
+    def tag_more(self, delivery: Delivery, commit: str, more: frozenset[str], suffix: str) -> str:
+        """Return a tag with a suffix, made at `commit`, that names `more` files beside the weights: the delivery's tag may lack them."""
         tag = f"{delivery.tag}-{suffix}"
         there = self._repository(delivery).tags.get(tag)
         if there is None:

@@ -12,6 +12,7 @@ _ANSWER = "model.generate(**inputs, max_new_tokens=64)[0]"
 _REPLY = "It is a pleasure."
 _SCORE = "print(model(**inputs).logits[0, 0].item())"  # of a model with one output
 _LABELLED = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")  # the base has no such head as yet
+ADAPTER = "adapter"  # ends the tag of weights with their adapter
 _PROMPT_CUT = 300  # characters of a prompt from the evaluation
 # The last line, by the class that loads the model.
 _LAST = {
@@ -31,10 +32,12 @@ def use(subject: Subject) -> Iterator[str]:
     yield "```"
     if subject.adapter:
         labels = f", num_labels={len(subject.config['id2label'])}" if subject.auto in _LABELLED else ""
-        base = f'{subject.auto}.from_pretrained("{subject.base}"{labels})'
+        pinned = f', revision="{subject.base_revision}"' if subject.base_revision else ""
+        base = f'{subject.auto}.from_pretrained("{subject.base}"{pinned}{labels})'
+        own = f'"{subject.repo}", revision="{subject.tag}-{ADAPTER}", subfolder="adapter"'
         yield f"\nThe LoRA adapter alone, on the model that it was trained on (`{subject.base}`):\n\n```python"
         yield "from peft import PeftModel"
-        yield f'model = PeftModel.from_pretrained({base}, "{subject.repo}", subfolder="adapter")\n```'
+        yield f"model = PeftModel.from_pretrained({base}, {own})\n```"
     yield f"\nThe revision `{subject.tag}` names exactly these weights."
 
 
@@ -63,7 +66,23 @@ def _code(subject: Subject) -> Iterator[str]:
         yield f'inputs = tokenizer({prompt!r}, {_REPLY!r}, return_tensors="pt")'
     elif subject.template:
         yield f'inputs = tokenizer.apply_chat_template({turns!r}, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
+    elif name == "AutoModelForCausalLM":  # as training and evaluation began each text
+        yield f'inputs = tokenizer(tokenizer.{subject.begin} + {prompt!r}, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)'
     else:
         text = 'f"The story of {tokenizer.mask_token} is known."' if name == "AutoModelForMaskedLM" else '"The story of"'
         yield f'inputs = tokenizer({text}, return_tensors="pt", return_token_type_ids=False)'
-    yield _SCORE if _scores(subject) else _LAST.get(name, "print(model(**inputs))")
+    yield _SCORE if _scores(subject) else _several(subject) or _LAST.get(name, "print(model(**inputs))")
+
+
+def _several(subject: Subject) -> str:
+    """Return the last line for a head that gives a value, or any number of labels; empty for others."""
+    if subject.config.get("problem_type") == "regression":
+        scaled = " * model.config.value_std + model.config.value_mean" if "value_std" in subject.config else ""
+        return f"print(model(**inputs).logits[0, 0].item(){scaled})"
+    if subject.config.get("problem_type") != "multi_label_classification":
+        return ""
+    given = (subject.record["config"].get("task_options") or {}).get("threshold", 0.5)
+    least = subject.config.get("label_threshold", given)
+    return (
+        f"print([model.config.id2label[n] for n, p in enumerate(model(**inputs).logits[0].sigmoid().tolist()) if p >= {least}])"
+    )

@@ -43,6 +43,11 @@ def examples(
     kind = types.load(reads)
     seen = {split.key({}, kind.asked(row)) for some in (aside.kept, rows.validation) for row in some}
     made = [one for one in _kept(augmentation, run, rows) if split.key({}, kind.asked(one[1])) not in seen]
+    if not made:
+        raise UserError(
+            f"augmentation: none of {len(rows.kept):,} rows came back with other words in all of its texts; ask the "
+            "translator by hand, or leave augmentation away"
+        )
     more = Rows(kept=[row for _, row in made])
     used = 0
     for example in encode(more):

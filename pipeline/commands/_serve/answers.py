@@ -110,8 +110,8 @@ class Model:
 
     def _biases(self, given: dict[str, float]) -> list[Any]:
         size = len(self.tokenizer)
-        if wrong := [token for token in given if not token.isdecimal() or int(token) >= size]:
-            raise Refused(f"logit_bias: {wrong[0]}: ids of tokens are from 0 to {size - 1}", "logit_bias")
+        if wrong := [token for token in given if not token.isdecimal() or len(token) > len(str(size)) or int(token) >= size]:
+            raise Refused(f"logit_bias: {wrong[0][:20]!a}: ids of tokens are from 0 to {size - 1}", "logit_bias")
         return [[[int(token)], float(bias)] for token, bias in given.items()]
 
     async def stream(self, asked: AskedChat | AskedText, ids: list[int], settings: Any, answer: Answer) -> AsyncIterator[str]:

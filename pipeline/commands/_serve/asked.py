@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Refused(Exception):
@@ -19,6 +19,16 @@ class Refused(Exception):
         self.status = status
         kind = "invalid_request_error" if status < 500 else "server_error"
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _encodable(text: str) -> str:
+    """Return a text that UTF-8 can hold; JSON may spell half of a surrogate pair, which neither tokenizer nor reply can."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("half of a surrogate pair (\\ud...), which is no text")
+    return text
+
+
+Str = Annotated[str, AfterValidator(_encodable)]
 
 
 class _StreamOptions(BaseModel):
@@ -33,7 +43,7 @@ class _Asked(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str
+    model: Str
     stream: bool | None = False
     stream_options: _StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -45,7 +55,7 @@ class _Asked(BaseModel):
     stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
     seed: int | None = None
     n: int | None = 1
-    user: str | None = None
+    user: Str | None = None
 
     @field_validator("n")
     @classmethod
@@ -80,17 +90,25 @@ class _Asked(BaseModel):
 
 class _Text(BaseModel):
     type: Literal["text"]
-    text: str
+    text: Str
 
 
 class _Message(BaseModel):
-    """One turn; the template decides which roles it can render."""
+    """One turn; the template decides which roles it can render.
+
+    Fields of an answer that hold nothing are taken, since clients send back a whole message of an earlier answer.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Text]
-    name: str | None = None
+    content: Str | list[_Text]
+    name: Str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def turn(self) -> dict[str, str]:
         """Return role and text as chat templates know them."""
@@ -116,6 +134,10 @@ class AskedChat(_Asked):
     store: bool | None = None
     metadata: dict[str, str] | None = None
     service_tier: str | None = None
+    modalities: list[Literal["text"]] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
 
     @property
     def longest(self) -> int | None:
@@ -131,7 +153,7 @@ class AskedChat(_Asked):
 class AskedText(_Asked):
     """A request to /v1/completions: text, or ids of tokens, to be gone on from."""
 
-    prompt: str | list[str] | list[int]
+    prompt: Str | list[Str] | list[int]
     logprobs: None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
@@ -151,6 +173,10 @@ _FORMS = {
     "stop": "expected text that is not empty, or up to four of them",
     "prompt": "expected one text, or the ids of its tokens",
 }  # fields that may have several forms, of which pydantic names each
+_CAN_NOT = frozenset(
+    """logprobs top_logprobs echo best_of suffix response_format tools tool_choice parallel_tool_calls functions function_call
+    modalities audio prediction reasoning_effort verbosity web_search_options""".split()
+)  # arguments of OpenAI's that would change the answer
 
 
 def refusal(faults: list[Any], body: Any) -> Refused:
@@ -165,6 +191,10 @@ def refusal(faults: list[Any], body: Any) -> Refused:
         value = body.get(name) if isinstance(body, dict) else None
         if several:
             text = f"{'.'.join(place)}: {_FORMS[several]}"
+        elif not place and fault["type"] != "value_error":
+            text = "expected an object of JSON, sent with the header Content-Type: application/json"
+        elif name in _CAN_NOT:
+            text = f"{name}: {str(value)[:60]!a}: this server can't do it"
         elif fault["type"] == "extra_forbidden":
             text = (
                 f"Unrecognized request argument: {'.'.join(place)}"
@@ -173,8 +203,6 @@ def refusal(faults: list[Any], body: Any) -> Refused:
             )
         elif fault["type"] == "missing":
             text = f"Missing required parameter: '{'.'.join(place)}'"
-        elif name in ("logprobs", "echo", "best_of", "suffix", "tools", "response_format", "tool_choice"):
-            text = f"{name}: {str(value)[:60]}: this server can't do it"
         else:
             text = f"{'.'.join(place) or 'the body'}: {fault['msg'].removeprefix('Value error, ')}"
         said.setdefault(name, text)

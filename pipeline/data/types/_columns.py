@@ -28,13 +28,15 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 _THUMBS = {"true": True, "false": False, "1": True, "0": False, "up": True, "down": False, "yes": True, "no": False, "👍": True, "👎": False}  # fmt: skip
 
 # Columns of any conversation beside its messages, and those that may not be lost without a word, with what is lost.
-FRAME = frozenset({"system", "system_prompt", "history", "tools", "chat_template_kwargs"})
+FRAME = frozenset({"system", "system_prompt", "history", "tools", "functions", "chat_template_kwargs"})
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 MATTERS = {
     "label": "says whether the answer is good",
-    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "is what the text is about"),
+    **dict.fromkeys(_MEDIA, "is what the text is about"),
     **dict.fromkeys(("tool_calls", "function_call", *_REASONING), "is part of the answer"),
     **dict.fromkeys(FRAME, "is part of the conversation"),
 }
+_UNTRAINED = ("weight", "train", "loss")  # keys with which OpenAI, axolotl and swift say whether to train on a message
 
 
 def text(row: Mapping[str, Any], column: str) -> str:
@@ -85,7 +87,7 @@ def messages(value: Any) -> Messages:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise Malformed(f"expected a list of messages, found {type(value).__name__}")
+        raise Malformed(f"expected a list of messages, found {'an empty one' if value == [] else type(value).__name__}")
     return [_message(item) for item in value]
 
 
@@ -99,6 +101,7 @@ def _message(item: Any) -> dict[str, Any]:
         role, content = str(item["role"]), item.get("content")
     else:
         raise Malformed("a message without role or content")
+    _refuse_lost(item, _ROLES.get(role, role))
     calls = [*(item.get("tool_calls") or []), *([item["function_call"]] if item.get("function_call") else [])]
     if role in ("function_call", "tool_call"):
         calls, content = [*calls, *_listed(_loaded(content, role))], ""
@@ -110,6 +113,17 @@ def _message(item: Any) -> dict[str, Any]:
             raise Malformed(f"the {role}'s reasoning is {type(reasoning).__name__}, not text")
         found["reasoning_content"] = reasoning
     return found | {name: str(item[name]) for name in ("name", "tool_call_id") if item.get(name)}
+
+
+def _refuse_lost(item: Mapping[str, Any], role: str) -> None:
+    """Raise Malformed where a message holds more than text, or is an answer that is not to be trained on."""
+    lost = {name: MATTERS[name] for name in _MEDIA if item.get(name)}
+    if role == "assistant":
+        not_this = "says not to train on this answer, but every answer of a conversation is trained on"
+        lost |= {name: not_this for name in _UNTRAINED if item.get(name) in (0, "0")}
+    if lost:
+        name, why = next(iter(lost.items()))
+        raise Malformed(f"{name} of a message {why}; `ignore: [{name}]` in a recipe leaves it out")
 
 
 def _call(value: Any) -> dict[str, Any]:
@@ -151,7 +165,8 @@ def framed(row: Mapping[str, Any], turns: Messages) -> Messages:
     The tools are a list under `tools` of the first message, so that they go wherever the conversation goes.
     """
     given = row.get("chat_template_kwargs") or {}
-    system = row.get("system") or row.get("system_prompt") or given.get("custom_instructions")
+    column = row.get("system") or row.get("system_prompt")
+    system = column or given.get("custom_instructions")
     before: Messages = []
     for item in row.get("history") or []:
         pair = isinstance(item, (list, tuple)) and len(item) == 2
@@ -159,12 +174,20 @@ def framed(row: Mapping[str, Any], turns: Messages) -> Messages:
     found = [*before, *turns]
     if system and found[0]["role"] != "system":
         found = [turn("system", system), *found]
-    tools = row.get("tools") or [*(given.get("xml_tools") or []), *(given.get("python_tools") or [])]
+    elif column and found[0]["content"].strip() != str(column).strip():
+        raise Malformed(
+            "the system's words stand in a column and, otherwise, in the first message; `ignore` the one or the other"
+        )
+    tools = row.get("tools") or row.get("functions") or [*(given.get("xml_tools") or []), *(given.get("python_tools") or [])]
     if tools:
         listed = [_loaded(tool, "tools") for tool in _listed(_loaded(tools, "tools"))]
         if not all(isinstance(tool, Mapping) for tool in listed):
             raise Malformed("tools: expected a list of objects, or their JSON")
-        found = [found[0] | {"tools": [dict(tool) for tool in listed]}, *found[1:]]
+        named = [
+            dict(tool) if "function" in tool or "name" not in tool else {"type": "function", "function": dict(tool)}
+            for tool in listed
+        ]
+        found = [found[0] | {"tools": named}, *found[1:]]
     return found
 
 

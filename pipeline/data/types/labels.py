@@ -18,7 +18,8 @@ def _label(*texts: str) -> Convert:
         if isinstance(label, (list, Mapping)):
             raise Malformed(f"label is {type(label).__name__}, not one label")
         named = dict(zip(("text", "text_pair"), (text(row, column) for column in texts), strict=False))
-        return named | {"label": "" if label is None else str(label)}
+        none = label is None or label != label  # NaN, which tables have in place of what is missing
+        return named | {"label": "" if none else str(label)}
 
     return convert
 
