@@ -294,7 +294,7 @@ def one_by_one(path, rows, tokenizer):
 
 
 def test_tokenising_text_is_twice_as_fast_as_row_by_row(tmp_path):
-    rows = list(rows_of("rows", 3))
+    rows = list(rows_of("rows", 12))
     tokenizer = tokenization.train((row["text"] for row in rows[:500]), 4096, 256)
     seconds = {"ours": [], "row by row": []}
     for repeat in range(3):
