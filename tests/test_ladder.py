@@ -228,6 +228,12 @@ def test_a_profile_is_climbed_once_and_takes_the_advice_over(world, tmp_path, ru
     status, out, err = run("ladder", *flags, "--hours", "0.01", "--prove", "yes")
     assert status == 0, err
     assert len(trained) == 10
+    rates = {
+        int(argv[argv.index("--hidden_size") + 1]): argv[argv.index("--learning_rate") + 1]
+        for argv in trained
+        if "--learning_rate" in argv
+    }
+    assert rates == {8: "0.03", 16: "0.015", 32: "0.0075"}  # the node's own width, 24, keeps its rate
     warmups = [int(argv[argv.index("--warmup_steps") + 1]) for argv in trained]
     steps = [int(argv[argv.index("--max_steps") + 1]) for argv in trained]
     assert warmups == [min(50, count // 10) for count in steps]
@@ -249,7 +255,13 @@ def test_a_profile_is_climbed_once_and_takes_the_advice_over(world, tmp_path, ru
     assert out.count("up to date") == 9
     after = (folder / "pretrain.yaml").read_text()
     changed = yaml.safe_load(after).items() - yaml.safe_load(before).items()
-    assert {key for key, _ in changed} <= {"hidden_size", "num_hidden_layers", "num_attention_heads", "num_train_epochs"}
+    assert {key for key, _ in changed} <= {
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_train_epochs",
+        "learning_rate",
+    }
     assert "num_train_epochs" in dict(changed)
     assert after.startswith("# a comment\n")
     assert after.count("\n") == before.count("\n") + 1

@@ -192,8 +192,21 @@ def _seed(node: Node) -> int:
 
 def _flags(node: Node, size: Size) -> list[str]:
     """Return the flags by which a node's script makes a model of a size and trains it for as long as it is told."""
-    found = [word for name in SIZES for word in (f"--{name}", str(getattr(size, name)))]
+    found = [word for key, value in _sized(node, size).items() for word in (f"--{key}", str(value))]
     return found + (["--flops", "0"] if node.settings.get("flops") else [])
+
+
+def _sized(node: Node, size: Size) -> dict[str, Any]:
+    """Return a size's options with its learning rate, which falls as the width grows (Yang et al. 2022, table 3: Adam, hidden weights).
+
+    With one rate for all, the small sizes would learn too slowly, and the law would promise more of a larger one than it keeps.
+    """
+    found: dict[str, Any] = dataclasses.asdict(size)
+    values = node.stage.split(node.settings)[1]
+    own, width = values.get("learning_rate"), options(node).hidden_size
+    if own and width != size.hidden_size and "adam" in str(values.get("optim", "adamw")):
+        found["learning_rate"] = float(f"{own * width / size.hidden_size:.3g}")
+    return found
 
 
 def train(node: Node, rung: Rung, folder: Path) -> Path:
@@ -261,7 +274,7 @@ def taken_over(node: Node, size: Size, steps: int, text: Text) -> dict[str, Any]
     length: dict[str, Any] = (
         {"max_steps": steps} if "max_steps" in node.settings else {"num_train_epochs": round(steps / text.steps, 3)}
     )
-    return dataclasses.asdict(size) | length | ({"flops": 0} if node.settings.get("flops") else {})
+    return _sized(node, size) | length | ({"flops": 0} if node.settings.get("flops") else {})
 
 
 def write(node: Node, keys: dict[str, Any]) -> None:
