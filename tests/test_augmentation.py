@@ -216,29 +216,45 @@ def test_each_text_of_a_row_is_translated_and_its_answer_stays(parents, reversin
     assert list(made.further(rows, types.load("translation"), models)) == [(0, {"source": "b a", "target": "c d"})]
 
 
-def test_a_translation_is_the_one_that_the_library_gives(parents):
+def translator(parent, folder):
+    """Return a copy of an encoder-decoder with large random weights that says words alone."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(parent, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 3 * values for name, values in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"suppress_tokens": tokenization.load(str(folder)).all_special_ids}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def test_a_translation_is_the_one_that_the_library_gives(parents, tmp_path):
     """Of a model with random weights, text by text, whatever is translated beside it."""
     from transformers import AutoModelForSeq2SeqLM
 
-    folder = str(parents["span_corruption"])
+    folder = translator(parents["span_corruption"], tmp_path / "model")
     made = augmentation.load("back_translation", {"prefix": "The ", "max_new_tokens": 7, "num_beams": 2})
-    texts = [row["text"] for row in ROWS["classification"][:9]] + ["a"]
+    texts = [row["text"] for row in ROWS["classification"][:9]] + ["a", "a </s> b <extra_id_0>"]
     model, words = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), tokenization.load(folder)
     wanted = []
     for text in texts:
-        ids = model.generate(**words("The " + text, return_tensors="pt"), max_new_tokens=7, num_beams=2, do_sample=False)
+        ids = model.generate(
+            **words("The " + text, return_tensors="pt", split_special_tokens=True),
+            max_new_tokens=7,
+            num_beams=2,
+            do_sample=False,
+        )
         wanted.append(words.decode(ids[0], skip_special_tokens=True).strip())
+    assert all(wanted)
+    assert len(set(wanted)) > 5
     assert made._translated("translator", folder, "The ", texts) == wanted
 
 
 @pytest.mark.parametrize("model", ["span_corruption", "denoising"])
 def test_any_encoder_decoder_translates(run, parents, tmp_path, model):
     """Whole runs with models of random weights that say words alone: T5 there, and T5 or BART back."""
-    folders = [shutil.copytree(parents[name], tmp_path / way) for name, way in (("span_corruption", "there"), (model, "back"))]
-    for folder in folders:
-        settings = json.loads((folder / "generation_config.json").read_text())
-        settings |= {"suppress_tokens": tokenization.load(str(folder)).all_special_ids}
-        (folder / "generation_config.json").write_text(json.dumps(settings))
+    folders = [translator(parents[name], tmp_path / way) for name, way in (("span_corruption", "there"), (model, "back"))]
     roles = ["--translator", folders[0], "--back_translator", folders[1], "--augmentation_options", "{max_new_tokens: 5}"]
     given = flags("classification", parents, tmp_path, "--augmentation", "back_translation", *roles)
     status, out, err = run("finetune", *given)

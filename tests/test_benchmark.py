@@ -63,6 +63,35 @@ def test_the_harness_says_of_each_item_what_we_count(copy, run):
     assert "world_facts_acc_0_shot" in (copy / "report.html").read_text()
 
 
+def test_prompts_hold_as_many_examples_as_are_asked_for(copy, run, monkeypatch):
+    """Turns of the conversation where a model chats, and paragraphs where it doesn't; questions about other people."""
+    asked = []
+    from lm_eval.models.huggingface import HFLM
+
+    loglikelihood = HFLM.loglikelihood
+
+    def seen(self, requests, *more, **named):
+        asked.append([request.args[0] for request in requests])
+        return loglikelihood(self, requests, *more, **named)
+
+    monkeypatch.setattr(HFLM, "loglikelihood", seen)
+    status, out, err = run("benchmark", "--runs", copy, "--node", "sft", "--shots", "0,1,5", "--limit", "2")
+    assert status == 0, err
+    kept = json.loads((copy / benchmarks.KEPT).read_text())["nodes"]
+    for known in kept.values():
+        assert [entry["shots"] for entry in known["entries"]] == [0, 1, 5]
+    questions = {one["question"] for one in world_facts.questions("held_out")}
+    others = {one["question"] for one in world_facts.questions("train")}
+    assert not questions & others
+    held = {shots: [sum(text in prompt for text in others) for prompts in asked for prompt in prompts
+                    if prompt.count("?") == shots + 1] for shots in (0, 1, 5)}  # fmt: skip
+    assert all(found and set(found) == {shots} for shots, found in held.items())
+    assert all(f"world_facts_acc_{shots}_shot" in out for shots in (0, 1, 5))
+    status, _, err = run("benchmark", "--runs", copy, "--node", "sft", "--shots", "100000", "--limit", "2")
+    assert status == 2
+    assert "SHOTS: 100000: more examples than world_facts can give" in err
+
+
 def test_another_model_has_no_figures_of_the_one_before(copy, run):
     assert run("benchmark", "--runs", copy, "--node", "sft", "--limit", "4")[0] == 0
     path = copy / "sft" / "manifest.json"

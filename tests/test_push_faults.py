@@ -1,5 +1,6 @@
 """A hub that fails, refuses or is slow, and a push that is killed: one plain line, nothing lost, no half a model."""
 
+import itertools
 import json
 import os
 import random
@@ -106,6 +107,40 @@ def test_what_does_not_pass_is_one_plain_line_and_the_same_command_goes_on(run, 
     hub.faults.clear()
     assert push(run, ready, "--node", "sft")[0] == 0
     assert whole(hub) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 7.0])
+def test_a_failing_hub_is_asked_for_two_minutes_as_the_readme_says(hub, monkeypatch, seconds):
+    """By a clock of the test's own: each call takes `seconds`."""
+    import types
+
+    import httpx2
+
+    from pipeline import ROOT
+    from pipeline.commands import push as pushing
+    from pipeline.commands import push_data
+    from pipeline.hub import upload
+    from pipeline.system.errors import WorldError
+
+    assert pushing.Options().patience == push_data.Options().patience == 120
+    assert "A failing network is retried for two minutes, with a message." in (ROOT / "README.md").read_text()
+    now, asked, said = [1000.0], [], []
+
+    def passes(more):
+        now[0] += more
+
+    def fails():
+        asked.append(now[0])
+        passes(seconds)
+        raise httpx2.ConnectError("no answer")
+
+    monkeypatch.setattr(upload, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=passes))
+    with pytest.raises(WorldError, match="the network fails"):
+        upload.Hub(said.append, pushing.Options().patience).attempt("ask", fails)
+    assert 120 - seconds <= asked[-1] - asked[0] <= 120
+    assert max(later - earlier for earlier, later in itertools.pairwise(asked)) <= 30 + seconds
+    assert len(said) == len(asked) - 1
+    assert now[0] - 1000 <= 120 + seconds
 
 
 def test_an_object_that_storage_refuses_is_a_plain_line(hub, run, ready, monkeypatch):

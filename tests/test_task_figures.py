@@ -118,7 +118,7 @@ def test_an_interval_over_groups_is_wider_where_groups_agree():
     [
         ("오늘은 날씨가 좋다", "나는 책을 읽는다"), ("ねこがすきです", "いぬはきらいだよ"), ("แมวนอนบนเสื่อ", "ฝนตกหนักวันนี้"),
         ("القط نام هنا", "ذهب الولد بعيدا"), ("天下大勢分久必合", "白日依山盡黃河"), ("кошка спит", "идёт дождь"), ("Öl über Ärger", "ein Süßes Glück"),
-        ("बिल्ली सो रही है", "आज बारिश हुई थी"), ("yes", "no"),
+        ("बिल्ली सो रही है", "आज बारिश हुई थी"), ("yes", "no"), ("😀 😀", "🎉🎉🎉"),
     ],
 )  # fmt: skip
 def test_equal_texts_of_any_script_score_one_and_different_ones_do_not(text, other):

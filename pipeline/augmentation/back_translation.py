@@ -54,14 +54,15 @@ class BackTranslation(Augmentation):
         model, tokenizer = _opened(folder, role, texts)
         found = [""] * len(texts)
         longest = min(getattr(model.config, "max_position_embeddings", None) or 512, tokenizer.model_max_length)
+        how = {"truncation": True, "max_length": longest, "split_special_tokens": True}  # no text becomes a control token
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
         progress = process.reading("back-translation")
         while order:
             read = [prefix + texts[number] for number in order[:256]]
-            sizes = [len(ids) for ids in tokenizer(read, truncation=True, max_length=longest)["input_ids"]]
+            sizes = [len(ids) for ids in tokenizer(read, **how)["input_ids"]]
             count = max(1, _TOKENS // (max(max(sizes), self.max_new_tokens) * self.num_beams))
             numbers, order = order[:count], order[count:]
-            batch = tokenizer(read[:count], truncation=True, max_length=longest, padding=True, return_tensors="pt")
+            batch = tokenizer(read[:count], padding=True, return_tensors="pt", **how)
             ids = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
             with torch.no_grad():
                 made = model.generate(**ids, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=self.num_beams)
@@ -79,7 +80,11 @@ def _opened(folder: str, role: str, texts: Sequence[str]) -> tuple[Any, Any]:
     model: Any = loading.from_pretrained(AutoModelForSeq2SeqLM, folder, role=role).to(device()).eval()
     tokenizer = tokenization.load(folder, role)
     head = [text for text in texts[:100] if text.strip()]
-    known = tokenizer.batch_decode(tokenizer(head)["input_ids"], skip_special_tokens=True) if head else ["no text to know"]
+    known = (
+        tokenizer.batch_decode(tokenizer(head, split_special_tokens=True)["input_ids"], skip_special_tokens=True)
+        if head
+        else ["no text to know"]
+    )
     if not any(map(str.strip, known)):  # the library makes an empty tokenizer where its files are missing
         raise UserError(f"--{role} {folder}: its tokenizer knows no word of the texts; is tokenizer.json missing?")
     if len(tokenizer) > (size := model.get_input_embeddings().weight.shape[0]):

@@ -63,6 +63,8 @@ def run(
             )  # fmt: skip
     except (OSError, ValueError, ConnectionError) as error:
         line = " ".join(str(error).split())[:300]
+        if line.startswith("Sample larger than population"):  # of random.sample, by which the harness draws the examples
+            raise UserError(f"SHOTS: {shots}: more examples than {', '.join(tasks)} can give") from None
         raise UserError(f"{', '.join(tasks)}: can't be measured: {line}; a task of the hub needs the network once") from None
     for task, samples in found["samples"].items():
         better = found["higher_is_better"][task]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -87,10 +88,12 @@ class Hub:
                 verdict, text = faults.explained(error, self.user, self.token)
                 if verdict == "user":
                     raise UserError(f"{what}: {text}") from None
-                if verdict == "world" or time.monotonic() + wait - started > self.patience:
+                left = self.patience - (time.monotonic() - started)
+                if verdict == "world" or left <= 0:
                     again = "; nothing is lost: the same command goes on" if verdict == "again" else ""
                     raise WorldError(f"{what}: {text}{again}") from None
-                self.say(f"{what}: {text}; tries again in {wait:.0f} s")
+                wait = min(wait, left)  # the last try comes when the patience ends
+                self.say(f"{what}: {text}; tries again in {math.ceil(wait)} s")
             time.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 

@@ -161,7 +161,7 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words of a text without marks, in lower case; without blanks between words each letter is one."""
-        return units(_MARKS.sub(" ", text.lower()))
+        return units(_MARKS.sub(" ", text.lower())) or units(text)  # of marks alone, such as emoji, the marks
 
 
 def _apart(text: str) -> str:
