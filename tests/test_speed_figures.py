@@ -5,6 +5,7 @@
 All are ratios of two sides that take turns in one run, in seconds of the processor, since other work on the machine slows both.
 """
 
+import json
 import os
 import shutil
 import statistics
@@ -14,7 +15,9 @@ import sys
 import pytest
 
 from pipeline import ROOT
-from tests.conftest import flags_of, last
+from pipeline.data import recipe
+from tests import bare_loops
+from tests.conftest import flags_of, last, make_quietly
 
 pytestmark = pytest.mark.measured
 BEFORE = "97f92c1"  # the commit before this was begun: an SFT of one step took 4.9 s, of which imports were most
@@ -60,3 +63,69 @@ def test_start(before, chain, data, tmp_path):
         f"by the clock {new_clock:.2f} s and {old_clock:.2f} s"
     )
     assert new / old <= 3.5 / 4.9
+
+
+TINY = ROOT / "stages" / "profiles" / "tiny"
+SIZES = ["--hidden_size", 128, "--num_hidden_layers", 4, "--num_attention_heads", 4, "--max_length", 256]
+BATCH = ["--per_device_train_batch_size", 8]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """Make nodes of the sizes of profile tiny, of a few steps each, when they are asked for."""
+    folder, made = tmp_path_factory.mktemp("nodes"), {}
+
+    def node(name):
+        if name not in made:
+            made[name] = folder / name
+            make_quietly(name.partition("-")[0], *flags(name), "--output", made[name], "--max_steps", 30)
+        return made[name]
+
+    def flags(name):
+        return {
+            "pretrain": ["--config", TINY / "pretrain.yaml"],
+            "pretrain-mlm": ["--objective", "mlm", "--vocab_size", 1024, "--learning_rate", 1e-3, *SIZES, *BATCH],
+            "sft": ["--config", TINY / "sft.yaml", "--parent", node("pretrain")] if name == "sft" else [],
+        }[name]
+
+    return node
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Texts with labels, of several lengths."""
+    rows = recipe.load("world").rows("text", "train", 42).kept[:2000]
+    texts = [" ".join(row["text"].split()[: 20 + 7 * (number % 15)]) for number, row in enumerate(rows)]
+    lines = [json.dumps({"text": text, "label": ["plain", "sporty"]["hobby" in text]}) for text in texts]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    return tmp_path / "texts.jsonl"
+
+
+def settings(name, nodes, texts):
+    """Return of a comparison the stage, its flags, the loss of a bare loop and where its model comes from."""
+    mlm = ["--vocab_size", 1024, "--learning_rate", 1e-3, *SIZES, *BATCH]
+    return {
+        "causal": lambda: ("pretrain", ["--config", TINY / "pretrain.yaml"], bare_loops.plain),
+        "mlm": lambda: ("pretrain", ["--objective", "mlm", *mlm], bare_loops.masked),
+        "pairs": lambda: ("pretrain", ["--objective", "mlm_nsp", *mlm], bare_loops.paired),
+        "sft": lambda: (
+            "sft", ["--config", TINY / "sft.yaml", "--parent", nodes("pretrain")], bare_loops.plain, bare_loops.fresh,
+        ),
+        "dpo": lambda: (
+            "dpo", ["--config", TINY / "dpo.yaml", "--parent", nodes("sft")], bare_loops.preferred, bare_loops.fresh,
+        ),
+        "task": lambda: (
+            "finetune", ["--data", texts, "--parent", nodes("pretrain-mlm"), "--max_length", 128, *BATCH], bare_loops.labelled,
+        ),
+    }[name]()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["causal", "mlm", "pairs", "sft", "dpo", "task"])
+def test_bare_loop(name, nodes, texts, tmp_path):
+    """Tokens a second of a stage beside a bare loop over the same model, batches and optimizer: at least 0.95."""
+    kind, flags, *how = settings(name, nodes, texts)
+    found = [bare_loops.share(kind, [*flags, "--output", tmp_path / f"{kind}-{number}"], *how) for number in range(3)]
+    print(
+        f"\n{name}: {statistics.median(found):.3f} of a bare loop's tokens a second ({', '.join(f'{one:.3f}' for one in found)})"
+    )
+    assert statistics.median(found) >= 0.95
