@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, LlamaForCausalLM, OPTConfig
 
 from pipeline import ROOT
 from pipeline.chain.stage import Against
@@ -65,6 +65,50 @@ def test_nats_are_those_of_each_row_alone(model):
         with torch.no_grad():
             alone = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss.item()
         assert nats == pytest.approx(alone * count, rel=1e-4)
+
+
+def at_every_position(model, rows):
+    """Return −Σ log p of each row's targets from the logits of every position."""
+    found = []
+    for row in rows:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        targets = torch.tensor(row["labels"][1:])
+        found.append(torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item())
+    return found
+
+
+@pytest.mark.parametrize("made", [LlamaConfig, GPT2Config, Gemma2Config, OPTConfig])
+def test_logits_of_targets_alone_give_the_same_figures(made):
+    """Gemma 2 makes something else of its logits behind the head."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "head_dim": 16}
+    config = made(vocab_size=260, **sizes, num_key_value_heads=2, word_embed_proj_dim=32)
+    one, other = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
+    rows = [{"input_ids": list(range(5, 5 + size)), "labels": [-100, *range(6, 5 + size)]} for size in (9, 3, 30, 7, 12)]
+    rows[2]["labels"][:20] = [-100] * 20
+    rows[4]["labels"] = [-100] * 12
+    expected = at_every_position(one, rows)
+    assert inference.nats(one, rows, pad_id=1) == pytest.approx(expected, abs=1e-6 * max(expected))
+    assert inference.nats(one, rows[4:], pad_id=1) == [0.0]
+
+    kl, above = [], []
+    for row in rows:
+        with torch.no_grad():
+            theirs, ours = (model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1] for model in (one, other))
+        targets = torch.tensor(row["labels"][1:])
+        wanted = targets != -100
+        each = torch.nn.functional.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="none").sum(
+            -1
+        )
+        kl.append(each[wanted].sum().item())
+        own = theirs[wanted].gather(1, targets[wanted][:, None])[:, 0]
+        above.append((theirs[wanted][:, [3, 7]].max(-1).values - own).tolist())
+    assert inference.divergences(one, other, rows, 1, 260) == pytest.approx(kl, rel=1e-4, abs=1e-6)
+    found = inference.margins(one, rows, 1, [3, 7])
+    for margins, expected in zip(found, above, strict=True):
+        assert [margin for margin, _ in margins] == pytest.approx(expected, abs=1e-5)
+        assert {rival for _, rival in margins} <= {3, 7}
 
 
 def test_replies_do_not_depend_on_their_neighbours(model):

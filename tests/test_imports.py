@@ -6,14 +6,16 @@ import os
 import statistics
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from pipeline import ROOT
-from pipeline.system import imports
+from pipeline.system import imports, undivided
 from tests.conftest import flags_of, last
 
+HEAVY = ("torch._dynamo", "torch.distributed.tensor", "sympy", "wandb", "trackio", "scipy")
 COMMAND = """
 import os, runpy, sys
 if sys.argv.pop(1) == "as they come":
@@ -49,6 +51,31 @@ def test_the_models_of_transformers_are_read_once_and_are_all_there():
     assert "modeling_llama" in str(other["llama"])
 
 
+def test_what_a_model_file_lists_is_what_transformers_finds_in_it():
+    import transformers
+    from transformers.utils import import_utils
+
+    files = sorted((Path(transformers.__file__).parent / "models" / "llama").glob("*.py"))
+    texts = [path.read_text(encoding="utf-8") for path in files] + [
+        "",
+        "x = '__all__'",
+        "__all__ = ['a']\n__all__ = [\n'b',\n]",
+    ]
+    listed = [import_utils.fetch__all__(text) for text in texts]
+    assert listed == [import_utils.fetch__all__.__wrapped__(text) for text in texts]
+    assert any("LlamaForCausalLM" in names for names in listed)
+    assert listed[-1] == ["b"]
+
+
+def test_packages_are_those_that_python_finds():
+    code = """
+        import importlib.metadata
+        found = importlib.metadata.packages_distributions()
+        print(found == theirs(), found["torch"])
+    """
+    assert run(code) == ["True", "['torch']"]
+
+
 def test_accelerate_looks_for_a_package_once(monkeypatch):
     from accelerate.utils import imports as theirs
 
@@ -72,6 +99,109 @@ def test_what_is_settled_is_not_searched_again():
     imports.settle()
     assert gc.get_freeze_count() <= frozen, "objects of one training are not kept for ever in a process of many"
     del kept
+
+
+def run(code, **environment):
+    """Run code in a process of its own in which imports are quick, and return what it prints, word by word."""
+    code = f"import importlib.metadata\ntheirs = importlib.metadata.packages_distributions\nfrom pipeline.system import imports\nimports.quicken()\n{textwrap.dedent(code)}"
+    around = {key: value for key, value in os.environ.items() if not key.startswith(undivided._LAUNCHED)}
+    around |= {"PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=around, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.split()
+
+
+def test_a_first_step_imports_neither_compiler_nor_divided_tensors_nor_trackers(chain, data, tmp_path):
+    flags = last([*flags_of("sft", chain, data, tmp_path / "sft"), "--max_steps", "1"])
+    code = f"""
+        import runpy, sys
+        sys.argv = ["stages/sft.py", *{flags!r}]
+        try:
+            runpy.run_path("stages/sft.py", run_name="__main__")
+        finally:
+            print("loaded", *(name for name in {HEAVY!r} if name in sys.modules))
+    """
+    out = run(code)
+    assert out[out.index("loaded") + 1 :] == [], out
+    assert (tmp_path / "sft" / "manifest.json").exists()
+
+
+def test_the_compiler_learns_what_was_asked_before_it_came():
+    code = """
+        import torch
+        seen = []
+        marked = torch.compiler.disable(lambda x: seen.append(torch.compiler.is_compiling()) or x * 2)
+        whole = torch.compiler.allow_in_graph(lambda x: x.numpy() is None or x + 1)
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW([weight], lr=0.1)
+        weight.square().sum().backward()
+        optimizer.step()
+        from transformers import AutoModelForCausalLM, LlamaConfig
+        print("torch._dynamo" in __import__("sys").modules, round(float(marked(weight)[0]), 3), round(float(weight[0]), 4))
+        import torch._dynamo
+        graphs = []
+        compiled = torch.compile(lambda x: marked(x + 1) + 1, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+        print(float(compiled(torch.zeros(1))), len(graphs), any(seen))
+        from torch._dynamo import trace_rules
+        from pipeline.system import uncompiled
+        print(id(whole) in trace_rules._allowed_callable_ids, uncompiled._left_out, uncompiled._taken_whole)
+    """
+    assert run(code) == ["False", "1.798", "0.899", "3.0", "2", "False", "True", "[]", "[]"]
+
+
+def test_symbolic_shapes_of_numbers_are_what_torch_says_of_them():
+    code = """
+        import itertools, sys
+        import torch
+        from pipeline.system import uncompiled
+        ours = dict(vars(sys.modules[uncompiled._SHAPES]))
+        assert "sympy" not in sys.modules
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+        theirs = sys.modules[uncompiled._SHAPES]
+        assert ShapeEnv is theirs.ShapeEnv and torch.fx.experimental.symbolic_shapes is theirs
+        values = (True, False, 3, 0, (2, 3), torch.Size([2, 3]), (2,), ShapeEnv().create_unbacked_symint())
+        def said(function, *given):
+            try:
+                return repr(function(*given))
+            except Exception:
+                return "raised"
+        for name in uncompiled._OF_NUMBERS:
+            for given in [(value,) for value in values] + list(itertools.product(values[:-1], repeat=2)):
+                them = said(getattr(theirs, name), *given)
+                assert them in ("raised", said(ours[name], *given)), (name, given, them)
+        print("alike")
+    """
+    assert run(code) == ["alike"]
+
+
+@pytest.mark.parametrize("launched", [{}, {"RANK": "0", "WORLD_SIZE": "1"}])
+def test_divided_tensors_are_known_in_processes_of_a_launcher(launched):
+    code = """
+        import torch, trl
+        from transformers.distributed import parallel_utils
+        from trl.trainer import base_trainer, utils
+        from accelerate.utils import other
+        from torch.distributed.tensor import DTensor
+        print(utils.DTensor is DTensor, getattr(parallel_utils, "DTensor", None) is DTensor, other.is_torch_distributed_available())
+        from trl.trainer import distillation_trainer
+        print(torch.distributed.tensor.DTensor is DTensor)
+    """
+    assert run(code, **launched) == [str(bool(launched))] * 3 + ["True"]
+
+
+def test_the_card_of_trl_sees_a_run_of_wandb_once_there_is_one():
+    code = """
+        import importlib.util, sys
+        from trl.trainer import base_trainer
+        if not importlib.util.find_spec("wandb"):
+            print(None, "offline")
+            sys.exit()
+        assert "wandb" not in sys.modules and base_trainer.wandb.run is None
+        import wandb
+        wandb.run = "offline"
+        print(None, base_trainer.wandb.run)
+    """
+    assert run(code) == ["None", "offline"]
 
 
 @pytest.mark.measured

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ NAME, CLAIM = hashes.RECORD, hashes.CLAIM
 PUSHED = "pushed"  # what a record that left for a hub names: the files that left with it, by sha256
 VERSION = 3
 _LOADED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".py", ".parquet")
+_BLOCKS = ("body", "orelse", "finalbody")  # of a statement
 _REPORTED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
 
 
@@ -103,12 +104,8 @@ def sources(*files: Path) -> dict[str, str]:
 def _imported(path: Path) -> list[Path]:
     """Return the files of our own modules that one imports, with the packages that they lie in."""
     found: dict[Path, None] = {}
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for block in ast.walk(tree):
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
-            block.body = []
-    for node in ast.walk(tree):
-        for name in _names(node):
+    for statement in _statements(ast.parse(path.read_text(encoding="utf-8")).body):
+        for name in _names(statement):
             parts = name.split(".")
             for length in range(1, len(parts) + 1):
                 place = ROOT.joinpath(*parts[:length])
@@ -116,6 +113,17 @@ def _imported(path: Path) -> list[Path]:
                     if parts[0] == "pipeline" and candidate.is_file():
                         found[candidate] = None
     return list(found)
+
+
+def _statements(block: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of a block and of those within it, but for what only type checkers read; no expression holds any."""
+    for statement in block:
+        yield statement
+        typed = isinstance(statement, ast.If) and isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"
+        for name in ("orelse",) if typed else _BLOCKS:
+            yield from _statements(getattr(statement, name, ()))
+        for part in (*getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
+            yield from _statements(part.body)
 
 
 def _names(node: ast.AST) -> Iterator[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.batches import pad
 from pipeline.data.tokens import IGNORED, CausalCollator, Tokens
+from pipeline.models.logits import at
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +31,10 @@ def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[fl
 
     found = [0.0] * len(rows)
     for places, batch in _batches(rows, pad_id):
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        targets = batch.pop("labels")[:, 1:]
-        with torch.no_grad():
-            logits = model(**batch, use_cache=False).logits[:, :-1].float()
-            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
-        for place, value in zip(places, losses.sum(-1).tolist(), strict=True):
+        following = _following(model, batch)
+        wanted = following != IGNORED
+        losses = torch.nn.functional.cross_entropy(_logits(model, batch, wanted), following[wanted], reduction="none")
+        for place, value in zip(places, _by_row(losses, wanted), strict=True):
             found[place] = value
     return found
 
@@ -43,19 +43,16 @@ def margins(
     model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int, rivals: Sequence[int]
 ) -> list[list[tuple[float, int]]]:
     """Return for each target of each row by how much the likeliest of some other tokens lies above it in logits, and which that is."""
-    import torch
-
     found: list[list[tuple[float, int]]] = [[] for _ in rows]
     for places, batch in _batches(rows, pad_id):
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        targets = batch.pop("labels")[:, 1:]
-        with torch.no_grad():
-            logits = model(**batch, use_cache=False).logits[:, :-1].float()
-        own = logits.gather(2, targets.clamp(min=0)[..., None])[..., 0]
-        largest = logits[..., list(rivals)].max(-1)
-        for place, row, which, wanted in zip(places, largest.values - own, largest.indices, targets, strict=True):
-            here = wanted != IGNORED
-            found[place] = [(above, rivals[at]) for above, at in zip(row[here].tolist(), which[here].tolist(), strict=True)]
+        following = _following(model, batch)
+        wanted = following != IGNORED
+        logits = _logits(model, batch, wanted)
+        own = logits.gather(1, following[wanted][:, None])[:, 0]
+        largest = logits[:, list(rivals)].max(-1)
+        told = zip((largest.values - own).tolist(), largest.indices.tolist(), strict=True)
+        for place, count in zip(places, wanted.sum(-1).tolist(), strict=True):
+            found[place] = [(above, rivals[at]) for above, at in islice(told, count)]
     return found
 
 
@@ -65,19 +62,36 @@ def divergences(
     """Return Σ KL(teacher ‖ model) over the targets of each row, in nats, over the first `vocabulary` tokens that both have."""
     import torch
 
-    def logps(one: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.log_softmax(one(**batch, use_cache=False).logits[:, :-1, :vocabulary].float(), -1)
-
     found = [0.0] * len(rows)
     for places, batch in _batches(rows, pad_id):
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        targets = batch.pop("labels")[:, 1:] != IGNORED
-        with torch.no_grad():
-            theirs = logps(teacher, batch)
-            kl = (theirs.exp() * (theirs - logps(model, batch))).sum(-1) * targets
-        for place, value in zip(places, kl.sum(-1).tolist(), strict=True):
+        wanted = _following(model, batch) != IGNORED
+        theirs, ours = (torch.log_softmax(_logits(one, batch, wanted)[:, :vocabulary], -1) for one in (teacher, model))
+        for place, value in zip(places, _by_row((theirs.exp() * (theirs - ours)).sum(-1), wanted), strict=True):
             found[place] = value
     return found
+
+
+def _following(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Take the labels out of a batch, which moves to the model; return what follows each position, (batch, length)."""
+    import torch
+
+    for name, column in batch.items():
+        batch[name] = column.to(model.device)
+    return torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+
+
+def _logits(model: PreTrainedModel, batch: dict[str, torch.Tensor], wanted: torch.Tensor) -> torch.Tensor:
+    """Return the logits at some positions alone, (positions, vocabulary)."""
+    import torch
+
+    with torch.no_grad(), at(model, wanted):
+        return model(**batch, use_cache=False).logits.float()  # type: ignore[no-any-return]
+
+
+def _by_row(values: torch.Tensor, wanted: torch.Tensor) -> list[float]:
+    """Return the sum of each row's values, which are those of its positions."""
+    placed = values.new_zeros(wanted.shape).masked_scatter(wanted, values)
+    return placed[:, :-1].sum(-1).tolist()  # type: ignore[no-any-return]
 
 
 def _batches(rows: Sequence[Tokens], pad_id: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:

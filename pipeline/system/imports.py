@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import gc
 import importlib.metadata
@@ -17,6 +18,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
+from pipeline.system import stand_ins, uncompiled, undivided
+
 
 def quicken() -> None:
     """Make later imports of this process quicker; a second call changes nothing."""
@@ -24,8 +27,30 @@ def quicken() -> None:
         return
     # Some two million objects are made that stay; a search for garbage among them after every 700 takes a tenth of the time.
     gc.set_threshold(50_000, 20, 50)
-    importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
+    importlib.metadata.packages_distributions = providers
     sys.meta_path.insert(0, _Finder())
+
+
+@functools.cache
+def providers() -> dict[str, list[str]]:
+    """Return package → distributions that provide it, as `importlib.metadata.packages_distributions` does.
+
+    That makes an object for each of some hundred thousand installed files.
+    """
+    found: dict[str, list[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        packages = (distribution.read_text("top_level.txt") or "").split() or _packages(distribution)
+        name = distribution.metadata["Name"] if packages else ""
+        for package in packages:
+            found.setdefault(package, []).append(name)
+    return found
+
+
+def _packages(distribution: importlib.metadata.Distribution) -> set[str]:
+    """Return the packages of a distribution that does not list them, by its files."""
+    record = distribution.read_text("RECORD")
+    names = [row[0] for row in csv.reader(record.splitlines()) if row] if record else map(str, distribution.files or ())
+    return {name.partition("/")[0].removesuffix(".py") for name in names if name.endswith(".py")}
 
 
 def settle() -> None:
@@ -36,7 +61,7 @@ def settle() -> None:
 
 @contextlib.contextmanager
 def _model_files_once(module: Any) -> Iterator[None]:
-    """Keep transformers from reading its model files twice: for their folder as a path, and as a string."""
+    """Keep transformers from reading its model files twice, for their folder as a path and as a string, and line by line."""
     yield
     read = module.create_import_structure_from_path
 
@@ -46,6 +71,10 @@ def _model_files_once(module: Any) -> Iterator[None]:
         return read(path.parent if path.is_file() else path)
 
     module.create_import_structure_from_path = once
+    listed = module.fetch__all__
+    # It looks for the last such line, and takes all others apart to find it.
+    module.fetch__all__ = functools.wraps(listed)(lambda text: listed(text[text.rfind("\n__all__") + 1 :]))
+    undivided.tell(module)
 
 
 @contextlib.contextmanager
@@ -55,33 +84,17 @@ def _packages_found_once(module: Any) -> Iterator[None]:
     module._is_package_available = functools.cache(module._is_package_available)
 
 
-def _matching(*arguments: Any, **named: Any) -> Any:
-    from scipy.optimize import linear_sum_assignment
-
-    return linear_sum_assignment(*arguments, **named)
-
-
-@contextlib.contextmanager
-def _scipy_when_needed(_: Any) -> Iterator[None]:
-    """Let the losses of object detection import scipy's matching of boxes when they call it, not when they are defined."""
-    name = "scipy.optimize"
-    if name in sys.modules:
-        yield
-        return
-    stands_for: Any = types.ModuleType(name)
-    stands_for.linear_sum_assignment = _matching
-    sys.modules[name] = stands_for
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-
-
-_AROUND: dict[str, Callable[[Any], contextlib.AbstractContextManager[None]]] = {
-    "transformers.utils.import_utils": _model_files_once,
-    "transformers.loss.loss_utils": _scipy_when_needed,
-    "accelerate.utils.imports": _packages_found_once,
-}
+_Around = Callable[[Any], contextlib.AbstractContextManager[None]]  # what a module is run within
+_AROUND: tuple[dict[str, _Around], ...] = (
+    {
+        "transformers.utils.import_utils": _model_files_once,
+        "transformers.loss.loss_utils": stand_ins.scipy_when_needed,
+        "accelerate.utils.imports": _packages_found_once,
+        "trl.trainer.base_trainer": stand_ins.wandb_when_needed,
+    },
+    uncompiled.AROUND,
+    undivided.AROUND,
+)
 
 
 class _Finder(MetaPathFinder):
@@ -89,14 +102,17 @@ class _Finder(MetaPathFinder):
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None) -> ModuleSpec | None:
         """Return the module's own specification with a loader that does so; None of every other module."""
-        spec = PathFinder.find_spec(name, path, target) if name in _AROUND else None
+        around = [known[name] for known in _AROUND if name in known]
+        spec = PathFinder.find_spec(name, path, target) if around else None
         loader: Any = spec and spec.loader
         if loader is None:
             return None
         run = loader.exec_module
 
         def exec_module(module: types.ModuleType) -> None:
-            with _AROUND[name](module):
+            with contextlib.ExitStack() as within:
+                for enter in around:
+                    within.enter_context(enter(module))
                 run(module)
 
         loader.exec_module = exec_module

@@ -104,6 +104,9 @@ class StageTrainer(Trainer):
         with refusals([self.args], within=True):
             return self.compute_loss(model, dict(batch))
 
+    def create_model_card(self, *arguments: Any, **named: Any) -> None:
+        """Write none: the card of a node is written from its record, when it is pushed."""
+
     def resumes_exactly(self, step: int) -> bool:
         """Say whether a checkpoint of this step resumes to the same weights; elsewhere none is saved and no stop is taken."""
         return True
