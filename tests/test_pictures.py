@@ -14,20 +14,7 @@ import pytest
 
 from pipeline.data import pictures, recipe, types
 from pipeline.system.errors import UserError
-
-Image = pytest.importorskip("PIL.Image", reason="pillow is not installed: make setup-data")
-
-
-def drawn(seed=0, side=64, squares=4):
-    """A picture of coloured squares that no other seed gives."""
-    colours = np.random.default_rng(seed).integers(0, 255, (squares, squares, 3))
-    return Image.fromarray(np.kron(colours, np.ones((side // squares, side // squares, 1))).astype(np.uint8))
-
-
-def saved(image, kind="PNG", **how):
-    file = io.BytesIO()
-    image.save(file, kind, **how)
-    return file.getvalue()
+from tests.images import Image, drawn, saved
 
 
 def near_to(image, wanted, within):

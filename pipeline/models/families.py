@@ -11,11 +11,13 @@ _KINDS = [
     ("LMHeadModel", "causal", "AutoModelForCausalLM"),
     ("ForMaskedLM", "masked", "AutoModelForMaskedLM"),
     ("ElectraForPreTraining", "discriminator", "AutoModelForPreTraining"),
+    ("ViTMAEForPreTraining", "masked_vision", "AutoModelForPreTraining"),
     ("ForPreTraining", "masked", "AutoModelForPreTraining"),
     ("ForConditionalGeneration", "seq2seq", "AutoModelForSeq2SeqLM"),
     ("ForSequenceClassification", "classifier", "AutoModelForSequenceClassification"),
     ("ForTokenClassification", "tagger", "AutoModelForTokenClassification"),
     ("ForQuestionAnswering", "reader", "AutoModelForQuestionAnswering"),
+    ("ViTModel", "vision", "AutoModel"),
     ("ForMultipleChoice", "", "AutoModelForMultipleChoice"),
     ("Model", "embedder", "AutoModel"),
 ]
