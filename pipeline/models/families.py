@@ -15,6 +15,7 @@ _KINDS = [
     ("ForPreTraining", "masked", "AutoModelForPreTraining"),
     ("ForConditionalGeneration", "seq2seq", "AutoModelForSeq2SeqLM"),
     ("ForSequenceClassification", "classifier", "AutoModelForSequenceClassification"),
+    ("ForImageClassification", "image_classifier", "AutoModelForImageClassification"),
     ("ForTokenClassification", "tagger", "AutoModelForTokenClassification"),
     ("ForQuestionAnswering", "reader", "AutoModelForQuestionAnswering"),
     ("ViTModel", "vision", "AutoModel"),

@@ -13,7 +13,7 @@ _IMAGES, _TEXTS = "preprocessor_config.json", ("tokenizer.json", "tokenizer_conf
 
 def load(folder: str, role: str = "parent") -> Any:
     """Return the tokenizer of a folder or hub id or, where it has none, its image processor; UserError if there is neither."""
-    return image_processor(folder, role) if _reads_images_alone(folder) else tokenization.load(folder, role)
+    return image_processor(folder, role) if reads_images_alone(folder) else tokenization.load(folder, role)
 
 
 def image_processor(folder: str, role: str = "parent") -> Any:
@@ -26,7 +26,8 @@ def image_processor(folder: str, role: str = "parent") -> Any:
         raise UserError(f"--{role} {folder}: no image processor can be loaded ({' '.join(str(error).split())[:200]})") from None
 
 
-def _reads_images_alone(folder: str) -> bool:
+def reads_images_alone(folder: str) -> bool:
+    """Say whether a folder or hub id has an image processor and no tokenizer."""
     from transformers.utils import cached_file
 
     quietly = dict.fromkeys(

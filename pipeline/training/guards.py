@@ -199,6 +199,8 @@ def framed(rows: Sequence[Any], tokenizer: Any, writes: bool) -> str:
 
     `writes`: whether labels are texts. Raises UserError where none of them ends with the token that ends a text.
     """
+    if not hasattr(tokenizer, "cls_token_id"):
+        return ""
     first = [rows[at] for at in range(min(_FIRST_ROWS, len(rows)))]
     texts = [list(row["input_ids"]) for row in first if "input_ids" in row]
     begin, end = tokenizer.cls_token_id, tokenizer.eos_token_id
@@ -288,7 +290,8 @@ def agree(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     """
     read = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in read]
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if hasattr(tokenizer, "pad_token_id"):  # which an image processor lacks
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def batches(objective: Objective | Task, arguments: Any) -> None:

@@ -99,6 +99,10 @@ class DatasetType(ABC):
         given = [row[column] for column in self.asks or row.keys() - {"group"} if column in row]
         return "\n".join(text for value in given for text in _said(opening(value) if is_messages(value) else value))
 
+    def told(self, row: Row) -> Row:
+        """Return what of a row is written beside what a model says of it."""
+        return row
+
     def prompt(self, row: Row) -> Messages | None:
         """Return the messages that a chat model can reply to, or None where a row holds no such thing."""
         return None

@@ -49,6 +49,10 @@ class ImageText(DatasetType):
         """Return what says whether a picture looks nearly like a held-out one."""
         return near(held_out)
 
+    def told(self, row: Row) -> Row:
+        """Return the row without the bytes of its picture."""
+        return row | {IMAGE: {key: value for key, value in row[IMAGE].items() if key != "bytes"}}
+
     def document(self, row: Row) -> str:
         """Return the text."""
         return str(row["text"])

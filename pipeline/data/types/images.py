@@ -38,6 +38,10 @@ class Images(DatasetType):
         """Return a row with the bytes of the picture that it names."""
         return located(raw, folder)
 
+    def unasked(self, row: Row) -> str | None:
+        """Return why a picture that came without a label can't be read."""
+        return self.fault(row)
+
     def fault(self, row: Row) -> str | None:
         """Return why the picture can't be shown."""
         found: str | None = row[IMAGE].get("fault")
@@ -50,6 +54,10 @@ class Images(DatasetType):
     def near(self, held_out: Iterable[Row]) -> Callable[[Row], bool]:
         """Return what says whether a picture looks nearly like a held-out one."""
         return near(held_out)
+
+    def told(self, row: Row) -> Row:
+        """Return the row without the bytes of its picture."""
+        return row | {IMAGE: {key: value for key, value in row[IMAGE].items() if key != "bytes"}}
 
     def document(self, row: Row) -> str:
         """Return the label, which is all that is said."""
