@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _RATIO = 4 / 3  # of the sides of a part, at most
 _JITTERED, _GREY = 0.8, 0.2  # shares of views whose colours change, and that lose them
+_PLAIN = (1.0, 1.0, 1.0, 0.0, 0.0)  # brightness, contrast, saturation, hue, grey of a view in its own colours
 _WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue in how bright a pixel is
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # a turn of the last two changes the hue
 
@@ -43,7 +44,7 @@ class Drawing:
         levels = rng.uniform(1 - reach, 1 + reach, 3)
         hue = rng.uniform(-0.2, 0.2) * self.colour
         changed, grey = rng.random() < _JITTERED and self.colour > 0, rng.random() < _GREY and self.colour > 0
-        colours = [*levels, hue] if changed else [1.0, 1.0, 1.0, 0.0]
+        colours = [*levels, hue] if changed else _PLAIN[:4]
         return [across, down, wide, high, *colours, float(grey)]
 
 
@@ -89,6 +90,8 @@ def view(levels: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     places = torch.stack([torch.stack([wide, none, across], 1), torch.stack([none, high, down], 1)], 1)
     grid = torch.nn.functional.affine_grid(places, list(levels.shape), align_corners=False)
     levels = torch.nn.functional.grid_sample(levels, grid, padding_mode="border", align_corners=False)
+    if bool((drawn[:, 4:] == torch.tensor(_PLAIN)).all()):  # as of masked autoencoding, whose steps are short
+        return levels
     bright, contrast, saturation, hue, grey = (column.view(-1, 1, 1, 1) for column in drawn[:, 4:].T)
     levels = (levels * bright).clamp(0, 1)
     levels = (contrast * levels + (1 - contrast) * _bright(levels).mean((2, 3), keepdim=True)).clamp(0, 1)
