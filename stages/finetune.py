@@ -79,7 +79,15 @@ class Finetuning(TaskStage):
 
     def signature(self, options: Options) -> Signature:
         """Return what the task reads, takes and gives."""
-        task = options.chosen
+        task, usual = options.chosen, self.Options()
+        if unread := [name for name in task.unread if getattr(options, name) != getattr(usual, name)]:
+            raise UserError(*(f"{name}: is not read by the task {options.task}; leave it out" for name in unread))
+        if options.strategy == "prompt" and task.keeps == "pixels":
+            raise UserError(
+                "strategy: prompt puts soft tokens before a text, and this task reads pictures; try frozen, last_n or lora"
+            )
+        if options.validation_data and task.keeps == "pixels":
+            raise UserError("validation_data: is read for tasks on text; `validation` holds a share of the rows back")
         for key in ("validation", "validation_data"):
             if getattr(options, key) != getattr(self.Options, key) and not options.validates:
                 raise UserError(f"{key}: is not read without patience, or a task that is tuned; leave it out")
@@ -114,11 +122,12 @@ class Finetuning(TaskStage):
     def rows(self, run: Run) -> Rows:
         """Return the recipe's rows, those left out that are looked at while it trains."""
         options: Finetuning.Options = run.options
-        if not options.validates:
-            return run.rows()
         from pipeline.training import validation
 
-        return validation.training(run, options.validation, options.validation_data)
+        rows = validation.training(run, options.validation, options.validation_data) if options.validates else run.rows()
+        if options.chosen.labelled < 1:
+            validation.label_few(rows, options.chosen.labelled, run.seed, options.chosen.labels_of)
+        return rows
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the task's examples, in the order and number of one epoch."""
@@ -144,8 +153,7 @@ class Finetuning(TaskStage):
         collator = task.collator(tokenizer, dataset)
         if varied:
             collator = augmented.collator(varied, run, collator, tokenizer)
-        read = ("input_ids", "token_type_ids", *(["labels"] if task.family == "seq2seq" else []))
-        sample = {key: ids for key, ids in dataset[0].items() if key in read}
+        sample = task.sample(dataset, tokenizer)
         dataset = task.arrange(dataset, run.seed)
         return Batches(tokens.numbered(dataset) if varied else dataset, collator, sample)
 
@@ -153,7 +161,6 @@ class Finetuning(TaskStage):
         """Train, then predict every held-out row with the model as anybody would load it."""
         from transformers import EarlyStoppingCallback, set_seed
 
-        from pipeline.models import tokenization
         from pipeline.models.prompt import add_prompt
         from pipeline.tasks import evaluator
         from pipeline.training import guards, strategies, validation
@@ -170,7 +177,7 @@ class Finetuning(TaskStage):
         task.tunable(seen)
         labels = task.labels(chain(rows.kept, rows.validation))
         set_seed(run.seed)
-        tokenizer = tokenization.load(run.parent)
+        tokenizer = task.processor(run.parent)
         model = task.load_model(run.parent, labels, options.init == "random", rows.kept)
         prompt: list[int] = []
         if options.strategy == "prompt":

@@ -23,6 +23,7 @@ from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.objectives import Objective
 from pipeline.system.config import library_class, option
+from pipeline.system.errors import UserError
 from pipeline.training.attention import AttentionOptions
 
 
@@ -41,7 +42,8 @@ class Pretraining(Stage):
         Against("loss", "5-gram"), Against("loss", "neighbours' bigrams"), Against("loss", "unigram"),
         Against("generator_loss", "neighbours' bigrams"), Against("generator_loss", "unigram"),
         Against("pair_accuracy", "lengths"), Against("pair_accuracy", "chance"),
-        Against("detection", "chance"), Against("detection", "unigram"), Against("retrieval", "untrained"),
+        Against("detection", "chance"), Against("detection", "unigram"), Against("retrieval", "raw pixels"),
+        Against("retrieval", "untrained"), Against("patch_error", "nearest patches"), Against("patch_error", "flat patches"),
     )  # fmt: skip
 
     @dataclass(frozen=True)
@@ -72,8 +74,10 @@ class Pretraining(Stage):
 
     def signature(self, options: Options) -> Signature:
         """Return the objective's families."""
-        objective = options.chosen
-        return Signature(self.reads, {PARENT: objective.accepts}, objective.family, optional=self.optional)
+        objective, usual = options.chosen, self.Options()
+        if unread := [name for name in objective.unread if getattr(options, name) != getattr(usual, name)]:
+            raise UserError(*(f"{name}: is not read by the objective {options.objective}; leave it out" for name in unread))
+        return Signature(objective.reads, {PARENT: objective.accepts}, objective.family, optional=self.optional)
 
     def digests(self, options: Options) -> dict[str, str]:
         """Return that of the text that the tokenizer is trained on, where it is another."""
@@ -195,7 +199,7 @@ class Pretraining(Stage):
         made = self.batches(run, rows, tokenizer, model)
         attention.choose(run, model, made.collator, options.max_length)
         run.say(
-            f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer):,}, {len(made.dataset):,} rows of up to {options.max_length} tokens"
+            f"{model.num_parameters():,} parameters, {len(made.dataset):,} rows, {objective.sized(tokenizer, options.max_length)}"
         )
         trainer = ObjectiveTrainer(objective, model, arguments, made.collator, made.dataset, processing_class=tokenizer)
         if options.flops:
@@ -208,17 +212,15 @@ class Pretraining(Stage):
     @staticmethod
     def _opened(run: Run, rows: Rows) -> tuple[Any, Any]:
         """Return the parent's tokenizer and model, or new ones."""
-        from pipeline.models import tokenization
-
         options: Pretraining.Options = run.options
         objective = options.chosen
         if run.parent:
             run.say(f"tokenizer and sizes from {run.parent}")
-            tokenizer, model = tokenization.load(run.parent), objective.load_model(run.parent)
-            if unread := _other_sizes(options, model, tokenizer):
+            tokenizer, model = objective.processor(run.parent), objective.load_model(run.parent)
+            if unread := _other_sizes(options, model, objective.vocabulary(tokenizer)):
                 run.say(f"{unread}; a model that goes on from a parent keeps the parent's, so leave it out")
             return tokenizer, model
-        tokenizer = _trained(run, rows)
+        tokenizer = objective.new_processor(lambda: _trained(run, rows))
         return tokenizer, objective.build_model(
             tokenizer, options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
             num_hidden_layers=options.num_hidden_layers, num_attention_heads=options.num_attention_heads,
@@ -226,10 +228,10 @@ class Pretraining(Stage):
         )  # fmt: skip
 
 
-def _other_sizes(options: Pretraining.Options, model: Any, tokenizer: Any) -> str:
+def _other_sizes(options: Pretraining.Options, model: Any, vocabulary: int) -> str:
     """Return in words which sizes of a new model were given that are not those of the parent."""
     theirs = {name: getattr(model.config, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    theirs["vocab_size"] = len(tokenizer)
+    theirs["vocab_size"] = vocabulary
     usual = Pretraining.Options()
     return ", ".join(
         f"{name} is not read: {getattr(options, name):,}, the parent has {found:,}"

@@ -28,7 +28,7 @@ from pipeline.training.task_stage import TaskOptions, TaskStage
 
 ENSEMBLE = "mean of what they say"
 _MORE = ("second", "third", "fourth", "fifth")
-_FAMILIES = ("classifier", "reader", "tagger", "seq2seq", "embedder")
+_FAMILIES = ("classifier", "reader", "tagger", "seq2seq", "embedder", "image_classifier")
 
 
 class Soup(TaskStage):
@@ -56,7 +56,7 @@ class Soup(TaskStage):
 
     def train(self, run: Run) -> None:
         """Average the weights, then predict every held-out row with the model as anybody would load it."""
-        from pipeline.models import averaging, tokenization
+        from pipeline.models import averaging
         from pipeline.tasks import evaluator
 
         options: Soup.Options = run.options
@@ -65,7 +65,7 @@ class Soup(TaskStage):
         if not run.main:
             return
         model = averaging.averaged([task.load_model(folder) for folder in folders], folders, task.tunes)
-        task.save(model, tokenization.load(run.parent), run.result)
+        task.save(model, task.processor(run.parent), run.result)
         run.say(f"the mean of {len(folders)} models of {model.num_parameters():,} parameters")
 
         def beside(rows: Sequence[Row]) -> dict[str, list[Prediction]]:

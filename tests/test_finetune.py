@@ -292,7 +292,7 @@ def test_what_judges_a_task_is_asked_for_before_it_trains(run, parents, tmp_path
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--task", "guess"], "task: guess: no such task; known are classification, multilabel_classification, question_answering"),
+        (["--task", "guess"], "task: guess: no such task; known are classification, image_classification, multilabel_classification"),
         (["--task", ""], "task: (none): no such task"),
         (["--task_options", "{ballance: weights}"], "ballance: unknown key; did you mean balance?"),
         (["--strategy", "half"], "strategy: expected full or frozen or last_n or lora or prompt, found 'half'"),

@@ -157,3 +157,16 @@ def test_no_model_or_tokenizer_is_loaded_without_saying_that_its_code_is_not_run
             if said.get("trust_remote_code") != "False":
                 unsaid.append(f"{path.relative_to(ROOT)}:{node.lineno}: {owner}")
     assert unsaid == []
+
+
+def test_what_knows_of_pictures_is_listed():
+    """A modality lies in a few files that say so: the list in docs/architecture.md is all of them."""
+    told = (ROOT / "docs/architecture.md").read_text().partition("## What knows of pictures")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"`((?:pipeline|stages)/[\w/]+\.py)`", told))
+    knows = re.compile(r"PIL|PIXELS|PICTURES|pixels|pixel_values|\w*Image\w*|image_\w+|raw_pixels")
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in [*modules(), *(ROOT / "stages").glob("*.py")]
+        if any(knows.fullmatch(word) for _, word in words(path))
+    }
+    assert found == listed

@@ -101,7 +101,7 @@ def test_a_yaml_recipe_reports_every_fault(tmp_path):
     assert len(error.value.faults) == 5
     assert "shape: unknown key; a recipe has type, sources, held_out, deduplicate" in faults
     for key in (
-        "type: expected one of answers, feedback, labels",
+        "type: expected one of answers, feedback, image_text, images, labels",
         "sources: expected",
         "held_out: expected",
         "deduplicate: expected",

@@ -21,6 +21,7 @@ from pipeline.report import batches, charts, figures, graph, lines, page, story
 from pipeline.report.nodes import Node, Parent, nodes
 from pipeline.training.trainer import ROW, StageTrainer
 from tests.conftest import SMALL, flags_of
+from tests.objectives import NAMES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = '<script>alert(1)</script><img src="https://example.org/x.png"> &amp; "quoted" \u202e<b>'
@@ -67,7 +68,7 @@ def test_the_first_batch_is_the_one_that_the_node_read(run, copy, data, tmp_path
         assert "And so on" in "".join(token.text for token in made.lines[1].tokens if token.counts)
 
 
-@pytest.mark.parametrize("name", [name for name in objectives.known() if name != "causal"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "causal"])
 def test_every_objective_shows_what_it_asks(run, data, tmp_path, seen, name):
     folder = tmp_path / "pretrain"
     given = [*SMALL["pretrain"], "--objective", name]

@@ -9,7 +9,10 @@ from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
 U, A, B = ({"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Ho"), ("assistant", "No, 北京")))
+CELL = {"bytes": "aGk=", "path": "a.png", "hash": "0" * 40}
 EXAMPLES = {
+    "images": [{"image": CELL, "label": "cat"}, {"image": CELL | {"path": "b.png"}}],
+    "image_text": [{"image": CELL, "text": "A cat.", "group": "g"}],
     "text": [{"text": "a"}, {"text": "b", "group": "g"}],
     "messages": [{"messages": [U, A]}, {"messages": [U, A, U, B]}],
     "preference": [{"prompt": [U], "chosen": [A], "rejected": [B]}],

@@ -96,7 +96,9 @@ def test_every_type_says_what_its_rows_are():
         assert found.items
         assert found.formats
         assert all(set(column) <= set("abcdefghijklmnopqrstuvwxyz_12") for item in found.formats for column in item.columns)
-    with pytest.raises(UserError, match="dataset type: massages: no such type; known are answers, feedback, labels"):
+    with pytest.raises(
+        UserError, match="dataset type: massages: no such type; known are answers, feedback, image_text, images, labels"
+    ):
         types.load("massages")
 
 

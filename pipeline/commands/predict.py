@@ -36,7 +36,7 @@ def asking(paths: list[Path], kind: DatasetType) -> Iterator[tuple[str, Row]]:
     """Yield where each row stands and what it asks, in order; UserError at the end if any could not be read."""
     faults = sources.Faults()
     try:
-        for where, raw in files.read(paths, by_line=True):
+        for where, raw in _raw(paths, kind):
             try:
                 given = kind.unanswered(raw)
                 made = types.recognise(given, kind.name, where).convert(given)
@@ -49,6 +49,18 @@ def asking(paths: list[Path], kind: DatasetType) -> Iterator[tuple[str, Row]]:
     except UserError as error:  # of lines that are no rows at all
         for line in error.faults:
             faults.add(line)
+    faults.stop()
+
+
+def _raw(paths: list[Path], kind: DatasetType) -> Iterator[sources.Raw]:
+    """Yield raw rows; of a type whose tables name files with the content of these."""
+    if not kind.beside:
+        yield from files.read(paths, by_line=True)
+        return
+    faults = sources.Faults()
+    for block in files.blocks(paths, at_once=kind.at_once):
+        faults.take(block.faults)
+        yield from ((where, kind.located(raw, block.path.parent)) for where, raw in block.rows(faults))
     faults.stop()
 
 
@@ -67,7 +79,7 @@ def predict(predicts: Any, kind: DatasetType, rows: Iterator[tuple[str, Row]], o
                 read = Rows(kept=[row for (_, row), reason in zip(part, reasons, strict=True) if not reason])
                 said = iter(predicts(read) if read.kept else [])
                 for (where, row), reason in zip(part, reasons, strict=True):
-                    shown = {key: value for key, value in row.items() if key not in (*kind.blank, "group")}
+                    shown = {key: value for key, value in kind.told(row).items() if key not in (*kind.blank, "group")}
                     answer = {"said": None, "reason": reason} if reason else {"said": next(said)}
                     file.write(json.dumps({"origin": where, "row": shown, **answer}, ensure_ascii=False) + "\n")
                 unread += read.truncated + Counter(reason for reason in reasons if reason)
@@ -117,8 +129,8 @@ def main() -> int:
         raise UserError(
             f"--node {flags['node']}: what {label} say can't be averaged; name models of one task whose predictions are probabilities or values"
         )
-    paths = sources.expand(str(flags["data"]))
     kind = types.load(predictors[0].reads)
+    paths = list(sources.apart(sources.expand(str(flags["data"]), kind.kinds), kind.beside)[0])
     output = Path(str(flags.get("output", runs / f"{'-'.join(node.name for node in nodes)}-predictions.jsonl")))
     if output.resolve() in [path.resolve() for path in paths]:
         raise UserError(f"--output {output}: is one of the files that are read; give another name")

@@ -61,6 +61,8 @@ class Converter:
             for number, row in enumerate(made if isinstance(made, list) else [made], start=1):
                 if reason := fault(row):
                     self.result.dropped[reason] += 1
+                    if self._kind.names_dropped:
+                        self.result.named.append(f"{where}: dropped: {reason}")
                     continue
                 if renamed.get("group") is not None:
                     row = row | {"group": str(renamed["group"])}

@@ -11,20 +11,36 @@ import itertools
 import json
 import lzma
 import math
+import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data import encodings, parquet
 from pipeline.data.documents import Documents, NotText, at
-from pipeline.data.sources import READERS, Faults, Raw, decoded, is_text, kind, opened, parsed_lines, read_lines
+from pipeline.data.sources import (
+    ARCHIVE,
+    PICTURES,
+    READERS,
+    Faults,
+    Raw,
+    decoded,
+    is_text,
+    kind,
+    opened,
+    parsed_lines,
+    read_lines,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BYTES, _ROWS = 1 << 20, 1000  # of a block, at most, save for a single longer row; lines are not counted
+_LINE = 100  # bytes of a line that names a file, about
+_MEMBERS = {"cls": "label", "txt": "text"}  # endings of an archive's members → columns
+LINES = ("jsonl", "ndjson", "json")
 
 
 @dataclass
@@ -82,21 +98,24 @@ def read(
 
 
 def blocks(
-    paths: Sequence[Path], documents: Documents | None = None, begin: Any = None, by_line: bool = False
+    paths: Sequence[Path], documents: Documents | None = None, begin: Any = None, by_line: bool = False, at_once: int = _ROWS
 ) -> Iterator[Block]:
-    """Yield the raw rows of files in blocks, as `read` has them; `begin`: what a block says of the place behind it."""
+    """Yield the raw rows of files in blocks, as `read` has them; `begin`: what a block says of the place behind it.
+
+    `at_once`: rows of a block, at most, where the files that they name make them large; of lines about so many.
+    """
     first, place = begin or (0, None)
     small = None
     for number, path in enumerate(paths[first:], start=first):
-        for block in _blocks(path, documents, place, by_line):
+        for block in _blocks(path, documents, place, by_line, at_once):
             block.after = [number, block.after] if block.after is not None else [number + 1, None]
             if small is not None:
-                if (joined := _joined(small, block)) is not None:
+                if (joined := _joined(small, block, at_once)) is not None:
                     block = joined
                 else:
                     yield small
                 small = None
-            if isinstance(block.content, list) and block.size < _BYTES and len(block) < _ROWS:
+            if isinstance(block.content, list) and block.size < _BYTES and len(block) < at_once:
                 small = block  # which the next file may add to
             else:
                 yield block
@@ -105,11 +124,13 @@ def blocks(
         yield small
 
 
-def _joined(one: Block, other: Block) -> Block | None:
-    """Return two blocks of parsed rows as one, if that is not too large."""
+def _joined(one: Block, other: Block, at_once: int) -> Block | None:
+    """Return two blocks of parsed rows as one, if that is not too large; where rows name files, their folder is one, too."""
     if not isinstance(one.content, list) or not isinstance(other.content, list):
         return None
-    if one.size + other.size > _BYTES or len(one) + len(other) > _ROWS:
+    if one.size + other.size > _BYTES or len(one) + len(other) > at_once:
+        return None
+    if at_once < _ROWS and one.path.parent != other.path.parent:
         return None
     one.faults.take(other.faults)
     return replace(
@@ -117,25 +138,35 @@ def _joined(one: Block, other: Block) -> Block | None:
     )
 
 
-def _blocks(path: Path, documents: Documents | None, begin: Any, by_line: bool) -> Iterator[Block]:
+def _blocks(path: Path, documents: Documents | None, begin: Any, by_line: bool, at_once: int) -> Iterator[Block]:
     """Yield the blocks of a file, the last of which holds what is to be said of it."""
     read, notes, faults = 0, list[str](), Faults(math.inf)
     try:
-        for block in _of(path, documents, begin, by_line, notes, faults):
+        for block in _of(path, documents, begin, by_line, notes, faults, at_once):
             yield block
             read += len(block)
     except NotText as error:
         faults.add(f"{path}: {error}", lambda: encodings.remedy(path, opened))
-    except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error, tarfile.TarError) as error:
         faults.add(f"{path}: can't be read{f' after row {read:,}' if read else ''} ({' '.join(str(error).split())[:200]})")
     if notes or faults.count:
         yield Block(path, notes=notes, faults=faults)
 
 
 def _of(
-    path: Path, documents: Documents | None, begin: Any, by_line: bool, notes: list[str], faults: Faults
+    path: Path, documents: Documents | None, begin: Any, by_line: bool, notes: list[str], faults: Faults, at_once: int
 ) -> Iterator[Block]:
     """Yield the blocks of a file by its kind; `notes` and `faults` get what is met on the way."""
+    if kind(path) in PICTURES:
+        yield Block(path, [(str(path), {"file_name": path.name, "label": path.parent.name})], size=path.stat().st_size)
+        return
+    if kind(path) == ARCHIVE:
+        numbered = ((raw, number) for number, raw in enumerate(_members(path), start=1))
+        yield from listed(path, itertools.islice(numbered, begin or 0, None), faults, at_once)
+        return
+    if at_once < _ROWS and kind(path) in LINES and (kind(path) != "json" or _has_lines(path)):
+        yield from _line_blocks(path, begin, at_once * _LINE)
+        return
     if kind(path) in _BLOCKS and (kind(path) != "json" or _has_lines(path)):
         yield from _BLOCKS[kind(path)](path, begin)
         return
@@ -145,7 +176,7 @@ def _of(
         return
     rows = read_lines(path, faults) if by_line and is_text(path) else READERS[kind(path)](path, faults)
     numbered = ((raw, number) for number, raw in enumerate(rows, start=1))
-    yield from listed(path, itertools.islice(numbered, begin or 0, None), faults)
+    yield from listed(path, itertools.islice(numbered, begin or 0, None), faults, at_once)
 
 
 def _has_lines(path: Path) -> bool:
@@ -157,11 +188,38 @@ def _has_lines(path: Path) -> bool:
             return False
 
 
-def _line_blocks(path: Path, begin: Any) -> Iterator[Block]:
+def _members(path: Path) -> Iterator[Raw]:
+    """Yield the rows of a WebDataset: members that follow each other and share a name up to its first dot.
+
+    A picture is `image`, .cls the label, .txt the text, and .json adds its columns.
+    """
+    with opened(path) as file, tarfile.open(fileobj=file, mode="r|") as archive:
+        members = ((member.name, archive.extractfile(member)) for member in archive if member.isfile())
+        named = (
+            (f"{(place := PurePosixPath(name)).parent}/{place.name.partition('.')[0]}", place, content.read())
+            for name, content in members
+            if content is not None
+        )
+        for number, (_, group) in enumerate(itertools.groupby(named, key=lambda item: item[0]), start=1):
+            row: dict[str, Any] = {}
+            for _, place, content in group:
+                ending = place.name.partition(".")[2].lower()
+                if ending in PICTURES:
+                    row["image"] = {"bytes": content, "path": str(place)}
+                elif ending in _MEMBERS:
+                    row[_MEMBERS[ending]] = content.decode("utf-8").strip()
+                elif ending == "json":
+                    row |= json.loads(content)
+                else:
+                    row[ending] = None  # which is told as a column that is not read
+            yield f"{path}: row {number}", row
+
+
+def _line_blocks(path: Path, begin: Any, size: int = _BYTES) -> Iterator[Block]:
     byte, number = begin or (0, 1)
     with opened(path) as file:
         at(file, byte)
-        while content := file.read(_BYTES):
+        while content := file.read(size):
             content += file.readline()
             block = Block(path, content, number=number, size=len(content))
             byte, number = byte + len(content), number + len(block)
@@ -185,7 +243,7 @@ def _parquet_blocks(path: Path, begin: Any) -> Iterator[Block]:
         number += batch.num_rows
 
 
-def listed(path: Path, rows: Iterable[tuple[Raw, Any]], faults: Faults) -> Iterator[Block]:
+def listed(path: Path, rows: Iterable[tuple[Raw, Any]], faults: Faults, at_once: int = _ROWS) -> Iterator[Block]:
     """Yield rows, each with the place behind it, in blocks; `faults` are those that reading them meets."""
 
     def handed_on() -> Faults:
@@ -197,13 +255,20 @@ def listed(path: Path, rows: Iterable[tuple[Raw, Any]], faults: Faults) -> Itera
     for raw, block.after in rows:
         assert isinstance(block.content, list)
         block.content.append(raw)
-        block.size += sum(len(value) for value in raw[1].values() if isinstance(value, str))
-        if block.size >= _BYTES or len(block) >= _ROWS:
+        block.size += sum(map(_size, raw[1].values()))
+        if block.size >= _BYTES or len(block) >= at_once:
             block.faults = handed_on()
             yield block
             block = Block(path)
     block.faults = handed_on()
     yield block
+
+
+def _size(value: Any) -> int:
+    """Return about how many bytes a column has: those of texts, and of the content of files."""
+    if isinstance(value, dict):
+        return sum(len(item) for item in value.values() if isinstance(item, bytes))
+    return len(value) if isinstance(value, (str, bytes)) else 0
 
 
 _BLOCKS = {"jsonl": _line_blocks, "ndjson": _line_blocks, "json": _line_blocks, "parquet": _parquet_blocks}

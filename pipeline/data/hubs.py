@@ -38,9 +38,20 @@ def read(name: str, subset: str | None = None, split: str = "train", revision: s
     if isinstance(rows, list):
         yield from _of_files(rows)
         return
+    shown = [column for column, kind in (rows.features or {}).items() if type(kind).__name__ == "Image"]
+    for column in shown:  # which are decoded where they are needed
+        rows = rows.cast_column(column, type(rows.features[column])(decode=False))
     named = {column: kind for column, kind in (rows.features or {}).items() if _names(kind)}
     for number, row in enumerate(rows, start=1):
-        yield f"{name}: row {number}", dict(row) | {column: _named(row[column], kind) for column, kind in named.items()}
+        names = {column: _named(row[column], kind) for column, kind in named.items()}
+        yield f"{name}: row {number}", dict(row) | names | {column: _picture(row[column]) for column in shown}
+
+
+def _picture(value: Any) -> Any:
+    """Return the bytes and the path of a picture, whose file `datasets` may have left where it is."""
+    if value and value["bytes"] is None and value["path"] and Path(value["path"]).is_file():
+        return value | {"bytes": Path(value["path"]).read_bytes(), "path": Path(value["path"]).name}
+    return value
 
 
 def _loaded(name: str, subset: str | None, split: str, revision: str | None) -> Any:

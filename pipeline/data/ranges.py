@@ -17,13 +17,13 @@ from typing import IO, Any
 
 from pipeline.data import files, parquet, sources
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
+from pipeline.data.files import LINES
 from pipeline.data.sources import Faults, Raw
 from pipeline.data.types.text import cut
 from pipeline.system.errors import UserError
 
 NEAR, FAR = 1 << 16, 1 << 20  # bytes of a part, about: of a file on disk, and of one that is asked for over a network
 _TEXT = ("txt", "md", "markdown")
-LINES = ("jsonl", "ndjson", "json")
 _MARKS = (b"\n\n", b"\n", b" ")
 _FAR_COLUMN = 1 << 23  # bytes of a column that are asked for at once over a network
 _BROKEN = (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from pipeline.data.source_recipe import Source, SourceRecipe
 
+_NAMED = 10  # dropped rows that are told one by one, of types that have them so
 _MARKED = 64_000_000  # bytes that are read between two marks, about
+NEAR = "nearly the same as a held-out row"
 _LARGE = 5_000_000  # bytes of a source that takes a second or more
 
 
@@ -48,6 +50,7 @@ class _Done:
     formats: Counter[str] = field(default_factory=Counter)
     unread: dict[str, None] = field(default_factory=dict)  # columns of the source that no format read
     notes: list[str] = field(default_factory=list)
+    named: list[str] = field(default_factory=list)  # rows that were dropped, each with its reason, the first of them
     both: str = ""  # where the first row stands whose prompt is held out, too
 
     def __post_init__(self) -> None:
@@ -95,6 +98,8 @@ def whole(recipe: SourceRecipe, folder: Path, seed: int) -> None:
         done.notes += unread(source, done.unread)
     faults.stop()
     sides.close()
+    if said := _drop_near(recipe, folder):
+        done.dropped[NEAR] += said
     (folder / "pass.seen").unlink(missing_ok=True)
     if not min(writer.rows for writer in sides.writers.values()) and (recipe.held_out or recipe.named):
         done.notes.append(
@@ -102,8 +107,29 @@ def whole(recipe: SourceRecipe, folder: Path, seed: int) -> None:
         )
     if done.both:
         done.notes.append(f"{done.both}: has {split.SAME}; {done.dropped[split.SAME]:,} such rows are dropped from training")
+    done.notes += done.named
     counts = {"dropped": done.dropped, "formats": done.formats, "notes": done.notes, "parts": sides.parts}
     (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+
+
+def _drop_near(recipe: SourceRecipe, folder: Path) -> int:
+    """Leave out rows for training that are nearly held-out ones, where their type tells so; return how many.
+
+    Rows of a group are on the side of their group, which alone decides.
+    """
+    (trained, origins), (held_out, _) = (kept.load(folder / f"{name}.arrow") for name in split.SPLITS)
+    near = types.load(recipe.type).near(row for row in held_out if not row.get("group"))
+    if near is None or not len(held_out):
+        return 0
+    left = [number for number, row in enumerate(trained) if row.get("group") or not near(row)]
+    lost = len(trained) - len(left)
+    if lost:
+        writer = kept.Writer(folder / "train.near")
+        for number in left:
+            writer.add(trained[number], origins[number])
+        writer.close()
+        (folder / "train.near").replace(folder / "train.arrow")
+    return lost
 
 
 def unread(source: Source, columns: Iterable[str]) -> list[str]:
@@ -118,6 +144,8 @@ def _take(part: _Part, out: bool, done: _Done, sides: split.Sides, seen: Seen | 
     done.formats.update(part.counted.formats)
     done.unread |= part.unread
     done.notes += part.notes
+    room = max(0, _NAMED - len(done.named))
+    done.named += part.counted.named[:room]
     faults.take(part.faults)
     rows, keys = part.rows, part.keys
     old = [not seen.new(digest) for digest in part.digests] if seen is not None else [False] * len(part.away)
@@ -148,7 +176,8 @@ def _parts(recipe: SourceRecipe, source: Source, seed: int, done: _Done) -> Iter
     size = sum(path.stat().st_size for path in source.files)
     if size > _LARGE:  # a text is scanned before its first row
         progress.say(f"reads {source.name}, {size / 1e6:,.0f} MB" + (f", on from row {done.rows + 1:,}" if done.place else ""))
-    blocks = source.blocks(Documents(recipe.cut, recipe.separator) if type.name == "text" else None, done.place)
+    documents = Documents(recipe.cut, recipe.separator) if type.name == "text" else None
+    blocks = source.blocks(documents, done.place, type.at_once)
     if any(choice.columns == TREE for choice in type.formats):
         blocks = _with_whole_trees(blocks)
     with contextlib.closing(cores.each(functools.partial(_part, recipe, source, seed), blocks)) as parts:
@@ -160,7 +189,11 @@ def _parts(recipe: SourceRecipe, source: Source, seed: int, done: _Done) -> Iter
 def _part(recipe: SourceRecipe, source: Source, seed: int, block: Block) -> _Part:
     counted, faults, columns, unread = Rows(name=recipe.name), Faults(math.inf), kept.Columns(), dict[str, None]()
     faults.take(block.faults)
-    sided = list(recipe.sided(source, block.rows(faults), counted, faults, unread, seed))
+    type, given = types.load(source.holds or recipe.type), block.rows(faults)
+    if type.beside:
+        folder = block.path.parent
+        given = ((where, type.located(raw, folder)) for where, raw in given)
+    sided = list(recipe.sided(source, given, counted, faults, unread, seed))
     for one in sided:
         columns.add(one.row, one.where)
     keys, digests, away = b"".join(one.key for one in sided), [one.digest for one in sided], [one.away for one in sided]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import node_recipe, python_recipe, sources, yaml_recipe
+from pipeline.data import node_recipe, python_recipe, sources, types, yaml_recipe
 from pipeline.data.base import EMPTY, Recipe, listing
 from pipeline.data.closure import FOLDER
 from pipeline.data.rows import SPLITS, Rows
@@ -45,23 +45,23 @@ def load(name: str) -> Recipe:
 def from_data(data: str, type: str) -> Recipe:
     """Return the recipe of `--data`: a node that hands on rows; a file, a glob, a folder or a hub id; or a mixture of these."""
     path = Path(data)
-    if not path.exists() and (given := _mixture(data)):
+    if not path.exists() and (given := _mixture(data, type)):
         return SourceRecipe(data, given, type)
     if node := node_recipe.found(data, load):
         return node
-    return SourceRecipe(data, [_source(data)], type)
+    return SourceRecipe(data, [_source(data, type)], type)
 
 
-def _source(data: str) -> Source:
-    """Return a file, a glob, a folder or a hub id as a source."""
-    path = Path(data)
-    known = sources.kind(path) in sources.KINDS
+def _source(data: str, type: str) -> Source:
+    """Return a file, a glob, a folder or a hub id as a source of rows of a type."""
+    path, kinds = Path(data), types.load(type).kinds
+    known = sources.kind(path) in kinds
     if path.exists() or known or any(letter in data for letter in "*?[") or data.count("/") != 1:
-        return Source(files=tuple(sources.expand(data)), skipped=sources.skipped(data))
+        return Source.of(data, type)
     return Source(hub={"name": data})
 
 
-def _mixture(data: str) -> list[Source]:
+def _mixture(data: str, type: str) -> list[Source]:
     """Return the sources of `a.jsonl=0.7,b.jsonl=0.3,c.jsonl=held_out`; none where it is no such list. UserError for a bad share."""
     parts = [part.rpartition("=") for part in data.split(",")]
     if not any(number == HELD_OUT or _number(number) is not None for _, _, number in parts):
@@ -76,7 +76,7 @@ def _mixture(data: str) -> list[Source]:
     if faults:
         raise UserError(*faults)
     return [
-        replace(_source(name), share=_number(number) or 0.0, held_out=True if number == HELD_OUT else None)
+        replace(_source(name, type), share=_number(number) or 0.0, held_out=True if number == HELD_OUT else None)
         for name, _, number in parts
     ]
 

@@ -44,6 +44,7 @@ class Rows:
     name: str = ""  # of the recipe
     validation: Sequence[Row] = field(default_factory=list)  # rows for training that are only looked at while it goes on
     parts: Sequence[Part] = ()  # where each source stands among the kept rows, where sources have shares of the tokens
+    named: list[str] = field(default_factory=list)  # rows that were dropped, each with its reason
     notes: Sequence[str] = ()  # what the user should know of how they were read
     stream: Stream | None = None  # what the rows are a sample of, where they are streamed
     identity: str = ""  # digest of all that decides the rows, by which what is made from them is kept; empty for none

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,13 +43,21 @@ class Source:
     share: float = 0.0  # of the training tokens, before all shares are made to add up to 1; 0: rows are read as they are
     held_out: bool | None = None  # whether all of it is held out; None: the files that are named as a split
     skipped: str = ""  # in words, the files of its folder that can't be read
+    beside: tuple[Path, ...] = ()  # files that its tables may name, as they name pictures
+
+    @classmethod
+    def of(cls, pattern: str, type: str, **more: Any) -> Source:
+        """Return the files of a path, a folder or a glob that rows of a type are read from; UserError if there is none."""
+        kind = types.load(type)
+        found, beside = sources.apart(sources.expand(pattern, kind.kinds), kind.beside)
+        return cls(files=found, beside=beside, skipped=sources.skipped(pattern, kind.kinds), **more)
 
     @functools.cached_property
     def sides(self) -> list[tuple[Source, bool]]:
         """Its files with whether they are held out by name, those that are before the others."""
         if self.hub or self.held_out is not None:
             return [(self, bool(self.held_out))]
-        train, out = split.by_name(self.files)
+        train, out = split.by_name(self.files, sources.PICTURES)
         return [(replace(self, files=files), side) for files, side in ((out, True), (train, False)) if files]
 
     @property
@@ -62,15 +71,15 @@ class Source:
         """Yield the raw rows with where each comes from."""
         return hubs.read(**self.hub) if self.hub else files.read(list(self.files), documents, notes)
 
-    def blocks(self, documents: Documents | None, begin: Any) -> Iterator[Block]:
-        """Yield the raw rows in blocks, from the place behind one of them on."""
+    def blocks(self, documents: Documents | None, begin: Any, at_once: int) -> Iterator[Block]:
+        """Yield the raw rows in blocks of at most `at_once`, from the place behind one of them on."""
         if not self.hub:
-            yield from files.blocks(self.files, documents, begin)
+            yield from files.blocks(self.files, documents, begin, at_once=at_once)
             return
         faults = sources.Faults(math.inf)
         numbered = ((raw, number) for number, raw in enumerate(self.raw(), start=1))
         try:
-            yield from files.listed(Path(self.name), islice(numbered, begin or 0, None), faults)
+            yield from files.listed(Path(self.name), islice(numbered, begin or 0, None), faults, at_once)
         except UserError as error:
             for fault in error.faults:
                 faults.add(fault)
@@ -94,7 +103,14 @@ class Source:
             return [how, self.held_out, hashes.outputs(hashes.files(folder))]
         if self.hub:
             return [self.hub, self.held_out]
-        return [[out, [[sources.decoded_as(path), hashes.sha256(path)] for path in source.files]] for source, out in self.sides]
+        found = [[out, [[_told_by(path), hashes.sha256(path)] for path in source.files]] for source, out in self.sides]
+        told = {os.path.relpath(path, self.files[0].parent): hashes.sha256(path) for path in self.beside}
+        return [*found, *([told] if told else [])]
+
+
+def _told_by(path: Path) -> str:
+    """Return what a file's name says of its rows: how it is read and, of a picture, its label, which is that of its folder."""
+    return f"{path.parent.name}/{path.name}" if sources.kind(path) in sources.PICTURES else sources.decoded_as(path)
 
 
 class Sided(NamedTuple):

@@ -16,7 +16,7 @@ import lzma
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -206,7 +206,9 @@ READERS: dict[str, Callable[[Path, Faults], Iterator[Raw]]] = {  # of files that
     "txt": _read_text, "md": _read_text, "markdown": _read_text, "json": _read_json, "csv": _read_csv, "tsv": _read_csv,
     "conll": _read_text, "iob": _read_text, "bio": _read_text,
 }  # fmt: skip
-KINDS = {"jsonl", "ndjson", "parquet", *READERS}  # of files that are read
+PICTURES = frozenset({"png", "jpg", "jpeg", "gif", "bmp", "webp", "tif", "tiff", "ppm", "pgm"})  # of files that are one picture
+ARCHIVE = "tar"  # of files that hold others, as WebDataset has them
+KINDS = frozenset({"jsonl", "ndjson", "parquet", *READERS})  # of files that are read
 
 
 def is_text(path: Path) -> bool:
@@ -214,31 +216,45 @@ def is_text(path: Path) -> bool:
     return READERS.get(kind(path)) is _read_text
 
 
-def expand(pattern: str) -> list[Path]:
-    """Return the readable files that a path, a folder or a glob names, in order; UserError if there is none."""
+def expand(pattern: str, kinds: Collection[str] = KINDS) -> list[Path]:
+    """Return the files of some kinds that a path, a folder or a glob names, in order; UserError if there is none."""
     path = Path(pattern)
     if path.is_dir():
-        found = sorted(item for item in path.rglob("*") if item.is_file() and kind(item) in KINDS and not _about(item, path))
+        found = sorted(item for item in path.rglob("*") if item.is_file() and kind(item) in kinds and not _about(item, path))
     else:
         found = [path] if path.is_file() else sorted(Path(item) for item in glob.glob(pattern, recursive=True))
     if not found:
         raise UserError(
             f"{pattern}: no {'readable file in that folder' if path.is_dir() else 'such file, and no file matches it'}"
         )
-    unknown = [item for item in found if kind(item) not in KINDS]
+    unknown = [item for item in found if kind(item) not in kinds]
     if unknown:
-        known = ", ".join(sorted(KINDS))
+        known = ", ".join(sorted(kinds))
         raise UserError(*(f"{item}: can't read .{kind(item)} files; known are {known}, also with {', '.join(_COMPRESSIONS)}"
                           for item in unknown[:_SHOWN]))  # fmt: skip
     return found
 
 
-def skipped(pattern: str) -> str:
+def apart(files: Sequence[Path], beside: Collection[str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the files that hold rows, and those of some kinds which a table names that lies in their folder or above it.
+
+    What a table may name counts as content, also where the table is the only file that was given.
+    """
+    if not beside:
+        return tuple(files), ()
+    tables = [path for path in files if kind(path) not in beside]
+    folders = {path.parent for path in tables if kind(path) != ARCHIVE}  # which holds itself what its rows name
+    alone = tuple(path for path in files if kind(path) in beside and not folders.intersection(path.parents))
+    named = {item for folder in folders for item in folder.rglob("*") if kind(item) in beside and item.is_file()}
+    return tuple(sorted([*tables, *alone])), tuple(sorted(named))
+
+
+def skipped(pattern: str, kinds: Collection[str] = KINDS) -> str:
     """Return in words which files of a folder `expand` passes over since it can't read them: `2 .zip files`; "" for none."""
     folder = Path(pattern)
     if not folder.is_dir():
         return ""
-    others = (item for item in folder.rglob("*") if item.is_file() and kind(item) not in KINDS and not _about(item, folder))
+    others = (item for item in folder.rglob("*") if item.is_file() and kind(item) not in kinds and not _about(item, folder))
     counts = Counter(item.suffix or item.name for item in others)
     told = (f"{count:,} {ending} file{'s' if count > 1 else ''}" for ending, count in counts.most_common(_SHOWN))
     return ", ".join(told)

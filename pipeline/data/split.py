@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,16 +50,22 @@ def out(key: bytes, share: float) -> bool:
     return int.from_bytes(key[:4]) < share * 2**32
 
 
-def by_name(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def by_name(paths: Sequence[Path], pictures: Collection[str] = ()) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Return the files for training, and those that are named as a split to hold out: `test-0.parquet`, `test/0.parquet`.
 
-    Where no other file is left to train on, a name means nothing.
+    Where no other file is left to train on, a name means nothing. Of `pictures`, kinds of files that are one row, only a
+    folder tells, which may be that above the folder of a class: `test/cats/1.png`.
     """
-    trained = {path.parent.parent for path in paths if path.parent.name.lower() == TRAIN}
+    single = {path for path in paths if path.suffix.lstrip(".").lower() in pictures}
+    above = {path.parent: (path.parent, *(path.parent.parents if path in single else ())) for path in paths}
+    trained = {folder.parent for folders in above.values() for folder in folders if folder.name.lower() == TRAIN}
+    outside = {
+        parent for parent, folders in above.items()
+        if any(folder.parent in trained and re.fullmatch(_NAMED, folder.name, re.IGNORECASE) for folder in folders)
+    }  # fmt: skip
 
     def named(path: Path) -> bool:
-        folder = path.parent.parent in trained and re.fullmatch(_NAMED, path.parent.name, re.IGNORECASE)
-        return bool(folder or _STEM.fullmatch(path.name.partition(".")[0]))
+        return path.parent in outside or bool(path not in single and _STEM.fullmatch(path.name.partition(".")[0]))
 
     out = tuple(path for path in paths if named(path))
     return (tuple(path for path in paths if path not in set(out)), out) if len(out) < len(paths) else (tuple(paths), ())

@@ -271,7 +271,7 @@ def _features(first: Mapping[str, Any] | None) -> Any:
     """Return the columns of token rows by the first of them."""
     import datasets
 
-    kinds = {int: datasets.Value("int32"), float: datasets.Value("float32")}
+    kinds = {int: datasets.Value("int32"), float: datasets.Value("float32"), bytes: datasets.Value("binary")}
     ids = datasets.List(datasets.Value("int32"))
     return datasets.Features({key: kinds.get(type(value), ids) for key, value in (first or {"input_ids": []}).items()})
 

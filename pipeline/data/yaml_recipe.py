@@ -76,12 +76,14 @@ def from_yaml(path: Path, subset: str = "") -> SourceRecipe:
     streams = loaded.get("stream", False)
     if not isinstance(streams, bool):
         faults.append(f"{path}: stream: expected yes or no, found {streams!r}")
+    elif streams and loaded.get("type") in types.known() and not types.load(loaded["type"]).streams:
+        faults.append(f"{path}: stream: rows of type {loaded['type']} are not streamed; leave it out, and they are read once")
     elif streams and deduplicate:
         faults.append(f"{path}: deduplicate: a stream forgets what it read; clean the data before, or leave out one of the two")
     given = []
     for entry in entries:
         try:
-            given.append(_source(entry, f"{path}: sources"))
+            given.append(_source(entry, f"{path}: sources", loaded.get("type")))
         except UserError as error:
             faults += error.faults
     trained = [source for source in given if not source.held_out]
@@ -101,7 +103,7 @@ def from_yaml(path: Path, subset: str = "") -> SourceRecipe:
     )
 
 
-def _source(entry: Any, where: str) -> Source:
+def _source(entry: Any, where: str, type: Any) -> Source:
     if not isinstance(entry, Mapping) or len(named := _SOURCE_KEYS.keys() & entry.keys()) != 1:
         raise UserError(f"{where}: a source names one of files, package and hub; found {entry!r}")
     kind = named.pop()
@@ -133,8 +135,7 @@ def _source(entry: Any, where: str) -> Source:
             hub={"name": entry["hub"], **{key: entry[key] for key in entry if key not in {"hub", *_SHARED}}}, **shared
         )
     if kind == "files":
-        pattern = str(entry["files"])
-        return Source(files=tuple(sources.expand(pattern)), skipped=sources.skipped(pattern), **shared)
+        return Source.of(str(entry["files"]), shared["holds"] or (type if type in types.known() else "text"), **shared)
     if "pattern" not in entry:
         raise UserError(f"{where}: a package needs a pattern that says which of its files to read; found {entry!r}")
     return Source(files=tuple(sources.package_files(entry["package"], entry["pattern"])), **shared)

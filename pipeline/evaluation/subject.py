@@ -20,10 +20,9 @@ from pipeline.data.recipe import Recipe
 from pipeline.data.tokens import Tokens
 from pipeline.data.types import Row
 from pipeline.evaluation import inference
-from pipeline.models import checkpoint, reward_model
+from pipeline.models import checkpoint, processors, reward_model
 from pipeline.models.control import Unfit
 from pipeline.models.families import family_of
-from pipeline.models.tokenization import load as load_tokenizer
 from pipeline.models.tokenization import render
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
@@ -80,8 +79,11 @@ class StageModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, with the borrowed template where it has none of its own."""
-        tokenizer = load_tokenizer(self.where)
+        """The tokenizer, with the borrowed template where it has none of its own; of a model of pictures its image processor."""
+        tokenizer = processors.load(self.where)
+        if not hasattr(tokenizer, "chat_template"):
+            self.borrows = False
+            return tokenizer
         self.borrows = bool(self.template) and not tokenizer.chat_template
         tokenizer.chat_template = tokenizer.chat_template or self.template
         return tokenizer

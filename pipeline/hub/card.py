@@ -18,6 +18,7 @@ _TASKS = {
     "AutoModelForCausalLM": "text-generation", "AutoModelForMaskedLM": "fill-mask", "AutoModelForSeq2SeqLM": "text2text-generation",
     "AutoModelForSequenceClassification": "text-classification", "AutoModelForTokenClassification": "token-classification",
     "AutoModelForQuestionAnswering": "question-answering", "AutoModel": "feature-extraction",
+    "AutoModelForImageClassification": "image-classification",
 }  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def _metadata(subject: Subject) -> Any:
     figures = _results(subject)
     return ModelCardData(
         license=subject.license, language=subject.language or None, library_name="transformers" if subject.auto else None,
-        pipeline_tag=_TASKS.get(subject.auto), tags=[tag for tag in tags if tag],
+        pipeline_tag="image-feature-extraction" if subject.record["family"] == "vision" else _TASKS.get(subject.auto), tags=[tag for tag in tags if tag],
         base_model=subject.base or None, datasets=list(subject.datasets) or None,
         metrics=sorted({result.metric_type for result in figures}) or None,
         model_name=subject.repo.split("/")[1] if figures else None, eval_results=figures or None,

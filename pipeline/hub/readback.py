@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.hub.upload import Delivery, Hub
+from pipeline.models import processors
 from pipeline.system import hashes
 from pipeline.system.errors import WorldError
 
@@ -65,7 +68,10 @@ def _generates(loader: str) -> bool:
 def _load(folder: Path, loader: str) -> tuple[Any, Any]:
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if processors.reads_images_alone(str(folder)):
+        tokenizer: Any = processors.image_processor(str(folder))
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     auto = getattr(transformers, loader)
     return tokenizer, auto.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
 
@@ -73,6 +79,9 @@ def _load(folder: Path, loader: str) -> tuple[Any, Any]:
 def _inputs(tokenizer: Any) -> list[Any]:
     """Return the prompts as a user would give them: through the chat template where there is one."""
     how: dict[str, Any] = {"return_tensors": "pt", "return_dict": True}
+    if not hasattr(tokenizer, "chat_template"):  # an image processor, which is given a picture drawn for each prompt
+        drawn = (np.random.default_rng(number).integers(0, 256, (48, 48, 3), np.uint8) for number in range(len(PROMPTS)))
+        return [tokenizer(picture, return_tensors="pt") for picture in drawn]
     if tokenizer.chat_template:
         turns = [[{"role": "user", "content": text}] for text in PROMPTS]
         return [tokenizer.apply_chat_template(turn, add_generation_prompt=True, **how) for turn in turns]
@@ -84,6 +93,8 @@ def _read(network: Any, batch: Any) -> Any:
     import torch
 
     more = {}
+    if hasattr(network.config, "mask_ratio"):  # which hides patches at random
+        more = {"noise": torch.linspace(0, 1, (network.config.image_size // network.config.patch_size) ** 2).unsqueeze(0)}
     if network.config.is_encoder_decoder and not hasattr(network, "classification_head"):
         more = {"decoder_input_ids": torch.tensor([[network.config.decoder_start_token_id or 0]])}
     with torch.no_grad():
@@ -103,8 +114,8 @@ def _behaves(folder: Path, made: Path, loader: str) -> list[str]:
     (tokenizer, network), (own_tokenizer, own) = _load(folder, loader), _load(made, loader)
     faults = []
     for prompt, batch, own_batch in zip(PROMPTS, _inputs(tokenizer), _inputs(own_tokenizer), strict=True):
-        if not torch.equal(batch["input_ids"], own_batch["input_ids"]):
-            faults.append(f"{prompt!r} becomes other tokens")
+        if not torch.equal(batch[network.main_input_name], own_batch[network.main_input_name]):
+            faults.append(f"{prompt!r} becomes other tokens" if "input_ids" in batch else "a picture becomes other pixels")
             continue
         pairs = zip(_scores(network, batch), _scores(own, own_batch), strict=True)
         if not all(torch.equal(one, other) for one, other in pairs):

@@ -21,6 +21,7 @@ _LAST = {
     "AutoModelForMaskedLM": "print(tokenizer.decode(model(**inputs).logits[0].argmax(-1)))",
     "AutoModelForSequenceClassification": "print(model.config.id2label[model(**inputs).logits[0].argmax().item()])",
     "AutoModelForTokenClassification": "print([model.config.id2label[label] for label in model(**inputs).logits[0].argmax(-1).tolist()])",
+    "AutoModelForImageClassification": "print(model.config.id2label[model(**inputs).logits[0].argmax().item()])",
     "AutoModel": "print(model(**inputs).last_hidden_state.mean(1))",
 }  # fmt: skip
 
@@ -52,8 +53,18 @@ def _vectors(repo: str) -> Iterator[str]:
     yield "print(vectors.most_similar(vectors.index_to_key[0]))"
 
 
+def _pictures(repo: str, name: str) -> Iterator[str]:
+    yield f"from PIL import Image\nfrom transformers import {name}, AutoImageProcessor"
+    yield f"processor, model = AutoImageProcessor.from_pretrained({repo}), {name}.from_pretrained({repo})"
+    yield 'inputs = processor(Image.new("RGB", (64, 64), "red"), return_tensors="pt")  # or Image.open("a.png").convert("RGB")'
+    yield _LAST.get(name, "print(model(**inputs).loss)")
+
+
 def _code(subject: Subject) -> Iterator[str]:
     repo, name = f'"{subject.repo}", revision="{subject.tag}"', subject.auto
+    if "patch_size" in subject.config:
+        yield from _pictures(repo, name)
+        return
     yield f"from transformers import {name}, AutoTokenizer"
     yield f"tokenizer, model = AutoTokenizer.from_pretrained({repo}), {name}.from_pretrained({repo})"
     prompt = (subject.samples or [{"prompt": "Hello!"}])[0]["prompt"][:_PROMPT_CUT]

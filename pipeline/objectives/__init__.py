@@ -1,6 +1,6 @@
 """Self-supervised objectives, one file each; the file's name is the objective's name.
 
-An objective defines what a document becomes (`examples`), what of it is hidden (`corrupt`), what the model is trained
+An objective says which rows it `reads`, and defines what a document becomes (`examples`), what of it is hidden (`corrupt`), what the model is trained
 on (`losses`) and how it is evaluated on held-out text (`scores`, described by `metrics`). Its fields are its options.
 """
 
@@ -47,7 +47,7 @@ class Text:
     """What `examples` reads: rows of text and how to cut them."""
 
     rows: Sequence[Row]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase  # or whatever else `processor` returns
     max_length: int  # tokens of an example, including all special ones
     language: str  # ISO 639-1, for sentence boundaries
     seed: int
@@ -58,6 +58,8 @@ class Text:
 class Objective(ABC):
     """What a file in this folder defines as a frozen dataclass, under the name `OBJECTIVE`."""
 
+    reads: ClassVar[str] = "text"  # dataset type of its rows
+    unread: ClassVar[tuple[str, ...]] = ()  # options of the stage that mean nothing for these rows
     family: ClassVar[str]  # of the model that it trains
     accepts: ClassVar[tuple[str, ...]]  # families of a parent whose training it can continue
     architectures: ClassVar[tuple[str, ...]]  # model types of transformers, the default first
@@ -73,6 +75,28 @@ class Objective(ABC):
     def weights(self) -> Mapping[str, float]:
         """What each part of the loss is multiplied by."""
         return {"loss": 1.0}
+
+    def processor(self, folder: str) -> Any:
+        """Return what makes the model's input of a row, as it lies in a folder or on a hub: for text the tokenizer."""
+        from pipeline.models import tokenization
+
+        return tokenization.load(folder)
+
+    def new_processor(self, learn: Callable[[], Any]) -> Any:
+        """Return that of a new model; `learn` trains a tokenizer on the rows."""
+        return learn()
+
+    def vocabulary(self, processor: Any) -> int:
+        """Return how many tokens there are; 0 where rows have none."""
+        return len(processor)
+
+    def same_inputs(self, one: Any, other: Any) -> bool:
+        """Say whether two processors make the same of a row, so that losses of their models can be compared."""
+        return bool(one.get_vocab() == other.get_vocab())
+
+    def sized(self, processor: Any, length: int) -> str:
+        """Return in words what is read at once."""
+        return f"vocabulary {len(processor):,}, rows of up to {length} tokens"
 
     @abstractmethod
     def build_model(self, tokenizer: PreTrainedTokenizerBase, architecture: str, **sizes: int) -> Any:

@@ -17,7 +17,6 @@ from pipeline.data.types import Row
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement
 from pipeline.evaluation.subject import StageModel, Subject
-from pipeline.models.tokenization import load as load_tokenizer
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives.collator import EXAMPLE, HELD_OUT_BATCH
 from pipeline.system.errors import UserError
@@ -34,11 +33,15 @@ class ObjectiveEvaluator(Evaluator):
         self.objective, self.metrics = objective, objective.metrics
         self.gives = (objective.family,)
 
+    def _comparable(self, model: StageModel, subject: Subject) -> bool:
+        same = model.family == subject.node.family
+        return same and self.objective.same_inputs(model.tokenizer, subject.node.tokenizer)
+
     def measure(self, subject: Subject) -> Iterator[Measurement]:
         """Yield the objective's metrics of the node, of a parent and controls of its family, and of the baselines."""
         if not subject.rows:
             return
-        others = {model.label: model.where for model in subject.compared[1:] if _comparable(model, subject)}
+        others = {model.label: model.where for model in subject.compared[1:] if self._comparable(model, subject)}
         own = subject.node
         held_out = HeldOut(self.objective, own.label, own.where, subject.record["config"], subject.seed)
         for label, where in list(others.items()):
@@ -47,15 +50,15 @@ class ObjectiveEvaluator(Evaluator):
             except UserError as error:
                 subject.skipped[f"figures of {label} by this objective: {error.faults[0]}"] += 1
         found = held_out.scores(subject.training(), subject.rows)
+        if own.label not in found:
+            subject.skipped[
+                f"its {len(subject.rows):,} held-out rows fill no batch of {HELD_OUT_BATCH}, among which one is looked for"
+            ] += 1
+            return
         order = [own.label, *others]
         for label in [*order, *(name for name in found if name not in order)]:
             for metric, (values, weights) in found[label].items():
                 yield Measurement(label, metric, share(values, weights))
-
-
-def _comparable(model: StageModel, subject: Subject) -> bool:
-    same = model.family == subject.node.family
-    return same and model.tokenizer.get_vocab() == subject.node.tokenizer.get_vocab()
 
 
 def evaluators(options: Any) -> list[Evaluator]:
@@ -72,7 +75,7 @@ class HeldOut:
 
     def __init__(self, objective: Objective, label: str, folder: str, config: Mapping[str, Any], seed: int) -> None:
         self.objective, self.label, self.config, self.seed = objective, label, config, seed
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = objective.processor(folder)
         self.model = objective.load_model(folder).to(device()).eval()
         self.others: dict[str, Any] = {}
 
@@ -124,8 +127,9 @@ class HeldOut:
         lists = {key for key, value in known[0].items() if isinstance(value, list)}
         dataset = datasets.Dataset.from_list([{key: row[key] for key in lists} for row in known])
         collator = self.objective.collator(self.tokenizer, dataset, self.seed)
-        frequencies = _frequencies(self.batches(known, collator, special=True), len(self.tokenizer))
-        rivals = self.objective.rivals(known, len(self.tokenizer))
+        size = self.objective.vocabulary(self.tokenizer)
+        frequencies = _frequencies(self.batches(known, collator, special=True), size) if size else np.empty(0)
+        rivals = self.objective.rivals(known, size)
         torch.manual_seed(self.seed)
         untrained = self.objective.fresh(self.model).to(device()).eval()
         models = {UNTRAINED: untrained, **self.others, self.label: self.model}

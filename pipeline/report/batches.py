@@ -52,12 +52,12 @@ class Batch:
 
 def first(made: Finished) -> Batch:
     """Make a node's first batch again, as one process reads it; UserError where its recipe is no longer what it was."""
-    from pipeline.models import tokenization
+    from pipeline.models import processors
     from pipeline.training.trainer import take_rows
 
     record = made.record
     request.unaltered(made.folder, record)
-    tokenizer = tokenization.load(str(made.folder))
+    tokenizer = processors.load(str(made.folder))
     with tempfile.TemporaryDirectory() as scratch:
         run = Run.remade(made.stage, record, made.parents, Path(scratch))
         if run.recipe.digest(record["recipe"]["type"]) != record["recipe"]["digest"]:

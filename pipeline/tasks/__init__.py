@@ -69,14 +69,27 @@ class Task(ABC):
     baseline_name: ClassVar[str]  # what `baseline` predicts, in words
     accumulates: ClassVar[bool] = True  # whether a batch may be read in parts
     parent_too: ClassVar[bool] = False  # whether a parent can do the task as it is, so that what training adds is told
-    keeps: ClassVar[Literal["", "positions", "tokens"]] = ""  # what of its examples no augmentation may change
+    keeps: ClassVar[Literal["", "positions", "tokens", "pixels"]] = ""  # what of its examples no augmentation may change
     tunes: ClassVar[str] = ""  # what `tune` sets in a model's configuration
     tuned: bool = False  # whether it does, for which rows are held back
     weights: ClassVar[Mapping[str, float]] = {"loss": 1.0}  # parts of the loss
+    unread: ClassVar[tuple[str, ...]] = ()  # options of the stage that mean nothing for its rows
+    labelled: float = 1.0  # share of the training rows of each label that it is given
 
     def labels(self, rows: Iterable[Row]) -> list[str]:
         """Return the labels that a model of this task chooses from, in the order of their numbers; empty where it has none."""
         return []
+
+    def processor(self, folder: str) -> Any:
+        """Return what makes the model's input of a row, as it lies in a folder or on a hub: for text the tokenizer."""
+        from pipeline.models import tokenization
+
+        return tokenization.load(folder)
+
+    def sample(self, dataset: Any, tokenizer: Any) -> Mapping[str, Any]:
+        """Return the columns of the first example that a model reads, by which a merged adapter is proved."""
+        read = ("input_ids", "token_type_ids", *(["labels"] if self.family == "seq2seq" else []))
+        return {key: ids for key, ids in dataset[0].items() if key in read}
 
     def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False, rows: Sequence[Row] = ()) -> Any:
         """Return the parent as a model of the task, in fp32; its head is new, unless it has one for these labels.
@@ -163,10 +176,9 @@ class Task(ABC):
 
     def predictor(self, folder: str, max_length: int) -> Callable[[Rows], list[Prediction]]:
         """Return what predicts rows with the fine-tuned model in a folder."""
-        from pipeline.models import tokenization
         from pipeline.system.hardware import device
 
-        model, tokenizer = self.load_model(folder).to(device()).eval(), tokenization.load(folder)
+        model, tokenizer = self.load_model(folder).to(device()).eval(), self.processor(folder)
         return lambda rows: self.predict(model, tokenizer, rows, max_length)
 
     def threshold_of(self, folder: str) -> float:

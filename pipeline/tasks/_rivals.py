@@ -28,12 +28,18 @@ Fit = Callable[[float, Any, Sequence[Row], Any], np.ndarray]  # strength, inputs
 
 
 def linear(
-    task: Task, training: Sequence[Row], rows: Sequence[Row], fit: Fit, *ways: Callable[[np.ndarray], list[Prediction]]
-) -> list[Prediction]:
-    """Return the predictions of a linear model; `ways` make them of its scores, and the best of them is taken."""
-    numbers = sorted(random.Random(0).sample(range(len(training)), min(_MOST, len(training))))
+    task: Task, training: Sequence[Row], rows: Sequence[Row], fit: Fit, *ways: Callable[[np.ndarray], list[Prediction]],
+    features: Callable[[Sequence[Row], Sequence[Row]], tuple[Any, Any]] | None = None, strengths: Sequence[float] = _STRENGTHS,
+    most: int = _MOST, small: Callable[[Row], Row] = lambda row: row,
+) -> list[Prediction]:  # fmt: skip
+    """Return the predictions of a linear model; `ways` make them of its scores, and the best of them is taken.
+
+    `features`: makes inputs of rows of both kinds, TF-IDF where nothing is said. `small`: what is held of a training row.
+    """
+    features = features or tfidf_of
+    numbers = sorted(random.Random(0).sample(range(len(training)), min(most, len(training))))
     drawn = process.reading("rivals").along(
-        (training[number] for number in numbers), lambda count: f"{count:,} of {len(numbers):,} training rows read"
+        (small(training[number]) for number in numbers), lambda count: f"{count:,} of {len(numbers):,} training rows read"
     )
     read = Rows(kept=list(drawn))
 
@@ -45,17 +51,17 @@ def linear(
         found = task.figures(chosen.validation, predicted)[task.primary]
         return float(found.of(found.items.sum(0)))
 
-    chosen, best = Rows(kept=read.kept), (_STRENGTHS[0], ways[0])
+    chosen, best = Rows(kept=read.kept), (strengths[0], ways[0])
     try:
         chosen.hold_back(_SHARE, 0, task.reads)
     except UserError:  # of rows too few to hold any back
         return best[1](scores(best[0], read.kept, rows))
-    most = -np.inf
-    for strength in _STRENGTHS:
+    highest = -np.inf
+    for strength in strengths:
         found = scores(strength, chosen.kept, chosen.validation)
         for way in ways:
-            if (value := worth(way(found))) > most:
-                most, best = value, (strength, way)
+            if (value := worth(way(found))) > highest:
+                highest, best = value, (strength, way)
     return best[1](scores(best[0], read.kept, rows))
 
 
@@ -78,7 +84,7 @@ def ridge(strength: float, inputs: Any, targets: np.ndarray, asked: Any) -> np.n
     return np.asarray(Ridge(alpha=1 / strength).fit(inputs, targets).predict(asked))
 
 
-def features(training: Sequence[Row], rows: Sequence[Row]) -> tuple[Any, Any]:
+def tfidf_of(training: Sequence[Row], rows: Sequence[Row]) -> tuple[Any, Any]:
     """Return sparse inputs of both: of a text its TF-IDF; of two texts that of each, and the product of both."""
     from scipy.sparse import hstack
 

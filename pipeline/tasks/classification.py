@@ -70,11 +70,7 @@ class Classification(Task):
 
     def collator(self, tokenizer: Any, dataset: Any) -> Any:
         """Return a collator that adds each row's weight."""
-        counts = np.bincount(dataset["label"])
-        weights = np.ones(len(counts))
-        if self.balance == "weights":
-            weights = len(dataset) / np.maximum(counts, 1) / np.count_nonzero(counts)
-        return Weighted(int(tokenizer.pad_token_id), weights)
+        return Weighted(int(tokenizer.pad_token_id), weights(dataset["label"], self.balance))
 
     def arrange(self, dataset: Any, seed: int) -> Any:
         """With `sampling`, repeat rows of rare labels until all labels have the same number; no row is left out."""
@@ -102,12 +98,7 @@ class Classification(Task):
         """Return the most likely label of each row, with the probability of every label."""
         import torch
 
-        names = [name for _, name in sorted(model.config.id2label.items())]
-        found = []
-        for row in torch.from_numpy(logits(model, tokenizer, rows, max_length)).softmax(-1).tolist():
-            likely = {name: round(probability, 6) for name, probability in zip(names, row, strict=True)}
-            found.append({"label": max(likely, key=lambda name: likely[name]), "probabilities": likely})
-        return found
+        return probabilities(model, torch.from_numpy(logits(model, tokenizer, rows, max_length)))
 
     def average(self, predictions: Sequence[Sequence[Prediction]], thresholds: Sequence[float] = ()) -> list[Prediction]:
         """Return the label with the largest mean probability."""
@@ -154,6 +145,22 @@ class Classification(Task):
         for row, predicted in zip(rows, predictions, strict=True):
             table[row["label"]][predicted["label"]] += 1
         return table
+
+
+def weights(labels: Sequence[int], balance: str) -> np.ndarray:
+    """Return what a row of each label counts, (labels,): one or, with `weights`, the inverse of its share."""
+    counts = np.bincount(labels)
+    return len(labels) / np.maximum(counts, 1) / np.count_nonzero(counts) if balance == "weights" else np.ones(len(counts))
+
+
+def probabilities(model: Any, logits: Any) -> list[Prediction]:
+    """Return the most likely label of each row of logits, with the probability of every label of the model."""
+    names = [name for _, name in sorted(model.config.id2label.items())]
+    found = []
+    for row in logits.softmax(-1).tolist():
+        likely = {name: round(probability, 6) for name, probability in zip(names, row, strict=True)}
+        found.append({"label": max(likely, key=lambda name: likely[name]), "probabilities": likely})
+    return found
 
 
 def _fractions(labels: Sequence[str]) -> list[str]:

@@ -128,7 +128,8 @@ def finish(
     read = Rows(kept=rows)
     predicted = task.predictor(str(run.result), max_length)(read)
     rivals, skipped = _rivals(run, task, training, rows, max_length)
-    held_out = Predictions(rows, predicted, task.baseline(training, rows), beside(rows) | rivals)
+    told = types.load(task.reads).told
+    held_out = Predictions([told(row) for row in rows], predicted, task.baseline(training, rows), beside(rows) | rivals)
     confusion = task.confusion(rows, predicted)
     predictions.write(run.result, held_out, confusion, task.by_label(rows, predicted))
     skipped |= dict(found.dropped + read.truncated)
@@ -142,8 +143,12 @@ def finish(
 
 def said(task: Task, folder: str, rows: Sequence[Row], max_length: int) -> list[Prediction]:
     """Return the predictions of a fine-tuned model: those that lie beside it, where they are of these rows."""
-    kept = predictions.read(Path(folder))
-    return list(kept.said) if kept.rows == rows else task.predictor(folder, max_length)(Rows(kept=list(rows)))
+    kept, told = predictions.read(Path(folder)), types.load(task.reads).told
+    return (
+        list(kept.said)
+        if kept.rows == [told(row) for row in rows]
+        else task.predictor(folder, max_length)(Rows(kept=list(rows)))
+    )
 
 
 def _unseen(task: Task, training: Sequence[Row], found: Rows, numbers: Sequence[int]) -> dict[str, list[str]]:

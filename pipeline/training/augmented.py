@@ -23,6 +23,8 @@ def fits(augmentation: Augmentation, task: Task, name: str) -> None:
     """Raise UserError where an augmentation would break what a task learns from."""
     if task.keeps == "positions" and augmentation.changes != "tokens":
         raise UserError(f"augmentation: {name}: moves words, and this task's targets are positions of words; try token_dropout")
+    if task.keeps == "pixels":
+        raise UserError(f"augmentation: {name}: changes texts, and this task reads pictures")
     if task.keeps == "tokens" and augmentation.changes != "rows":
         raise UserError(
             f"augmentation: {name}: changes tokens, by which this task finds equal texts in a batch; try back_translation"

@@ -199,6 +199,8 @@ def framed(rows: Sequence[Any], tokenizer: Any, writes: bool) -> str:
 
     `writes`: whether labels are texts. Raises UserError where none of them ends with the token that ends a text.
     """
+    if not hasattr(tokenizer, "cls_token_id"):
+        return ""
     first = [rows[at] for at in range(min(_FIRST_ROWS, len(rows)))]
     texts = [list(row["input_ids"]) for row in first if "input_ids" in row]
     begin, end = tokenizer.cls_token_id, tokenizer.eos_token_id
@@ -219,6 +221,8 @@ def framed(rows: Sequence[Any], tokenizer: Any, writes: bool) -> str:
 
 def reads(rows: Sequence[Any], tokenizer: Any) -> str:
     """Return a warning where the tokenizer knows few of the first rows' tokens, or ""; UserError where it knows hardly any."""
+    if not hasattr(tokenizer, "unk_token_id"):
+        return ""
     unknown, special = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
     if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2 has one token for all roles
         return ""
@@ -269,8 +273,9 @@ def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int 
         positions -= padding + 1
     if positions and max_length and max_length > positions:
         faults.append(f"max_length: {max_length} does not fit the {role}, which has {positions} positions")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    table = getattr(model.get_input_embeddings(), "weight", None)  # a model of pictures has none
+    rows = math.inf if table is None else table.shape[0]
+    if table is not None and len(tokenizer) > rows:
         faults.append(
             f"--{role}: the tokenizer has {len(tokenizer)} tokens, but the model only {rows} embeddings; they don't belong together"
         )
@@ -285,7 +290,8 @@ def agree(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     """
     read = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in read]
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if hasattr(tokenizer, "pad_token_id"):  # which an image processor lacks
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def batches(objective: Objective | Task, arguments: Any) -> None:

@@ -21,7 +21,7 @@ from pipeline.data import doubts, mixture, shards, tokens, types
 from pipeline.data.ranges import told
 from pipeline.data.recipe import Rows
 from pipeline.data.rows import length_for
-from pipeline.models import checkpoint, tokenization
+from pipeline.models import checkpoint, processors
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
 from pipeline.training import attention, first_step, frozen, guards, outcome, parents, rates, room, sharded, tracking
@@ -140,7 +140,7 @@ def _doubts(run: Run, rows: Rows) -> list[str]:
 
 def _identity(run: Run, rows: Rows, tokenizer: Any, settings: Sequence[Any]) -> str:
     """Return the digest of all that decides the examples; empty where that is not known."""
-    if not rows.identity or tokenizer is None or not (encoder := tokenization.identity(tokenizer)):
+    if not rows.identity or tokenizer is None or not (encoder := processors.identity(tokenizer)):
         return ""
     script = hashes.sha256(Path(str(sys.modules[type(run.stage).__module__].__file__)))
     return cache.key(rows.identity, encoder, script, *settings)

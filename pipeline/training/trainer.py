@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -13,9 +14,10 @@ from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
 from pipeline.data.batches import IDS, prefixes, tokens_read
+from pipeline.models import vision
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
 from pipeline.training import frozen, sharded
@@ -156,6 +158,34 @@ class StageTrainer(Trainer):
         """Return the Trainer's, whose order takes less memory."""
         return permuted(super().get_train_dataloader())
 
+    def _save(self, *arguments: Any, **named: Any) -> None:
+        """Save a checkpoint as the Trainer does, its tensors by the names that the model has for them.
+
+        It reads a checkpoint by these alone. The library would write older names where a model type has some, as ViT does,
+        and the Trainer would leave at random what it does not find, with a line in its log.
+        """
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not isinstance(model, PreTrainedModel):
+            super()._save(*arguments, **named)
+            return
+        vars(model)["save_pretrained"] = functools.partial(model.save_pretrained, save_original_format=False)
+        try:
+            super()._save(*arguments, **named)
+        finally:
+            del vars(model)["save_pretrained"]
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Raise UserError where a checkpoint lacks tensors of the model, which would stay at random."""
+        super()._issue_warnings_after_load(load_result)
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        missing, held = set(load_result.missing_keys), model.state_dict(keep_vars=True)
+        read = {id(one) for name, one in held.items() if name not in missing}  # which a tied one shares
+        if lost := sorted(name for name in missing & held.keys() if id(held[name]) not in read):
+            raise UserError(
+                f"checkpoint: lacks {len(lost):,} tensors of the model, such as {lost[0]}, which would begin at random; remove it, and "
+                "the stage begins anew"
+            )
+
     def _run_epoch(self, *arguments: Any, **named: Any) -> None:
         """Train for one epoch, unless a checkpoint of the last step was all that was left to load.
 
@@ -165,8 +195,16 @@ class StageTrainer(Trainer):
             self.data_collator.begin(named["epoch"])
             super()._run_epoch(*arguments, **named)
 
+    @property
+    def _config(self) -> Any:
+        return self.accelerator.unwrap_model(self.model).config
+
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none."""
+        """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none; of pictures their patches."""
+        if vision.PIXELS in inputs:
+            patches = torch.tensor(vision.patches(self._config, inputs), device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(patches).sum())
+            return
         if IDS in inputs or not prefixes(inputs):
             super()._track_num_input_tokens(inputs)
             return
@@ -175,7 +213,10 @@ class StageTrainer(Trainer):
         self.state.num_input_tokens_seen += int(self.accelerator.gather(read).sum())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Estimate the operations of a step as the Trainer does; in batches of several columns of ids, over all of them."""
+        """Estimate the operations of a step as the Trainer does; in batches of several columns of ids, over all of them; of pictures by their patches."""
+        if vision.PIXELS in inputs:
+            model: Any = self.model
+            return int(6 * vision.patches(self._config, inputs) * model.num_parameters(exclude_embeddings=True))
         if IDS in inputs or not prefixes(inputs):
             return int(super().floating_point_ops(inputs))
         columns = [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.chain.run import Run
@@ -29,6 +30,17 @@ def training(run: Run, share: float, data: str) -> Rows:
     if not rows.kept:
         raise UserError(f"validation_data {data}: every training row stands in it, so nothing is left to train on")
     return rows
+
+
+def label_few(rows: Rows, share: float, seed: int, labels_of: Callable[[Row], Iterable[str]]) -> None:
+    """Keep a share of the rows of each label, at least one, drawn by seed; the others count as rows without a label."""
+    by_label: dict[tuple[str, ...], list[int]] = {}
+    for number, row in enumerate(rows.kept):
+        by_label.setdefault(tuple(labels_of(row)), []).append(number)
+    rng = random.Random(f"{seed}/labelled")
+    left = [number for _, found in sorted(by_label.items()) for number in rng.sample(found, max(1, round(share * len(found))))]
+    rows.dropped["without a label, as `labelled` says"] += len(rows.kept) - len(left)
+    rows.keep(sorted(left), "labelled", share, seed)
 
 
 def held_out(run: Run, data: str) -> Rows:

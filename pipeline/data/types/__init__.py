@@ -10,8 +10,10 @@ import importlib
 import pkgutil
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from pipeline.data import sources
 from pipeline.data.doubts import Doubt
 from pipeline.system.errors import UserError
 
@@ -46,6 +48,13 @@ class DatasetType(ABC):
     filled: ClassVar[Sequence[str]] = ()  # columns that may not be empty
     asks: ClassVar[Sequence[str]] = ()  # columns that a model is given, as against what it has to say; none: all of them
     blank: ClassVar[Mapping[str, Any]] = {}  # columns of a raw row that hold an answer, each with what stands for none
+    kinds: ClassVar[frozenset[str]] = sources.KINDS  # of files that hold its rows
+    beside: ClassVar[frozenset[str]] = frozenset()  # kinds of files that a table among them names, as it names pictures
+    at_once: ClassVar[int] = 1000  # rows that are read at once, fewer where each is large
+    streams: ClassVar[bool] = True  # whether rows can be read while a model trains
+    names_dropped: ClassVar[bool] = (
+        False  # whether it is told which rows are dropped, since they are files that can be looked at
+    )
 
     @property
     def name(self) -> str:
@@ -55,6 +64,14 @@ class DatasetType(ABC):
     def fault(self, row: Row) -> str | None:
         """Return why a row can't be used (a reason to count), or None."""
         return _empty(row, self.filled)
+
+    def located(self, raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return a raw row with the content of files that it names, which lie in or under the folder of its own."""
+        return raw
+
+    def near(self, held_out: Iterable[Row]) -> Callable[[Row], bool] | None:
+        """Return what says whether a row is nearly one of the held-out ones, so that it can't be trained on; None where none is."""
+        return None
 
     def unanswered(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Return a raw row that a format of the type reads, without the answers that it may have."""
@@ -81,6 +98,10 @@ class DatasetType(ABC):
             return text
         given = [row[column] for column in self.asks or row.keys() - {"group"} if column in row]
         return "\n".join(text for value in given for text in _said(opening(value) if is_messages(value) else value))
+
+    def told(self, row: Row) -> Row:
+        """Return what of a row is written beside what a model says of it."""
+        return row
 
     def prompt(self, row: Row) -> Messages | None:
         """Return the messages that a chat model can reply to, or None where a row holds no such thing."""

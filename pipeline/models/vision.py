@@ -1,0 +1,103 @@
+"""Vision transformers (ViT, Dosovitskiy et al. 2021) of the library: built by sizes, or the encoder of a parent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.models import loading
+from pipeline.system.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+PIXELS = "pixel_values"  # what the library calls pictures in a batch
+_WIDER = 4  # feed-forward layers over hidden size
+_SAME = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "hidden_dropout_prob",
+    "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size", "patch_size", "num_channels", "qkv_bias",
+)  # fmt: skip  # of an encoder, whatever it was trained by
+
+
+def sizes(given: Mapping[str, int], image_size: int, patch_size: int) -> dict[str, Any]:
+    """Return the sizes of an encoder for square pictures that are cut into square patches; UserError where they don't fit."""
+    faults = []
+    if image_size % patch_size:
+        faults.append(f"image_size: {image_size} is not a multiple of patch_size {patch_size}")
+    if given["hidden_size"] % given["num_attention_heads"]:
+        faults.append(
+            f"hidden_size: {given['hidden_size']} is not a multiple of num_attention_heads {given['num_attention_heads']}"
+        )
+    if given["hidden_size"] % 4:
+        faults.append(f"hidden_size: {given['hidden_size']} is not a multiple of 4, as positions in two dimensions need it")
+    if faults:
+        raise UserError(*faults)
+    named: dict[str, Any] = {name: given[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    return named | {"intermediate_size": _WIDER * given["hidden_size"], "image_size": image_size, "patch_size": patch_size}
+
+
+def encoder(parent: str, pooler: bool = True, role: str = "parent") -> Any:
+    """Return the ViT of a folder or hub id in fp32: its own, or that within a masked autoencoder; UserError for another model.
+
+    `pooler`: whether it has one, which begins at random where the parent has none.
+    """
+    from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
+
+    try:
+        config = AutoConfig.from_pretrained(parent, trust_remote_code=False)
+        if config.model_type not in ("vit", "vit_mae"):
+            raise UserError(
+                f"--{role} {parent}: is a {config.model_type}; pictures are read by vit and by the encoder of vit_mae"
+            )
+        found = loading.from_pretrained(AutoModel, parent, role=role)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"--{role} {parent}: no vision transformer can be loaded ({' '.join(str(error).split())[:200]})"
+        ) from None
+    model = ViTModel(ViTConfig(**{name: getattr(config, name) for name in _SAME}), add_pooling_layer=pooler)
+    told = model.load_state_dict(found.state_dict(), strict=False)
+    if lost := [name for name in told.missing_keys if not name.startswith("pooler.")]:
+        raise UserError(f"--{role} {parent}: its weights lack {', '.join(lost[:3])}")
+    return model.eval()
+
+
+def new_processor(image_size: int) -> Any:
+    """Return an image processor for pictures of a size: both sides are scaled to it, and levels to between -1 and 1."""
+    from transformers import ViTImageProcessorPil
+
+    return ViTImageProcessorPil(size={"height": image_size, "width": image_size})
+
+
+def side(processor: Any) -> int:
+    """Return the height and width that a processor scales pictures to; UserError where it cuts them or they differ."""
+    size = processor.size
+    if getattr(processor, "do_center_crop", False) or not size.height or size.height != size.width:
+        raise UserError(
+            f"--parent: its image processor scales to {dict(size)}; one that scales both sides alike, and cuts nothing, is read"
+        )
+    return int(size.height)
+
+
+def normalised(pixels: np.ndarray, processor: Any) -> torch.Tensor:
+    """Return pictures as a processor hands them to its model; `pixels`: (pictures, side, side, 3) uint8 of the right size.
+
+    (pictures, 3, side, side) float32.
+    """
+    import torch
+
+    return scaled(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, processor)
+
+
+def scaled(levels: torch.Tensor, processor: Any) -> torch.Tensor:
+    """Return levels between 0 and 1, (pictures, 3, side, side), by the mean and deviation of a processor."""
+    import torch
+
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return (levels - mean) / deviation if processor.do_normalize else levels
+
+
+def patches(config: Any, batch: Mapping[str, Any]) -> int:
+    """Return how many patches the pictures of a batch have for a model of a configuration."""
+    pixels, size = batch[PIXELS], getattr(config, "vision_config", config).patch_size
+    return int(pixels.shape[0] * (pixels.shape[-2] // size) * (pixels.shape[-1] // size))

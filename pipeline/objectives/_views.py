@@ -1,0 +1,118 @@
+"""Views of pictures: a random part of each, mirrored, in other colours (Chen et al. 2020, appendix A), drawn by seed, epoch and example.
+
+What is random is drawn for each picture by itself; it is done to a whole batch at once, since that takes a tenth of the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.models import vision
+from pipeline.objectives import Example
+from pipeline.objectives.collator import EXAMPLE
+
+if TYPE_CHECKING:
+    import torch
+
+_RATIO = 4 / 3  # of the sides of a part, at most
+_JITTERED, _GREY = 0.8, 0.2  # shares of views whose colours change, and that lose them
+_PLAIN = (1.0, 1.0, 1.0, 0.0, 0.0)  # brightness, contrast, saturation, hue, grey of a view in its own colours
+_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue in how bright a pixel is
+_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # a turn of the last two changes the hue
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How far views go."""
+
+    area: float = 0.2  # of the picture that a view shows, at least
+    mirror: float = 0.5  # share of views that are mirrored
+    colour: float = 0.5  # strength of the changes of colour
+
+    def draw(self, rng: np.random.Generator) -> list[float]:
+        """Return one view: centre and half sides of its part in [-1, 1], brightness, contrast, saturation, hue, whether grey."""
+        area, ratio = rng.uniform(self.area, 1), math.exp(rng.uniform(-math.log(_RATIO), math.log(_RATIO)))
+        wide, high = min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
+        across, down = rng.uniform(wide - 1, 1 - wide), rng.uniform(high - 1, 1 - high)
+        wide = -wide if rng.random() < self.mirror else wide
+        reach = 0.8 * self.colour
+        levels = rng.uniform(1 - reach, 1 + reach, 3)
+        hue = rng.uniform(-0.2, 0.2) * self.colour
+        changed, grey = rng.random() < _JITTERED and self.colour > 0, rng.random() < _GREY and self.colour > 0
+        colours = [*levels, hue] if changed else _PLAIN[:4]
+        return [across, down, wide, high, *colours, float(grey)]
+
+
+@dataclass
+class Viewing:
+    """Batch pictures in views: (views · pictures, 3, side, side) `pixel_values`, first the first view of each.
+
+    `noise`: side of the patches for each of which a number in [0, 1) is drawn beside the views, under that name; 0 for none.
+    """
+
+    processor: Any
+    seed: int
+    drawing: Drawing
+    views: int = 1
+    noise: int = 0
+    epoch: int = 0
+
+    def __call__(self, rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Return the views of pictures whose `pixels` are (side, side, 3) uint8."""
+        import torch
+
+        side = vision.side(self.processor)
+        drawn: list[list[list[float]]] = []
+        patches = (side // self.noise) ** 2 if self.noise else 0
+        noise = np.empty((len(rows), patches), np.float32)
+        for number, row in enumerate(rows):
+            rng = np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]])
+            drawn.append([self.drawing.draw(rng) for _ in range(self.views)])
+            noise[number] = rng.random(patches)
+        pixels = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(side, side, 3) for row in rows])
+        levels = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).repeat(self.views, 1, 1, 1)
+        shown = view(levels, torch.tensor(np.array(drawn, np.float32)).transpose(0, 1).reshape(len(levels), -1))
+        found = {vision.PIXELS: vision.scaled(shown, self.processor)}
+        return found | ({"noise": torch.from_numpy(noise)} if self.noise else {})
+
+
+def view(levels: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Return views of pictures; levels between 0 and 1, (pictures, 3, side, side), `drawn`: (pictures, 9) by `Drawing.draw`."""
+    import torch
+
+    across, down, wide, high = drawn[:, :4].T
+    none = torch.zeros_like(wide)
+    places = torch.stack([torch.stack([wide, none, across], 1), torch.stack([none, high, down], 1)], 1)
+    grid = torch.nn.functional.affine_grid(places, list(levels.shape), align_corners=False)
+    levels = torch.nn.functional.grid_sample(levels, grid, padding_mode="border", align_corners=False)
+    if bool((drawn[:, 4:] == torch.tensor(_PLAIN)).all()):  # as of masked autoencoding, whose steps are short
+        return levels
+    bright, contrast, saturation, hue, grey = (column.view(-1, 1, 1, 1) for column in drawn[:, 4:].T)
+    levels = (levels * bright).clamp(0, 1)
+    levels = (contrast * levels + (1 - contrast) * _bright(levels).mean((2, 3), keepdim=True)).clamp(0, 1)
+    levels = (saturation * levels + (1 - saturation) * _bright(levels)).clamp(0, 1)
+    levels = torch.einsum("nij,njhw->nihw", _turned(hue.flatten() * 2 * math.pi), levels).clamp(0, 1)
+    return torch.where(grey > 0, _bright(levels).expand_as(levels), levels)
+
+
+def _bright(levels: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return (levels * torch.tensor(_WEIGHTS).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _turned(angles: torch.Tensor) -> torch.Tensor:
+    """Return what turns the hue of colours by angles, (angles, 3, 3)."""
+    import torch
+
+    yiq = torch.tensor(_YIQ)
+    one, none = torch.ones_like(angles), torch.zeros_like(angles)
+    cosine, sine = torch.cos(angles), torch.sin(angles)
+    turn = torch.stack([one, none, none, none, cosine, -sine, none, sine, cosine], 1).view(-1, 3, 3)
+    found: torch.Tensor = torch.linalg.inv(yiq) @ turn @ yiq
+    return found
