@@ -28,6 +28,9 @@ finally:
 """
 
 
+STANDS_IN = pytest.mark.skipif(len(imports.known()) == 1, reason="torch is left as it is, since there is an accelerator")
+
+
 def test_boxes_are_matched_as_scipy_matches_them():
     from transformers.loss import loss_for_object_detection, loss_rt_detr
 
@@ -90,6 +93,13 @@ def test_quickening_twice_is_quickening_once():
     assert (sys.meta_path, importlib.metadata.packages_distributions) == before
 
 
+def test_torch_is_left_as_it_is_where_there_is_an_accelerator(monkeypatch):
+    monkeypatch.setattr(imports, "_DRIVERS", ("null",))  # a device that every machine has
+    assert imports.known.__wrapped__() == (imports._AROUND,)
+    monkeypatch.setattr(imports, "_DRIVERS", ("none-of-this-name*",))
+    assert len(imports.known.__wrapped__()) == (3 if sys.platform == "linux" else 1)
+
+
 def test_what_is_settled_is_not_searched_again():
     gc.unfreeze()
     imports.settle()
@@ -111,6 +121,7 @@ def run(code, **environment):
     ).stdout.split()
 
 
+@STANDS_IN
 def test_a_first_step_imports_neither_compiler_nor_divided_tensors_nor_trackers(chain, data, tmp_path):
     flags = last([*flags_of("sft", chain, data, tmp_path / "sft"), "--max_steps", "1"])
     code = f"""
@@ -126,6 +137,7 @@ def test_a_first_step_imports_neither_compiler_nor_divided_tensors_nor_trackers(
     assert (tmp_path / "sft" / "manifest.json").exists()
 
 
+@STANDS_IN
 def test_the_compiler_learns_what_was_asked_before_it_came():
     code = """
         import torch
@@ -149,6 +161,7 @@ def test_the_compiler_learns_what_was_asked_before_it_came():
     assert run(code) == ["False", "1.798", "0.899", "3.0", "2", "False", "True", "[]", "[]"]
 
 
+@STANDS_IN
 def test_symbolic_shapes_of_numbers_are_what_torch_says_of_them():
     code = """
         import itertools, sys
@@ -174,6 +187,7 @@ def test_symbolic_shapes_of_numbers_are_what_torch_says_of_them():
     assert run(code) == ["alike"]
 
 
+@STANDS_IN
 @pytest.mark.parametrize("launched", [{}, {"RANK": "0", "WORLD_SIZE": "1"}])
 def test_divided_tensors_are_known_in_processes_of_a_launcher(launched):
     code = """
@@ -204,6 +218,7 @@ def test_the_card_of_trl_sees_a_run_of_wandb_once_there_is_one():
     assert run(code) == ["None", "offline"]
 
 
+@STANDS_IN
 @pytest.mark.measured
 def test_the_time_from_a_command_to_the_end_of_one_step(chain, data, tmp_path):
     """CPU seconds of an SFT of one step, with the libraries as they come and with this; medians of five, interleaved."""

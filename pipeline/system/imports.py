@@ -74,7 +74,6 @@ def _model_files_once(module: Any) -> Iterator[None]:
     listed = module.fetch__all__
     # It looks for the last such line, and takes all others apart to find it.
     module.fetch__all__ = functools.wraps(listed)(lambda text: listed(text[text.rfind("\n__all__") + 1 :]))
-    undivided.tell(module)
 
 
 @contextlib.contextmanager
@@ -85,24 +84,29 @@ def _packages_found_once(module: Any) -> Iterator[None]:
 
 
 _Around = Callable[[Any], contextlib.AbstractContextManager[None]]  # what a module is run within
-_AROUND: tuple[dict[str, _Around], ...] = (
-    {
-        "transformers.utils.import_utils": _model_files_once,
-        "transformers.loss.loss_utils": stand_ins.scipy_when_needed,
-        "accelerate.utils.imports": _packages_found_once,
-        "trl.trainer.base_trainer": stand_ins.wandb_when_needed,
-    },
-    uncompiled.AROUND,
-    undivided.AROUND,
-)
+_AROUND: dict[str, _Around] = {
+    "transformers.utils.import_utils": _model_files_once,
+    "transformers.loss.loss_utils": stand_ins.scipy_when_needed,
+    "accelerate.utils.imports": _packages_found_once,
+    "trl.trainer.base_trainer": stand_ins.wandb_when_needed,
+}
+# Drivers of accelerators: where there is one, torch is left as it is, since what stands in for its parts has run on CPUs alone.
+_DRIVERS = ("nvidia*", "kfd", "dxg", "accel*")
+
+
+@functools.cache
+def known() -> tuple[dict[str, _Around], ...]:
+    """Return what modules are run within on this machine."""
+    own = sys.platform == "linux" and not any(True for name in _DRIVERS for _ in Path("/dev").glob(name))
+    return (_AROUND, uncompiled.AROUND, undivided.AROUND) if own else (_AROUND,)
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules of `_AROUND` where they lie, and runs them within what stands there."""
+    """Finds the modules of `known` where they lie, and runs them within what stands there."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None) -> ModuleSpec | None:
         """Return the module's own specification with a loader that does so; None of every other module."""
-        around = [known[name] for known in _AROUND if name in known]
+        around = [some[name] for some in known() if name in some]
         spec = PathFinder.find_spec(name, path, target) if around else None
         loader: Any = spec and spec.loader
         if loader is None:

@@ -30,6 +30,12 @@ def tell(module: Any) -> None:
 
 
 @contextlib.contextmanager
+def _told(module: Any) -> Iterator[None]:
+    yield
+    tell(module)
+
+
+@contextlib.contextmanager
 def _layers_without(module: Any) -> Iterator[None]:
     """Let peft look for no divided layers."""
     yield
@@ -106,6 +112,7 @@ AROUND: dict[str, Callable[[Any], contextlib.AbstractContextManager[None]]] = { 
     "huggingface_hub.serialization._torch": _storage_without,
     "peft.tuners.tuners_utils": _layers_without,
     "transformers.trainer_optimizer": _parameters_without,
+    "transformers.utils.import_utils": _told,
     "trl.models.activation_offloading": _without,
     "trl.trainer.utils": _without,
     "trl.trainer.distillation_trainer": _with,
