@@ -81,7 +81,8 @@ def test_a_model_with_any_head_is_compared_and_its_code_runs(run, ready, tmp_pat
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(re.search(r"```python\n(.*?)```", card.write(told), flags=re.DOTALL)[1], {})
-    assert said.getvalue().strip()
+    assert said.getvalue()
+    assert "Output(" not in said.getvalue(), "an answer, and no object of the library's"
 
 
 @pytest.mark.parametrize(

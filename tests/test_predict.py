@@ -72,7 +72,8 @@ def test_rows_that_ask_nothing_and_broken_ones(run, parents, tmp_path):
     status, _, err = run("predict", "--runs", folder, "--data", broken)
     assert status == 2
     assert f"{broken}:2: text is int, not text" in err
-    assert f"{broken}:3: no format of labels: found columns {{label, words}}" in err
+    assert f"{broken}:3: no format of labels: found columns {{words}}, expected {{text, text_pair}}" in err
+    assert "label}" not in err, "which nobody has to give"
     assert f"{broken}:4: not JSON" in err
     assert output.read_bytes() == before
     assert not list(folder.glob("*.partial"))

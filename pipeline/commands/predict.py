@@ -39,7 +39,7 @@ def asking(paths: list[Path], kind: DatasetType) -> Iterator[tuple[str, Row]]:
         for where, raw in _raw(paths, kind):
             try:
                 given = kind.unanswered(raw)
-                made = types.recognise(given, kind.name, where).convert(given)
+                made = types.recognise(given, kind.name, where, kind.blank).convert(given)
             except UserError as error:
                 faults.add(error.faults[0])
             except Malformed as error:

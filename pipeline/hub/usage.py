@@ -22,6 +22,7 @@ _LAST = {
     "AutoModelForSequenceClassification": "print(model.config.id2label[model(**inputs).logits[0].argmax().item()])",
     "AutoModelForTokenClassification": "print([model.config.id2label[label] for label in model(**inputs).logits[0].argmax(-1).tolist()])",
     "AutoModelForImageClassification": "print(model.config.id2label[model(**inputs).logits[0].argmax().item()])",
+    "AutoModelForQuestionAnswering": 'print(tokenizer.decode(inputs["input_ids"][0, found.start_logits.argmax():found.end_logits.argmax() + 1]))',
     "AutoModel": "print(model(**inputs).last_hidden_state.mean(1))",
 }  # fmt: skip
 
@@ -77,6 +78,9 @@ def _code(subject: Subject) -> Iterator[str]:
         yield f'inputs = tokenizer({prompt!r}, {_REPLY!r}, return_tensors="pt")'
     elif subject.template:
         yield f'inputs = tokenizer.apply_chat_template({turns!r}, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
+    elif name == "AutoModelForQuestionAnswering":
+        yield 'inputs = tokenizer("Who saw the dog?", "The cat saw the dog.", return_tensors="pt")  # a question, and where its answer is'
+        yield "found = model(**inputs)  # the answer ends where it begins, at the first token, where there is none"
     elif name == "AutoModelForCausalLM":  # as training and evaluation began each text
         yield f'inputs = tokenizer(tokenizer.{subject.begin} + {prompt!r}, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)'
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -158,11 +158,15 @@ def load(name: str) -> DatasetType:
     return found
 
 
-def recognise(row: Mapping[str, Any], name: str, where: str) -> Format:
-    """Return the format of a row of the type `name`; UserError with the columns found if none fits."""
+def recognise(row: Mapping[str, Any], name: str, where: str, blank: Collection[str] = ()) -> Format:
+    """Return the format of a row of the type `name`; UserError with the columns found if none fits.
+
+    `blank`: columns that were put in for answers that a row has not, and which are not spoken of.
+    """
     formats = load(name).formats
     for found in formats:
         if found.columns <= row.keys() and (found.when is None or found.when(row)):
             return found
-    wanted = " or ".join(dict.fromkeys("{" + ", ".join(sorted(found.columns)) + "}" for found in formats))
-    raise UserError(f"{where}: no format of {name}: found columns {{{', '.join(sorted(row))}}}, expected {wanted}")
+    wanted = " or ".join(dict.fromkeys("{" + ", ".join(sorted(found.columns.difference(blank))) + "}" for found in formats))
+    there = ", ".join(sorted(row.keys() - set(blank)))
+    raise UserError(f"{where}: no format of {name}: found columns {{{there}}}, expected {wanted}")
