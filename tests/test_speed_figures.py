@@ -120,7 +120,7 @@ def settings(name, nodes, texts):
             "dpo", ["--config", TINY / "dpo.yaml", "--parent", nodes("sft")], bare_loops.preferred, bare_loops.fresh,
         ),
         "task": lambda: (
-            "finetune", ["--data", texts, "--parent", nodes("pretrain-mlm"), "--max_length", 128, *BATCH], bare_loops.labelled,
+            "finetune", ["--task", "classification", "--data", texts, "--parent", nodes("pretrain-mlm"), "--max_length", 128, *BATCH], bare_loops.labelled,
         ),
     }[name]()  # fmt: skip
 

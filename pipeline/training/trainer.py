@@ -84,6 +84,19 @@ def refusals(given: Sequence[Any], within: bool = False) -> Iterator[None]:
         raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
 
 
+@contextlib.contextmanager
+def _stays_in_training(model: Any) -> Iterator[None]:
+    """Keep a model that is training from being told so again: the Trainer does at each step, and hundreds of modules pass it on."""
+    if not model.training:
+        yield
+        return
+    model.train = lambda mode=True: model
+    try:
+        yield
+    finally:
+        del model.train
+
+
 class StageTrainer(Trainer):
     """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
 
@@ -93,6 +106,7 @@ class StageTrainer(Trainer):
     outlined: Any = None  # of a sharded model: what it is without its weights
     worse = ""  # in words, what is worse after training than before it
     _asked = False  # whether a batch went through the library's loss, which is the last to look at some settings
+    _operations: int | None = None  # of a token
     halved: Mapping[str, torch.Tensor] = {}  # frozen layers that are held in bf16 → their weights, on the host
     still = False  # whether the loss of the same rows is the same after training as before it
     samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
@@ -175,17 +189,18 @@ class StageTrainer(Trainer):
         self.state.num_input_tokens_seen += int(self.accelerator.gather(read).sum())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Estimate the operations of a step as the Trainer does; in batches of several columns of ids, over all of them."""
-        if IDS in inputs or not prefixes(inputs):
-            return int(super().floating_point_ops(inputs))
-        columns = [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
-        return sum(int(super(StageTrainer, self).floating_point_ops({IDS: column})) for column in columns)
+        """Estimate the operations of a step as the Trainer does, which counts the parameters anew in each step; over all columns of ids."""
+        name = getattr(self.model, "main_input_name", IDS)
+        columns = [inputs[name]] if name in inputs else [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
+        if self._operations is None:
+            self._operations = int(super().floating_point_ops({name: torch.zeros(1)}))
+        return self._operations * sum(column.numel() for column in columns)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
         self.position = inputs.get(POSITION, "") if isinstance(inputs, Mapping) else ""
         numbers = take_rows(inputs)
-        with contextlib.nullcontext() if self._asked else refusals([self.args], within=True):
+        with _stays_in_training(model) if self._asked else refusals([self.args], within=True):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._asked = True
         self._seen.append((loss.detach(), numbers))
