@@ -99,7 +99,7 @@ class SFT(Stage):
         from transformers import set_seed
         from trl import SFTTrainer
 
-        from pipeline.training import attention
+        from pipeline.training import attention, scoring
         from pipeline.training.adapter import give_head_a_bias
         from pipeline.training.chat import open_parent, row_length, turn_markers
         from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
@@ -125,6 +125,7 @@ class SFT(Stage):
             model, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer, peft_config=adapter
         )  # fmt: skip
         give_head_a_bias(trainer.model)
+        scoring.score_answers_alone(trainer.model.get_base_model() if adapter else trainer.model)
         fit(run, trainer, rows)
         hand_over(run, trainer, tokenizer, made.sample)
 

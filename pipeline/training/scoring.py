@@ -46,8 +46,8 @@ def join(ids: torch.Tensor, mask: torch.Tensor) -> Joined:
     return Joined({"input_ids": joined, "position_ids": position, "attention_mask": seen[:, None]}, rows + places)
 
 
-def score_answers_alone(model: Any, joins: Callable[[], bool]) -> None:
-    """Let a model that has trl's fused head read joined pairs, where `joins` says so, and score nothing but answers.
+def score_answers_alone(model: Any, joins: Callable[[], bool] = lambda: False) -> None:
+    """Let a model that has trl's fused head score nothing but answers, and read joined pairs where `joins` says so.
 
     What comes back is as trl's own: (2 · pairs, length - 1), 0 where nothing is scored.
     """

@@ -95,6 +95,7 @@ class StageTrainer(Trainer):
     outlined: Any = None  # of a sharded model: what it is without its weights
     worse = ""  # in words, what is worse after training than before it
     _asked = False  # whether a batch went through the library's loss, which is the last to look at some settings
+    _operations: int | None = None  # of a token
     halved: Mapping[str, torch.Tensor] = {}  # frozen layers that are held in bf16 → their weights, on the host
     still = False  # whether the loss of the same rows is the same after training as before it
     samples = False  # whether it makes its rows while it trains, so that the same can't be measured before and after
@@ -213,14 +214,18 @@ class StageTrainer(Trainer):
         self.state.num_input_tokens_seen += int(self.accelerator.gather(read).sum())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Estimate the operations of a step as the Trainer does; in batches of several columns of ids, over all of them; of pictures by their patches."""
+        """Estimate the operations of a step as the Trainer does, which counts the parameters anew in each step; over all columns of ids.
+
+        Of pictures they are counted by their patches.
+        """
         if vision.PIXELS in inputs:
             model: Any = self.model
             return int(6 * vision.patches(self._config, inputs) * model.num_parameters(exclude_embeddings=True))
-        if IDS in inputs or not prefixes(inputs):
-            return int(super().floating_point_ops(inputs))
-        columns = [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
-        return sum(int(super(StageTrainer, self).floating_point_ops({IDS: column})) for column in columns)
+        name = getattr(self.model, "main_input_name", IDS)
+        columns = [inputs[name]] if name in inputs else [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
+        if self._operations is None:
+            self._operations = int(super().floating_point_ops({name: torch.zeros(1)}))
+        return self._operations * sum(column.numel() for column in columns)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
