@@ -23,7 +23,7 @@ from tests.test_image_objectives import flags as pretraining
 from tests.test_push import head
 
 CHECKED = [
-    *"--task image_classification --num_train_epochs 3 --learning_rate 1e-3".split(),
+    *"--task image_classification --max_steps 12 --learning_rate 1e-3".split(),
     "--per_device_train_batch_size",
     "8",
 ]

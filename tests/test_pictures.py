@@ -299,6 +299,23 @@ def test_colours_and_shapes_tell_pictures_apart():
         assert not others(one)
 
 
+@pytest.mark.parametrize("side", [32, 48, 100, 128])
+def test_a_line_drawing_is_found_again_at_another_size(side):
+    """Thin lines between pixels move the waves of a picture that is not smoothed when it is made smaller."""
+    from PIL import ImageDraw
+
+    image = Image.new("RGB", (64, 64), "white")
+    draw, rng = ImageDraw.Draw(image), np.random.default_rng(0)
+    for _ in range(6):
+        draw.line(
+            [tuple(map(int, rng.integers(0, 64, 2))) for _ in range(2)], fill=tuple(map(int, rng.integers(0, 255, 3))), width=1
+        )
+    draw.ellipse((12, 12, 50, 50), outline="black")
+    alike = pictures.near([pictures.fingerprint(image)])
+    assert alike(pictures.fingerprint(image.resize((side, side))))
+    assert alike(pictures.fingerprint(pictures.opened(saved(image, "JPEG", quality=80))))
+
+
 def test_bands_find_every_hash_within_reach():
     rng = np.random.default_rng(0)
     for _ in range(300):

@@ -150,7 +150,7 @@ def fingerprint(image: Image.Image) -> str:
     import numpy as np
     from PIL.Image import Resampling
 
-    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Resampling.BOX), dtype=float)
+    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Resampling.BILINEAR), dtype=float)
     waves = (_cosines() @ grey @ _cosines().T).ravel()
     waves[0] = 0.0  # how bright the whole is, which the colours tell
     strong = np.where(np.abs(waves) > _SIDE, waves, 0.0)  # what is weaker is rounding, in a picture of one colour

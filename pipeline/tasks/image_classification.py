@@ -144,7 +144,7 @@ class ImageClassification(Classification):
     def sample(self, dataset: Any, tokenizer: Any) -> Mapping[str, Any]:
         """Return the picture of the first example as a model reads it."""
         side = vision.side(tokenizer)
-        pixels = np.frombuffer(dataset[0]["pixels"], np.uint8).reshape(1, side, side, 3)
+        pixels = np.frombuffer(dataset[0]["pixels"], np.uint8).reshape(1, side, side, 3).copy()  # which torch may write to
         return {vision.PIXELS: vision.normalised(pixels, tokenizer)[0].tolist()}
 
 
