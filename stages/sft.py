@@ -125,7 +125,7 @@ class SFT(Stage):
             model, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer, peft_config=adapter
         )  # fmt: skip
         give_head_a_bias(trainer.model)
-        scoring.score_answers_alone(trainer.model.get_base_model() if adapter else trainer.model)
+        scoring.score_answers_alone(trainer.model.get_base_model() if adapter else trainer.model)  # type: ignore[operator, union-attr]
         fit(run, trainer, rows)
         hand_over(run, trainer, tokenizer, made.sample)
 

@@ -91,7 +91,7 @@ def _logits(model: PreTrainedModel, batch: dict[str, torch.Tensor], wanted: torc
 def _by_row(values: torch.Tensor, wanted: torch.Tensor) -> list[float]:
     """Return the sum of each row's values, which are those of its positions."""
     placed = values.new_zeros(wanted.shape).masked_scatter(wanted, values)
-    return placed[:, :-1].sum(-1).tolist()  # type: ignore[no-any-return]
+    return placed[:, :-1].sum(-1).tolist()
 
 
 def _batches(rows: Sequence[Tokens], pad_id: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:

@@ -194,7 +194,7 @@ class StageTrainer(Trainer):
         columns = [inputs[name]] if name in inputs else [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
         if self._operations is None:
             self._operations = int(super().floating_point_ops({name: torch.zeros(1)}))
-        return self._operations * sum(column.numel() for column in columns)
+        return int(self._operations * sum(column.numel() for column in columns))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
