@@ -215,11 +215,11 @@ def _members(path: Path) -> Iterator[Raw]:
             yield f"{path}: row {number}", row
 
 
-def _line_blocks(path: Path, begin: Any, size: int = _BYTES) -> Iterator[Block]:
+def _line_blocks(path: Path, begin: Any, size: int = 0) -> Iterator[Block]:
     byte, number = begin or (0, 1)
     with opened(path) as file:
         at(file, byte)
-        while content := file.read(size):
+        while content := file.read(size or _BYTES):
             content += file.readline()
             block = Block(path, content, number=number, size=len(content))
             byte, number = byte + len(content), number + len(block)

@@ -86,6 +86,20 @@ def refusals(given: Sequence[Any], within: bool = False) -> Iterator[None]:
         raise UserError(f"the library refuses to train with these settings: {line}{named_in(line, told)}") from None
 
 
+@contextlib.contextmanager
+def _stays_in_training(model: Any) -> Iterator[None]:
+    """Keep a model that is training from being told so again: the Trainer does at each step, and hundreds of modules pass it on."""
+
+    def train(mode: bool = True) -> Any:
+        return model if mode and model.training else type(model).train(model, mode)
+
+    model.train = train
+    try:
+        yield
+    finally:
+        del model.train
+
+
 class StageTrainer(Trainer):
     """A Trainer that looks at every loss and at the gradient's norm before it lets the optimizer move."""
 
@@ -231,7 +245,7 @@ class StageTrainer(Trainer):
         """Do what the Trainer does, and remember the loss with the rows that it came from."""
         self.position = inputs.get(POSITION, "") if isinstance(inputs, Mapping) else ""
         numbers = take_rows(inputs)
-        with contextlib.nullcontext() if self._asked else refusals([self.args], within=True):
+        with _stays_in_training(model) if self._asked else refusals([self.args], within=True):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._asked = True
         self._seen.append((loss.detach(), numbers))
