@@ -49,7 +49,7 @@ def arrived(trackers):
 def test_a_killed_stage_goes_on_in_the_same_run_of_every_tracker(chain, data, trackers):
     folder = trackers / "mine" / "pretrain"
     flags = [*flags_of("pretrain", chain, data, folder), "--report_to", f"[{','.join(ALL)}]", "--logging_steps", "1"]
-    flags += ["--max_steps", "120", "--save_steps", "10"]
+    flags += ["--max_steps", "600", "--save_steps", "10"]
     with Forked("pretrain", flags, trackers, group=True) as process:
         while not ((folder / "checkpoint-20" / resume.SEAL).exists() and arrived(trackers)):
             assert process.poll() is None, process.communicate()
@@ -64,7 +64,7 @@ def test_a_killed_stage_goes_on_in_the_same_run_of_every_tracker(chain, data, tr
     assert f"reports to {', '.join(ALL)} as {name}" in out
 
     losses = {entry["step"]: entry["loss"] for entry in map(json.loads, (folder / "log.jsonl").read_text().splitlines())}
-    assert len(losses) == 120
+    assert len(losses) == 600
     (place,) = (folder.parent / "tensorboard").iterdir()
     assert dict(scalars(place, "train/loss")) == pytest.approx(losses, rel=1e-5)
 
