@@ -23,7 +23,7 @@ from pipeline.chain.stage import PARENT, Against, Signature
 from pipeline.data import sources
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
-from pipeline.system.config import option
+from pipeline.system.config import option, refuse_unread
 from pipeline.system.errors import UserError
 from pipeline.training.strategies import Strategy
 from pipeline.training.task_stage import TaskOptions, TaskStage
@@ -79,9 +79,8 @@ class Finetuning(TaskStage):
 
     def signature(self, options: Options) -> Signature:
         """Return what the task reads, takes and gives."""
-        task, usual = options.chosen, self.Options()
-        if unread := [name for name in task.unread if getattr(options, name) != getattr(usual, name)]:
-            raise UserError(*(f"{name}: is not read by the task {options.task}; leave it out" for name in unread))
+        task = options.chosen
+        refuse_unread(options, task.unread, f"the task {options.task}")
         if options.strategy == "prompt" and task.keeps == "pixels":
             raise UserError(
                 "strategy: prompt puts soft tokens before a text, and this task reads pictures; try frozen, last_n or lora"

@@ -22,8 +22,7 @@ from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.objectives import Objective
-from pipeline.system.config import library_class, option
-from pipeline.system.errors import UserError
+from pipeline.system.config import library_class, option, refuse_unread
 from pipeline.training.attention import AttentionOptions
 
 
@@ -74,9 +73,8 @@ class Pretraining(Stage):
 
     def signature(self, options: Options) -> Signature:
         """Return the objective's families."""
-        objective, usual = options.chosen, self.Options()
-        if unread := [name for name in objective.unread if getattr(options, name) != getattr(usual, name)]:
-            raise UserError(*(f"{name}: is not read by the objective {options.objective}; leave it out" for name in unread))
+        objective = options.chosen
+        refuse_unread(options, objective.unread, f"the objective {options.objective}")
         return Signature(objective.reads, {PARENT: objective.accepts}, objective.family, optional=self.optional)
 
     def digests(self, options: Options) -> dict[str, str]:

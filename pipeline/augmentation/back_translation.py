@@ -80,12 +80,9 @@ def _opened(folder: str, role: str, texts: Sequence[str]) -> tuple[Any, Any]:
     model: Any = loading.from_pretrained(AutoModelForSeq2SeqLM, folder, role=role).to(device()).eval()
     tokenizer = tokenization.load(folder, role)
     head = [text for text in texts[:100] if text.strip()]
-    known = (
-        tokenizer.batch_decode(tokenizer(head, split_special_tokens=True)["input_ids"], skip_special_tokens=True)
-        if head
-        else ["no text to know"]
-    )
-    if not any(map(str.strip, known)):  # the library makes an empty tokenizer where its files are missing
+    ids = tokenizer(head, split_special_tokens=True)["input_ids"] if head else []
+    if head and not any(map(str.strip, tokenizer.batch_decode(ids, skip_special_tokens=True))):
+        # The library makes an empty tokenizer where its files are missing.
         raise UserError(f"--{role} {folder}: its tokenizer knows no word of the texts; is tokenizer.json missing?")
     if len(tokenizer) > (size := model.get_input_embeddings().weight.shape[0]):
         raise UserError(f"--{role} {folder}: the tokenizer has {len(tokenizer)} tokens, but the model only {size} embeddings")

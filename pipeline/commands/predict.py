@@ -60,7 +60,7 @@ def _raw(paths: list[Path], kind: DatasetType) -> Iterator[sources.Raw]:
     faults = sources.Faults()
     for block in files.blocks(paths, at_once=kind.at_once):
         faults.take(block.faults)
-        yield from ((where, kind.located(raw, block.path.parent)) for where, raw in block.rows(faults))
+        yield from block.located(kind, faults)
     faults.stop()
 
 

@@ -37,6 +37,8 @@ from pipeline.data.sources import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from pipeline.data.types import DatasetType
+
 _BYTES, _ROWS = 1 << 20, 1000  # of a block, at most, save for a single longer row; lines are not counted
 _LINE = 100  # bytes of a line that names a file, about
 _MEMBERS = {"cls": "label", "txt": "text"}  # endings of an archive's members → columns
@@ -60,6 +62,11 @@ class Block:
         if isinstance(self.content, bytes):
             return self.content.count(b"\n")
         return self.content.num_rows if not isinstance(self.content, list) else len(self.content)
+
+    def located(self, kind: DatasetType, faults: Faults) -> Iterator[Raw]:
+        """Yield its rows with the content of the files that a type's rows name."""
+        rows, folder = self.rows(faults), self.path.parent
+        return ((where, kind.located(raw, folder)) for where, raw in rows) if kind.beside else rows
 
     def rows(self, faults: Faults) -> Iterator[Raw]:
         """Yield its rows; what is broken is a fault."""

@@ -189,10 +189,7 @@ def _parts(recipe: SourceRecipe, source: Source, seed: int, done: _Done) -> Iter
 def _part(recipe: SourceRecipe, source: Source, seed: int, block: Block) -> _Part:
     counted, faults, columns, unread = Rows(name=recipe.name), Faults(math.inf), kept.Columns(), dict[str, None]()
     faults.take(block.faults)
-    type, given = types.load(source.holds or recipe.type), block.rows(faults)
-    if type.beside:
-        folder = block.path.parent
-        given = ((where, type.located(raw, folder)) for where, raw in given)
+    given = block.located(types.load(source.holds or recipe.type), faults)
     sided = list(recipe.sided(source, given, counted, faults, unread, seed))
     for one in sided:
         columns.add(one.row, one.where)

@@ -81,7 +81,7 @@ class StageModel:
     def tokenizer(self) -> Any:
         """The tokenizer, with the borrowed template where it has none of its own; of a model of pictures its image processor."""
         tokenizer = processors.load(self.where)
-        if not hasattr(tokenizer, "chat_template"):
+        if processors.of_pictures(tokenizer):
             self.borrows = False
             return tokenizer
         self.borrows = bool(self.template) and not tokenizer.chat_template

@@ -79,7 +79,7 @@ def _load(folder: Path, loader: str) -> tuple[Any, Any]:
 def _inputs(tokenizer: Any) -> list[Any]:
     """Return the prompts as a user would give them: through the chat template where there is one."""
     how: dict[str, Any] = {"return_tensors": "pt", "return_dict": True}
-    if not hasattr(tokenizer, "chat_template"):  # an image processor, which is given a picture drawn for each prompt
+    if processors.of_pictures(tokenizer):  # which is given a picture drawn for each prompt
         drawn = (np.random.default_rng(number).integers(0, 256, (48, 48, 3), np.uint8) for number in range(len(PROMPTS)))
         return [tokenizer(picture, return_tensors="pt") for picture in drawn]
     if tokenizer.chat_template:

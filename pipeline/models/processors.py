@@ -43,8 +43,13 @@ def reads_images_alone(folder: str) -> bool:
     )
 
 
+def of_pictures(processor: Any) -> bool:
+    """Say whether a processor reads pictures, and so has no tokens."""
+    return hasattr(processor, "image_processor_type") or hasattr(processor, "image_mean")
+
+
 def identity(processor: Any) -> str:
     """Return the digest of all that decides what it makes of a row; empty where that is not known."""
-    if hasattr(processor, "image_processor_type") or hasattr(processor, "image_mean"):
+    if of_pictures(processor):
         return hashes.digest(["images", processor.to_json_string()])
     return tokenization.identity(processor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models import loading
@@ -79,14 +79,26 @@ def side(processor: Any) -> int:
     return int(size.height)
 
 
+def stacked(pixels: Iterable[bytes], side: int) -> np.ndarray:
+    """Return the pictures of examples, each (side, side, 3) uint8 as bytes; (pictures, side, side, 3)."""
+    import numpy as np
+
+    return np.stack([np.frombuffer(one, np.uint8).reshape(side, side, 3) for one in pixels])
+
+
+def levels(pixels: np.ndarray) -> torch.Tensor:
+    """Return pictures, (pictures, side, side, 3) uint8, as levels between 0 and 1; (pictures, 3, side, side) float32."""
+    import torch
+
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+
 def normalised(pixels: np.ndarray, processor: Any) -> torch.Tensor:
     """Return pictures as a processor hands them to its model; `pixels`: (pictures, side, side, 3) uint8 of the right size.
 
     (pictures, 3, side, side) float32.
     """
-    import torch
-
-    return scaled(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, processor)
+    return scaled(levels(pixels), processor)
 
 
 def scaled(levels: torch.Tensor, processor: Any) -> torch.Tensor:

@@ -74,8 +74,7 @@ class Viewing:
             rng = np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]])
             drawn.append([self.drawing.draw(rng) for _ in range(self.views)])
             noise[number] = rng.random(patches)
-        pixels = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(side, side, 3) for row in rows])
-        levels = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).repeat(self.views, 1, 1, 1)
+        levels = vision.levels(vision.stacked((row["pixels"] for row in rows), side)).repeat(self.views, 1, 1, 1)
         shown = view(levels, torch.tensor(np.array(drawn, np.float32)).transpose(0, 1).reshape(len(levels), -1))
         found = {vision.PIXELS: vision.scaled(shown, self.processor)}
         return found | ({"noise": torch.from_numpy(noise)} if self.noise else {})

@@ -17,7 +17,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,13 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
         children = [child for item in inner for child in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(_size(child, known) for child in children)
     return known[id(node)]
+
+
+def refuse_unread(options: Any, names: Iterable[str], whom: str) -> None:
+    """Raise UserError for options that were given and that nobody reads. `whom`: who does not, as in `the task classification`."""
+    usual = type(options)()
+    if unread := [name for name in names if getattr(options, name) != getattr(usual, name)]:
+        raise UserError(*(f"{name}: is not read by {whom}; leave it out" for name in unread))
 
 
 def named_in(text: str, values: Mapping[str, Any]) -> str:

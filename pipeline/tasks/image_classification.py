@@ -88,7 +88,7 @@ class ImageClassification(Classification):
         def collate(rows: Sequence[Example]) -> dict[str, Any]:
             import torch
 
-            pixels = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(side, side, 3) for row in rows])
+            pixels = vision.stacked((row["pixels"] for row in rows), side)
             label = torch.tensor([row["label"] for row in rows])
             weight = torch.from_numpy(given).float()[label]
             return {vision.PIXELS: vision.normalised(pixels, tokenizer), "label": label, "weight": weight}
@@ -143,8 +143,7 @@ class ImageClassification(Classification):
 
     def sample(self, dataset: Any, tokenizer: Any) -> Mapping[str, Any]:
         """Return the picture of the first example as a model reads it."""
-        side = vision.side(tokenizer)
-        pixels = np.frombuffer(dataset[0]["pixels"], np.uint8).reshape(1, side, side, 3).copy()  # which torch may write to
+        pixels = vision.stacked([dataset[0]["pixels"]], vision.side(tokenizer))
         return {vision.PIXELS: vision.normalised(pixels, tokenizer)[0].tolist()}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokens import IGNORED
+from pipeline.models import processors
 from pipeline.models.tokenization import end_token
 from pipeline.system.errors import UserError
 
@@ -199,7 +200,7 @@ def framed(rows: Sequence[Any], tokenizer: Any, writes: bool) -> str:
 
     `writes`: whether labels are texts. Raises UserError where none of them ends with the token that ends a text.
     """
-    if not hasattr(tokenizer, "cls_token_id"):
+    if processors.of_pictures(tokenizer):
         return ""
     first = [rows[at] for at in range(min(_FIRST_ROWS, len(rows)))]
     texts = [list(row["input_ids"]) for row in first if "input_ids" in row]
@@ -221,7 +222,7 @@ def framed(rows: Sequence[Any], tokenizer: Any, writes: bool) -> str:
 
 def reads(rows: Sequence[Any], tokenizer: Any) -> str:
     """Return a warning where the tokenizer knows few of the first rows' tokens, or ""; UserError where it knows hardly any."""
-    if not hasattr(tokenizer, "unk_token_id"):
+    if processors.of_pictures(tokenizer):
         return ""
     unknown, special = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
     if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2 has one token for all roles
@@ -290,7 +291,7 @@ def agree(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     """
     read = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in read]
-    if hasattr(tokenizer, "pad_token_id"):  # which an image processor lacks
+    if not processors.of_pictures(tokenizer):
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 

@@ -7,24 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import pictures, sources
-from pipeline.data.types import Malformed, Row
+from pipeline.data.types import DatasetType, Malformed, Row
 
 IMAGE = "image"
-BESIDE = sources.PICTURES
-KINDS = frozenset({"jsonl", "ndjson", "json", "csv", "tsv", "parquet", sources.ARCHIVE, *BESIDE})
-_NAMES = (IMAGE, "img", "file_name")  # columns that hold a picture, or name its file
-
-
-def located(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a row with the bytes of each picture that it names, which lies in or under the folder of its table."""
-    found = dict(raw)
-    for name in _NAMES:
-        value = raw.get(name)
-        if isinstance(value, str):
-            found[name] = _read(value, folder)
-        elif isinstance(value, Mapping) and value.get("bytes") is None and isinstance(value.get("path"), str):
-            found[name] = _read(value["path"], folder)
-    return found
+NAMES = (IMAGE, "img", "file_name")  # columns that hold a picture, or name its file
 
 
 def _read(name: str, folder: Path) -> dict[str, Any]:
@@ -65,12 +51,39 @@ def label(row: Mapping[str, Any]) -> str:
     return "" if value is None else str(value)
 
 
-def looks(row: Row) -> str:
-    """Return the perceptual hash of a row's picture."""
-    return str(row[IMAGE].get("hash", ""))
+class Pictures(DatasetType):
+    """A picture a row, and what else a type says of it."""
 
+    asks = (IMAGE,)
+    kinds = frozenset({"jsonl", "ndjson", "json", "csv", "tsv", "parquet", sources.ARCHIVE, *sources.PICTURES})
+    beside = sources.PICTURES
+    at_once, streams, names_dropped = 50, False, True
 
-def near(held_out: Iterable[Row]) -> Callable[[Row], bool]:
-    """Return what says whether the picture of a row is nearly one of those that are held out."""
-    alike = pictures.near(looks(row) for row in held_out)
-    return lambda row: alike(looks(row))
+    def located(self, raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return a row with the bytes of each picture that it names, which lies in or under the folder of its table."""
+        found = dict(raw)
+        for name in NAMES:
+            value = raw.get(name)
+            if isinstance(value, str):
+                found[name] = _read(value, folder)
+            elif isinstance(value, Mapping) and value.get("bytes") is None and isinstance(value.get("path"), str):
+                found[name] = _read(value["path"], folder)
+        return found
+
+    def fault(self, row: Row) -> str | None:
+        """Return why the picture can't be shown."""
+        found: str | None = row[IMAGE].get("fault")
+        return found
+
+    def asked(self, row: Row) -> str:
+        """Return what the picture looks like, its perceptual hash, so that it is on one side wherever it lies and whatever is said of it."""
+        return str(row[IMAGE].get("hash", ""))
+
+    def near(self, held_out: Iterable[Row]) -> Callable[[Row], bool]:
+        """Return what says whether a picture looks nearly like a held-out one."""
+        alike = pictures.near(map(self.asked, held_out))
+        return lambda row: alike(self.asked(row))
+
+    def told(self, row: Row) -> Row:
+        """Return the row without the bytes of its picture."""
+        return row | {IMAGE: {key: value for key, value in row[IMAGE].items() if key != "bytes"}}

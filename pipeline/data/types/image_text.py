@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pipeline.data.types import Convert, DatasetType, Format, Row, _empty
+from pipeline.data.types import Convert, Format, Row, _empty
 from pipeline.data.types._columns import text
-from pipeline.data.types._pictures import BESIDE, IMAGE, KINDS, cell, located, looks, near
+from pipeline.data.types._pictures import IMAGE, Pictures, cell
 
 _TEXTS = ("text", "caption")
 
@@ -20,38 +19,20 @@ def _told(column: str, said: str) -> Convert:
     return convert
 
 
-class ImageText(DatasetType):
+class ImageText(Pictures):
     """One picture a row, and what is said of it."""
 
     columns = "`image`: one picture, its `bytes` and the `path` that it had; and the `text` that says what it shows"
     items = "pictures with a text"
-    asks = (IMAGE,)
     blank: ClassVar[dict[str, Any]] = {"text": ""}
-    kinds, beside, at_once, streams, names_dropped = KINDS, BESIDE, 50, False, True
     formats = tuple(
         Format(f"{name} and {said}", frozenset({name, said}), _told(name, said))
         for name in (IMAGE, "file_name") for said in _TEXTS
     )  # fmt: skip
 
-    def located(self, raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """Return a row with the bytes of the picture that it names."""
-        return located(raw, folder)
-
     def fault(self, row: Row) -> str | None:
         """Return why the picture can't be shown, or that nothing is said of it."""
-        return row[IMAGE].get("fault") or _empty(row, ["text"])
-
-    def asked(self, row: Row) -> str:
-        """Return what the picture looks like, so that it is on one side whatever is said of it."""
-        return looks(row)
-
-    def near(self, held_out: Iterable[Row]) -> Callable[[Row], bool]:
-        """Return what says whether a picture looks nearly like a held-out one."""
-        return near(held_out)
-
-    def told(self, row: Row) -> Row:
-        """Return the row without the bytes of its picture."""
-        return row | {IMAGE: {key: value for key, value in row[IMAGE].items() if key != "bytes"}}
+        return super().fault(row) or _empty(row, ["text"])
 
     def document(self, row: Row) -> str:
         """Return the text."""
