@@ -3,7 +3,8 @@
     python stages/sft.py --config stages/profiles/tiny/sft.yaml --parent runs/tiny/pretrain --output runs/tiny/sft
 
 Trains on the assistant's tokens alone. LoRA by default, merged at the end; the parent may be any causal model folder
-or hub id.
+or hub id. With `tower: frozen` or `trained` the rows may hold pictures: the result is the library's LLaVA (Liu et al. 2023), of
+the parent and the vision transformer that is named by `vision`, or the parent is one already.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import Against, Stage
+from pipeline.chain.stage import PARENT, Against, Signature, Stage
 from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+from pipeline.training import seeing
 from pipeline.training.attention import AttentionOptions
 from pipeline.training.chat import QuantizedOptions
 
@@ -31,6 +35,8 @@ class SFT(Stage):
     about = "A chat model: fine-tuned on conversations, on the assistant's tokens alone."
     reads = "messages"
     given_as = "chats"
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal", "vision_language"), seeing.TOWER: seeing.TOWERS}
+    optional = (seeing.TOWER,)
     library = "trl.SFTConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-4}
     ignores: ClassVar[dict[str, str]] = {
@@ -40,8 +46,30 @@ class SFT(Stage):
     primary = (Against("exact_match", "parent"), Against("loss", "parent"))
 
     @dataclass(frozen=True)
-    class Options(AttentionOptions, QuantizedOptions):
+    class Options(seeing.SeeingOptions, AttentionOptions, QuantizedOptions):
         """Options of SFT."""
+
+        method: Literal["lora", "full", "rows", "projector"] = option(
+            "lora",
+            "lora, full to train every parameter, rows to train nothing but the output rows of some tokens, or projector to train nothing but what makes tokens of a picture's patches",
+        )
+        init: Literal["parent", "random", "random_tower"] = option(
+            "parent", "parent, or random weights of the same sizes, for a control: of all, or of the vision tower alone"
+        )
+
+    def signature(self, options: Options) -> Signature:
+        """Return what is read and given, with pictures or without; UserError where options need a tower that is not there."""
+        needs = {"method: projector": options.method == "projector", "init: random_tower": options.init == "random_tower"}
+        if faults := [f"{name} is about a model that reads pictures; set tower: frozen or trained" for name, used in needs.items() if used]:
+            if not options.tower:
+                raise UserError(*faults)
+        if options.tower and options.method == "rows":
+            raise UserError("method: rows trains tokens by name, and reads no pictures; leave tower out")
+        return seeing.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives), joins=True)
+
+    def judged_by(self, options: Options) -> tuple[Against, ...]:
+        """Return right answers and the loss, against the parent; of a model that sees also against other pictures than the right ones."""
+        return (*self.primary, Against("loss", "shuffled pictures")) if options.tower else self.primary
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of a conversation in the chat template."""
@@ -68,28 +96,31 @@ class SFT(Stage):
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return conversations, the assistant's tokens being the targets; packed where the model keeps them apart."""
-        from pipeline.data import shown, tokens
+        from pipeline.data import shown, sight, tokens
         from pipeline.models import tokenization
         from pipeline.training import guards
         from pipeline.training.chat import row_length
         from pipeline.training.loop import prepare
 
-        longest = row_length(run, model)
+        longest, eyes = row_length(run, model), seeing.sight(run, model)
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             return tokens.pieces(
                 part.kept,
-                lambda row: shown.conversation(row["messages"], tokenizer),
+                lambda row: seeing.encoded(eyes, row, shown.conversation(row["messages"], tokenizer)),
                 longest,
                 False,
                 part.dropped_by_encoding,
                 part.too_long,
             )
 
-        dataset = prepare(run, rows, examples, tokenizer, longest)
+        settings = [longest] if eyes is None else [longest, eyes.identity]
+        dataset = prepare(run, rows, examples, tokenizer, *settings)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
-        sample = {"input_ids": dataset[0]["input_ids"]}
+        sample = seeing.sample(eyes, dataset[0], dataset[0]["input_ids"])
+        if eyes:  # whose rows are not packed
+            return Batches(dataset, sight.SightCollator(eyes, int(tokenizer.pad_token_id)), sample)
         if tokens.keeps_apart(model):
             dataset = tokens.pack(dataset, longest, run.say)
         return Batches(dataset, tokens.CausalCollator(int(tokenizer.pad_token_id)), sample)
@@ -113,6 +144,7 @@ class SFT(Stage):
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
+        model = seeing.put_together(run, tokenizer, model)
         named, alone = begin_rows(run.options, tokenizer, model), run.options.method == "rows"
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
@@ -120,7 +152,8 @@ class SFT(Stage):
         if alone:
             settle_rows(model, made.dataset, made.collator, named)
         markers = [] if alone else turn_markers(tokenizer, made.sample["input_ids"])
-        adapter = run.options.adapter(model, sorted({*named, *markers}))
+        seeing.settle(model, run.options)
+        adapter = seeing.adapter(model, run.options, sorted({*named, *markers}))
         trainer = Conversations(
             model, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer, peft_config=adapter
         )  # fmt: skip
@@ -128,7 +161,7 @@ class SFT(Stage):
         trained: Any = trainer.model
         scoring.score_answers_alone(trained.get_base_model() if adapter else trained)
         fit(run, trainer, rows)
-        hand_over(run, trainer, tokenizer, made.sample)
+        hand_over(run, trainer, tokenizer, made.sample, seeing.saver(seeing.sight(run, model)))
 
 
 STAGE = SFT

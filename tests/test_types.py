@@ -227,7 +227,8 @@ def test_a_tree_of_messages_gives_its_best_answers_or_pairs():
         ({"prompt": "Hi", "completion": "Ho", "label": False}, "label says whether the answer is good, but rows of type messages"),
         ({"messages": [U, A], "images": ["a.png"]}, "images is what the text is about"),
         ({"messages": [U, A], "reasoning_content": "hm"}, "reasoning_content is part of the answer"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, A]}, "a part of type image_url; text alone is read"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, A]}, "image is dict, neither a file nor"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, A]}, "a part of type input_audio; text alone is read"),
         ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "arguments: no JSON"),
         ({"messages": [U | {"images": ["a.png"]}, A]}, r"images of a message is what the text is about; `ignore: \[images\]`"),
         ({"messages": [U, A | {"weight": 0}, U, A]}, "weight of a message says not to train on this answer"),
@@ -252,7 +253,7 @@ def test_what_is_ignored_on_purpose_or_of_no_matter_is_named_once(tmp_path):
     )
     found = recipe.load(str(own)).rows("messages", "train", 1)
     assert found.kept[1] == {"messages": [{"role": "user", "content": "Hi 1"}, A]}
-    assert found.notes == ["a.jsonl: not read: id, images"]
+    assert found.notes == ["a.jsonl: not read: id"]
     own.write_text(own.read_text().replace("q:", "query:"))
     with pytest.raises(UserError, match=r"a.jsonl:1: columns: query: no such column; found \{a, id, images, q\}"):
         recipe.load(str(own)).rows("messages", "train", 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.tokens import Tokens, encode_answers, encode_messages
 from pipeline.data.types import Messages, Row
-from pipeline.models import control
+from pipeline.models import control, parts
 from pipeline.models.chat_template import Writer
 from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
@@ -27,8 +27,8 @@ def conversation(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Toke
     _agrees(messages, len(messages) - 1, writer)
     _begins_once(encoded["input_ids"], tokenizer)
     learned = _letters(str(tokenizer.decode([label for label in encoded["labels"] if label != IGNORED])))
-    for turn in sorted(messages, key=lambda turn: turn["role"] != "assistant"):
-        said = _letters(turn["content"])
+    spoken = [(turn, said) for turn in messages for said in map(_letters, parts.texts(turn["content"]))]
+    for turn, said in sorted(spoken, key=lambda one: one[0]["role"] != "assistant"):
         if turn["role"] == "assistant":
             learned = learned.replace(said, "\n")
         elif len(said) >= _WORD and said in learned:
@@ -73,22 +73,22 @@ def _agrees(messages: Messages, start: int, writer: Writer) -> None:
     """
     shown = writer.text(messages)
     letters, at = _letters(shown), 0
-    for number, turn in enumerate(messages):
-        said = _letters(turn["content"])
+    for number, turn, text in ((number, turn, text) for number, turn in enumerate(messages) for text in parts.texts(turn["content"])):
+        said = _letters(text)
         found = letters.find(said, at)
         if turn["role"] not in ("user", "assistant") and (
-            said in letters or _letters(json.dumps(turn["content"])[1:-1]) in letters
+            said in letters or _letters(json.dumps(text)[1:-1]) in letters
         ):
             continue
         if found >= 0:
             at = found + len(said)
         elif turn["role"] != "assistant" or number == len(messages) - 1:
             raise UserError(
-                f"chat_template: drops or changes what the {turn['role']} says: {turn['content'][:60]!r} is not in the conversation"
+                f"chat_template: drops or changes what the {turn['role']} says: {text[:60]!r} is not in the conversation"
             )
     if not start:  # nobody asks
         return
-    prompt, answer = messages[:start], messages[start]["content"].strip()
+    prompt, answer = messages[:start], parts.words(messages[start]["content"]).strip()
     asked = writer.text(prompt, answer_next=True)
     if not shown.startswith(asked):
         at = next((at for at, (a, b) in enumerate(zip(asked, shown, strict=False)) if a != b), min(len(asked), len(shown)))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.models import control
+from pipeline.models import control, parts
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,6 +125,11 @@ def _check_written(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[s
                 f"chat_template: writes no {name}, which rows have; take one that does, such as chatml-tools.jinja, "
                 f"or leave them out on purpose by `ignore: [{name}]` in the source of a recipe"
             )
+    if parts.count(turns) and getattr(tokenizer, "image_token", None) is None:
+        raise UserError(
+            "rows hold pictures, and the model sees none: give a stage that can a vision tower (`vision:` and `tower: frozen`), or leave "
+            "the rows out"
+        )
     for role in dict.fromkeys(turn["role"] for turn in turns):
         if role not in ("user", "assistant") and not _writes(tokenizer, template, role):
             raise control.Refused(f"role {role}, which the chat template leaves out")

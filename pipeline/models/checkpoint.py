@@ -17,20 +17,28 @@ _TOLERANCE = 1e-3  # of the largest logit, between a merged model and its adapte
 
 
 def load(parent: str, role: str = "parent", **how: Any) -> Any:
-    """Load a causal model in fp32 from a folder or hub id; UserError, naming the role, if it can't be loaded, or not wholly.
+    """Load a causal model, or one that sees, in fp32 from a folder or hub id; UserError, naming the role, if it can't be loaded, or not wholly.
 
     `how`: for the library, such as a quantization_config.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from pipeline.models import loading
 
     try:
-        model = loading.from_pretrained(AutoModelForCausalLM, parent, role=role, **how)
+        auto = writer(AutoConfig.from_pretrained(parent, trust_remote_code=False))
+        model = loading.from_pretrained(auto, parent, role=role, **how)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--{role} {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None
     model.config.use_cache = False  # a cache object makes packed documents see each other
     return model
+
+
+def writer(config: Any) -> Any:
+    """Return the library's class that loads or builds a model which writes: a causal one, or one that also sees."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if config.model_type == "llava" else AutoModelForCausalLM
 
 
 def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, float]:
@@ -60,7 +68,9 @@ def _on(model: Any, sample: Mapping[str, Sequence[int]]) -> torch.Tensor:
     import torch
 
     model.eval()
-    row = {key: torch.tensor([list(ids)], device=model.device) for key, ids in sample.items()}
+    row = {
+        key: (ids if torch.is_tensor(ids) else torch.tensor([list(ids)])).to(model.device) for key, ids in sample.items()
+    }
     with torch.no_grad():
         return _states(model(**row)).float()
 
@@ -97,9 +107,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     Generation stops at the template's end of an answer and at the end of text.
     """
     model.config.use_cache = True
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.config.bos_token_id = tokenizer.bos_token_id
+    for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+        config.bos_token_id = tokenizer.bos_token_id
     model.generation_config = generation(tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -13,6 +13,7 @@ _KINDS = [
     ("ElectraForPreTraining", "discriminator", "AutoModelForPreTraining"),
     ("ViTMAEForPreTraining", "masked_vision", "AutoModelForPreTraining"),
     ("ForPreTraining", "masked", "AutoModelForPreTraining"),
+    ("LlavaForConditionalGeneration", "vision_language", "AutoModelForImageTextToText"),
     ("ForConditionalGeneration", "seq2seq", "AutoModelForSeq2SeqLM"),
     ("ForSequenceClassification", "classifier", "AutoModelForSequenceClassification"),
     ("ForImageClassification", "image_classifier", "AutoModelForImageClassification"),
@@ -22,6 +23,8 @@ _KINDS = [
     ("ForMultipleChoice", "", "AutoModelForMultipleChoice"),
     ("Model", "embedder", "AutoModel"),
 ]
+
+ANSWERING = ("causal", "vision_language")  # families whose models write on after what they were given
 
 
 def family_of(architecture: str, outputs: int = 0) -> str:

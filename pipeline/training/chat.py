@@ -52,8 +52,6 @@ def open_parent(run: Run, whole: bool = False) -> Opened:
     With `init: random` the weights are new ones, drawn after the parent's were read. `whole`: in fp32, also where the stage
     trains on them in 4 bits.
     """
-    from transformers import AutoModelForCausalLM
-
     from pipeline.models import checkpoint, tokenization
     from pipeline.training import frozen, guards
 
@@ -70,7 +68,7 @@ def open_parent(run: Run, whole: bool = False) -> Opened:
     if run.signature.reads != "messages" and (warning := tokenization.another_template(tokenizer, own)):
         run.say(warning)
     if options.init == "random":
-        model = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+        model = checkpoint.writer(model.config).from_config(model.config, trust_remote_code=False)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
         run.say(f"adds {', '.join(added)} to the vocabulary, which the chat template needs")
@@ -96,4 +94,5 @@ def _given_length(run: Run) -> int | None:
 def turn_markers(tokenizer: Any, ids: Sequence[int]) -> list[int]:
     """Return the special tokens of an encoded conversation that mark its turns, which pretraining did not see."""
     known = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    known.add(getattr(tokenizer, "image_token_id", None))  # in whose place a model reads patches
     return sorted(set(ids) & set(tokenizer.all_special_ids) - known)

@@ -216,7 +216,7 @@ class StageTrainer(Trainer):
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none; of pictures their patches."""
-        if vision.PIXELS in inputs:
+        if vision.PIXELS in inputs and IDS not in inputs:
             patches = torch.tensor(vision.patches(self._config, inputs), device=self.args.device)
             self.state.num_input_tokens_seen += int(self.accelerator.gather(patches).sum())
             return
@@ -232,7 +232,7 @@ class StageTrainer(Trainer):
 
         Of pictures they are counted by their patches.
         """
-        if vision.PIXELS in inputs:
+        if vision.PIXELS in inputs and IDS not in inputs:
             model: Any = self.model
             return int(6 * vision.patches(self._config, inputs) * model.num_parameters(exclude_embeddings=True))
         name = getattr(self.model, "main_input_name", IDS)

@@ -123,8 +123,9 @@ def _said(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
+        kept = ("text",) if value.get("type") in ("text", "image") else value.keys() - {"role", "group", "tools", "images"}
         for key, item in value.items():
-            yield from () if key in ("role", "group", "tools") else _said(item)
+            yield from _said(item) if key in kept else ()
     elif isinstance(value, Sequence):
         for item in value:
             yield from _said(item)

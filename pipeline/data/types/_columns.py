@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.data.types import Malformed, Messages
+from pipeline.models.parts import words
 
 # The names that public data sets give to two texts which are read together.
 PAIRS = (
@@ -193,9 +194,9 @@ def framed(row: Mapping[str, Any], turns: Messages) -> Messages:
 
 def said(turns: Messages) -> str:
     """Return what is said in messages, calls of tools aside, as one text."""
-    return "\n\n".join(item["content"] for item in turns)
+    return "\n\n".join(words(item["content"]) for item in turns)
 
 
 def silent(item: Mapping[str, Any]) -> bool:
     """Say whether a message says nothing and calls nothing."""
-    return not item["content"].strip() and not item.get("tool_calls")
+    return not words(item["content"]).strip() and not item.get("tool_calls")

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 from pipeline.data.types import Convert, Format, Row, _empty
 from pipeline.data.types._columns import text
-from pipeline.data.types._pictures import IMAGE, Pictures, cell
+from pipeline.data.types._pictures import IMAGE, TEXTS, Pictures, cell
 
-_TEXTS = ("text", "caption")
 
 
 def _told(column: str, said: str) -> Convert:
@@ -27,7 +26,7 @@ class ImageText(Pictures):
     blank: ClassVar[dict[str, Any]] = {"text": ""}
     formats = tuple(
         Format(f"{name} and {said}", frozenset({name, said}), _told(name, said))
-        for name in (IMAGE, "file_name") for said in _TEXTS
+        for name in (IMAGE, "file_name") for said in TEXTS
     )  # fmt: skip
 
     def fault(self, row: Row) -> str | None:

@@ -1,6 +1,7 @@
 """Conversations: {"messages": [{"role": str, "content": str}, …]}, ending with the assistant.
 
-A message may have `tool_calls` and `reasoning_content`, and the first one `tools`; templates that know them write them.
+A message may have `tool_calls` and `reasoning_content`, and the first one `tools`; templates that know them write them. Where
+a row has `images`, a content may be a list of parts, {"type": "text", "text": str} or {"type": "image"}, the place of a picture.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from typing import Any, ClassVar
 
 from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
-from pipeline.data.types import Convert, DatasetType, Format, Row
+from pipeline.data.types import Convert, Format, Row
 from pipeline.data.types import Messages as Turns
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, silent, spoken, text, turn
+from pipeline.data.types._pictures import IMAGE, IMAGES, TEXTS, Conversing, seen, sighted
 from pipeline.data.types._trees import TREE, best_answers
+from pipeline.models import parts
 
 
 def _alpaca(question: str, more: str, answer: str) -> Convert:
@@ -39,13 +42,23 @@ def _two(asked: str, answered: str) -> Format:
     return Format(f"{asked} and {answered}", frozenset({asked, answered}), convert, FRAME)
 
 
-class Messages(DatasetType):
+def _caption(column: str) -> Convert:
+    """Return what converts a picture and what is said of it: the picture alone asks for the text."""
+
+    def convert(row: Mapping[str, Any]) -> Row:
+        asked = {"role": "user", "content": [{"type": IMAGE}]}
+        return {"messages": [asked, turn("assistant", text(row, column))], IMAGES: [seen(row[IMAGE])]}
+
+    return convert
+
+
+class Messages(Conversing):
     """One conversation a row; its last message is the assistant's."""
 
     columns = "`messages`: a conversation, a list of `role` and `content`"
     items = "conversations"
     matters: ClassVar[Mapping[str, str]] = MATTERS
-    formats = (
+    formats = sighted((
         Format("OpenAI messages", frozenset({"messages"}), _listed("messages"), FRAME),
         Format("ShareGPT", frozenset({"conversations"}), _listed("conversations"), FRAME),
         Format("OpenAssistant trees", TREE, lambda row: [{"messages": turns} for turns in best_answers(row)]),
@@ -55,7 +68,7 @@ class Messages(DatasetType):
         _two("prompt", "response"),
         _two("question", "answer"),
         _two("question", "response"),
-    )  # fmt: skip
+    )) + tuple(Format(f"image and {name}", frozenset({IMAGE, name}), _caption(name)) for name in TEXTS)  # fmt: skip
 
     def fault(self, row: Row) -> str | None:
         """Return why a conversation teaches nothing, or None."""
@@ -64,7 +77,9 @@ class Messages(DatasetType):
             return "no assistant text"
         if turns[-1]["role"] != "assistant":
             return "does not end with the assistant"
-        return "empty assistant turn" if any(item["role"] == "assistant" and silent(item) for item in turns) else None
+        if any(item["role"] == "assistant" and silent(item) for item in turns):
+            return "empty assistant turn"
+        return self.unseen(row, "messages", ())
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return answers that are all the same, placeholders, or what was asked."""
@@ -74,14 +89,14 @@ class Messages(DatasetType):
             doubts.gaps(turn["content"] for turn in last),
             doubts.cut([turn["content"] for turn in last]),
             doubts.repeated(
-                [row["messages"][-2]["content"] if len(row["messages"]) > 1 else "" for row in rows],
+                [parts.words(row["messages"][-2]["content"]) if len(row["messages"]) > 1 else "" for row in rows],
                 [turn["content"] for turn in last],
             ),
         ]
 
     def prompt(self, row: Row) -> Turns | None:
-        """Return all that comes before the assistant's last message; None where nobody has said anything by then."""
-        return row["messages"][:-1] or None
+        """Return all that comes before the assistant's last message, pictures in their places; None where nobody has said anything by then."""
+        return parts.filled(row["messages"][:-1], row.get(IMAGES, ())) or None
 
 
 TYPE = Messages()

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
-from pipeline.data.types import Convert, DatasetType, Format, Malformed, Messages, Row
+from pipeline.data.types import Convert, Format, Malformed, Messages, Row
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, said, silent, spoken, turn
+from pipeline.data.types._pictures import IMAGES, Conversing, sighted
 from pipeline.data.types._trees import TREE, ranked_pairs
+from pipeline.models import parts
 
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _SPOKEN = re.compile(r"\n\n(Human|Assistant):")
@@ -62,14 +64,14 @@ def _is_dialogue(row: Mapping[str, Any]) -> bool:
 _SIDES = frozenset({"chosen", "rejected"})
 
 
-class Preference(DatasetType):
+class Preference(Conversing):
     """One prompt a row, with the answer that was preferred and the one that was not."""
 
     columns = "`prompt`, `chosen`, `rejected`: each a list of messages"
     items = "pairs"
     asks = ("prompt",)
     matters: ClassVar[Mapping[str, str]] = MATTERS
-    formats = (
+    formats = sighted((
         Format("ShareGPT pairs", _SIDES | {"conversations"}, _answers("conversations", "chosen", "rejected"), FRAME),
         Format("Human and Assistant", _SIDES, lambda row: _split(_dialogue(row["chosen"]), _dialogue(row["rejected"])), when=_is_dialogue),
         Format("question, chosen and rejected", _SIDES | {"question"}, _answers("question", "chosen", "rejected"), FRAME),
@@ -77,7 +79,7 @@ class Preference(DatasetType):
         Format("chosen_messages and rejected_messages", frozenset({"chosen_messages", "rejected_messages"}),
                _answers("prompt", "chosen_messages", "rejected_messages"), FRAME | {"prompt"}),
         Format("OpenAssistant trees", TREE, ranked_pairs),
-    )  # fmt: skip
+    ))  # fmt: skip
 
     def fault(self, row: Row) -> str | None:
         """Return why nothing can be preferred here, or None."""
@@ -88,7 +90,7 @@ class Preference(DatasetType):
                 return f"empty {side}"
             if row[side][-1]["role"] != "assistant":
                 return f"{side} does not end with the assistant"
-        return "chosen equals rejected" if row["chosen"] == row["rejected"] else None
+        return "chosen equals rejected" if row["chosen"] == row["rejected"] else self.unseen(row, "prompt", ("chosen", "rejected"))
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return pairs of which the opposite is there, too, or whose sides differ in blanks or case alone, are the same in all, or placeholders."""
@@ -111,14 +113,14 @@ class Preference(DatasetType):
         return said(row["prompt"] + row["chosen"])
 
     def prompt(self, row: Row) -> Messages | None:
-        """Return the prompt."""
-        return list(row["prompt"])
+        """Return the prompt, pictures in their places."""
+        return parts.filled(row["prompt"], row.get(IMAGES, ()))
 
 
 def _echoes(row: Row) -> bool:
     """Say whether both sides begin with what was asked, word for word."""
-    asked = row["prompt"][-1]["content"].strip()
-    return bool(asked) and all(row[side][0]["content"].strip().startswith(asked) for side in ("chosen", "rejected"))
+    asked = parts.words(row["prompt"][-1]["content"]).strip()
+    return bool(asked) and all(parts.words(row[side][0]["content"]).strip().startswith(asked) for side in ("chosen", "rejected"))
 
 
 TYPE = Preference()

@@ -1,0 +1,88 @@
+"""Pictures of conversations as a model reads them: its own size and levels, and one token for each patch in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data import pictures
+from pipeline.data.tokens import CausalCollator
+from pipeline.models import llava, vision
+from pipeline.system.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+COLUMN = "pixels"  # of an encoded row: all its pictures, (pictures, side, side, 3) uint8 as bytes
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What makes a model's input of the pictures of a conversation."""
+
+    images: Any  # the tower's image processor
+    token: int  # that stands for a patch
+    patches: int  # of a picture
+    side: int  # of a picture, in pixels
+
+    @property
+    def identity(self) -> list[Any]:
+        """All that decides how rows are encoded, as JSON values."""
+        return [self.token, self.patches, self.side, self.images.to_json_string()]
+
+    @classmethod
+    def of(cls, config: Any, images: Any) -> Sight:
+        """Return that of a LLaVA by its configuration; UserError where its image processor makes pictures of another size."""
+        found = cls(images, config.image_token_id, llava.num_patches(config), config.vision_config.image_size)
+        size = getattr(images, "crop_size", None) if getattr(images, "do_center_crop", False) else images.size
+        if not size or (size.height, size.width) != (found.side, found.side):
+            raise UserError(
+                f"--vision: its image processor makes pictures of {dict(size or images.size)}, and the tower reads {found.side} by {found.side}"
+            )
+        return found
+
+    def look(self, cell: Mapping[str, str]) -> bytes:
+        """Return the picture of a row's cell at the size that the tower reads, (side, side, 3) uint8 as bytes."""
+        import numpy as np
+
+        found = self.images(images=pictures.shown(cell), do_rescale=False, do_normalize=False, return_tensors="np")
+        levels = np.asarray(found[vision.PIXELS][0])
+        return np.clip(np.rint(levels), 0, 255).astype(np.uint8).transpose(1, 2, 0).tobytes()
+
+    def seen(self, tokens: Mapping[str, list[int]], cells: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+        """Return encoded columns with as many tokens in the place of each picture as it has patches, and the pictures under `pixels`.
+
+        UserError where the columns have another number of places than there are pictures, which a template lost or wrote twice.
+        """
+        marked = next(iter(tokens.values()))
+        if marked.count(self.token) != len(cells):
+            raise UserError(
+                f"chat_template: writes {marked.count(self.token)} image tokens for {len(cells)} pictures; it must write one for each "
+                'part of type "image"'
+            )
+        wide = {name: self._wide(ids, marked if len(ids) == len(marked) else ids) for name, ids in tokens.items()}
+        return {**wide, COLUMN: b"".join(map(self.look, cells))}
+
+    def _wide(self, values: Sequence[int], ids: Sequence[int]) -> list[int]:
+        return [value for value, one in zip(values, ids, strict=True) for _ in range(self.patches if one == self.token else 1)]
+
+    def values(self, pixels: Sequence[bytes]) -> torch.Tensor | None:
+        """Return the pictures of encoded rows in their order, as the tower reads them, (pictures, 3, side, side); None where there are none."""
+        size = 3 * self.side**2
+        each = [row[start : start + size] for row in pixels for start in range(0, len(row), size)]
+        return vision.normalised(vision.stacked(each, self.side), self.images) if each else None
+
+
+@dataclass
+class SightCollator:
+    """Batch encoded rows with their pictures: what `CausalCollator` gives, and `pixel_values` where a row has pictures."""
+
+    sight: Sight
+    pad_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate rows; the pictures of all of them stand in one tensor, in the order of their places."""
+        batch = CausalCollator(self.pad_id)([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
+        values = self.sight.values([row[COLUMN] for row in rows])
+        return batch if values is None else batch | {vision.PIXELS: values}

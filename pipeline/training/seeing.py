@@ -1,0 +1,138 @@
+"""What stages share that train a model which sees: its tower, what of it is trained, and how its rows are encoded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pipeline.chain.stage import PARENT, Signature
+from pipeline.system.config import option
+from pipeline.system.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.chain.run import Run
+    from pipeline.data.sight import Sight
+    from pipeline.data.types import Row
+
+TOWER = "vision"  # role of a parent
+TOWERS = ("vision", "masked_vision")  # families of models that have one
+_PROJECTOR = "multi_modal_projector"
+
+
+@dataclass(frozen=True)
+class SeeingOptions:
+    """Options of the stages that can train a model which sees."""
+
+    tower: Literal["", "frozen", "trained"] = option(
+        "", "what becomes of the vision tower, where pictures are read: frozen, or trained; empty: texts alone are read", omitted=True
+    )
+    vision_feature_layer: int = option(
+        -2, "layer of the tower whose patches are read, from its last one on, where a new model is put together", unless=("tower", ""), omitted=True
+    )
+
+
+def signature(options: Any, plain: Signature, joins: bool = False) -> Signature:
+    """Return what a stage takes and gives that reads pictures where `tower` says so; `joins`: whether it can put a model together."""
+    if not options.tower:
+        return Signature(plain.reads, {PARENT: plain.takes[PARENT]}, plain.gives)
+    families = ("vision_language",)
+    if not joins:
+        return Signature(plain.reads, {PARENT: families}, families[0])
+    return Signature(plain.reads, {PARENT: ("causal", *families), TOWER: TOWERS}, families[0], optional=(TOWER,))
+
+
+def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
+    """Return a model that sees: the parent, where it does, else the parent and the tower by role `vision`; UserError where they don't fit."""
+    from pipeline.models import llava
+
+    options, place = run.options, run.parents.get(TOWER)
+    if not options.tower:
+        if llava.sees(model):
+            raise UserError(f"--parent {run.parent}: reads pictures; say what becomes of its tower by `tower: frozen` or `tower: trained`")
+        return model
+    if getattr(options, "load_in_4bit", False):
+        raise UserError("load_in_4bit: true: is not there for models that read pictures; leave it out")
+    if llava.sees(model):
+        if place:
+            raise UserError(f"--vision {place}: the parent has a tower already; leave it out")
+        llava.settle(tokenizer, model.config)
+        return model
+    if not place:
+        raise UserError(f"--vision is missing: {run.parent} reads texts alone, and `tower: {options.tower}` needs a vision tower")
+    tower = llava.tower_of(place)
+    if llava.add_token(tokenizer):
+        run.say(f"adds {llava.TOKEN} to the vocabulary, which stands for a patch of a picture")
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    if getattr(options, "init", "") in ("random", "random_tower"):
+        tower = type(tower)(tower.config)
+    found = llava.joined(model, tower, tokenizer.image_token_id, options.vision_feature_layer)
+    run.say(f"reads pictures of {tower.config.image_size} by {tower.config.image_size} pixels as {llava.num_patches(found.config)} tokens each")
+    return found
+
+
+def sight(run: Run, model: Any) -> Sight | None:
+    """Return what encodes the pictures of rows; None where the stage reads none."""
+    if not run.options.tower:
+        return None
+    from pipeline.data.sight import Sight
+    from pipeline.models import processors
+
+    role = TOWER if run.parents.get(TOWER) else PARENT
+    return Sight.of(model.config, processors.image_processor(run.parents[role], role))
+
+
+def encoded(eyes: Sight | None, row: Row, tokens: Mapping[str, list[int]]) -> dict[str, Any]:
+    """Return an encoded row with its pictures; as it is, where the stage reads none."""
+    return {**tokens} if eyes is None else eyes.seen(tokens, row.get("images", []))
+
+
+def settle(model: Any, options: Any) -> None:
+    """Say of each weight of a model that sees whether it is trained, where every parameter, or the projector alone, is."""
+    if not options.tower or options.method not in ("full", "projector"):
+        return
+    model.requires_grad_(options.method == "full")
+    body = model.model
+    if options.tower == "frozen":
+        body.vision_tower.requires_grad_(False)
+    getattr(body, _PROJECTOR).requires_grad_(True)
+
+
+def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
+    """Return peft's configuration of an adapter: on the language model, on the tower where it is trained, beside the projector."""
+    if options.method == "projector":
+        return None
+    found = options.adapter(model, tokens)
+    if found is None or not options.tower:
+        return found
+    import torch
+
+    named = options.target_modules
+    wanted = [] if named == "all-linear" else [named] if isinstance(named, str) else list(named)
+    trained = [f"model.{part}." for part in ("language_model", *(["vision_tower"] if options.tower == "trained" else []))]
+    layers = [
+        name for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith(tuple(trained)) and ".pooler." not in name
+        and (not wanted or any(f".{name}".endswith(f".{one}") for one in wanted))
+    ]  # fmt: skip
+    if not layers:
+        raise UserError(f"target_modules: no layer of the model is called {', '.join(wanted)}")
+    found.target_modules, found.modules_to_save = set(layers), [_PROJECTOR]
+    return found
+
+
+def sample(eyes: Sight | None, example: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+    """Return the columns of one row, by which a merged model is compared with its adapter."""
+    from pipeline.models import vision
+
+    values = eyes.values([example["pixels"]]) if eyes else None
+    return {"input_ids": ids} | ({} if values is None else {vision.PIXELS: values})
+
+
+def saver(eyes: Sight | None) -> Any:
+    """Return what saves a model with all that makes its input."""
+    from pipeline.models import checkpoint, llava
+
+    return checkpoint.save if eyes is None else functools.partial(llava.save, images=eyes.images)
