@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pipeline.data import pictures
 
 
 class Question(NamedTuple):
@@ -27,6 +29,15 @@ class Question(NamedTuple):
     opening: str = ""  # plain text with which the answer begins, for a base model, which has no chat template, to go on from
     kind: str = ""  # where a judge asks several kinds of questions, which figures keep apart
     about: str = ""  # whom or what it is about; answers about one are not independent
+    images: tuple[bytes, ...] = ()  # the files of pictures that are shown before it
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """The conversation that asks it."""
+        if not self.images:
+            return [{"role": "user", "content": self.prompt}]
+        shown = [{"type": "image", "image": pictures.held(data)} for data in self.images]
+        return [{"role": "user", "content": [*shown, {"type": "text", "text": self.prompt}]}]
 
 
 class Judge(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENS_A_BATCH = 4096
+Collate = Callable[[Sequence[Any]], "dict[str, torch.Tensor]"]
 
 
 class Reply(str):
@@ -25,12 +26,15 @@ class Reply(str):
     ids: tuple[int, ...] = ()  # as they were written, with the one that ends it
 
 
-def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list[float]:
-    """Return −Σ log p over the targets of each row (`input_ids`, `labels`), in nats, in the order of the rows."""
+def nats(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int, collate: Collate | None = None) -> list[float]:
+    """Return −Σ log p over the targets of each row (`input_ids`, `labels`), in nats, in the order of the rows.
+
+    `collate`: what batches rows, where they hold more than tokens.
+    """
     import torch
 
     found = [0.0] * len(rows)
-    for places, batch in _batches(rows, pad_id):
+    for places, batch in _batches(rows, pad_id, collate):
         following = _following(model, batch)
         wanted = following != IGNORED
         losses = torch.nn.functional.cross_entropy(_logits(model, batch, wanted), following[wanted], reduction="none")
@@ -94,10 +98,10 @@ def _by_row(values: torch.Tensor, wanted: torch.Tensor) -> list[float]:
     return placed[:, :-1].sum(-1).tolist()
 
 
-def _batches(rows: Sequence[Tokens], pad_id: int) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+def _batches(rows: Sequence[Tokens], pad_id: int, collate: Collate | None = None) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield batches of rows, the longest first, with the places of their rows."""
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]["input_ids"]))
-    collate = CausalCollator(pad_id)
+    collate = collate or CausalCollator(pad_id)
     while order:
         longest = len(rows[order[-1]]["input_ids"])
         places = [order.pop() for _ in range(min(len(order), max(1, _TOKENS_A_BATCH // longest)))]
@@ -132,10 +136,11 @@ def replies(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     seed: int | None = None,
+    beside: Callable[[Sequence[int]], Mapping[str, torch.Tensor]] = lambda places: {},
 ) -> list[Reply]:
     """Return a reply to each prompt (ids): greedy, or with a seed sampled at temperature 1.
 
-    Every batch is seeded by (seed, its place), so that the replies do not depend on what ran before.
+    `beside`: places of prompts → what their batch holds beside ids, such as pictures. Every batch is seeded by (seed, its place), so that the replies do not depend on what ran before.
     """
     import torch
 
@@ -163,7 +168,10 @@ def replies(
         if seed is not None:
             torch.manual_seed(seed * 1_000_003 + start)
         with torch.no_grad():
-            produced = generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **sampling)
+            produced = generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **sampling,
+                **{name: value.to(model.device) for name, value in beside(places).items()},
+            )
         written = produced[:, longest:]
         for place, ids, text in zip(
             places, written.tolist(), tokenizer.batch_decode(written, skip_special_tokens=True), strict=True

@@ -16,6 +16,8 @@ from pipeline.evaluation import benchmarks, metrics
 from pipeline.evaluation.comparisons import block, collected
 from pipeline.evaluation.metrics import Evaluator, Metric
 from pipeline.evaluation.subject import Options, StageModel, Subject, Turns
+from pipeline.models import parts
+from pipeline.models.families import ANSWERING
 from pipeline.system.errors import UserError
 
 
@@ -69,7 +71,7 @@ def measure(nodes: Sequence[Finished], options: Options, say: Callable[[str], No
 def subject_of(node: Finished, nodes: Sequence[Finished], models: Models, options: Options) -> Subject:
     """Return a node with its parents, controls and base model; what can't be read any more is left out."""
     own = models.get(node.folder, node.name)
-    template = own.tokenizer.chat_template if own.family == "causal" else None
+    template = own.tokenizer.chat_template if own.family in ANSWERING else None
     gone: list[str] = []
 
     def opened(role: str, where: str, taken: Collection[str]) -> StageModel | None:
@@ -117,7 +119,7 @@ def causal_ancestors(node: Finished) -> list[str]:
     where = node.parent()
     while where:
         before = chain.read(Path(where)) if Path(where).is_dir() else None
-        if before and before.family != "causal":
+        if before and before.family not in ANSWERING:
             break
         found.append(where)
         where = before.parent() if before else ""
@@ -164,18 +166,18 @@ def side_by_side(subjects: Sequence[Subject], options: Options) -> Iterator[dict
         turns = next(filter(None, (_prompts(subject, options.samples) for subject in family)), [])
         members = {model.label: model for subject in family[:1] for model in ([subject.base] if subject.base else [])}
         for subject in family:
-            before = [subject.parent] if subject.parent and subject.parent.family == "causal" else []
+            before = [subject.parent] if subject.parent and subject.parent.family in ANSWERING else []
             members |= {model.label: model for model in [*before, subject.node, *subject.controls]}
         answers = {label: _answers(model, turns, options.max_new_tokens) for label, model in members.items()} if turns else {}
         for number, turn in enumerate(turns):
-            yield {"prompt": turn[-1]["content"], "answers": {label: found[number] for label, found in answers.items()}}
+            yield {"prompt": parts.words(turn[-1]["content"]), "answers": {label: found[number] for label, found in answers.items()}}
 
 
 def _answers(model: StageModel, turns: Sequence[Turns], most: int) -> Sequence[str]:
     """Return greedy answers, as whoever has the model alone can get them: without a template of its own it goes on from plain text."""
     if model.tokenizer.chat_template and not model.borrows:
         return model.replies(turns, most)
-    texts = ["\n".join(turn["content"] for turn in turn_list) for turn_list in turns]
+    texts = ["\n".join(parts.words(turn["content"]) for turn in turn_list) for turn_list in turns]
     return model.continued([encode_text({"text": text}, model.tokenizer)["input_ids"][:-1] for text in texts], most)
 
 

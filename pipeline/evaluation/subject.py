@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,18 +17,20 @@ from pipeline.data import recipe as recipes
 from pipeline.data import types
 from pipeline.data.judge import Judge
 from pipeline.data.recipe import Recipe
+from pipeline.data.sight import COLUMN, Sight, SightCollator
 from pipeline.data.tokens import Tokens
 from pipeline.data.types import Row
 from pipeline.evaluation import inference
-from pipeline.models import checkpoint, processors, reward_model
+from pipeline.models import checkpoint, llava, parts, processors, reward_model, vision
 from pipeline.models.control import Unfit
-from pipeline.models.families import family_of
+from pipeline.models.families import ANSWERING, family_of
 from pipeline.models.tokenization import render
+from pipeline.system import hashes
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.system.hardware import device
 
-Turns = list[dict[str, str]]
+Turns = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class StageModel:
     @property
     def positions(self) -> float:
         """How many tokens it can read at once; infinite where nothing bounds it."""
-        return float(getattr(self.config, "max_position_embeddings", math.inf))
+        return float(getattr(self.config.get_text_config(), "max_position_embeddings", math.inf))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -84,19 +86,21 @@ class StageModel:
         if processors.of_pictures(tokenizer):
             self.borrows = False
             return tokenizer
+        if self.sees:
+            llava.settle(tokenizer, self.config)
         self.borrows = bool(self.template) and not tokenizer.chat_template
         tokenizer.chat_template = tokenizer.chat_template or self.template
         return tokenizer
 
     @property
     def chats(self) -> bool:
-        """Whether it is a causal model with a chat template of its own."""
-        return self.family == "causal" and bool(self.tokenizer.chat_template) and not self.borrows
+        """Whether it is a model that writes, with a chat template of its own."""
+        return self.family in ANSWERING and bool(self.tokenizer.chat_template) and not self.borrows
 
     @cached_property
     def model(self) -> Any:
         """The model in fp32 on the device: a causal one ready to answer, a node of another family as its stage loads it."""
-        if self.record and self.family != "causal":
+        if self.record and self.family not in ANSWERING:
             stage = stages.load(str(self.record["stage"]))
             return stage.load_model(stage.split(self.record["config"])[0], self.where).to(device()).eval()
         model = checkpoint.load(self.where).to(device()).eval()
@@ -114,9 +118,28 @@ class StageModel:
         self.__dict__.pop("model", None)
         self.__dict__.pop("reward_model", None)
 
+    @property
+    def sees(self) -> bool:
+        """Whether it reads pictures beside texts."""
+        return self.family == llava.FAMILY
+
+    @cached_property
+    def sight(self) -> Sight:
+        """What makes its input of the pictures of a conversation, where it sees."""
+        return Sight.of(self.config, processors.image_processor(self.where))
+
+    def prompt(self, turns: Turns, encode: Callable[[Turns], Mapping[str, list[int]]] | None = None) -> dict[str, Any]:
+        """Return an encoded conversation, its pictures under `pixels`; without them where it sees none.
+
+        `encode`: messages → columns of ids; by default `input_ids` of a conversation whose answer is asked for.
+        """
+        encode = encode or (lambda given: {"input_ids": render(self.tokenizer, given, answer_next=True)})
+        return self.sight.seen(encode(parts.bare(turns)), parts.pictures(turns)) if self.sees else dict(encode(parts.blind(turns)))
+
     def nats(self, rows: Sequence[Tokens]) -> list[float]:
         """Return −Σ log p of the rows' targets."""
-        return inference.nats(self.model, rows, int(self.tokenizer.pad_token_id))
+        pad_id = int(self.tokenizer.pad_token_id)
+        return inference.nats(self.model, rows, pad_id, SightCollator(self.sight, pad_id) if self.sees else None)
 
     def rewards(self, rows: Sequence[Tokens]) -> list[float]:
         """Return its scores of rows, where it is a reward model."""
@@ -124,13 +147,22 @@ class StageModel:
 
     def replies(self, prompts: Sequence[Turns], max_new_tokens: int, seed: int | None = None) -> list[inference.Reply]:
         """Return a reply to each conversation: greedy, or sampled with a seed."""
-        return self.continued([render(self.tokenizer, turns, answer_next=True) for turns in prompts], max_new_tokens, seed)
+        given = [self.prompt(turns) for turns in prompts]
+        return self.continued([one["input_ids"] for one in given], max_new_tokens, seed, [one.get(COLUMN, b"") for one in given])
 
-    def continued(self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None) -> list[inference.Reply]:
-        """Return what it writes after each prompt (ids), asked once and remembered."""
-        key = json.dumps([prompts, max_new_tokens, seed])
+    def continued(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None, pixels: Sequence[bytes] = ()
+    ) -> list[inference.Reply]:
+        """Return what it writes after each prompt (ids), asked once and remembered; `pixels`: the pictures of each."""
+
+        def beside(places: Sequence[int]) -> dict[str, Any]:
+            values = self.sight.values([pixels[place] for place in places])
+            return {} if values is None else {vision.PIXELS: values}
+
+        key = json.dumps([prompts, max_new_tokens, seed, [hashes.digest([one.hex()]) for one in pixels if one]])
         if key not in self._replies:
-            self._replies[key] = inference.replies(self.model, self.tokenizer, prompts, max_new_tokens, seed)
+            more = [beside] if any(pixels) else []
+            self._replies[key] = inference.replies(self.model, self.tokenizer, prompts, max_new_tokens, seed, *more)
         return self._replies[key]
 
 
@@ -173,7 +205,7 @@ class Subject:
     @property
     def chatting(self) -> list[StageModel]:
         """Those of `compared` that can be asked by a chat template, their own or the node's."""
-        return [model for model in self.compared if model.family == "causal" and model.tokenizer.chat_template]
+        return [model for model in self.compared if model.family in ANSWERING and model.tokenizer.chat_template]
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -230,7 +262,7 @@ class Subject:
         kept = []
         for row, found in zip(rows, conversations, strict=True):
             try:
-                if all(len(render(model.tokenizer, turns)) <= model.positions for model in models for turns in found):
+                if all(len(model.prompt(turns, _whole(model))["input_ids"]) <= model.positions for model in models for turns in found):
                     kept.append(row)
                 else:
                     self.skipped["held-out rows longer than a model has positions"] += 1
@@ -247,10 +279,17 @@ def about(rows: int, items: str, recipe: str, groups: int = 0) -> str:
 
 
 def _conversations(row: Row) -> list[Turns]:
-    """Return every conversation in a row, whatever its type: its turns, after its prompt where it has one."""
+    """Return every conversation in a row, whatever its type: its turns, after its prompt where it has one, with its pictures."""
     found = {key: value for key, value in row.items() if isinstance(value, list) and value and _is_turn(value[0])}
+    if images := row.get("images"):
+        found = {key: parts.filled(value, images) for key, value in found.items()}
     prompt = found.pop("prompt", [])
     return [prompt + turns for turns in found.values()] or ([prompt] if prompt else [])
+
+
+def _whole(model: StageModel) -> Callable[[Turns], Mapping[str, list[int]]]:
+    """Return what encodes a conversation as a model reads it whole."""
+    return lambda turns: {"input_ids": render(model.tokenizer, turns)}
 
 
 def _is_turn(value: Any) -> bool:

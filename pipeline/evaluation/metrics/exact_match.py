@@ -13,12 +13,13 @@ from pipeline.data.tokens import encode_text
 from pipeline.evaluation.intervals import Figure, share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
 from pipeline.evaluation.subject import StageModel, Subject
+from pipeline.models.families import ANSWERING
 
 
 class ExactMatch(Evaluator):
     """Measures how often a chat model's greedy reply is right."""
 
-    gives = ("causal",)
+    gives = ANSWERING
     metrics = (Metric("exact_match", "share of the judge's questions that are answered right", "share", "more"),)
 
     def applies(self, subject: Subject) -> bool:
@@ -31,7 +32,7 @@ class ExactMatch(Evaluator):
         questions = list(judge.questions(subject.settings.seed)) if judge else []
         if not judge or not questions:
             return
-        turns = [[{"role": "user", "content": question.prompt}] for question in questions]
+        turns = [question.turns for question in questions]
         for model in subject.chatting:
             replies = model.replies(turns, subject.settings.max_new_tokens)
             yield Measurement(model.label, "exact_match", _right(judge, replies, questions))

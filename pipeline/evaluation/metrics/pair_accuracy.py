@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.data.tokens import IGNORED, Tokens, encode_pair
 from pipeline.data.types import Row
@@ -18,6 +18,8 @@ from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
 from pipeline.evaluation.metrics.win_rate import EVEN
 from pipeline.evaluation.subject import StageModel, Subject
+from pipeline.models import parts
+from pipeline.models.families import ANSWERING
 
 
 class _Side(NamedTuple):
@@ -30,7 +32,7 @@ class _Side(NamedTuple):
 class PairAccuracy(Evaluator):
     """Measures what a model has learned of a preference."""
 
-    reads, gives = "preference", ("causal",)
+    reads, gives = "preference", ANSWERING
     metrics = (
         Metric("accuracy", "share of held-out pairs in which the chosen answer has the higher implicit reward: its "
                            "log-probability rose more, or fell less, since the base model", "share", "more"),
@@ -61,15 +63,23 @@ class PairAccuracy(Evaluator):
 
 def _sides(model: StageModel, rows: list[Row]) -> tuple[_Side, _Side]:
     """Return the chosen and the rejected sides under a model."""
-    pairs = [encode_pair(row, model.tokenizer) for row in rows]
+    pairs = [_encoded(model, row) for row in rows]
     found = []
     for side in ("chosen_ids", "rejected_ids"):
         encoded: list[Tokens] = [
-            {"input_ids": pair["prompt_ids"] + pair[side], "labels": [IGNORED] * len(pair["prompt_ids"]) + pair[side]}
+            {**pair, "input_ids": pair["prompt_ids"] + pair[side], "labels": [IGNORED] * len(pair["prompt_ids"]) + pair[side]}
             for pair in pairs
         ]
         found.append(_Side(model.nats(encoded), [float(count) for count in num_targets(encoded)]))
     return found[0], found[1]
+
+
+def _encoded(model: StageModel, row: Row) -> dict[str, Any]:
+    """Return a pair as a model reads it, its pictures under `pixels`."""
+    sides = {side: row[side] for side in ("chosen", "rejected")}
+    return model.prompt(
+        parts.filled(row["prompt"], row.get("images", ())), lambda prompt: encode_pair({"prompt": prompt, **sides}, model.tokenizer)
+    )
 
 
 EVALUATOR = PairAccuracy()

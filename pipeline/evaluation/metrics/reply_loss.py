@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pipeline.data.tokens import encode_messages
+from pipeline.data.types import Row
 from pipeline.evaluation.inference import num_targets
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
-from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.subject import StageModel, Subject
+from pipeline.models import parts
+from pipeline.models.families import ANSWERING
+
+SHUFFLED = "shuffled pictures"  # a model that learned to look loses by them
 
 
 class ReplyLoss(Evaluator):
     """Measures how well a chat model predicts the replies of conversations that it was not trained on."""
 
-    reads, gives = "messages", ("causal",)
+    reads, gives = "messages", ANSWERING
     metrics = (
         Metric("loss", "mean −log p of a token of a held-out reply, given the conversation before it, in nats", "nats", "less"),
         Metric("bits_per_byte", "−log₂ p of held-out replies for each of their bytes, whatever the tokenizer", "bits", "less"),
@@ -28,10 +34,38 @@ class ReplyLoss(Evaluator):
             float(sum(len(turn["content"].encode()) for turn in row["messages"] if turn["role"] == "assistant")) for row in rows
         ]
         for model in subject.chatting if rows else ():
-            encoded = [encode_messages(row["messages"], model.tokenizer) for row in rows]
-            nats, tokens = model.nats(encoded), [float(count) for count in num_targets(encoded)]
-            yield Measurement(model.label, "loss", share(nats, tokens))
-            yield Measurement(model.label, "bits_per_byte", share([value / math.log(2) for value in nats], sizes))
+            yield from _measured(model, model.label, rows, sizes)
+        if subject.node.sees and (others := shuffled(rows)):
+            subject.add_model(SHUFFLED, "baseline", f"{subject.node.label}, shown the pictures of other rows")
+            yield from _measured(subject.node, SHUFFLED, others, sizes)
+
+
+def _measured(model: StageModel, label: str, rows: Sequence[Row], sizes: Sequence[float]) -> Iterator[Measurement]:
+    encoded: list[Any] = [
+        model.prompt(
+            parts.filled(row["messages"], row.get("images", ())), lambda turns: encode_messages(turns, model.tokenizer)
+        )
+        for row in rows
+    ]
+    nats, tokens = model.nats(encoded), [float(count) for count in num_targets(encoded)]
+    yield Measurement(label, "loss", share(nats, tokens))
+    yield Measurement(label, "bits_per_byte", share([value / math.log(2) for value in nats], sizes))
+
+
+def shuffled(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows, each with the pictures of the next one that has as many; none where no two can be exchanged.
+
+    Rows whose pictures are those of the next one, and texts, stay as they are.
+    """
+    alike: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        alike.setdefault(len(row.get("images", ())), []).append(place)
+    found = list(rows)
+    for count, places in alike.items():
+        if count:
+            for place, other in zip(places, [*places[1:], places[0]], strict=True):
+                found[place] = rows[place] | {"images": rows[other]["images"]}
+    return found if any(one is not row for one, row in zip(found, rows, strict=True)) and found != list(rows) else []
 
 
 EVALUATOR = ReplyLoss()

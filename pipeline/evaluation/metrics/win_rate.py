@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
 from pipeline.evaluation.subject import Subject
+from pipeline.models.families import ANSWERING
 
 EVEN = "even chances"
 
@@ -14,7 +15,7 @@ EVEN = "even chances"
 class WinRate(Evaluator):
     """Compares sampled answers of a node and its parent to the same questions; a tie counts half."""
 
-    gives = ("causal",)
+    gives = ANSWERING
     metrics = (
         Metric("win_rate", "share of the judge's questions to which the sampled answer is better than the parent's, ties "
                            "counted half; models that are equally good win half of the time", "share", "more"),
@@ -33,7 +34,7 @@ class WinRate(Evaluator):
         questions = list(judge.questions(settings.seed))
         if not questions:
             return
-        turns = [[{"role": "user", "content": question.prompt}] for question in questions]
+        turns = [question.turns for question in questions]
         grades = [
             [judge.grade(*both) for both in zip(model.replies(turns, settings.max_new_tokens, seed), questions, strict=True)]
             for seed, model in enumerate((parent, subject.node), start=settings.seed)
