@@ -3,7 +3,8 @@
     python stages/dpo.py --config stages/profiles/tiny/dpo.yaml --parent runs/tiny/sft --output runs/tiny/dpo
 
 Rafailov et al. 2023, eq. 7. The reference is the parent itself. Where every pair is read at least once, what it says is
-computed once and kept (pipeline/training/references.py); else it is asked in each step, with the adapter off.
+computed once and kept (pipeline/training/references.py); else it is asked in each step, with the adapter off. With
+`tower: frozen` or `trained` the parent is a model that reads pictures, and prompts may hold some.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline import ROOT
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import Against, Stage
+from pipeline.chain.stage import PARENT, Against, Signature, Stage
 from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
+from pipeline.training import seeing
 from pipeline.training.chat import QuantizedOptions
 from pipeline.training.references import kept_and_moved
 
@@ -82,7 +85,15 @@ class DPO(Stage):
     library = "trl.DPOConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
     primary = (Against("win_rate", "even chances"), Against("accuracy", "parent"), Against("likelier", "parent"))
-    Options = QuantizedOptions
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal", "vision_language")}
+
+    @dataclass(frozen=True)
+    class Options(seeing.TowerOptions, QuantizedOptions):
+        """Options of DPO."""
+
+    def signature(self, options: Options) -> Signature:
+        """Return what is read and given, with pictures or without."""
+        return seeing.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives))
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of the prompt and the longer side in the chat template."""
@@ -122,18 +133,18 @@ class DPO(Stage):
         """Return prompts with both sides, their answers ending with the token that ends an answer."""
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-        from pipeline.data import shown, sides, tokens
+        from pipeline.data import shown, sides, sight, tokens
         from pipeline.training import guards
         from pipeline.training.alignment import answers_end
         from pipeline.training.chat import row_length
         from pipeline.training.loop import prepare
 
-        longest = row_length(run, model)
+        longest, eyes = row_length(run, model), seeing.sight(run, model)
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             pairs = tokens.pieces(
                 part.kept,
-                lambda row: shown.pair(row, tokenizer),
+                lambda row: seeing.encoded(eyes, row, shown.pair(row, tokenizer)),
                 longest,
                 False,
                 part.dropped_by_encoding,
@@ -141,14 +152,15 @@ class DPO(Stage):
             )
             return sides.differing(pairs, part.dropped_by_encoding)
 
-        dataset = prepare(run, rows, examples, tokenizer, longest)
+        dataset = prepare(run, rows, examples, tokenizer, *seeing.settings(eyes, longest))
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         answers_end(dataset, ["chosen_ids", "rejected_ids"], tokenizer)
         dataset = dataset.add_column("length", tokens.pair_lengths(dataset))  # for sampling by length
-        sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"]}
-        collator = DataCollatorForPreference(
+        sample = seeing.sample(eyes, dataset[0], dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"])
+        collator: Any = DataCollatorForPreference(
             int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")
         )
+        collator = sight.PairCollator(eyes, collator) if eyes else collator
         return Batches(dataset, collator, sample)
 
     def train(self, run: Run) -> None:
@@ -165,15 +177,17 @@ class DPO(Stage):
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
+        model = seeing.put_together(run, tokenizer, model)
+        seeing.settle(model, run.options)
         without_dropout(run, model, arguments)
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
         trainer = PreferenceTrainer(
             run, model, arguments, BY_ROW, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer,
-            peft_config=run.options.adapter(),
+            peft_config=seeing.adapter(model, run.options, ()),
         )  # fmt: skip
         fit(run, trainer, rows)
-        hand_over(run, trainer, tokenizer, made.sample)
+        hand_over(run, trainer, tokenizer, made.sample, seeing.saver(seeing.sight(run, model)))
 
 
 STAGE = DPO

@@ -114,8 +114,7 @@ class SFT(Stage):
                 part.too_long,
             )
 
-        settings = [longest] if eyes is None else [longest, eyes.identity]
-        dataset = prepare(run, rows, examples, tokenizer, *settings)
+        dataset = prepare(run, rows, examples, tokenizer, *seeing.settings(eyes, longest))
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
         sample = seeing.sample(eyes, dataset[0], dataset[0]["input_ids"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,20 @@ class Sight:
         size = 3 * self.side**2
         each = [row[start : start + size] for row in pixels for start in range(0, len(row), size)]
         return vision.normalised(vision.stacked(each, self.side), self.images) if each else None
+
+
+@dataclass
+class PairCollator:
+    """Batch encoded pairs with their pictures: what `pairs` gives of the ids, and the pictures of both sides, one half after the other."""
+
+    sight: Sight
+    pairs: Callable[[list[Any]], dict[str, Any]]  # trl's collator
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate pairs; `pixel_values` holds each prompt's pictures twice, for the chosen and for the rejected side."""
+        batch = self.pairs([{key: value for key, value in row.items() if key != COLUMN} for row in rows])
+        values = self.sight.values([row[COLUMN] for row in rows] * 2)
+        return batch if values is None else {**batch, vision.PIXELS: values}
 
 
 @dataclass

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.data.batches import pad
+from pipeline.data.sight import COLUMN
 from pipeline.data.tokens import answered
+from pipeline.models import vision
 from pipeline.training import references, scoring
 from pipeline.training.alignment import AlignmentTrainer
 from pipeline.training.loop import passes
@@ -73,7 +75,7 @@ class AnchoredTrainer(AlignmentTrainer):
     def _log_probs(self, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
         """Return the log-probabilities of the model as it is, (columns · rows, length - 1), 0 outside of the answers."""
         answers = [answered(row["prompt_ids"], row[column]) for column in self.columns for row in rows]
-        batch = self._prepare_inputs(pad(answers, self.pad_id))
+        batch = self._prepare_inputs(pad(answers, self.pad_id) | self._pictures(rows))
         training, together = self.model.training, self.together
         self.model.eval()
         self.together = True
@@ -82,6 +84,13 @@ class AnchoredTrainer(AlignmentTrainer):
         self.model.train(training)
         self.together = together
         return found
+
+    def _pictures(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the pictures of rows as often as each has answers; nothing where the model reads none."""
+        collator = getattr(self.data_collator, "collator", self.data_collator)
+        eyes = getattr(collator, "sight", None)
+        values = eyes.values([row[COLUMN] for row in rows] * len(self.columns)) if eyes else None
+        return {} if values is None else {vision.PIXELS: values}
 
     def _parent_scores(self, rows: Sequence[dict[str, Any]]) -> references.Values:
         """Return the parent's log-probability of every token of the rows' answers."""

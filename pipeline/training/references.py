@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data.sight import COLUMN
 from pipeline.system import process
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def digest(dataset: Any, columns: Sequence[str], depends: Mapping[str, Any]) -> 
         ids = table[name].combine_chunks()
         for numbers in (ids.value_lengths(), ids.flatten()):
             total.update(numbers.to_numpy().tobytes())
+    for row in dataset if COLUMN in dataset.column_names else ():
+        total.update(len(row[COLUMN]).to_bytes(8, "little") + row[COLUMN])
     return total.hexdigest()
 
 

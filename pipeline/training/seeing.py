@@ -22,12 +22,18 @@ _PROJECTOR = "multi_modal_projector"
 
 
 @dataclass(frozen=True)
-class SeeingOptions:
+class TowerOptions:
     """Options of the stages that can train a model which sees."""
 
     tower: Literal["", "frozen", "trained"] = option(
         "", "what becomes of the vision tower, where pictures are read: frozen, or trained; empty: texts alone are read", omitted=True
     )
+
+
+@dataclass(frozen=True)
+class SeeingOptions(TowerOptions):
+    """Options of the stages that can put such a model together."""
+
     vision_feature_layer: int = option(
         -2, "layer of the tower whose patches are read, from its last one on, where a new model is put together", unless=("tower", ""), omitted=True
     )
@@ -82,6 +88,11 @@ def sight(run: Run, model: Any) -> Sight | None:
 
     role = TOWER if run.parents.get(TOWER) else PARENT
     return Sight.of(model.config, processors.image_processor(run.parents[role], role))
+
+
+def settings(eyes: Sight | None, longest: int) -> list[Any]:
+    """Return all that decides encoded rows beside the rows and the tokenizer, as JSON values."""
+    return [longest] if eyes is None else [longest, eyes.identity]
 
 
 def encoded(eyes: Sight | None, row: Row, tokens: Mapping[str, list[int]]) -> dict[str, Any]:

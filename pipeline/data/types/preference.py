@@ -94,7 +94,8 @@ class Preference(Conversing):
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return pairs of which the opposite is there, too, or whose sides differ in blanks or case alone, are the same in all, or placeholders."""
-        sides = [(repr(row["prompt"]), repr(row["chosen"]), repr(row["rejected"])) for row in rows]
+        shown = [[one["hash"] for one in row.get(IMAGES, ())] for row in rows]
+        sides = [(repr([row["prompt"], *images]), repr(row["chosen"]), repr(row["rejected"])) for row, images in zip(rows, shown, strict=True)]
         known = set(sides)
         opposite = sum((prompt, rejected, chosen) in known for prompt, chosen, rejected in sides)
         alike = sum(doubts.plain(left) == doubts.plain(right) for _, left, right in sides)
