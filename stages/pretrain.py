@@ -227,11 +227,15 @@ class Pretraining(Stage):
             return tokenizer, model
         for role, where in towers.items():
             run.say(f"{role.replace('_', ' ')} from {where}")
-        return objective.begin(
-            towers, lambda: _trained(run, rows), options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
+        learned: list[Any] = []
+        tokenizer, model = objective.begin(
+            towers, lambda: learned.append(_trained(run, rows)) or learned[0], options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
             num_hidden_layers=options.num_hidden_layers, num_attention_heads=options.num_attention_heads,
             max_position_embeddings=options.max_length,
         )  # fmt: skip
+        if towers and not learned and (unread := _other_sizes(options, model, objective.vocabulary(tokenizer))):
+            run.say(f"{unread}, whose tokenizer is kept; leave it out")
+        return tokenizer, model
 
 
 def _other_sizes(options: Pretraining.Options, model: Any, vocabulary: int) -> str:

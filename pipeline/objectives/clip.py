@@ -30,7 +30,6 @@ _AT = (1, 5, 10)
 _SCALE, _LARGEST = 1 / 0.07, 100.0  # that cosines are multiplied by, at first and at most
 _PART = 64  # held-out rows that are embedded at once
 _EQUAL = 1e-6  # a difference of cosines by rounding
-_WHOLE = Drawing(area=1.0, mirror=0.0, colour=0.0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class CLIP(VisionObjective):
         images = processors.image_processor(seen, IMAGE_TOWER) if seen else vision.new_processor(self.image_size)
         processor = processors.joined(images, processors.load(read, TEXT_TOWER) if read else learn())
         pictures = vision.encoder(seen, role=IMAGE_TOWER) if seen else self._pictures(sizes)
-        texts = _text_tower(read) if read else build("AutoModel", architecture, processor.tokenizer, sizes)
+        texts = _text_tower(read) if read else self._texts(architecture, processor, sizes)
         self.fits(pictures.config)
         return processor, self._freeze(_joined(pictures, texts, self.projection))
 
@@ -102,10 +101,13 @@ class CLIP(VisionObjective):
 
         return ViTModel(ViTConfig(**vision.sizes(sizes, self.image_size, self.patch_size)))
 
+    def _texts(self, architecture: str, processor: Any, sizes: Mapping[str, int]) -> Any:
+        self.known(architecture)
+        return build("AutoModel", architecture, processor.tokenizer, sizes)
+
     def build_model(self, tokenizer: Any, architecture: str, **sizes: int) -> Any:
         """Return two towers with random weights."""
-        self.known(architecture)
-        return _joined(self._pictures(sizes), build("AutoModel", architecture, tokenizer.tokenizer, sizes), self.projection)
+        return _joined(self._pictures(sizes), self._texts(architecture, tokenizer, sizes), self.projection)
 
     def load_model(self, parent: str) -> Any:
         """Return both towers of a folder or hub id; UserError where it has others."""
@@ -148,7 +150,7 @@ class CLIP(VisionObjective):
 
     def held_out_collator(self, tokenizer: Any, dataset: Any, seed: int) -> Pairing:
         """Return what batches whole pictures with their texts."""
-        return Pairing(tokenizer, Viewing(tokenizer.image_processor, seed, _WHOLE))
+        return Pairing(tokenizer)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of pairs."""
@@ -176,24 +178,21 @@ class CLIP(VisionObjective):
 
 @dataclass
 class Pairing:
-    """Batch views of pictures with the ids of their texts, padded: `pixel_values`, `input_ids` and `attention_mask`."""
+    """Batch views of pictures, or whole ones, with the ids of their texts, padded: `pixel_values`, `input_ids` and `attention_mask`."""
 
     processor: Any
-    viewing: Viewing
-
-    @property
-    def epoch(self) -> int:
-        """The epoch, of which views depend."""
-        return self.viewing.epoch
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self.viewing.epoch = epoch
+    viewing: Viewing | None = None  # None: whole pictures
+    epoch: int = 0
 
     def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
         """Return (pairs, 3, side, side) pictures and (pairs, length) ids."""
         texts = pad([{IDS: row[IDS]} for row in rows], int(self.processor.tokenizer.pad_token_id))
-        return self.viewing(rows) | texts
+        if self.viewing:
+            self.viewing.epoch = self.epoch
+            return self.viewing(rows) | texts
+        images = self.processor.image_processor
+        pixels = vision.stacked((row["pixels"] for row in rows), vision.side(images))
+        return {vision.PIXELS: vision.normalised(pixels, images)} | texts
 
 
 def _text_tower(parent: str) -> Any:
@@ -252,7 +251,7 @@ def recalls(cosines: Any, same: Any) -> Scores:
 
     An equal cosine counts as nearer; other rows of the same text are no candidates.
     """
-    found = {}
+    found: Scores = {}
     for way, side in zip(_WAYS, (cosines.T, cosines), strict=True):
         own = side.diagonal().unsqueeze(1)
         before = ((side >= own - _EQUAL) & ~same).sum(1)

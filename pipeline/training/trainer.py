@@ -217,8 +217,8 @@ class StageTrainer(Trainer):
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none; of pictures their patches, and the tokens beside them."""
         if vision.PIXELS in inputs:
-            read = vision.patches(self._config, inputs) + tokens_read(inputs, 0)  # of texts beside pictures
-            seen = torch.tensor(read, device=self.args.device)
+            patches, beside = vision.patches(self._config, inputs), tokens_read(inputs, 0)
+            seen = torch.tensor(patches + beside, device=self.args.device)
             self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
             return
         if IDS in inputs or not prefixes(inputs):
