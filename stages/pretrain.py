@@ -23,6 +23,7 @@ from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.objectives import Objective
 from pipeline.system.config import library_class, option, refuse_unread
+from pipeline.system.errors import UserError
 from pipeline.training.attention import AttentionOptions
 
 
@@ -34,7 +35,8 @@ class Pretraining(Stage):
     reads = "text"
     given_as = "text"
     streams = True
-    optional = (PARENT,)
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal",), **objectives.roles()}  # as the objective says
+    optional = tuple(takes)
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"lr_scheduler_type": "warmup_stable_decay"}
     primary = (
@@ -43,6 +45,7 @@ class Pretraining(Stage):
         Against("pair_accuracy", "lengths"), Against("pair_accuracy", "chance"),
         Against("detection", "chance"), Against("detection", "unigram"), Against("retrieval", "raw pixels"),
         Against("retrieval", "untrained"), Against("patch_error", "nearest patches"), Against("patch_error", "flat patches"),
+        Against("text_to_image_at_5", "untrained"), Against("text_to_image_at_5", "chance"),
     )  # fmt: skip
 
     @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Pretraining(Stage):
         """Return the objective's families."""
         objective = options.chosen
         refuse_unread(options, objective.unread, f"the objective {options.objective}")
-        return Signature(objective.reads, {PARENT: objective.accepts}, objective.family, optional=self.optional)
+        takes = {PARENT: objective.accepts, **objective.towers}
+        return Signature(objective.reads, takes, objective.family, optional=tuple(takes))
 
     def digests(self, options: Options) -> dict[str, str]:
         """Return that of the text that the tokenizer is trained on, where it is another."""
@@ -212,18 +216,26 @@ class Pretraining(Stage):
         """Return the parent's tokenizer and model, or new ones."""
         options: Pretraining.Options = run.options
         objective = options.chosen
+        towers = {role: where for role, where in run.parents.items() if role in objective.towers}
+        if run.parent and towers:
+            raise UserError(f"{next(iter(towers))}: a model that goes on from a parent has its own; leave it or the parent out")
         if run.parent:
             run.say(f"tokenizer and sizes from {run.parent}")
             tokenizer, model = objective.processor(run.parent), objective.load_model(run.parent)
             if unread := _other_sizes(options, model, objective.vocabulary(tokenizer)):
                 run.say(f"{unread}; a model that goes on from a parent keeps the parent's, so leave it out")
             return tokenizer, model
-        tokenizer = objective.new_processor(lambda: _trained(run, rows))
-        return tokenizer, objective.build_model(
-            tokenizer, options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
+        for role, where in towers.items():
+            run.say(f"{role.replace('_', ' ')} from {where}")
+        learned: list[Any] = []
+        tokenizer, model = objective.begin(
+            towers, lambda: learned.append(_trained(run, rows)) or learned[0], options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
             num_hidden_layers=options.num_hidden_layers, num_attention_heads=options.num_attention_heads,
             max_position_embeddings=options.max_length,
         )  # fmt: skip
+        if towers and not learned and (unread := _other_sizes(options, model, objective.vocabulary(tokenizer))):
+            run.say(f"{unread}, whose tokenizer is kept; leave it out")
+        return tokenizer, model
 
 
 def _other_sizes(options: Pretraining.Options, model: Any, vocabulary: int) -> str:

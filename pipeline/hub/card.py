@@ -20,6 +20,7 @@ _TASKS = {
     "AutoModelForQuestionAnswering": "question-answering", "AutoModel": "feature-extraction",
     "AutoModelForImageClassification": "image-classification",
 }  # fmt: skip
+_OF_PICTURES = {"vision": "image-feature-extraction", "dual_encoder": "zero-shot-image-classification"}  # by family
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _metadata(subject: Subject) -> Any:
     figures = _results(subject)
     return ModelCardData(
         license=subject.license, language=subject.language or None, library_name="transformers" if subject.auto else None,
-        pipeline_tag="image-feature-extraction" if subject.record["family"] == "vision" else _TASKS.get(subject.auto), tags=[tag for tag in tags if tag],
+        pipeline_tag=_OF_PICTURES.get(subject.record["family"]) or _TASKS.get(subject.auto), tags=[tag for tag in tags if tag],
         base_model=subject.base or None, datasets=list(subject.datasets) or None,
         metrics=sorted({result.metric_type for result in figures}) or None,
         model_name=subject.repo.split("/")[1] if figures else None, eval_results=figures or None,

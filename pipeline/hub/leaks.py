@@ -16,7 +16,7 @@ from pipeline.system.errors import UserError
 Content = Path | bytes
 _WEIGHTS = r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 _TOKENIZER = (
-    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|preprocessor_config)\.json|vocab\.txt|merges\.txt"
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|(?:pre)?processor_config)\.json|vocab\.txt|merges\.txt"
     r"|(spiece|tokenizer|sentencepiece\.bpe)\.model|chat_template\.jinja"
 )
 ALLOWED = re.compile(

@@ -61,6 +61,9 @@ def model(hub: Hub, delivery: Delivery, commit: str, made: Path, loader: str, ba
     return told + (", the adapter on its base" if base else "")
 
 
+_OUTPUTS = ("logits", "last_hidden_state", "_embeds")
+
+
 def _generates(loader: str) -> bool:
     return loader in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
@@ -68,8 +71,8 @@ def _generates(loader: str) -> bool:
 def _load(folder: Path, loader: str) -> tuple[Any, Any]:
     import transformers
 
-    if processors.reads_images_alone(str(folder)):
-        tokenizer: Any = processors.image_processor(str(folder))
+    if processors.reads_images_alone(str(folder)) or processors.reads_pairs(str(folder)):
+        tokenizer: Any = processors.load(str(folder))
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     auto = getattr(transformers, loader)
@@ -81,6 +84,10 @@ def _inputs(tokenizer: Any) -> list[Any]:
     how: dict[str, Any] = {"return_tensors": "pt", "return_dict": True}
     if processors.of_pictures(tokenizer):  # which is given a picture drawn for each prompt
         drawn = (np.random.default_rng(number).integers(0, 256, (48, 48, 3), np.uint8) for number in range(len(PROMPTS)))
+        if processors.tokenizer_of(tokenizer):
+            return [
+                tokenizer(text=text, images=picture, return_tensors="pt") for text, picture in zip(PROMPTS, drawn, strict=True)
+            ]
         return [tokenizer(picture, return_tensors="pt") for picture in drawn]
     if tokenizer.chat_template:
         turns = [[{"role": "user", "content": text}] for text in PROMPTS]
@@ -104,7 +111,7 @@ def _read(network: Any, batch: Any) -> Any:
 def _scores(network: Any, batch: Any) -> Sequence[Any]:
     """Return the outputs that the model is used for, whatever its head: logits, or the vectors of a model without one."""
     found = _read(network, batch)
-    return [value.float() for name, value in found.items() if name.endswith("logits") or name == "last_hidden_state"]
+    return [value.float() for name, value in found.items() if name.endswith(_OUTPUTS)]
 
 
 def _behaves(folder: Path, made: Path, loader: str) -> list[str]:

@@ -61,8 +61,19 @@ def _pictures(repo: str, name: str) -> Iterator[str]:
     yield _LAST.get(name, "print(model(**inputs).loss)")
 
 
+def _pairs(repo: str) -> Iterator[str]:
+    yield "from PIL import Image\nfrom transformers import AutoModel, AutoProcessor"
+    yield f"processor, model = AutoProcessor.from_pretrained({repo}), AutoModel.from_pretrained({repo})"
+    yield 'picture = Image.new("RGB", (64, 64), "red")  # or Image.open("a.png").convert("RGB")'
+    yield 'inputs = processor(text=["red", "blue"], images=picture, padding=True, return_tensors="pt")'
+    yield "print(model(**inputs).logits_per_image.softmax(-1))"
+
+
 def _code(subject: Subject) -> Iterator[str]:
     repo, name = f'"{subject.repo}", revision="{subject.tag}"', subject.auto
+    if str(subject.record["family"]) == "dual_encoder":
+        yield from _pairs(repo)
+        return
     if "patch_size" in subject.config:
         yield from _pictures(repo, name)
         return

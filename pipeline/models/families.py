@@ -20,6 +20,7 @@ _KINDS = [
     ("ForTokenClassification", "tagger", "AutoModelForTokenClassification"),
     ("ForQuestionAnswering", "reader", "AutoModelForQuestionAnswering"),
     ("ViTModel", "vision", "AutoModel"),
+    ("VisionTextDualEncoderModel", "dual_encoder", "AutoModel"),
     ("ForMultipleChoice", "", "AutoModelForMultipleChoice"),
     ("Model", "embedder", "AutoModel"),
 ]

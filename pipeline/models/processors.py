@@ -1,7 +1,9 @@
-"""What makes a model's input of a row's content, as it lies beside a model: a tokenizer or, for pictures, an image processor."""
+"""What makes a model's input of a row's content, as it lies beside a model: a tokenizer, for pictures an image processor, or both."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from pipeline.models import tokenization
@@ -9,11 +11,31 @@ from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
 _IMAGES, _TEXTS = "preprocessor_config.json", ("tokenizer.json", "tokenizer_config.json")
+_BOTH, _PAIR = "processor_config.json", "VisionTextDualEncoderProcessor"  # of models that lay pictures beside texts
 
 
 def load(folder: str, role: str = "parent") -> Any:
-    """Return the tokenizer of a folder or hub id or, where it has none, its image processor; UserError if there is neither."""
+    """Return the tokenizer of a folder or hub id, where it has none its image processor, or what holds both; UserError if there is neither."""
+    if reads_pairs(folder):
+        return pair(folder, role)
     return image_processor(folder, role) if reads_images_alone(folder) else tokenization.load(folder, role)
+
+
+def pair(folder: str, role: str = "parent") -> Any:
+    """Return what holds the image processor and the tokenizer of a folder or hub id; UserError if either is missing."""
+    return joined(image_processor(folder, role), tokenization.load(folder, role))
+
+
+def joined(images: Any, tokenizer: Any) -> Any:
+    """Return what holds an image processor and a tokenizer, of a model that lays pictures beside texts."""
+    from transformers import VisionTextDualEncoderProcessor
+
+    return VisionTextDualEncoderProcessor(images, tokenizer)
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer of a processor, which may be one; None where it reads pictures alone."""
+    return None if hasattr(processor, "image_mean") else getattr(processor, "tokenizer", processor)
 
 
 def image_processor(folder: str, role: str = "parent") -> Any:
@@ -28,6 +50,21 @@ def image_processor(folder: str, role: str = "parent") -> Any:
 
 def reads_images_alone(folder: str) -> bool:
     """Say whether a folder or hub id has an image processor and no tokenizer."""
+    return _file(folder, _IMAGES) is not None and not any(_file(folder, name) for name in _TEXTS)
+
+
+def reads_pairs(folder: str) -> bool:
+    """Say whether what lies in a folder or on a hub reads pictures and texts, to lay them beside each other."""
+    if not (found := _file(folder, _BOTH)):
+        return False
+    try:
+        return bool(json.loads(Path(found).read_text(encoding="utf-8"))["processor_class"] == _PAIR)
+    except (OSError, ValueError, KeyError, TypeError):  # which loading it will say
+        return False
+
+
+def _file(folder: str, name: str) -> str | None:
+    """Return where a file of a folder or hub id lies; None where there is none."""
     from transformers.utils import cached_file
 
     quietly = dict.fromkeys(
@@ -38,18 +75,20 @@ def reads_images_alone(folder: str) -> bool:
         ),
         False,
     )
-    return cached_file(folder, _IMAGES, **quietly) is not None and not any(
-        cached_file(folder, name, **quietly) for name in _TEXTS
-    )
+    found: str | None = cached_file(folder, name, **quietly)
+    return found
 
 
 def of_pictures(processor: Any) -> bool:
-    """Say whether a processor reads pictures, and so has no tokens."""
-    return hasattr(processor, "image_processor_type") or hasattr(processor, "image_mean")
+    """Say whether a processor reads pictures, alone or beside texts."""
+    return hasattr(processor, "image_processor") or hasattr(processor, "image_mean")
 
 
 def identity(processor: Any) -> str:
     """Return the digest of all that decides what it makes of a row; empty where that is not known."""
+    if hasattr(processor, "image_processor"):
+        both = [identity(part) for part in (processor.image_processor, processor.tokenizer)]
+        return hashes.digest(both) if all(both) else ""
     if of_pictures(processor):
         return hashes.digest(["images", processor.to_json_string()])
     return tokenization.identity(processor)

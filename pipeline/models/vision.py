@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 PIXELS = "pixel_values"  # what the library calls pictures in a batch
+DUAL = "vision-text-dual-encoder"  # what the library calls a model that lays pictures beside texts
 _WIDER = 4  # feed-forward layers over hidden size
 _SAME = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "hidden_dropout_prob",
@@ -38,7 +39,9 @@ def sizes(given: Mapping[str, int], image_size: int, patch_size: int) -> dict[st
 
 
 def encoder(parent: str, pooler: bool = True, role: str = "parent") -> Any:
-    """Return the ViT of a folder or hub id in fp32: its own, or that within a masked autoencoder; UserError for another model.
+    """Return the ViT of a folder or hub id in fp32; UserError for another model.
+
+    It is its own, that within a masked autoencoder, or the tower of a dual encoder that reads pictures.
 
     `pooler`: whether it has one, which begins at random where the parent has none.
     """
@@ -46,17 +49,19 @@ def encoder(parent: str, pooler: bool = True, role: str = "parent") -> Any:
 
     try:
         config = AutoConfig.from_pretrained(parent, trust_remote_code=False)
-        if config.model_type not in ("vit", "vit_mae"):
+        tower = getattr(config, "vision_config", config)
+        if tower.model_type not in ("vit", "vit_mae") or config.model_type not in (tower.model_type, DUAL):
             raise UserError(
-                f"--{role} {parent}: is a {config.model_type}; pictures are read by vit and by the encoder of vit_mae"
+                f"--{role} {parent}: is a {config.model_type}; pictures are read by vit, by the encoder of vit_mae and by the vit "
+                f"of a {DUAL}"
             )
         found = loading.from_pretrained(AutoModel, parent, role=role)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"--{role} {parent}: no vision transformer can be loaded ({' '.join(str(error).split())[:200]})"
         ) from None
-    model = ViTModel(ViTConfig(**{name: getattr(config, name) for name in _SAME}), add_pooling_layer=pooler)
-    told = model.load_state_dict(found.state_dict(), strict=False)
+    model = ViTModel(ViTConfig(**{name: getattr(tower, name) for name in _SAME}), add_pooling_layer=pooler)
+    told = model.load_state_dict(getattr(found, "vision_model", found).state_dict(), strict=False)
     if lost := [name for name in told.missing_keys if not name.startswith("pooler.")]:
         raise UserError(f"--{role} {parent}: its weights lack {', '.join(lost[:3])}")
     return model.eval()
@@ -113,3 +118,21 @@ def patches(config: Any, batch: Mapping[str, Any]) -> int:
     """Return how many patches the pictures of a batch have for a model of a configuration."""
     pixels, size = batch[PIXELS], getattr(config, "vision_config", config).patch_size
     return int(pixels.shape[0] * (pixels.shape[-2] // size) * (pixels.shape[-1] // size))
+
+
+def patches_beside(config: Any, batch: Mapping[str, Any]) -> int:
+    """Return how many patches of a batch are not among its tokens, as they are where a model reads them in their places."""
+    return 0 if config.model_type == "llava" else patches(config, batch)
+
+
+def operations(model: Any, batch: Mapping[str, Any]) -> int:
+    """Estimate the operations of a step on pictures: six for each parameter and patch, of texts beside them for each token."""
+    body = getattr(model, "get_base_model", lambda: model)()
+    if body.config.model_type == "llava":
+        tower = body.model.vision_tower.num_parameters(exclude_embeddings=True)
+        rest = body.num_parameters(exclude_embeddings=True) - tower
+        return int(6 * (patches(body.config, batch) * tower + batch["input_ids"].numel() * rest))
+    if not hasattr(model, "text_model"):
+        return int(6 * patches(model.config, batch) * model.num_parameters(exclude_embeddings=True))
+    of_pictures, of_texts = (one.num_parameters(exclude_embeddings=True) for one in (model.vision_model, model.text_model))
+    return int(6 * (patches(model.config, batch) * of_pictures + batch["input_ids"].numel() * of_texts))

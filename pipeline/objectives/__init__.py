@@ -62,6 +62,9 @@ class Objective(ABC):
     unread: ClassVar[tuple[str, ...]] = ()  # options of the stage that mean nothing for these rows
     family: ClassVar[str]  # of the model that it trains
     accepts: ClassVar[tuple[str, ...]]  # families of a parent whose training it can continue
+    towers: ClassVar[
+        Mapping[str, tuple[str, ...]]
+    ] = {}  # role → families of further parents, which become parts of a new model
     architectures: ClassVar[tuple[str, ...]]  # model types of transformers, the default first
     metrics: ClassVar[tuple[Metric, ...]] = (LOSS,)  # one for each name that `scores` gives
     tokenizer_type: ClassVar[str] = "wordpiece"  # one of pipeline.models.tokenization.KINDS
@@ -70,6 +73,7 @@ class Objective(ABC):
     packs: ClassVar[bool] = False  # whether a training row may hold several documents
     by_row: ClassVar[bool] = True  # whether the examples of a document are the same whatever other documents there are
     accumulates: ClassVar[bool] = True  # whether a batch may be split for gradient accumulation
+    together: ClassVar[bool] = False  # whether held-out rows are scored all at once, since each is looked for among all
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -98,6 +102,11 @@ class Objective(ABC):
         """Return in words what is read at once."""
         return f"vocabulary {len(processor):,}, rows of up to {length} tokens"
 
+    def begin(self, parents: Mapping[str, str], learn: Callable[[], Any], architecture: str, **sizes: int) -> tuple[Any, Any]:
+        """Return what makes the input of a new model, and that model; `parents`: role of `towers` → folder or hub id."""
+        processor = self.new_processor(learn)
+        return processor, self.build_model(processor, architecture, **sizes)
+
     @abstractmethod
     def build_model(self, tokenizer: PreTrainedTokenizerBase, architecture: str, **sizes: int) -> Any:
         """Return a model with random weights; UserError if the architecture has no such model."""
@@ -115,6 +124,10 @@ class Objective(ABC):
         from pipeline.objectives.collator import Corrupting
 
         return Corrupting(self, tokenizer, seed)
+
+    def held_out_collator(self, tokenizer: PreTrainedTokenizerBase, dataset: Any, seed: int) -> Any:
+        """Return the function that makes a batch of held-out examples."""
+        return self.collator(tokenizer, dataset, seed)
 
     def corrupt(self, example: Example, tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> Example:
         """Return the example as the model sees it in one epoch; every random choice comes from `rng`."""
@@ -135,6 +148,13 @@ class Objective(ABC):
     @abstractmethod
     def scores(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
         """Return the metrics of each row of a held-out batch."""
+
+    def chance(self, own: Scores) -> Scores:
+        """Return what random answers reach on each row of a held-out batch, beside the model's own scores."""
+        return {
+            metric: ([level * weight for weight in own[metric][1]], own[metric][1])
+            for metric, level in self.chance_level.items()
+        }
 
     def fresh(self, model: Any) -> Any:
         """Return a model of the same sizes with random weights, the untrained baseline."""
@@ -157,6 +177,11 @@ class Objective(ABC):
 def known() -> list[str]:
     """Return the names of all objectives."""
     return extensions.known(__name__, _HELPERS)
+
+
+def roles() -> dict[str, tuple[str, ...]]:
+    """Return the roles of further parents that any objective may have, with their families."""
+    return {role: families for name in known() for role, families in load(name).towers.items()}
 
 
 def load(name: str, options: Mapping[str, Any] | None = None) -> Objective:

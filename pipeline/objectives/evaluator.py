@@ -96,9 +96,10 @@ class HeldOut:
         A rest that is too small to hold negatives is left out.
         """
         rows = [{key: value for key, value in example.items() if key != "row"} for example in examples]
-        for start in range(0, len(rows), HELD_OUT_BATCH):
-            if len(rows) - start >= HELD_OUT_BATCH or self.objective.accumulates:
-                made = self.objective.scorable_targets(collator(rows[start : start + HELD_OUT_BATCH]))
+        size = max(1, len(rows)) if self.objective.together else HELD_OUT_BATCH
+        for start in range(0, len(rows), size):
+            if len(rows) - start >= size or self.objective.accumulates:
+                made = self.objective.scorable_targets(collator(rows[start : start + size]))
                 batch = {key: value.to(device()) for key, value in made.items()}
                 yield batch if special else self._without_special(batch)
 
@@ -126,7 +127,7 @@ class HeldOut:
         known = self.examples(training[:: max(1, len(training) // _TRAINING_ROWS)])
         lists = {key for key, value in known[0].items() if isinstance(value, list)}
         dataset = datasets.Dataset.from_list([{key: row[key] for key in lists} for row in known])
-        collator = self.objective.collator(self.tokenizer, dataset, self.seed)
+        collator = self.objective.held_out_collator(self.tokenizer, dataset, self.seed)
         size = self.objective.vocabulary(self.tokenizer)
         frequencies = _frequencies(self.batches(known, collator, special=True), size) if size else np.empty(0)
         rivals = self.objective.rivals(known, size)
@@ -164,9 +165,8 @@ class HeldOut:
             _extend(found, UNIGRAM, losses[0], *_under(frequencies, batch["labels"].cpu().numpy()))
         for metric, pair in self.objective.unigram_scores(collator, batch).items():
             _extend(found, UNIGRAM, metric, *pair)
-        for metric, level in self.objective.chance_level.items():
-            weights = own[metric][1]
-            _extend(found, CHANCE, metric, [level * weight for weight in weights], weights)
+        for metric, pair in self.objective.chance(own).items():
+            _extend(found, CHANCE, metric, *pair)
 
 
 def _weaker(found: Mapping[str, Scores]) -> list[Scores]:

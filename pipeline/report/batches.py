@@ -68,12 +68,13 @@ def first(made: Finished) -> Batch:
     found = [batch for batch in step if batch is not None]
     for batch in found:
         take_rows(batch)
+    tokenizer = processors.tokenizer_of(tokenizer)
     lines = split(found[0], record["family"], tokenizer)
     tokens, shown = [token for line in lines for token in line.tokens], _beginning(lines)
     return Batch(
-        lines=shown, more=len(lines) - len(shown), rows=sum(len(found[0][f"{prefix}{IDS}"]) for prefix in prefixes(found[0])), read=_read(found[0], tokenizer),
+        lines=shown, more=len(lines) - len(shown), rows=sum(len(found[0][f"{prefix}{IDS}"]) for prefix in prefixes(found[0])), read=_read(found[0], tokenizer, made.folder),
         counted=sum(token.counts for token in tokens), note=made.stage.note(made.options), logged=_logged(made.folder),
-        step=sum(_read(batch, tokenizer) for batch in found),
+        step=sum(_read(batch, tokenizer, made.folder) for batch in found),
     )  # fmt: skip
 
 
@@ -105,9 +106,15 @@ def _beginning(lines: Sequence[Line]) -> list[Line]:
     return list(lines[: shown + (shown < len(lines) and lines[shown].second)])  # both sides
 
 
-def _read(batch: Mapping[str, Any], tokenizer: Any) -> int:
-    """Count tokens as the Trainer does; where words are drawn, in the text that they are drawn from."""
-    return tokens_read({IDS: batch["words"]} if "words" in batch else batch, int(tokenizer.pad_token_id))
+def _read(batch: Mapping[str, Any], tokenizer: Any, folder: Path) -> int:
+    """Count tokens as the Trainer does, and patches of pictures; where words are drawn, in the text that they are drawn from."""
+    from transformers import AutoConfig
+
+    from pipeline.models import vision
+
+    beside = vision.PIXELS in batch
+    patches = vision.patches_beside(AutoConfig.from_pretrained(folder, trust_remote_code=False), batch) if beside else 0
+    return patches + tokens_read({IDS: batch["words"]} if "words" in batch else batch, int(tokenizer.pad_token_id))
 
 
 def _logged(folder: Path) -> int | None:

@@ -222,7 +222,8 @@ def framed(rows: Sequence[Any], tokenizer: Any, writes: bool) -> str:
 
 def reads(rows: Sequence[Any], tokenizer: Any) -> str:
     """Return a warning where the tokenizer knows few of the first rows' tokens, or ""; UserError where it knows hardly any."""
-    if processors.of_pictures(tokenizer):
+    tokenizer = processors.tokenizer_of(tokenizer)
+    if tokenizer is None:
         return ""
     unknown, special = tokenizer.unk_token_id, set(tokenizer.all_special_ids)
     if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2 has one token for all roles
@@ -265,7 +266,8 @@ def accumulates(arguments: Any, rows: int) -> str:
 
 def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None, role: str = "parent") -> None:
     """Raise UserError, naming the role, where sequences or vocabulary are larger than the model has positions and embeddings for."""
-    settings = model.config.get_text_config()
+    settings, tokenizer = model.config.get_text_config(), processors.tokenizer_of(tokenizer)
+    model = getattr(model, "text_model", model)  # of a model of pictures and texts
     faults = []
     positions = getattr(settings, "max_position_embeddings", None)
     embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.data.types import Row
 
 TOWER = "vision"  # role of a parent
-TOWERS = ("vision", "masked_vision")  # families of models that have one
+TOWERS = ("vision", "masked_vision", "dual_encoder")  # families of models that have one
 _PROJECTOR = "multi_modal_projector"
 
 

@@ -215,10 +215,11 @@ class StageTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model).config
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none; of pictures their patches."""
-        if vision.PIXELS in inputs and IDS not in inputs:
-            patches = torch.tensor(vision.patches(self._config, inputs), device=self.args.device)
-            self.state.num_input_tokens_seen += int(self.accelerator.gather(patches).sum())
+        """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none; of pictures their patches, and the tokens beside them."""
+        if vision.PIXELS in inputs:
+            patches, beside = vision.patches_beside(self._config, inputs), tokens_read(inputs, 0)
+            seen = torch.tensor(patches + beside, device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
             return
         if IDS in inputs or not prefixes(inputs):
             super()._track_num_input_tokens(inputs)
@@ -232,9 +233,8 @@ class StageTrainer(Trainer):
 
         Of pictures they are counted by their patches.
         """
-        if vision.PIXELS in inputs and IDS not in inputs:
-            model: Any = self.model
-            return int(6 * vision.patches(self._config, inputs) * model.num_parameters(exclude_embeddings=True))
+        if vision.PIXELS in inputs:
+            return vision.operations(self.accelerator.unwrap_model(self.model), inputs)
         name = getattr(self.model, "main_input_name", IDS)
         columns = [inputs[name]] if name in inputs else [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
         if self._operations is None:
