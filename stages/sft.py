@@ -60,7 +60,9 @@ class SFT(Stage):
     def signature(self, options: Options) -> Signature:
         """Return what is read and given, with pictures or without; UserError where options need a tower that is not there."""
         needs = {"method: projector": options.method == "projector", "init: random_tower": options.init == "random_tower"}
-        if faults := [f"{name} is about a model that reads pictures; set tower: frozen or trained" for name, used in needs.items() if used]:
+        if faults := [
+            f"{name} is about a model that reads pictures; set tower: frozen or trained" for name, used in needs.items() if used
+        ]:
             if not options.tower:
                 raise UserError(*faults)
         if options.tower and options.method == "rows":

@@ -98,7 +98,9 @@ def _by_row(values: torch.Tensor, wanted: torch.Tensor) -> list[float]:
     return placed[:, :-1].sum(-1).tolist()
 
 
-def _batches(rows: Sequence[Tokens], pad_id: int, collate: Collate | None = None) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+def _batches(
+    rows: Sequence[Tokens], pad_id: int, collate: Collate | None = None
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield batches of rows, the longest first, with the places of their rows."""
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]["input_ids"]))
     collate = collate or CausalCollator(pad_id)
@@ -169,7 +171,9 @@ def replies(
             torch.manual_seed(seed * 1_000_003 + start)
         with torch.no_grad():
             produced = generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **sampling,
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                **sampling,
                 **{name: value.to(model.device) for name, value in beside(places).items()},
             )
         written = produced[:, longest:]

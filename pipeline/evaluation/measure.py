@@ -170,7 +170,10 @@ def side_by_side(subjects: Sequence[Subject], options: Options) -> Iterator[dict
             members |= {model.label: model for model in [*before, subject.node, *subject.controls]}
         answers = {label: _answers(model, turns, options.max_new_tokens) for label, model in members.items()} if turns else {}
         for number, turn in enumerate(turns):
-            yield {"prompt": parts.words(turn[-1]["content"]), "answers": {label: found[number] for label, found in answers.items()}}
+            yield {
+                "prompt": parts.words(turn[-1]["content"]),
+                "answers": {label: found[number] for label, found in answers.items()},
+            }
 
 
 def _answers(model: StageModel, turns: Sequence[Turns], most: int) -> Sequence[str]:

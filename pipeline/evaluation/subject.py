@@ -134,7 +134,9 @@ class StageModel:
         `encode`: messages → columns of ids; by default `input_ids` of a conversation whose answer is asked for.
         """
         encode = encode or (lambda given: {"input_ids": render(self.tokenizer, given, answer_next=True)})
-        return self.sight.seen(encode(parts.bare(turns)), parts.pictures(turns)) if self.sees else dict(encode(parts.blind(turns)))
+        return (
+            self.sight.seen(encode(parts.bare(turns)), parts.pictures(turns)) if self.sees else dict(encode(parts.blind(turns)))
+        )
 
     def nats(self, rows: Sequence[Tokens]) -> list[float]:
         """Return −Σ log p of the rows' targets."""
@@ -148,7 +150,9 @@ class StageModel:
     def replies(self, prompts: Sequence[Turns], max_new_tokens: int, seed: int | None = None) -> list[inference.Reply]:
         """Return a reply to each conversation: greedy, or sampled with a seed."""
         given = [self.prompt(turns) for turns in prompts]
-        return self.continued([one["input_ids"] for one in given], max_new_tokens, seed, [one.get(COLUMN, b"") for one in given])
+        return self.continued(
+            [one["input_ids"] for one in given], max_new_tokens, seed, [one.get(COLUMN, b"") for one in given]
+        )
 
     def continued(
         self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None, pixels: Sequence[bytes] = ()
@@ -262,7 +266,11 @@ class Subject:
         kept = []
         for row, found in zip(rows, conversations, strict=True):
             try:
-                if all(len(model.prompt(turns, _whole(model))["input_ids"]) <= model.positions for model in models for turns in found):
+                if all(
+                    len(model.prompt(turns, _whole(model))["input_ids"]) <= model.positions
+                    for model in models
+                    for turns in found
+                ):
                     kept.append(row)
                 else:
                     self.skipped["held-out rows longer than a model has positions"] += 1

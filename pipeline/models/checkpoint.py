@@ -68,9 +68,7 @@ def _on(model: Any, sample: Mapping[str, Sequence[int]]) -> torch.Tensor:
     import torch
 
     model.eval()
-    row = {
-        key: (ids if torch.is_tensor(ids) else torch.tensor([list(ids)])).to(model.device) for key, ids in sample.items()
-    }
+    row = {key: (ids if torch.is_tensor(ids) else torch.tensor([list(ids)])).to(model.device) for key, ids in sample.items()}
     with torch.no_grad():
         return _states(model(**row)).float()
 

@@ -41,7 +41,10 @@ def filled(turns: Turns, given: Sequence[Any]) -> list[dict[str, Any]]:
     return [
         {**turn}
         if isinstance(turn["content"], str)
-        else {**turn, "content": [{**part, PICTURE: next(left)} if part["type"] == PICTURE else part for part in turn["content"]]}
+        else {
+            **turn,
+            "content": [{**part, PICTURE: next(left)} if part["type"] == PICTURE else part for part in turn["content"]],
+        }
         for turn in turns
     ]
 

@@ -26,7 +26,9 @@ class TowerOptions:
     """Options of the stages that can train a model which sees."""
 
     tower: Literal["", "frozen", "trained"] = option(
-        "", "what becomes of the vision tower, where pictures are read: frozen, or trained; empty: texts alone are read", omitted=True
+        "",
+        "what becomes of the vision tower, where pictures are read: frozen, or trained; empty: texts alone are read",
+        omitted=True,
     )
 
 
@@ -35,7 +37,10 @@ class SeeingOptions(TowerOptions):
     """Options of the stages that can put such a model together."""
 
     vision_feature_layer: int = option(
-        -2, "layer of the tower whose patches are read, from its last one on, where a new model is put together", unless=("tower", ""), omitted=True
+        -2,
+        "layer of the tower whose patches are read, from its last one on, where a new model is put together",
+        unless=("tower", ""),
+        omitted=True,
     )
 
 
@@ -56,7 +61,9 @@ def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
     options, place = run.options, run.parents.get(TOWER)
     if not options.tower:
         if llava.sees(model):
-            raise UserError(f"--parent {run.parent}: reads pictures; say what becomes of its tower by `tower: frozen` or `tower: trained`")
+            raise UserError(
+                f"--parent {run.parent}: reads pictures; say what becomes of its tower by `tower: frozen` or `tower: trained`"
+            )
         return model
     if getattr(options, "load_in_4bit", False):
         raise UserError("load_in_4bit: true: is not there for models that read pictures; leave it out")
@@ -66,7 +73,9 @@ def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
         llava.settle(tokenizer, model.config)
         return model
     if not place:
-        raise UserError(f"--vision is missing: {run.parent} reads texts alone, and `tower: {options.tower}` needs a vision tower")
+        raise UserError(
+            f"--vision is missing: {run.parent} reads texts alone, and `tower: {options.tower}` needs a vision tower"
+        )
     tower = llava.tower_of(place)
     if llava.add_token(tokenizer):
         run.say(f"adds {llava.TOKEN} to the vocabulary, which stands for a patch of a picture")
@@ -75,7 +84,9 @@ def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
     if getattr(options, "init", "") in ("random", "random_tower"):
         tower = type(tower)(tower.config)
     found = llava.joined(model, tower, tokenizer.image_token_id, options.vision_feature_layer)
-    run.say(f"reads pictures of {tower.config.image_size} by {tower.config.image_size} pixels as {llava.num_patches(found.config)} tokens each")
+    run.say(
+        f"reads pictures of {tower.config.image_size} by {tower.config.image_size} pixels as {llava.num_patches(found.config)} tokens each"
+    )
     return found
 
 

@@ -46,9 +46,19 @@ def cell(value: Any) -> dict[str, str]:
         if value is None:
             return {"path": "", "fault": "no image"}
         raise Malformed(f"image is {type(value).__name__}, neither a file nor {{bytes, path}}")
-    if isinstance(value["bytes"], str):  # of a row that was written here
-        return dict(value)
+    if isinstance(value["bytes"], str):
+        if "hash" in value:  # of a row that was written here
+            return dict(value)
+        return pictures.held(_decoded(value["bytes"]), str(value.get("path") or ""))
     return pictures.held(value["bytes"], str(value.get("path") or ""))
+
+
+def _decoded(text: str) -> bytes:
+    """Return what base64 says; Malformed where it is none."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed("image: its bytes are a text that is not base64") from None
 
 
 def label(row: Mapping[str, Any]) -> str:
@@ -107,10 +117,7 @@ def seen(value: Any) -> dict[str, str]:
         head = _DATA.match(value)
         if not head:
             raise Malformed(f"image: {value[:80]} can't be read here; give the file beside its table, or its bytes")
-        try:
-            return pictures.held(base64.b64decode(value[head.end() :], validate=True))
-        except (binascii.Error, ValueError):
-            raise Malformed("image: a data URL that is not base64") from None
+        return pictures.held(_decoded(value[head.end() :]))
     return cell(value)
 
 
@@ -207,7 +214,9 @@ class Conversing(DatasetType):
         images = row.get(IMAGES, [])
         if fault := next((one["fault"] for one in images if "fault" in one), None):
             return str(fault)
-        if any(parts.count([turn]) for turn in row[asked] if turn["role"] == "assistant") or any(map(parts.count, (row[side] for side in answers))):
+        if any(parts.count([turn]) for turn in row[asked] if turn["role"] == "assistant") or any(
+            map(parts.count, (row[side] for side in answers))
+        ):
             return "image in an answer"
         places = parts.count(row[asked])
         if places > len(images):

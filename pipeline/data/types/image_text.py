@@ -10,7 +10,6 @@ from pipeline.data.types._columns import text
 from pipeline.data.types._pictures import IMAGE, TEXTS, Pictures, cell
 
 
-
 def _told(column: str, said: str) -> Convert:
     def convert(row: Mapping[str, Any]) -> Row:
         return {IMAGE: cell(row[column]), "text": text(row, said)}

@@ -90,12 +90,17 @@ class Preference(Conversing):
                 return f"empty {side}"
             if row[side][-1]["role"] != "assistant":
                 return f"{side} does not end with the assistant"
-        return "chosen equals rejected" if row["chosen"] == row["rejected"] else self.unseen(row, "prompt", ("chosen", "rejected"))
+        return (
+            "chosen equals rejected" if row["chosen"] == row["rejected"] else self.unseen(row, "prompt", ("chosen", "rejected"))
+        )
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return pairs of which the opposite is there, too, or whose sides differ in blanks or case alone, are the same in all, or placeholders."""
         shown = [[one["hash"] for one in row.get(IMAGES, ())] for row in rows]
-        sides = [(repr([row["prompt"], *images]), repr(row["chosen"]), repr(row["rejected"])) for row, images in zip(rows, shown, strict=True)]
+        sides = [
+            (repr([row["prompt"], *images]), repr(row["chosen"]), repr(row["rejected"]))
+            for row, images in zip(rows, shown, strict=True)
+        ]
         known = set(sides)
         opposite = sum((prompt, rejected, chosen) in known for prompt, chosen, rejected in sides)
         alike = sum(doubts.plain(left) == doubts.plain(right) for _, left, right in sides)
@@ -121,7 +126,9 @@ class Preference(Conversing):
 def _echoes(row: Row) -> bool:
     """Say whether both sides begin with what was asked, word for word."""
     asked = parts.words(row["prompt"][-1]["content"]).strip()
-    return bool(asked) and all(parts.words(row[side][0]["content"]).strip().startswith(asked) for side in ("chosen", "rejected"))
+    return bool(asked) and all(
+        parts.words(row[side][0]["content"]).strip().startswith(asked) for side in ("chosen", "rejected")
+    )
 
 
 TYPE = Preference()

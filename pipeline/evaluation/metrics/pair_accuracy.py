@@ -78,7 +78,8 @@ def _encoded(model: StageModel, row: Row) -> dict[str, Any]:
     """Return a pair as a model reads it, its pictures under `pixels`."""
     sides = {side: row[side] for side in ("chosen", "rejected")}
     return model.prompt(
-        parts.filled(row["prompt"], row.get("images", ())), lambda prompt: encode_pair({"prompt": prompt, **sides}, model.tokenizer)
+        parts.filled(row["prompt"], row.get("images", ())),
+        lambda prompt: encode_pair({"prompt": prompt, **sides}, model.tokenizer),
     )
 
 

@@ -1,0 +1,463 @@
+"""Models that see: pictures in conversations and pairs, their tokens, what is trained, resumed, kept and measured."""
+
+import base64
+import io
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.chain import manifest, resume
+from pipeline.data import recipe, shown, types
+from pipeline.data.judge import Question
+from pipeline.data.sight import PairCollator, Sight, SightCollator
+from pipeline.data.types import Malformed, recognise
+from pipeline.evaluation.metrics.reply_loss import shuffled
+from pipeline.evaluation.subject import StageModel
+from pipeline.models import checkpoint, llava, parts, processors, tokenization, vision
+from pipeline.models.logits import IGNORED
+from pipeline.system.errors import UserError
+from pipeline.training import guards
+from tests.conftest import Fails, flags_of, make_quietly
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "black": (10, 10, 10)}
+SIDE, PATCHES = 16, 4
+
+
+def png(colour, size=(20, 20), mark=0):
+    """Draw a picture of one colour; `mark` makes a point that tells it from others of that colour."""
+    image, held = Image.new("RGB", size, COLOURS[colour]), io.BytesIO()
+    image.putpixel((mark % size[0], mark // size[0] % size[1]), (255, 255, 255))
+    image.save(held, "PNG")
+    return held.getvalue()
+
+
+def place():
+    return {"type": "image"}
+
+
+def said(*given):
+    return {"role": "user", "content": [one if isinstance(one, dict) else {"type": "text", "text": one} for one in given]}
+
+
+def reply(text):
+    return {"role": "assistant", "content": text}
+
+
+def cell(data):
+    return {"bytes": base64.b64encode(data).decode(), "path": ""}
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """Conversations and pairs about pictures of one colour, and a vision transformer with random weights."""
+    from transformers import ViTConfig, ViTModel
+
+    folder = tmp_path_factory.mktemp("seen")
+    chats, pairs = [], []
+    for number in range(24):
+        one, other = (list(COLOURS)[at] for at in (number % 4, (number // 4 + number + 1) % 4))
+        images = [cell(png(one, mark=number)), cell(png(other, mark=number))]
+        turns = [said(place(), place(), "Which?"), reply(f"It is {one}, then {other}.")]
+        chats.append({"group": str(number), "messages": turns, "images": images})
+        sides = {"chosen": [reply(f"It is {one}.")], "rejected": [reply(f"It is {other}, no.")]}
+        pairs.append({"group": str(number), "prompt": turns[:1], "images": images, **sides})
+    chats += [{"messages": [{"role": "user", "content": f"{number}?"}, reply("It is red.")]} for number in range(3)]
+    lines(folder / "chats.jsonl", chats)
+    lines(folder / "pairs.jsonl", pairs)
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**sizes, image_size=SIDE, patch_size=8)).save_pretrained(folder / "tower")
+    vision.new_processor(SIDE).save_pretrained(folder / "tower")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(chain, seen, tmp_path_factory):
+    """A model that sees, by LoRA beside a frozen tower, and one aligned on pairs, in the folder of their parent."""
+    folder = tmp_path_factory.mktemp("seeing")
+    shutil.copytree(chain / "pretrain", folder / "pretrain")
+    make_quietly("sft", *flags(folder, seen))
+    make_quietly("dpo", *flags_of_dpo(folder, seen, "--num_train_epochs", "1"))
+    return folder
+
+
+def flags(folder, seen, *more, output="sft", parent="pretrain"):
+    tower = [] if "sft" in str(parent) else ["--vision", seen / "tower", "--chat_template", "chatml.jinja"]
+    given = ["--parent", folder / parent, *tower, "--tower", "frozen", "--data", seen / "chats.jsonl", "--max_length", "64"]
+    return [*given, "--per_device_train_batch_size", "4", "--max_steps", "3", "--output", folder / output, *more]
+
+
+def flags_of_dpo(folder, seen, *more, output="dpo"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "pairs.jsonl", "--max_length", "64"]
+    return [*given, "--per_device_train_batch_size", "4", "--output", folder / output, *more]
+
+
+def weights(folder):
+    return checkpoint.load(str(folder)).state_dict()
+
+
+def part(folder, name):
+    return {key: value for key, value in weights(folder).items() if f"model.{name}." in key}
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+def converted(row, kind="messages"):
+    found = recognise(row, kind, "f:1").convert(row)
+    return found, types.load(kind).fault(found)
+
+
+RED, BLUE = cell(png("red")), cell(png("blue"))
+
+
+@pytest.mark.parametrize(
+    ("row", "content", "count"),
+    [
+        ({"messages": [said(place(), "Hi", place()), reply("Ho")], "images": [RED, BLUE]}, [place(), {"type": "text", "text": "Hi"}, place()], 2),
+        ({"messages": [said("Hi", {"type": "image", "image": RED}), reply("Ho")]}, [{"type": "text", "text": "Hi"}, place()], 1),
+        ({"messages": [said({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{RED['bytes']}"}}), reply("Ho")]}, [place()], 1),
+        ({"conversations": [{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "Ho"}], "image": RED}, [place(), {"type": "text", "text": "\nHi"}], 1),
+        ({"prompt": "Hi <image>", "completion": "Ho", "image": png("red")}, [{"type": "text", "text": "Hi "}, place()], 1),
+        ({"image": RED, "caption": "Ho"}, [place()], 1),
+    ],
+)  # fmt: skip
+def test_pictures_stand_in_conversations_as_data_sets_write_them(row, content, count):
+    found, fault = converted(row)
+    assert fault is None
+    assert found["messages"] == [{"role": "user", "content": content}, reply("Ho")]
+    assert [set(one) for one in found["images"]] == [{"bytes", "path", "hash"}] * count
+    assert converted(found) == (found, None)  # what was kept is read again
+
+
+def test_the_order_of_pictures_is_that_of_their_places():
+    """A picture in a part and those of the column, in one conversation: each lies where its place stands."""
+    inline = {"type": "image", "image": {"bytes": png("green")}}
+    turns = [said(place()), reply("A"), said(inline, "and", place()), reply("B")]
+    found, fault = converted({"messages": turns, "images": [{"bytes": png("red")}, {"bytes": png("blue")}]})
+    assert fault is None
+    wanted = [base64.b64encode(png(colour)).decode() for colour in ("red", "green", "blue")]
+    assert [one["bytes"] for one in found["images"]] == wanted
+    filled = parts.filled(found["messages"], found["images"])
+    assert [one["bytes"] for one in parts.pictures(filled[2:])] == wanted[1:]
+    assert parts.bare(filled) == found["messages"]
+    assert parts.blind(filled)[2]["content"] == "and"
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"messages": [said(place(), place(), "Hi"), reply("Ho")], "images": [RED]}, "image tag without an image"),
+        ({"messages": [said(place(), "Hi"), reply("Ho")]}, "image tag without an image"),
+        ({"conversations": [{"from": "human", "value": "<image> Hi"}, {"from": "gpt", "value": "Ho"}], "image": None}, "image tag without an image"),
+        ({"messages": [said(place(), "Hi"), reply("Ho")], "images": [RED, BLUE]}, "image without an image tag"),
+        ({"messages": [said(place(), "Hi"), reply("Ho")], "images": [{"bytes": png("red", (1, 1))}]}, "image of a single pixel"),
+        ({"messages": [said(place(), "Hi"), reply("Ho")], "images": [{"bytes": png("red")[:-20]}]}, "broken or truncated image"),
+        ({"messages": [said("Hi"), {"role": "assistant", "content": [place(), {"type": "text", "text": "Ho"}]}], "images": [RED]}, "image in an answer"),
+        ({"image": RED, "caption": " "}, "no assistant text"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_shown_is_a_counted_drop(row, fault):
+    assert converted(row)[1] == fault
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"messages": [said("Hi"), reply("Ho")], "images": [RED]}, "images is what the text is about, but no text says where it stands"),
+        ({"messages": [said({"type": "image_url", "image_url": {"url": "http://a.b/c.png"}}), reply("Ho")]}, "image: http://a.b/c.png can't be read here"),
+        ({"messages": [said({"type": "video", "video": "a.mp4"}), reply("Ho")]}, "a part of type video; text alone is read"),
+    ],
+)  # fmt: skip
+def test_what_is_the_users_fault_is_refused(row, fault):
+    with pytest.raises(Malformed, match=fault):
+        converted(row)
+
+
+def test_texts_are_read_as_before():
+    row = {"messages": [{"role": "user", "content": "What is <image>?"}, reply("Ho")]}
+    assert converted(row) == (row, None)
+    assert converted({**row, "images": []})[1] == "image tag without an image"
+    plain = {"messages": [{"role": "user", "content": "Hi"}, reply("Ho")]}
+    assert converted({**plain, "images": []}) == (plain, None)
+
+
+def test_pictures_lie_beside_their_table_and_hold_rows_together(tmp_path):
+    """A question about a picture is held out with all others about it; what looks the same is not trained on."""
+    for number, colour in enumerate(COLOURS):
+        (tmp_path / f"{number}.png").write_bytes(png(colour))
+    asked = [f"{word}?" for word in ("Which", "What", "Is it", "Who", "How")]
+    rows = [
+        {"image": f"{number}.png", "conversations": [{"from": "human", "value": f"<image>{one}"}, {"from": "gpt", "value": "Ho"}]}
+        for number in range(4) for one in asked
+    ]  # fmt: skip
+    lines(tmp_path / "rows.jsonl", [*rows, rows[0] | {"image": "gone.png"}])
+    own = tmp_path / "own.yaml"
+    own.write_text(f"type: messages\nheld_out: 0.4\nsources:\n  - files: {tmp_path}/rows.jsonl\n")
+    found = [recipe.load(str(own)).rows("messages", split, 1) for split in ("train", "held_out")]
+    sides = [{row["images"][0]["hash"] for row in one.kept} for one in found]
+    assert not sides[0] & sides[1]
+    assert [len(one.kept) for one in found] == [5 * len(side) for side in sides]
+    assert all(sides)
+    assert found[0].dropped["image file that is not there"] == 1
+    with pytest.raises(UserError, match="lies outside of"):
+        recipe.from_data(str(lines(tmp_path / "out.jsonl", [rows[0] | {"image": "../a.png"}])), "messages").rows(
+            "messages", "train", 1
+        )
+
+
+def test_pairs_about_other_pictures_do_not_contradict_each_other(seen):
+    rows = recipe.from_data(str(seen / "pairs.jsonl"), "preference").rows("preference", "train", 1).kept
+    other = rows[0] | {"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
+    kind = types.load("preference")
+    assert kind.doubts([rows[0], other])[0].rows == 2
+    assert kind.doubts([rows[0], other | {"images": rows[1]["images"]}])[0].rows == 0
+
+
+def opened(folder):
+    model = checkpoint.load(str(folder)).eval()
+    tokenizer = tokenization.load(str(folder))
+    return model, tokenizer, Sight.of(model.config, processors.image_processor(str(folder)))
+
+
+def encoded(row, tokenizer, eyes):
+    return eyes.seen(shown.conversation(row["messages"], tokenizer), row["images"])
+
+
+def rows_of(seen, kind="messages"):
+    name = "chats" if kind == "messages" else "pairs"
+    return [row for row in recipe.from_data(str(seen / f"{name}.jsonl"), kind).rows(kind, "train", 1).kept if row.get("images")]
+
+
+def test_training_reads_what_the_librarys_processor_makes(made, seen):
+    from transformers import AutoProcessor
+
+    model, tokenizer, eyes = opened(made / "sft")
+    library = AutoProcessor.from_pretrained(made / "sft", backend="pil")
+    row = rows_of(seen)[0]
+    found = encoded(row, tokenizer, eyes)
+    pictures = [Image.open(io.BytesIO(base64.b64decode(one["bytes"]))) for one in row["images"]]
+    turns = [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]} if isinstance(turn["content"], str) else turn
+        for turn in parts.filled(row["messages"], pictures)
+    ]
+    wanted = library.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
+    assert found["input_ids"] == wanted["input_ids"][0].tolist()
+    assert found["input_ids"].count(eyes.token) == 2 * PATCHES
+    assert torch.allclose(eyes.values([found["pixels"]]), wanted["pixel_values"], atol=1e-6)
+    targets = [label for label in found["labels"] if label != IGNORED]
+    assert tokenizer.decode(targets) == row["messages"][1]["content"] + "<|im_end|>"
+
+
+def test_each_place_gets_the_patches_of_its_own_picture(made, seen):
+    """Two pictures a row, two rows: what the language model reads in a place are the features of the picture that stands there."""
+    model, tokenizer, eyes = opened(made / "sft")
+    rows = rows_of(seen)[:2]
+    batch = SightCollator(eyes, tokenizer.pad_token_id)([encoded(row, tokenizer, eyes) for row in rows])
+    read = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda _, given, named: read.append(named["inputs_embeds"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(**batch)
+        for number, row in enumerate(rows):
+            alone = [eyes.values([eyes.look(one)]) for one in row["images"]]
+            features = torch.cat([model.get_image_features(one).pooler_output[0] for one in alone])
+            places = batch["input_ids"][number] == eyes.token
+            assert torch.allclose(read[0][number][places], features, atol=1e-5)
+
+
+def test_a_text_that_says_image_stays_text(made):
+    _, tokenizer, eyes = opened(made / "sft")
+    told = shown.conversation([said(place(), "What is <image>?"), reply("<image> is a tag.")], tokenizer)
+    assert told["input_ids"].count(eyes.token) == 1
+    with pytest.raises(UserError, match="chat_template: writes 1 image tokens for 2 pictures"):
+        eyes.seen(told, [RED, BLUE])
+
+
+def test_other_templates_write_parts_too(chain):
+    tokenizer = tokenization.load(str(chain / "pretrain"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | trim }}<|im_end|>{% endfor %}"
+    assert llava.add_token(tokenizer)
+    assert tokenization.templated_text(tokenizer, [said(place(), "Hi", place())]) == "user: <image>Hi<image><|im_end|>"
+    assert tokenization.templated_text(tokenizer, [{"role": "user", "content": " Hi "}]) == "user: Hi<|im_end|>"
+    assert not llava.add_token(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}<|im_end|>{% endfor %}"
+    with pytest.raises(UserError, match="chat_template: writes no <image>"):
+        llava.add_token(tokenizer)
+
+
+def test_a_row_with_a_picture_is_dropped_and_never_cut(run, made, seen, tmp_path):
+    _, tokenizer, eyes = opened(made / "sft")
+    shortest = min(len(encoded(row, tokenizer, eyes)["input_ids"]) for row in rows_of(seen))
+    status, _, err = run("sft", *flags(made, seen, "--max_length", str(shortest - 1), "--output", tmp_path / "short"))
+    assert status == 0, err
+    counted = manifest.read(tmp_path / "short")["recipe"]
+    assert counted["dropped"] == {f"longer than max_length {shortest - 1}": len(rows_of(seen))}
+    assert counted["kept"] in (2, 3)  # texts
+
+
+def test_lora_trains_the_projector_and_leaves_the_tower(made, seen):
+    before, after = vision.encoder(str(seen / "tower")).state_dict(), part(made / "sft", "vision_tower")
+    assert all(torch.equal(value, after[f"model.vision_tower.{key}"]) for key, value in before.items() if "pooler" not in key)
+    adapter = json.loads((made / "sft" / "adapter" / "adapter_config.json").read_text())
+    assert adapter["modules_to_save"] == ["multi_modal_projector"]
+    assert all("vision_tower" not in name and "projector" not in name for name in adapter["target_modules"])
+    record = manifest.read(made / "sft")
+    assert record["family"] == "vision_language"
+    assert [entry["role"] for entry in record["parents"]] == ["parent", "vision"]
+
+
+@pytest.mark.parametrize(
+    ("more", "moved"),
+    [
+        (["--method", "projector"], {"multi_modal_projector"}),
+        (["--method", "full"], {"multi_modal_projector", "language_model"}),
+        (["--tower", "trained"], {"multi_modal_projector", "language_model", "vision_tower"}),
+        (["--method", "full", "--tower", "trained"], {"multi_modal_projector", "language_model", "vision_tower"}),
+    ],
+)
+def test_what_is_trained_is_configuration(run, made, seen, tmp_path, more, moved):
+    status, _, err = run("sft", *flags(made, seen, *more, "--output", tmp_path / "next", parent="sft"))
+    assert status == 0, err
+    names = ("multi_modal_projector", "language_model", "vision_tower")
+    assert {name for name in names if not same(part(made / "sft", name), part(tmp_path / "next", name))} == moved
+
+
+def test_a_control_has_a_tower_with_random_weights(run, made, seen, tmp_path):
+    flagged = flags(made, seen, "--init", "random_tower", "--output", tmp_path / "control")
+    assert run("sft", *flagged)[0] == 0
+    assert not same(part(made / "sft", "vision_tower"), part(tmp_path / "control", "vision_tower"))
+
+
+@pytest.mark.parametrize("method", ["lora", "projector"])
+def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, monkeypatch, method):
+    more = ["--method", method, "--save_steps", "1", "--max_steps", "3"]
+    assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "whole"))[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 4))
+        assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
+    assert resume.latest(tmp_path / "killed")
+    status, out, _ = run("sft", *flags(made, seen, *more, "--output", tmp_path / "killed"))
+    assert status == 0
+    assert "goes on from checkpoint-" in out
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+
+
+def logged(folder):
+    return json.loads((folder / "log.jsonl").read_text().partition("\n")[0])
+
+
+def test_the_first_loss_of_pairs_is_that_of_a_coin_and_the_kept_reference_is_the_parent(run, made, seen, tmp_path):
+    assert logged(made / "dpo")["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert "reference" in manifest.read(made / "dpo")
+    more = ["--num_train_epochs", "1", "--precompute_ref_log_probs", "false", "--output", tmp_path / "asked"]
+    assert run("dpo", *flags_of_dpo(made, seen, *more))[0] == 0
+    kept, asked = weights(made / "dpo"), weights(tmp_path / "asked")
+    assert all(torch.allclose(kept[key], asked[key], atol=2e-4) for key in kept)
+
+
+def test_the_kept_reference_is_of_its_own_pictures(run, made, seen, tmp_path):
+    """The same words about other pictures: what was kept of the first is not read again."""
+    rows = [json.loads(line) for line in (seen / "pairs.jsonl").read_text().splitlines()]
+    changed = [row | {"images": row["images"][::-1]} for row in rows]
+    first, again = ((manifest.read(made / "dpo") or {})["reference"], [])
+    more = ["--num_train_epochs", "1", "--data", lines(tmp_path / "other.jsonl", changed), "--output", made / "dpo-other"]
+    assert run("dpo", *flags_of_dpo(made, seen, *more))[0] == 0
+    again = (manifest.read(made / "dpo-other") or {})["reference"]
+    assert again["digest"] != first["digest"]
+    assert not again["reused"]
+
+
+def test_pairs_show_both_sides_the_same_pictures(made, seen):
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    _, tokenizer, eyes = opened(made / "sft")
+    pairs = [eyes.seen(shown.pair(row, tokenizer), row["images"]) for row in rows_of(seen, "preference")[:2]]
+    batch = PairCollator(eyes, DataCollatorForPreference(int(tokenizer.pad_token_id), 64))(pairs)
+    assert (batch["input_ids"] == eyes.token).sum(1).tolist() == [2 * PATCHES] * 4
+    assert torch.equal(*batch[vision.PIXELS].chunk(2))
+    assert torch.equal(batch[vision.PIXELS][:4], eyes.values([pair["pixels"] for pair in pairs]))
+
+
+def test_a_finished_model_is_asked_with_its_pictures(made):
+    """Greedy answers are those of the library's own processor, in whatever batch."""
+    from transformers import AutoProcessor
+
+    node, library = StageModel(str(made / "sft"), "sft"), AutoProcessor.from_pretrained(made / "sft", backend="pil")
+    questions = [Question("Which?", "", images=(png("red"),)), Question("Which of them is it, then?", "", images=(png("blue"), png("green")))]  # fmt: skip
+    found = node.replies([question.turns for question in questions], 6)
+    for question, text in zip(questions, found, strict=True):
+        shown_ = [{"type": "image", "image": Image.open(io.BytesIO(data))} for data in question.images]
+        turns = [{"role": "user", "content": [*shown_, {"type": "text", "text": question.prompt}]}]
+        how = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+        given = library.apply_chat_template(turns, **how)
+        written = node.model.generate(**given, max_new_tokens=6)[0, given["input_ids"].shape[1] :]
+        assert library.tokenizer.decode(written, skip_special_tokens=True).strip() == text
+    blind = StageModel(str(made / "pretrain"), "pretrain", node.tokenizer.chat_template)
+    assert "pixels" not in blind.prompt(questions[0].turns)
+
+
+def test_shuffled_pictures_are_those_of_another_row(seen):
+    rows = rows_of(seen)[:5]
+    mixed = [*rows, {"messages": [said("Hi"), reply("Ho")]}, rows[0] | {"images": rows[0]["images"][:1]}]
+    found = shuffled(mixed)
+    assert [row["messages"] for row in found] == [row["messages"] for row in mixed]
+    assert [row["images"] for row in found[:5]] == [row["images"] for row in [*rows[1:], rows[0]]]
+    assert found[5:] == mixed[5:]  # texts, and what can be exchanged with no other, stay
+    assert shuffled([rows[0], rows[0]]) == []
+
+
+def test_the_loss_is_shown_beside_that_of_shuffled_pictures(run, made, tmp_path):
+    shutil.copytree(made / "pretrain", tmp_path / "runs" / "pretrain")
+    shutil.copytree(made / "sft", tmp_path / "runs" / "sft")
+    status, out, err = run("evaluate", "--runs", tmp_path / "runs", "--resamples", "50", "--max_new_tokens", "4")
+    assert status == 0, err
+    assert "sft, shown the pictures of other rows" in out
+    assert "against shuffled pictures (baseline)" in out
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "fault"),
+    [
+        ("sft", ["--tower", ""], "is a model of family vision, but sft takes no vision here"),
+        ("sft", ["--parent", "{made}/sft"], "the parent has a tower already; leave it out"),
+        ("sft", ["--vision", "{made}/pretrain"], "but sft takes vision or masked_vision or dual_encoder as its vision"),
+        ("sft", ["--vision_feature_layer", "-9"], "vision_feature_layer: -9: the tower has 2 layers"),
+        ("sft", ["--method", "rows"], "method: rows trains tokens by name"),
+        ("dpo", ["--parent", "{made}/pretrain", "--data", "{seen}/pairs.jsonl"], "but dpo takes vision_language as its parent"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_a_line(run, made, seen, tmp_path, stage, more, fault):
+    words = [str(word).format(made=made, seen=seen) for word in more]
+    given = flags(made, seen) if stage == "sft" else flags_of_dpo(made, seen)
+    status, out, err = run(stage, *given, *words, "--output", tmp_path / "out")
+    assert status == 2
+    assert fault in out + err
+
+
+def test_pictures_for_a_model_that_sees_none_are_refused(run, made, seen, tmp_path):
+    given = [
+        "--parent",
+        made / "pretrain",
+        "--data",
+        seen / "chats.jsonl",
+        "--chat_template",
+        "chatml.jinja",
+        "--max_length",
+        "64",
+    ]
+    status, out, err = run("sft", *given, "--output", tmp_path / "out")
+    assert status == 2
+    assert "rows hold pictures, and the model sees none" in out + err
