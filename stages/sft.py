@@ -49,22 +49,20 @@ class SFT(Stage):
     class Options(seeing.SeeingOptions, AttentionOptions, QuantizedOptions):
         """Options of SFT."""
 
-        method: Literal["lora", "full", "rows", "projector"] = option(
+        method: Literal["lora", "full", "rows", "projector"] = option(  # type: ignore[assignment]  # one way more
             "lora",
             "lora, full to train every parameter, rows to train nothing but the output rows of some tokens, or projector to train nothing but what makes tokens of a picture's patches",
         )
-        init: Literal["parent", "random", "random_tower"] = option(
+        init: Literal["parent", "random", "random_tower"] = option(  # type: ignore[assignment]  # one way more
             "parent", "parent, or random weights of the same sizes, for a control: of all, or of the vision tower alone"
         )
 
     def signature(self, options: Options) -> Signature:
         """Return what is read and given, with pictures or without; UserError where options need a tower that is not there."""
         needs = {"method: projector": options.method == "projector", "init: random_tower": options.init == "random_tower"}
-        if faults := [
-            f"{name} is about a model that reads pictures; set tower: frozen or trained" for name, used in needs.items() if used
-        ]:
-            if not options.tower:
-                raise UserError(*faults)
+        faults = [f"{name} is about a model that reads pictures; set tower: frozen or trained" for name in needs if needs[name]]
+        if faults and not options.tower:
+            raise UserError(*faults)
         if options.tower and options.method == "rows":
             raise UserError("method: rows trains tokens by name, and reads no pictures; leave tower out")
         return seeing.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives), joins=True)

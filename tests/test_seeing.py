@@ -20,8 +20,7 @@ from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, llava, parts, processors, tokenization, vision
 from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
-from pipeline.training import guards
-from tests.conftest import Fails, flags_of, make_quietly
+from tests.conftest import Fails, make_quietly
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "black": (10, 10, 10)}
 SIDE, PATCHES = 16, 4
@@ -163,7 +162,7 @@ def test_the_order_of_pictures_is_that_of_their_places():
         ({"conversations": [{"from": "human", "value": "<image> Hi"}, {"from": "gpt", "value": "Ho"}], "image": None}, "image tag without an image"),
         ({"messages": [said(place(), "Hi"), reply("Ho")], "images": [RED, BLUE]}, "image without an image tag"),
         ({"messages": [said(place(), "Hi"), reply("Ho")], "images": [{"bytes": png("red", (1, 1))}]}, "image of a single pixel"),
-        ({"messages": [said(place(), "Hi"), reply("Ho")], "images": [{"bytes": png("red")[:-20]}]}, "broken or truncated image"),
+        ({"messages": [said(place(), "Hi"), reply("Ho")], "images": [{"bytes": png("red")[:-40]}]}, "broken or truncated image"),
         ({"messages": [said("Hi"), {"role": "assistant", "content": [place(), {"type": "text", "text": "Ho"}]}], "images": [RED]}, "image in an answer"),
         ({"image": RED, "caption": " "}, "no assistant text"),
     ],
@@ -243,7 +242,7 @@ def rows_of(seen, kind="messages"):
 def test_training_reads_what_the_librarys_processor_makes(made, seen):
     from transformers import AutoProcessor
 
-    model, tokenizer, eyes = opened(made / "sft")
+    _, tokenizer, eyes = opened(made / "sft")
     library = AutoProcessor.from_pretrained(made / "sft", backend="pil")
     row = rows_of(seen)[0]
     found = encoded(row, tokenizer, eyes)
@@ -335,8 +334,9 @@ def test_what_is_trained_is_configuration(run, made, seen, tmp_path, more, moved
     assert {name for name in names if not same(part(made / "sft", name), part(tmp_path / "next", name))} == moved
 
 
-def test_a_control_has_a_tower_with_random_weights(run, made, seen, tmp_path):
-    flagged = flags(made, seen, "--init", "random_tower", "--output", tmp_path / "control")
+@pytest.mark.parametrize("parent", ["pretrain", "sft"])
+def test_a_control_has_a_tower_with_random_weights(run, made, seen, tmp_path, parent):
+    flagged = flags(made, seen, "--init", "random_tower", "--output", tmp_path / "control", parent=parent)
     assert run("sft", *flagged)[0] == 0
     assert not same(part(made / "sft", "vision_tower"), part(tmp_path / "control", "vision_tower"))
 

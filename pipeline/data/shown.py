@@ -73,9 +73,8 @@ def _agrees(messages: Messages, start: int, writer: Writer) -> None:
     """
     shown = writer.text(messages)
     letters, at = _letters(shown), 0
-    for number, turn, text in (
-        (number, turn, text) for number, turn in enumerate(messages) for text in parts.texts(turn["content"])
-    ):
+    spoken = [(number, turn, text) for number, turn in enumerate(messages) for text in parts.texts(turn["content"])]
+    for number, turn, text in spoken:
         said = _letters(text)
         found = letters.find(said, at)
         if turn["role"] not in ("user", "assistant") and (said in letters or _letters(json.dumps(text)[1:-1]) in letters):

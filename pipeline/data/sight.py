@@ -48,7 +48,7 @@ class Sight:
 
         found = self.images(images=pictures.shown(cell), do_rescale=False, do_normalize=False, return_tensors="np")
         levels = np.asarray(found[vision.PIXELS][0])
-        return np.clip(np.rint(levels), 0, 255).astype(np.uint8).transpose(1, 2, 0).tobytes()
+        return bytes(np.clip(np.rint(levels), 0, 255).astype(np.uint8).transpose(1, 2, 0).tobytes())
 
     def seen(self, tokens: Mapping[str, list[int]], cells: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """Return encoded columns with as many tokens in the place of each picture as it has patches, and the pictures under `pixels`.

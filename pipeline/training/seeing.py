@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.chain.stage import PARENT, Signature
 from pipeline.system.config import option
@@ -71,6 +71,9 @@ def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
         if place:
             raise UserError(f"--vision {place}: the parent has a tower already; leave it out")
         llava.settle(tokenizer, model.config)
+        if getattr(options, "init", "") == "random_tower":
+            drawn = type(model.model.vision_tower)(model.config.vision_config)
+            model.model.vision_tower.load_state_dict(drawn.state_dict())
         return model
     if not place:
         raise UserError(
