@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.chain import directory, manifest, profile, request, stages
 from pipeline.chain.stage import DATA, PARENT, ROWS, Stage
+from pipeline.models.families import ANSWERING
 from pipeline.system.errors import UserError
 from pipeline.system.process import say
 
@@ -139,8 +140,10 @@ def answering(runs: Path, name: str = "") -> Finished:
     Raises UserError if there is none, or several could be meant.
     """
     node = named(runs, name) if name else released(runs)
-    if node.family != "causal":
-        raise UserError(f"{node.folder}: a model of family {node.family} gives no answers; only causal ones do")
+    if node.family not in ANSWERING:
+        raise UserError(
+            f"{node.folder}: a model of family {node.family} gives no answers; only those of {' and '.join(ANSWERING)} do"
+        )
     return node
 
 

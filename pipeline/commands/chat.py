@@ -3,8 +3,8 @@
     python -m pipeline.commands.chat --runs runs/tiny [--node NAME]
 
 Without --node the released node answers, with --node all every chat model that it descends from, too. Answers stream, by
-the node's own generation settings. /reset forgets the conversation, /system TEXT sets what stands before it, /node NAME
-changes the model and keeps what was said, /all asks all of them, /set temperature 0.7 samples (/set alone shows what can be
+the node's own generation settings. /image PATH shows a picture with the next message, /reset forgets the conversation, /system
+TEXT sets what stands before it, /node NAME changes the model and keeps what was said, /all asks all of them, /set temperature 0.7 samples (/set alone shows what can be
 set), /help lists these. Ctrl-C ends an answer; an empty line, Ctrl-D, or Ctrl-C before one ends the chat.
 """
 
@@ -19,12 +19,13 @@ from typing import Any
 
 from pipeline.chain import finished
 from pipeline.chain.finished import Finished
+from pipeline.models.families import ANSWERING
 from pipeline.system import config, process, signals
 from pipeline.system.errors import Stopped, UserError
 
 MAKE = {"runs": "OUT", "node": "STAGE"}
 ALL = "all"
-HELP = "/reset, /system TEXT, /node NAME, /all, /set NAME VALUE, /help; Ctrl-C ends an answer, an empty line the chat"
+HELP = "/image PATH, /reset, /system TEXT, /node NAME, /all, /set NAME VALUE, /help; Ctrl-C ends an answer, an empty line the chat"
 SAMPLING: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "temperature": (float, lambda value: value >= 0, "at least 0, which is greedy"),
     "top_p": (float, lambda value: 0 < value <= 1, "above 0 and at most 1"),
@@ -39,31 +40,34 @@ _LONGEST = 256  # tokens of an answer, at most
 class Speaker:
     """A finished model with its own side of the conversation."""
 
-    def __init__(self, runs: Path, node: Finished, turns: Sequence[dict[str, str]] = ()) -> None:
-        from pipeline.models import checkpoint, tokenization
+    def __init__(self, runs: Path, node: Finished, turns: Sequence[dict[str, Any]] = ()) -> None:
+        from pipeline.models import checkpoint, llava, tokenization
         from pipeline.system import hardware
 
-        self.name, self.turns = node.name, list(turns)
+        self.name, self.folder, self.turns = node.name, node.folder, list(turns)
         self.tokenizer = tokenization.load(str(node.folder))
         self.tokenizer.chat_template = self.tokenizer.chat_template or _borrowed(runs, node)
         if not self.tokenizer.chat_template:
             raise UserError(f"{node.folder}: has no chat template; only a chat model can be talked to")
         self.model: Any = checkpoint.load(str(node.folder)).to(hardware.device()).eval()
         self.model.config.use_cache = True
+        self.sees = llava.sees(self.model)
         checkpoint.ends_answers(self.model.generation_config, self.tokenizer)  # a borrowed template's end, too
 
-    def answer(self, system: str, line: str, given: Mapping[str, Any]) -> None:
+    def answer(self, system: str, said: Any, given: Mapping[str, Any]) -> None:
         """Stream an answer, up to its end or to Ctrl-C, and remember both sides; `given`: settings beside the node's own.
 
-        Raises UserError where the conversation is longer than the model's context.
+        `said`: a text, or parts with pictures. Raises UserError where the conversation is longer than the model's context.
         """
         import torch
 
-        from pipeline.models.tokenization import render
+        from pipeline.evaluation.inference import prompt
 
-        turns = [*self.turns, {"role": "user", "content": line}]
-        ids = render(self.tokenizer, [{"role": "system", "content": system}] * bool(system) + turns, answer_next=True)
-        room = int(getattr(self.model.config, "max_position_embeddings", len(ids) + _LONGEST)) - len(ids)
+        turns = [*self.turns, {"role": "user", "content": said}]
+        ids, beside = prompt(
+            self.model, self.tokenizer, str(self.folder), [{"role": "system", "content": system}] * bool(system) + turns
+        )
+        room = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", len(ids) + _LONGEST)) - len(ids)
         if room < 1:
             remedy = "/reset, or a shorter /system" if system else "/reset"
             raise UserError(f"{self.name}: the conversation is longer than the {len(ids) + room} tokens it can read; {remedy}")
@@ -73,7 +77,7 @@ class Speaker:
             torch.manual_seed(given["seed"])
         with torch.no_grad(), signals.interruptible():
             try:
-                self.model.generate(row, attention_mask=torch.ones_like(row), streamer=streamer, **settings)
+                self.model.generate(row, attention_mask=torch.ones_like(row), streamer=streamer, **beside, **settings)
             except KeyboardInterrupt:
                 streamer.end()
         text = str(self.tokenizer.decode(streamer.ids, skip_special_tokens=True))
@@ -98,7 +102,7 @@ def _borrowed(runs: Path, node: Finished) -> str | None:
 
     where = node.folder.resolve()  # a parent of another folder may have the same name
     for other in finished.finished(runs):
-        if other.family == node.family and any(older.folder.resolve() == where for older in finished.lineage(other.folder)):
+        if other.family in ANSWERING and any(older.folder.resolve() == where for older in finished.lineage(other.folder)):
             template = tokenization.load(str(other.folder)).chat_template
             if template:
                 return str(template)
@@ -130,6 +134,7 @@ class Chat:
     def __init__(self, runs: Path, name: str) -> None:
         self.runs, self.system = runs, ""
         self.settings: dict[str, Any] = {}
+        self.shown: list[dict[str, str]] = []  # pictures that go with the next message
         self.speakers: list[Speaker] = []
         self.switch(name)
 
@@ -153,11 +158,26 @@ class Chat:
             self.settings[words[0]] = value
         print(", ".join(f"{name} {self.settings.get(name, '(of the node)')}" for name in SAMPLING), flush=True)
 
+    def show(self, path: str) -> None:
+        """Let a picture go with the next message; UserError where there is none, or nobody who could see it."""
+        from pipeline.data import pictures
+
+        if not any(speaker.sees for speaker in self.speakers):
+            raise UserError(f"/image: {', '.join(speaker.name for speaker in self.speakers)}: reads texts alone, and sees no picture")
+        try:
+            cell = pictures.held(Path(path).expanduser().read_bytes(), path)
+        except OSError as error:
+            raise UserError(f"/image {path}: {error.strerror or error}") from None
+        if "fault" in cell:
+            raise UserError(f"/image {path}: {cell['fault']}")
+        self.shown.append(cell)
+        print(f"{path} goes with the next message", flush=True)
+
     def _nodes(self, name: str) -> list[Finished]:
         released = finished.answering(self.runs, "" if name == ALL else name)
         if name != ALL:
             return [released]
-        line = [node for node in finished.lineage(released.folder) if node.family == released.family]
+        line = [node for node in finished.lineage(released.folder) if node.family in ANSWERING]
         return [finished.answering(node.folder.parent, node.folder.name) for node in line]
 
     def take(self, line: str) -> None:
@@ -165,12 +185,15 @@ class Chat:
         command, _, rest = line.partition(" ")
         if command == "/reset" or command == "/system":
             self.system = rest.strip() if command == "/system" else self.system
+            self.shown = []
             for speaker in self.speakers:
                 speaker.turns = []
         elif command == "/all" or (command == "/node" and rest.strip()):
             self.switch(ALL if command == "/all" else rest.strip())
             said = len(self.speakers[0].turns) // 2
             print(f"{', '.join(speaker.name for speaker in self.speakers)}; {said} answers are remembered", flush=True)
+        elif command == "/image":
+            self.show(rest.strip())
         elif command == "/set":
             self.set(rest.split())
         elif command == "/help":
@@ -178,11 +201,15 @@ class Chat:
         elif command.startswith("/"):
             print(f"{command}: no such command; there are {HELP}", flush=True)
         else:
+            said: Any = line
+            if self.shown:
+                said = [*({"type": "image", "image": one} for one in self.shown), {"type": "text", "text": line}]
+                self.shown = []
             width = max(len(speaker.name) for speaker in self.speakers)
             for speaker in self.speakers:
                 if len(self.speakers) > 1:
                     print(f"{speaker.name:<{width}} ", end="", flush=True)
-                speaker.answer(self.system, line, self.settings)
+                speaker.answer(self.system, said, self.settings)
 
 
 def main() -> int:

@@ -7,8 +7,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.batches import pad
+from pipeline.data.sight import COLUMN, Sight
 from pipeline.data.tokens import IGNORED, CausalCollator, Tokens
+from pipeline.models import llava, parts, processors, vision
 from pipeline.models.logits import at
+from pipeline.models.tokenization import render
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +128,22 @@ def rewards(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list
         for place, score in zip(places, scores.tolist(), strict=True):
             found[place] = score
     return found
+
+
+def prompt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str, turns: Sequence[Mapping[str, Any]]
+) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Return the ids by which the next answer of a conversation is asked for, and its pictures where the model sees.
+
+    `turns`: messages, whose parts hold their pictures. `folder`: of the model.
+    """
+    if not llava.sees(model):
+        return render(tokenizer, parts.blind(turns), answer_next=True), {}
+    llava.settle(tokenizer, model.config)
+    eyes = Sight.of(model.config, processors.image_processor(folder))
+    seen = eyes.seen({"input_ids": render(tokenizer, parts.bare(turns), answer_next=True)}, parts.pictures(turns))
+    values = eyes.values([seen[COLUMN]])
+    return seen["input_ids"], {} if values is None else {vision.PIXELS: values.to(model.device)}
 
 
 def num_targets(rows: Sequence[Tokens]) -> list[int]:

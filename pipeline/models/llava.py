@@ -82,7 +82,7 @@ def tower_of(parent: str) -> Any:
 def num_patches(config: Any) -> int:
     """Return how many tokens a picture has."""
     seen = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    return int(seen) + (config.vision_feature_select_strategy == "full")
+    return int(seen + (config.vision_feature_select_strategy == "full"))
 
 
 def processor(tokenizer: Any, images: Any, config: Any) -> Any:

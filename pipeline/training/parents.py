@@ -55,7 +55,25 @@ def known_by_itself(run: Run, examples: Any, tokenizer: Any) -> None:
     if not _asked(run, PARENT) or not examples:
         return
     if opened := pretrained(run.parents[PARENT]):
-        knows(*opened, examples, tokenizer, run.say)
+        knows(*opened, _Blind(examples, tokenizer), tokenizer, run.say)
+
+
+class _Blind(Sequence[Any]):
+    """Encoded rows without the tokens of pictures, which a parent that reads texts alone has no embedding for."""
+
+    def __init__(self, rows: Sequence[Any], tokenizer: Any) -> None:
+        self.rows, self.token = rows, getattr(tokenizer, "image_token_id", None)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: Any) -> Any:
+        row = self.rows[at]
+        if self.token is None or "input_ids" not in row:
+            return row
+        ids = row["input_ids"]
+        kept = {key: row[key] for key in ("input_ids", "labels") if key in row}
+        return {key: [value for value, one in zip(values, ids, strict=True) if one != self.token] for key, values in kept.items()}
 
 
 def pretrained(folder: str) -> tuple[str, Any] | None:
