@@ -409,6 +409,51 @@ def test_a_finished_model_is_asked_with_its_pictures(made):
     assert "pixels" not in blind.prompt(questions[0].turns)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [f"data:image/png;base64,{RED['bytes']}", "http://a.b/c.png", "data:image/png;base64,!", "data:image/png;base64,QUJD"],
+)
+def test_the_server_reads_pictures_and_fetches_none(made, chain, url):
+    pytest.importorskip("fastapi")
+    from pipeline.commands._serve.answers import Model
+    from pipeline.commands._serve.asked import AskedChat, Refused
+
+    turns = [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Which?"}]}
+    ]
+    asked = AskedChat.model_validate({"model": "sft", "messages": turns})
+    if len(url) > 60:
+        ids, beside = Model("sft", str(made / "sft")).prompt(asked)
+        node = StageModel(str(made / "sft"), "sft")
+        assert ids == node.prompt(Question("Which?", "", images=(png("red"),)).turns)["input_ids"]
+        assert beside[vision.PIXELS].shape == (1, 3, SIDE, SIDE)
+        with pytest.raises(Refused, match="parts of type text; this model reads nothing else"):
+            Model("text", str(chain / "sft")).prompt(asked)
+        return
+    with pytest.raises(Refused, match=r"no address is fetched|is not base64|not an image of a kind"):
+        Model("sft", str(made / "sft")).prompt(asked)
+
+
+def test_chat_shows_a_picture_with_the_next_message(made, tmp_path, capsys):
+    from pipeline.commands.chat import Chat
+
+    (tmp_path / "red.png").write_bytes(png("red"))
+    chat = Chat(made, "sft")
+    chat.take(f"/image {tmp_path}/red.png")
+    chat.take("/set max_new_tokens 6")
+    chat.take("Which?")
+    asked = [{"role": "user", "content": [place(), {"type": "text", "text": "Which?"}]}]
+    assert parts.bare(chat.speakers[0].turns[:1]) == asked
+    assert chat.speakers[0].turns[1]["content"] == str(
+        StageModel(str(made / "sft"), "sft").replies([Question("Which?", "", images=(png("red"),)).turns], 6)[0]
+    )
+    chat.take("And now?")
+    assert chat.speakers[0].turns[2] == {"role": "user", "content": "And now?"}
+    for words, fault in {f"/image {tmp_path}/none.png": "No such file", f"/image {tmp_path}": "Is a directory"}.items():
+        with pytest.raises(UserError, match=fault):
+            chat.take(words)
+
+
 def test_shuffled_pictures_are_those_of_another_row(seen):
     rows = rows_of(seen)[:5]
     mixed = [*rows, {"messages": [said("Hi"), reply("Ho")]}, rows[0] | {"images": rows[0]["images"][:1]}]

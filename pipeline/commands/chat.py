@@ -25,7 +25,9 @@ from pipeline.system.errors import Stopped, UserError
 
 MAKE = {"runs": "OUT", "node": "STAGE"}
 ALL = "all"
-HELP = "/image PATH, /reset, /system TEXT, /node NAME, /all, /set NAME VALUE, /help; Ctrl-C ends an answer, an empty line the chat"
+HELP = (
+    "/image PATH, /reset, /system TEXT, /node NAME, /all, /set NAME VALUE, /help; Ctrl-C ends an answer, an empty line the chat"
+)
 SAMPLING: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "temperature": (float, lambda value: value >= 0, "at least 0, which is greedy"),
     "top_p": (float, lambda value: 0 < value <= 1, "above 0 and at most 1"),
@@ -163,7 +165,9 @@ class Chat:
         from pipeline.data import pictures
 
         if not any(speaker.sees for speaker in self.speakers):
-            raise UserError(f"/image: {', '.join(speaker.name for speaker in self.speakers)}: reads texts alone, and sees no picture")
+            raise UserError(
+                f"/image: {', '.join(speaker.name for speaker in self.speakers)}: reads texts alone, and sees no picture"
+            )
         try:
             cell = pictures.held(Path(path).expanduser().read_bytes(), path)
         except OSError as error:

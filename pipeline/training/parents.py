@@ -73,7 +73,9 @@ class _Blind(Sequence[Any]):
             return row
         ids = row["input_ids"]
         kept = {key: row[key] for key in ("input_ids", "labels") if key in row}
-        return {key: [value for value, one in zip(values, ids, strict=True) if one != self.token] for key, values in kept.items()}
+        return {
+            key: [value for value, one in zip(values, ids, strict=True) if one != self.token] for key, values in kept.items()
+        }
 
 
 def pretrained(folder: str) -> tuple[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from transformers import LogitsProcessor
 from transformers.cli.serving.utils import DirectStreamer, InferenceThread
 
-from pipeline.commands._serve.asked import AskedChat, AskedText, Refused
+from pipeline.commands._serve.asked import TEXTS_ALONE, AskedChat, AskedText, Refused
 from pipeline.data import tokens
-from pipeline.models import checkpoint, tokenization
+from pipeline.evaluation import inference
+from pipeline.models import checkpoint, llava, tokenization
 from pipeline.system import hardware
 from pipeline.system.errors import UserError
 
@@ -63,7 +64,7 @@ class Model:
     """The one model that is served."""
 
     def __init__(self, name: str, folder: str) -> None:
-        self.name = name
+        self.name, self.folder = name, folder
         self.tokenizer: Any = tokenization.load(folder)
         self.model = checkpoint.load(folder).to(hardware.device()).eval()
         self.model.config.use_cache = True
@@ -71,13 +72,16 @@ class Model:
         checkpoint.ends_answers(self.model.generation_config, self.tokenizer)
         self._thread = InferenceThread()
 
-    def prompt(self, asked: AskedChat | AskedText) -> list[int]:
-        """Return the tokens before the answer; Refused where there can be none."""
+    def prompt(self, asked: AskedChat | AskedText) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """Return the tokens before the answer, and the pictures in their places; Refused where there can be none."""
         if isinstance(asked, AskedChat):
             if not self.tokenizer.chat_template:
                 raise Refused(f"{self.name} has no chat template; ask it by /v1/completions", "model")
+            if not llava.sees(self.model) and any(message.shows for message in asked.messages):
+                raise Refused(f"messages: content: {TEXTS_ALONE}", "messages")
+            turns = [message.turn() for message in asked.messages]
             try:
-                return tokenization.render(self.tokenizer, [message.turn() for message in asked.messages], answer_next=True)
+                return inference.prompt(self.model, self.tokenizer, self.folder, turns)
             except UserError as error:
                 raise Refused(f"the chat template can't render these messages: {'; '.join(error.faults)}", "messages") from None
         given = asked.prompt
@@ -85,9 +89,9 @@ class Model:
         if isinstance(given, list) and isinstance(given[0], int):
             if any(not 0 <= int(token) < size for token in given):
                 raise Refused(f"prompt: ids of tokens are from 0 to {size - 1}", "prompt")
-            return [int(token) for token in given]
+            return [int(token) for token in given], {}
         text = given if isinstance(given, str) else str(given[0])
-        return tokens.encode_text({"text": text}, self.tokenizer)["input_ids"][:-1]  # as pretraining began each text
+        return tokens.encode_text({"text": text}, self.tokenizer)["input_ids"][:-1], {}  # as pretraining began each text
 
     def settings(self, asked: AskedChat | AskedText, read: int) -> Any:
         """Return the node's own generation settings with what was asked for; Refused where the context is too short."""
@@ -114,14 +118,16 @@ class Model:
             raise Refused(f"logit_bias: {wrong[0][:20]!a}: ids of tokens are from 0 to {size - 1}", "logit_bias")
         return [[[int(token)], float(bias)] for token, bias in given.items()]
 
-    async def stream(self, asked: AskedChat | AskedText, ids: list[int], settings: Any, answer: Answer) -> AsyncIterator[str]:
-        """Yield an answer piece by piece, up to a string that ends it, and keep count in `answer`.
+    async def stream(
+        self, asked: AskedChat | AskedText, ids: list[int], beside: Mapping[str, Any], settings: Any, answer: Answer
+    ) -> AsyncIterator[str]:
+        """Yield an answer piece by piece, up to a string that ends it, and keep count in `answer`; `beside`: pictures.
 
         Requests wait for each other, so the draws of each come from its own seed alone. Whoever stops reading ends it.
         """
         queue: asyncio.Queue[Any] = asyncio.Queue()
         streamer = _Streamer(self.tokenizer._tokenizer, asyncio.get_running_loop(), queue)
-        done = self._thread.async_submit(self._generate, asked, ids, settings, streamer)
+        done = self._thread.async_submit(self._generate, asked, ids, beside, settings, streamer)
         done.add_done_callback(lambda ended: queue.put_nowait(ended.exception()))
         held, stops = "", asked.stops
         keep = max(map(len, stops), default=1) - 1  # letters that may be the beginning of a string that ends it
@@ -153,7 +159,9 @@ class Model:
         finally:
             streamer.cancel()
 
-    def _generate(self, asked: AskedChat | AskedText, ids: list[int], settings: Any, streamer: _Streamer) -> None:
+    def _generate(
+        self, asked: AskedChat | AskedText, ids: list[int], beside: Mapping[str, Any], settings: Any, streamer: _Streamer
+    ) -> None:
         """Generate, on the thread of inference."""
         if streamer._cancelled.is_set():
             return
@@ -162,6 +170,6 @@ class Model:
         penalties = _Penalties(len(ids), asked.frequency_penalty or 0.0, asked.presence_penalty or 0.0)
         with torch.no_grad():
             self.model.generate(
-                row, attention_mask=torch.ones_like(row), generation_config=settings, streamer=streamer,
+                row, attention_mask=torch.ones_like(row), generation_config=settings, streamer=streamer, **beside,
                 logits_processor=[penalties] if penalties.often or penalties.once else [],
             )  # fmt: skip

@@ -30,9 +30,9 @@ def build(model: Model) -> FastAPI:
 
     async def answered(asked: AskedChat | AskedText, form: Callable[..., dict[str, Any]]) -> Any:
         known(asked.model)
-        ids = model.prompt(asked)
+        ids, beside = model.prompt(asked)
         settings, answer = model.settings(asked, len(ids)), Answer(len(ids))
-        pieces = model.stream(asked, ids, settings, answer)
+        pieces = model.stream(asked, ids, beside, settings, answer)
         if asked.stream:
             return StreamingResponse(_events(asked, form, pieces, answer), media_type="text/event-stream")
         text = "".join([piece async for piece in pieces])

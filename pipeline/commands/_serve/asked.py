@@ -1,7 +1,7 @@
 """What a client may ask of the server, as OpenAI's API defines it, and how a refusal looks.
 
-Everything that would change the answer and can't be done here (several answers, log-probabilities, tools, images) is refused
-by name; what has no bearing on it (`user`, `metadata`, `store`) is accepted.
+Everything that would change the answer and can't be done here (several answers, log-probabilities, tools) is refused by name;
+pictures come as data URLs, and no address is fetched; what has no bearing on it (`user`, `metadata`, `store`) is accepted.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.data.types import Malformed
+from pipeline.data.types._pictures import seen
 
 
 class Refused(Exception):
@@ -93,6 +96,18 @@ class _Text(BaseModel):
     text: Str
 
 
+class _Address(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: Str
+    detail: Literal["auto", "low", "high"] | None = None  # of which there is one here
+
+
+class _Picture(BaseModel):
+    type: Literal["image_url"]
+    image_url: _Address
+
+
 class _Message(BaseModel):
     """One turn; the template decides which roles it can render.
 
@@ -102,7 +117,7 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Str | list[_Text]
+    content: Str | list[Annotated[_Text | _Picture, Field(discriminator="type")]]
     name: Str | None = None
     refusal: None = None
     audio: None = None
@@ -110,10 +125,36 @@ class _Message(BaseModel):
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
-    def turn(self) -> dict[str, str]:
-        """Return role and text as chat templates know them."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    @property
+    def shows(self) -> bool:
+        """Whether it has pictures."""
+        return not isinstance(self.content, str) and any(part.type == "image_url" for part in self.content)
+
+    def turn(self) -> dict[str, Any]:
+        """Return role and content as chat templates know them, pictures in their places; Refused for one that can't be shown."""
+        found: Any = self.content
+        if self.shows:
+            found = [
+                {"type": "text", "text": part.text} if isinstance(part, _Text) else {"type": "image", "image": _shown(part)}
+                for part in self.content
+                if not isinstance(part, str)
+            ]
+        elif not isinstance(self.content, str):
+            found = "".join(part.text for part in self.content if isinstance(part, _Text))
+        return {"role": "system" if self.role == "developer" else self.role, "content": found}
+
+
+def _shown(part: _Picture) -> dict[str, str]:
+    """Return the picture of a data URL; Refused for an address, which nothing fetches, and for what is no picture."""
+    if not part.image_url.url.startswith("data:"):
+        raise Refused("image_url: a picture is sent as a data URL (data:image/png;base64,…); no address is fetched", "messages")
+    try:
+        cell = seen(part.image_url.url)
+    except Malformed as error:
+        raise Refused(str(error), "messages") from None
+    if "fault" in cell:
+        raise Refused(f"image_url: {cell['fault']}", "messages")
+    return cell
 
 
 class _Format(BaseModel):
@@ -168,8 +209,9 @@ class AskedText(_Asked):
         return given
 
 
+TEXTS_ALONE = "expected text, or a list of parts of type text; this model reads nothing else"
 _FORMS = {
-    "content": "expected text, or a list of parts of type text; this model reads nothing else",
+    "content": TEXTS_ALONE,
     "stop": "expected text that is not empty, or up to four of them",
     "prompt": "expected one text, or the ids of its tokens",
 }  # fields that may have several forms, of which pydantic names each
