@@ -97,8 +97,9 @@ class Pretraining(Stage):
         return library_class("pipeline.objectives.evaluator.EVALUATORS")(options)  # type: ignore[no-any-return]
 
     def modules(self, options: Options) -> list[Path]:
-        """Return the objective's file."""
-        return [Path(str(sys.modules[type(options.chosen).__module__].__file__))]
+        """Return the files of the objective and of those that it is made of."""
+        chosen = options.chosen
+        return [Path(str(sys.modules[type(one).__module__].__file__)) for one in (chosen, *chosen.others())]
 
     def positions(self, options: Options) -> int:
         """Return `max_length`."""
@@ -228,8 +229,13 @@ class Pretraining(Stage):
         for role, where in towers.items():
             run.say(f"{role.replace('_', ' ')} from {where}")
         learned: list[Any] = []
+
+        def learn() -> Any:
+            learned.append(_trained(run, rows))
+            return learned[0]
+
         tokenizer, model = objective.begin(
-            towers, lambda: learned.append(_trained(run, rows)) or learned[0], options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
+            towers, learn, options.architecture or objective.architectures[0], hidden_size=options.hidden_size,
             num_hidden_layers=options.num_hidden_layers, num_attention_heads=options.num_attention_heads,
             max_position_embeddings=options.max_length,
         )  # fmt: skip

@@ -254,7 +254,7 @@ def test_training_reads_what_the_librarys_processor_makes(made, seen):
     wanted = library.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
     assert found["input_ids"] == wanted["input_ids"][0].tolist()
     assert found["input_ids"].count(eyes.token) == 2 * PATCHES
-    assert torch.allclose(eyes.values([found["pixels"]]), wanted["pixel_values"], atol=1e-6)
+    assert torch.allclose(eyes.columns([found["pixels"]])["pixel_values"], wanted["pixel_values"], atol=1e-6)
     targets = [label for label in found["labels"] if label != IGNORED]
     assert tokenizer.decode(targets) == row["messages"][1]["content"] + "<|im_end|>"
 
@@ -271,7 +271,7 @@ def test_each_place_gets_the_patches_of_its_own_picture(made, seen):
     with torch.no_grad():
         model(**batch)
         for number, row in enumerate(rows):
-            alone = [eyes.values([eyes.look(one)]) for one in row["images"]]
+            alone = [eyes.columns([eyes.look(one)])["pixel_values"] for one in row["images"]]
             features = torch.cat([model.get_image_features(one).pooler_output[0] for one in alone])
             places = batch["input_ids"][number] == eyes.token
             assert torch.allclose(read[0][number][places], features, atol=1e-5)
@@ -388,7 +388,7 @@ def test_pairs_show_both_sides_the_same_pictures(made, seen):
     batch = PairCollator(eyes, DataCollatorForPreference(int(tokenizer.pad_token_id), 64))(pairs)
     assert (batch["input_ids"] == eyes.token).sum(1).tolist() == [2 * PATCHES] * 4
     assert torch.equal(*batch[vision.PIXELS].chunk(2))
-    assert torch.equal(batch[vision.PIXELS][:4], eyes.values([pair["pixels"] for pair in pairs]))
+    assert torch.equal(batch[vision.PIXELS][:4], eyes.columns([pair["pixels"] for pair in pairs])["pixel_values"])
 
 
 def test_a_finished_model_is_asked_with_its_pictures(made):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data import pictures
 from pipeline.data.tokens import CausalCollator
-from pipeline.models import llava, vision
+from pipeline.models import llava, processors, vision
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ class Sight:
             )
         return found
 
+    @classmethod
+    def at(cls, folder: str, config: Any, role: str = "parent") -> Sight:
+        """Return that of a LLaVA by its configuration, with the image processor of a folder or hub id."""
+        return cls.of(config, processors.image_processor(folder, role))
+
     def look(self, cell: Mapping[str, str]) -> bytes:
         """Return the picture of a row's cell at the size that the tower reads, (side, side, 3) uint8 as bytes."""
         import numpy as np
@@ -67,11 +72,19 @@ class Sight:
     def _wide(self, values: Sequence[int], ids: Sequence[int]) -> list[int]:
         return [value for value, one in zip(values, ids, strict=True) for _ in range(self.patches if one == self.token else 1)]
 
-    def values(self, pixels: Sequence[bytes]) -> torch.Tensor | None:
-        """Return the pictures of encoded rows in their order, as the tower reads them, (pictures, 3, side, side); None where there are none."""
+    def columns(self, pixels: Sequence[bytes]) -> dict[str, torch.Tensor]:
+        """Return what a batch of encoded rows has beside its tokens: the pictures in their order, as the tower reads them.
+
+        (pictures, 3, side, side); nothing where there are none.
+        """
         size = 3 * self.side**2
         each = [row[start : start + size] for row in pixels for start in range(0, len(row), size)]
-        return vision.normalised(vision.stacked(each, self.side), self.images) if each else None
+        return {vision.PIXELS: vision.normalised(vision.stacked(each, self.side), self.images)} if each else {}
+
+
+def of_one_side(columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the pictures of a batch of pairs once, where it has them for both sides, one half after the other."""
+    return {name: columns[name].chunk(2)[0] for name in (vision.PIXELS,) if name in columns}
 
 
 @dataclass
@@ -84,8 +97,7 @@ class PairCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate pairs; `pixel_values` holds each prompt's pictures twice, for the chosen and for the rejected side."""
         batch = self.pairs([{key: value for key, value in row.items() if key != COLUMN} for row in rows])
-        values = self.sight.values([row[COLUMN] for row in rows] * 2)
-        return batch if values is None else {**batch, vision.PIXELS: values}
+        return {**batch, **self.sight.columns([row[COLUMN] for row in rows] * 2)}
 
 
 @dataclass
@@ -98,5 +110,4 @@ class SightCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows; the pictures of all of them stand in one tensor, in the order of their places."""
         batch = CausalCollator(self.pad_id)([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
-        values = self.sight.values([row[COLUMN] for row in rows])
-        return batch if values is None else batch | {vision.PIXELS: values}
+        return batch | self.sight.columns([row[COLUMN] for row in rows])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.batches import pad
 from pipeline.data.sight import COLUMN, Sight
 from pipeline.data.tokens import IGNORED, CausalCollator, Tokens
-from pipeline.models import llava, parts, processors, vision
+from pipeline.models import llava, parts
 from pipeline.models.logits import at
 from pipeline.models.tokenization import render
 
@@ -140,10 +140,9 @@ def prompt(
     if not llava.sees(model):
         return render(tokenizer, parts.blind(turns), answer_next=True), {}
     llava.settle(tokenizer, model.config)
-    eyes = Sight.of(model.config, processors.image_processor(folder))
+    eyes = Sight.at(folder, model.config)
     seen = eyes.seen({"input_ids": render(tokenizer, parts.bare(turns), answer_next=True)}, parts.pictures(turns))
-    values = eyes.values([seen[COLUMN]])
-    return seen["input_ids"], {} if values is None else {vision.PIXELS: values.to(model.device)}
+    return seen["input_ids"], {name: value.to(model.device) for name, value in eyes.columns([seen[COLUMN]]).items()}
 
 
 def num_targets(rows: Sequence[Tokens]) -> list[int]:

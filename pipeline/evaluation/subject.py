@@ -21,7 +21,7 @@ from pipeline.data.sight import COLUMN, Sight, SightCollator
 from pipeline.data.tokens import Tokens
 from pipeline.data.types import Row
 from pipeline.evaluation import inference
-from pipeline.models import checkpoint, llava, parts, processors, reward_model, vision
+from pipeline.models import checkpoint, llava, parts, processors, reward_model
 from pipeline.models.control import Unfit
 from pipeline.models.families import ANSWERING, family_of
 from pipeline.models.tokenization import render
@@ -126,7 +126,7 @@ class StageModel:
     @cached_property
     def sight(self) -> Sight:
         """What makes its input of the pictures of a conversation, where it sees."""
-        return Sight.of(self.config, processors.image_processor(self.where))
+        return Sight.at(self.where, self.config)
 
     def prompt(self, turns: Turns, encode: Callable[[Turns], Mapping[str, list[int]]] | None = None) -> dict[str, Any]:
         """Return an encoded conversation, its pictures under `pixels`; without them where it sees none.
@@ -155,17 +155,16 @@ class StageModel:
         )
 
     def continued(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None, pixels: Sequence[bytes] = ()
+        self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None, looks: Sequence[bytes] = ()
     ) -> list[inference.Reply]:
-        """Return what it writes after each prompt (ids), asked once and remembered; `pixels`: the pictures of each."""
+        """Return what it writes after each prompt (ids), asked once and remembered; `looks`: the pictures of each."""
 
         def beside(places: Sequence[int]) -> dict[str, Any]:
-            values = self.sight.values([pixels[place] for place in places])
-            return {} if values is None else {vision.PIXELS: values}
+            return self.sight.columns([looks[place] for place in places])
 
-        key = json.dumps([prompts, max_new_tokens, seed, [hashes.digest([one.hex()]) for one in pixels if one]])
+        key = json.dumps([prompts, max_new_tokens, seed, [hashes.digest([one.hex()]) for one in looks if one]])
         if key not in self._replies:
-            more = [beside] if any(pixels) else []
+            more = [beside] if any(looks) else []
             self._replies[key] = inference.replies(self.model, self.tokenizer, prompts, max_new_tokens, seed, *more)
         return self._replies[key]
 

@@ -125,7 +125,7 @@ def _check_written(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[s
                 f"chat_template: writes no {name}, which rows have; take one that does, such as chatml-tools.jinja, "
                 f"or leave them out on purpose by `ignore: [{name}]` in the source of a recipe"
             )
-    if parts.count(turns) and getattr(tokenizer, "image_token", None) is None:
+    if parts.count(turns) and parts.token_of(tokenizer) is None:
         raise UserError(
             "rows hold pictures, and the model sees none: give a stage that can a vision tower (`vision:` and `tower: frozen`), or leave "
             "the rows out"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models import families
 from pipeline.models.tokenization import stop_ids
 from pipeline.system.errors import UserError
 
@@ -36,9 +37,9 @@ def load(parent: str, role: str = "parent", **how: Any) -> Any:
 
 def writer(config: Any) -> Any:
     """Return the library's class that loads or builds a model which writes: a causal one, or one that also sees."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    import transformers
 
-    return AutoModelForImageTextToText if config.model_type == "llava" else AutoModelForCausalLM
+    return getattr(transformers, families.writer(config.model_type))
 
 
 def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.models import checkpoint, vision
+from pipeline.models import checkpoint, parts, vision
 from pipeline.system.errors import UserError
 
 FAMILY = "vision_language"
@@ -22,7 +22,7 @@ def sees(model: Any) -> bool:
 
 def settle(tokenizer: Any, config: Any) -> None:
     """Let a tokenizer know by name which token stands for the patches of a picture, as that of an older folder may not."""
-    if getattr(tokenizer, "image_token", None) is None:
+    if parts.token_of(tokenizer) is None:
         tokenizer._set_model_specific_special_tokens({"image_token": tokenizer.convert_ids_to_tokens(config.image_token_id)})
 
 

@@ -9,6 +9,12 @@ PICTURE = "image"  # the type of a part, and its key for the picture itself, whe
 Turns = Sequence[Mapping[str, Any]]
 
 
+def token_of(tokenizer: Any) -> int | None:
+    """Return the token in whose place a model reads the patches of a picture; None where it sees none."""
+    found: int | None = getattr(tokenizer, "image_token_id", None)
+    return found
+
+
 def texts(content: Any) -> list[str]:
     """Return the texts of a content, in order."""
     return [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] != PICTURE]

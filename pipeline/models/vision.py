@@ -116,8 +116,14 @@ def scaled(levels: torch.Tensor, processor: Any) -> torch.Tensor:
 
 def patches(config: Any, batch: Mapping[str, Any]) -> int:
     """Return how many patches the pictures of a batch have for a model of a configuration."""
-    pixels, size = batch[PIXELS], getattr(config, "vision_config", config).patch_size
-    return int(pixels.shape[0] * (pixels.shape[-2] // size) * (pixels.shape[-1] // size))
+    size = getattr(config, "vision_config", config).patch_size
+    columns = [value for key, value in batch.items() if key.endswith(PIXELS)]
+    return sum(int(one.shape[0] * (one.shape[-2] // size) * (one.shape[-1] // size)) for one in columns)
+
+
+def pictured(batch: Mapping[str, Any]) -> bool:
+    """Say whether a batch holds pictures, in one column or several."""
+    return any(key.endswith(PIXELS) for key in batch)
 
 
 def patches_beside(config: Any, batch: Mapping[str, Any]) -> int:
@@ -135,4 +141,7 @@ def operations(model: Any, batch: Mapping[str, Any]) -> int:
     if not hasattr(model, "text_model"):
         return int(6 * patches(model.config, batch) * model.num_parameters(exclude_embeddings=True))
     of_pictures, of_texts = (one.num_parameters(exclude_embeddings=True) for one in (model.vision_model, model.text_model))
-    return int(6 * (patches(model.config, batch) * of_pictures + batch["input_ids"].numel() * of_texts))
+    return int(
+        6
+        * (patches(model.config, batch) * of_pictures + (batch["input_ids"].numel() if "input_ids" in batch else 0) * of_texts)
+    )

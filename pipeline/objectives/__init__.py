@@ -75,6 +75,10 @@ class Objective(ABC):
     accumulates: ClassVar[bool] = True  # whether a batch may be split for gradient accumulation
     together: ClassVar[bool] = False  # whether held-out rows are scored all at once, since each is looked for among all
 
+    def others(self) -> list[Objective]:
+        """Return objectives that it is made of."""
+        return []
+
     @property
     def weights(self) -> Mapping[str, float]:
         """What each part of the loss is multiplied by."""

@@ -112,7 +112,7 @@ def _read(batch: Mapping[str, Any], tokenizer: Any, folder: Path) -> int:
 
     from pipeline.models import vision
 
-    beside = vision.PIXELS in batch
+    beside = vision.pictured(batch)
     patches = vision.patches_beside(AutoConfig.from_pretrained(folder, trust_remote_code=False), batch) if beside else 0
     return patches + tokens_read({IDS: batch["words"]} if "words" in batch else batch, int(tokenizer.pad_token_id))
 

@@ -7,7 +7,7 @@ With `strategy: frozen` that is a linear probe. `labelled` says how few labels i
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,7 +35,7 @@ class ImageClassification(Classification):
 
     reads = "images"
     family = "image_classifier"
-    accepts: ClassVar[tuple[str, ...]] = ("vision", "masked_vision", "image_classifier")
+    accepts: ClassVar[tuple[str, ...]] = ("vision", "masked_vision", "dual_encoder", "image_classifier")
     auto = "AutoModelForImageClassification"
     keeps = "pixels"
     unread: ClassVar[tuple[str, ...]] = ("max_length",)
@@ -97,15 +97,22 @@ class ImageClassification(Classification):
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the most likely label of each picture, with the probability of every label."""
+        model.eval()
+
+        def said(pixels: Any) -> list[Prediction]:
+            return probabilities(model, model(pixel_values=pixels.to(model.device)).logits.float().cpu())
+
+        return self.asked(rows, tokenizer, said)
+
+    def asked(self, rows: Rows, processor: Any, said: Callable[[Any], list[Prediction]]) -> list[Prediction]:
+        """Return what is said of the pictures of rows, a few at a time, (pictures, 3, side, side)."""
         import torch
 
         found: list[Prediction] = []
-        model.eval()
         for start in range(0, len(rows.kept), _BATCH):
-            pixels = np.stack([_read(row, tokenizer) for row in rows.kept[start : start + _BATCH]])
+            pixels = np.stack([_read(row, processor) for row in rows.kept[start : start + _BATCH]])
             with torch.no_grad():
-                said = model(pixel_values=vision.normalised(pixels, tokenizer).to(model.device)).logits
-            found += probabilities(model, said.float().cpu())
+                found += said(vision.normalised(pixels, processor))
         return found
 
     def rivals(self, training: Sequence[Row], rows: Sequence[Row]) -> Iterator[tuple[str, list[Prediction]]]:

@@ -12,7 +12,6 @@ import torch
 from pipeline.data.batches import pad
 from pipeline.data.sight import COLUMN
 from pipeline.data.tokens import answered
-from pipeline.models import vision
 from pipeline.training import references, scoring
 from pipeline.training.alignment import AlignmentTrainer
 from pipeline.training.loop import passes
@@ -89,8 +88,7 @@ class AnchoredTrainer(AlignmentTrainer):
         """Return the pictures of rows as often as each has answers; nothing where the model reads none."""
         collator = getattr(self.data_collator, "collator", self.data_collator)
         eyes = getattr(collator, "sight", None)
-        values = eyes.values([row[COLUMN] for row in rows] * len(self.columns)) if eyes else None
-        return {} if values is None else {vision.PIXELS: values}
+        return eyes.columns([row[COLUMN] for row in rows] * len(self.columns)) if eyes else {}
 
     def _parent_scores(self, rows: Sequence[dict[str, Any]]) -> references.Values:
         """Return the parent's log-probability of every token of the rows' answers."""

@@ -93,6 +93,8 @@ def _given_length(run: Run) -> int | None:
 
 def turn_markers(tokenizer: Any, ids: Sequence[int]) -> list[int]:
     """Return the special tokens of an encoded conversation that mark its turns, which pretraining did not see."""
+    from pipeline.models import parts
+
     known = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    known.add(getattr(tokenizer, "image_token_id", None))  # in whose place a model reads patches
+    known.add(parts.token_of(tokenizer))  # in whose place a model reads patches
     return sorted(set(ids) & set(tokenizer.all_special_ids) - known)

@@ -292,8 +292,10 @@ def agree(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     ModernBERT reads no token types, though a tokenizer like BERT's gives them.
     """
     read = inspect.signature(model.forward).parameters
+    texts = processors.tokenizer_of(tokenizer)
+    tokenizer = tokenizer if texts is None else texts
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in read]
-    if not processors.of_pictures(tokenizer):
+    if texts is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 

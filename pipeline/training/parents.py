@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.chain.stage import PARENT
 from pipeline.data.tokens import IGNORED
+from pipeline.models import parts
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
 from pipeline.training.familiarity import KNOWN_ROWS, KNOWN_TOKENS, Familiarity, cost_of, measured, next_tokens, targets
@@ -62,7 +63,7 @@ class _Blind(Sequence[Any]):
     """Encoded rows without the tokens of pictures, which a parent that reads texts alone has no embedding for."""
 
     def __init__(self, rows: Sequence[Any], tokenizer: Any) -> None:
-        self.rows, self.token = rows, getattr(tokenizer, "image_token_id", None)
+        self.rows, self.token = rows, parts.token_of(tokenizer)
 
     def __len__(self) -> int:
         return len(self.rows)

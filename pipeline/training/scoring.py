@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pipeline.data import sight
 from pipeline.data.tokens import IGNORED
-from pipeline.models import vision
 
 _CLOSE = 1e-3  # nats between both ways of reading the first pairs; another mask than the one that was meant moves them more
 _SCORES = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")  # what trl's head gives of each token
@@ -62,9 +62,7 @@ def score_answers_alone(model: Any, joins: Callable[[], bool] = lambda: False) -
         scored = targets != IGNORED
         if joins():
             joined, places = join(columns["input_ids"], columns["attention_mask"])
-            if vision.PIXELS in columns:  # of both sides, which show the same
-                columns[vision.PIXELS] = columns[vision.PIXELS].chunk(2)[0]
-            columns |= joined | {"attention_mask": _additive(model, joined["attention_mask"])}
+            columns |= sight.of_one_side(columns) | joined | {"attention_mask": _additive(model, joined["attention_mask"])}
         else:
             places = torch.arange(labels.numel(), device=labels.device).view(labels.shape)
         wanted = places[:, :-1][scored]

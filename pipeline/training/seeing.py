@@ -98,10 +98,9 @@ def sight(run: Run, model: Any) -> Sight | None:
     if not run.options.tower:
         return None
     from pipeline.data.sight import Sight
-    from pipeline.models import processors
 
     role = TOWER if run.parents.get(TOWER) else PARENT
-    return Sight.of(model.config, processors.image_processor(run.parents[role], role))
+    return Sight.at(run.parents[role], model.config, role)
 
 
 def settings(eyes: Sight | None, longest: int) -> list[Any]:
@@ -150,10 +149,7 @@ def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
 
 def sample(eyes: Sight | None, example: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
     """Return the columns of one row, by which a merged model is compared with its adapter."""
-    from pipeline.models import vision
-
-    values = eyes.values([example["pixels"]]) if eyes else None
-    return {"input_ids": ids} | ({} if values is None else {vision.PIXELS: values})
+    return {"input_ids": ids} | (eyes.columns([example["pixels"]]) if eyes else {})
 
 
 def saver(eyes: Sight | None) -> Any:

@@ -79,7 +79,11 @@ def _stacks(model: Any, last_layers: int) -> list[Any]:
     from torch.nn import ModuleList
 
     settings = model.config
-    depths = {settings.num_hidden_layers, getattr(settings, "decoder_layers", 0), getattr(settings, "num_decoder_layers", 0)}
+    depths = {
+        getattr(settings, "num_hidden_layers", 0),
+        getattr(settings, "decoder_layers", 0),
+        getattr(settings, "num_decoder_layers", 0),
+    }
     stacks = [module for module in model.base_model.modules() if isinstance(module, ModuleList) and len(module) in depths - {1}]
     if not stacks or any(len(stack) < last_layers for stack in stacks):
         raise UserError(

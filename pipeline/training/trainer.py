@@ -216,7 +216,7 @@ class StageTrainer(Trainer):
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none; of pictures their patches, and the tokens beside them."""
-        if vision.PIXELS in inputs:
+        if vision.pictured(inputs):
             patches, beside = vision.patches_beside(self._config, inputs), tokens_read(inputs, 0)
             seen = torch.tensor(patches + beside, device=self.args.device)
             self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
@@ -233,7 +233,7 @@ class StageTrainer(Trainer):
 
         Of pictures they are counted by their patches.
         """
-        if vision.PIXELS in inputs:
+        if vision.pictured(inputs):
             return vision.operations(self.accelerator.unwrap_model(self.model), inputs)
         name = getattr(self.model, "main_input_name", IDS)
         columns = [inputs[name]] if name in inputs else [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
