@@ -172,7 +172,7 @@ class DPO(Stage):
         from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
         from pipeline.training.preference import PreferenceTrainer
 
-        arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+        arguments = run.library_arguments(**DEFAULTS | seeing.defaults(run.options) | run.arguments | FORCED)
         check_losses(arguments)
         rows = self.rows(run)
         set_seed(run.seed)

@@ -139,7 +139,9 @@ class SFT(Stage):
         class Conversations(StageTrainer, SFTTrainer):
             """trl's trainer, watched for a loss that is not finite."""
 
-        arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED, dataset_kwargs={"skip_prepare_dataset": True})
+        arguments = run.library_arguments(
+            **DEFAULTS | seeing.defaults(run.options) | run.arguments | FORCED, dataset_kwargs={"skip_prepare_dataset": True}
+        )
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)

@@ -103,6 +103,11 @@ def sight(run: Run, model: Any) -> Sight | None:
     return Sight.at(run.parents[role], model.config, role)
 
 
+def defaults(options: Any) -> dict[str, Any]:
+    """Return keys of the library's class that a model which sees needs: in a batch of texts alone its projector has no gradient."""
+    return {"ddp_find_unused_parameters": True} if options.tower else {}
+
+
 def settings(eyes: Sight | None, longest: int) -> list[Any]:
     """Return all that decides encoded rows beside the rows and the tokenizer, as JSON values."""
     return [longest] if eyes is None else [longest, eyes.identity]
