@@ -1,13 +1,16 @@
 """Models that see: pictures in conversations and pairs, their tokens, what is trained, resumed, kept and measured."""
 
 import base64
+import contextlib
 import io
 import json
 import math
+import re
 import shutil
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 
 from pipeline.chain import manifest, resume
@@ -21,6 +24,7 @@ from pipeline.models import checkpoint, llava, parts, processors, tokenization, 
 from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
 from tests.conftest import Fails, make_quietly
+from tests.test_push import head
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "black": (10, 10, 10)}
 SIDE, PATCHES = 16, 4
@@ -452,6 +456,23 @@ def test_chat_shows_a_picture_with_the_next_message(made, tmp_path, capsys):
     for words, fault in {f"/image {tmp_path}/none.png": "No such file", f"/image {tmp_path}": "Is a directory"}.items():
         with pytest.raises(UserError, match=fault):
             chat.take(words)
+
+
+def test_it_is_pushed_with_its_processor_and_the_code_on_its_card_runs(run, hub, made, tmp_path):
+    shutil.copytree(made / "sft", tmp_path / "runs" / "sft")
+    flagged = ["--hub", "me/any", "--runs", tmp_path / "runs", "--node", "sft", "--names", "{sft: me/any}", "--force", "yes"]
+    status, out, err = run("push", *flagged)
+    assert status == 0, err
+    assert "logits and greedy answers of 3 prompts by AutoModelForImageTextToText" in out
+    files = head(hub, "me/any")
+    assert {"processor_config.json", "tokenizer.json"} <= set(files)
+    card = files["README.md"].data.decode()
+    assert "pipeline_tag: image-text-to-text" in card
+    block = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1]
+    where = HfApi(endpoint=hub.url).snapshot_download("me/any", cache_dir=tmp_path / "cache")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(block.replace('"me/any"', repr(where)), {})
+    assert printed.getvalue().strip()
 
 
 def test_shuffled_pictures_are_those_of_another_row(seen):

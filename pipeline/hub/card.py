@@ -20,7 +20,11 @@ _TASKS = {
     "AutoModelForQuestionAnswering": "question-answering", "AutoModel": "feature-extraction",
     "AutoModelForImageClassification": "image-classification",
 }  # fmt: skip
-_OF_PICTURES = {"vision": "image-feature-extraction", "dual_encoder": "zero-shot-image-classification"}  # by family
+_OF_PICTURES = {
+    "vision": "image-feature-extraction",
+    "dual_encoder": "zero-shot-image-classification",
+    "vision_language": "image-text-to-text",
+}  # by family
 
 
 @dataclass(frozen=True)

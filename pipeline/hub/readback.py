@@ -61,11 +61,12 @@ def model(hub: Hub, delivery: Delivery, commit: str, made: Path, loader: str, ba
     return told + (", the adapter on its base" if base else "")
 
 
+_SEEING = "AutoModelForImageTextToText"
 _OUTPUTS = ("logits", "last_hidden_state", "_embeds")
 
 
 def _generates(loader: str) -> bool:
-    return loader in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    return loader in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", _SEEING)
 
 
 def _load(folder: Path, loader: str) -> tuple[Any, Any]:
@@ -73,6 +74,8 @@ def _load(folder: Path, loader: str) -> tuple[Any, Any]:
 
     if processors.reads_images_alone(str(folder)) or processors.reads_pairs(str(folder)):
         tokenizer: Any = processors.load(str(folder))
+    elif loader == _SEEING:
+        tokenizer = transformers.AutoProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     auto = getattr(transformers, loader)
@@ -84,6 +87,12 @@ def _inputs(tokenizer: Any) -> list[Any]:
     how: dict[str, Any] = {"return_tensors": "pt", "return_dict": True}
     if processors.of_pictures(tokenizer):  # which is given a picture drawn for each prompt
         drawn = (np.random.default_rng(number).integers(0, 256, (48, 48, 3), np.uint8) for number in range(len(PROMPTS)))
+        if getattr(tokenizer, "chat_template", None):
+            spoken = [
+                [{"role": "user", "content": [{"type": "image", "image": one}, {"type": "text", "text": text}]}]
+                for text, one in zip(PROMPTS, drawn, strict=True)
+            ]
+            return [tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, **how) for turns in spoken]
         if processors.tokenizer_of(tokenizer):
             return [
                 tokenizer(text=text, images=picture, return_tensors="pt") for text, picture in zip(PROMPTS, drawn, strict=True)

@@ -69,8 +69,20 @@ def _pairs(repo: str) -> Iterator[str]:
     yield "print(model(**inputs).logits_per_image.softmax(-1))"
 
 
+def _seeing(repo: str, name: str, prompt: str) -> Iterator[str]:
+    yield f"from PIL import Image\nfrom transformers import {name}, AutoProcessor"
+    yield f'processor, model = AutoProcessor.from_pretrained({repo}, backend="pil"), {name}.from_pretrained({repo})'
+    yield 'picture = Image.new("RGB", (64, 64), "red")  # or Image.open("a.png").convert("RGB")'
+    yield f'turns = [{{"role": "user", "content": [{{"type": "image", "image": picture}}, {{"type": "text", "text": {prompt!r}}}]}}]'
+    yield 'inputs = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")'
+    yield f'print(processor.decode({_ANSWER[:-3]}[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))'
+
+
 def _code(subject: Subject) -> Iterator[str]:
     repo, name = f'"{subject.repo}", revision="{subject.tag}"', subject.auto
+    if str(subject.record["family"]) == "vision_language":
+        yield from _seeing(repo, name, (subject.samples or [{"prompt": "What is this?"}])[0]["prompt"][:_PROMPT_CUT])
+        return
     if str(subject.record["family"]) == "dual_encoder":
         yield from _pairs(repo)
         return
