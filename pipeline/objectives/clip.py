@@ -119,6 +119,10 @@ class CLIP(VisionObjective):
         self.fits(model.config.vision_config)
         return self._freeze(model)
 
+    def fresh(self, model: Any) -> Any:
+        """Return a model of the same sizes with random weights."""
+        return _spread(type(model)(model.config))
+
     def _freeze(self, model: Any) -> Any:
         """Leave frozen towers as they are, save for what is above their first token."""
         for tower, frozen in ((model.vision_model, self.freeze_images), (model.text_model, self.freeze_texts)):
@@ -213,7 +217,14 @@ def _joined(pictures: Any, texts: Any, projection: int) -> Any:
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
         pictures.config, texts.config, projection_dim=projection, logit_scale_init_value=math.log(_SCALE)
     )
-    return VisionTextDualEncoderModel(config, pictures, texts)
+    return _spread(VisionTextDualEncoderModel(config, pictures, texts))
+
+
+def _spread(model: Any) -> Any:
+    """Draw new projections as wide as CLIP's own code does, by the width of what they read; the library's 0.02 is for wide models."""
+    for layer in (model.visual_projection, model.text_projection):
+        layer.weight.data.normal_(std=layer.in_features**-0.5)
+    return model
 
 
 def embedded(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ class Fusion(Objective):
     architectures = ()
 
     parts: dict[str, float] = option({"contrastive": 1.0, "mlm": 1.0}, "objective: what its loss is multiplied by")  # noqa: RUF009
-    shared: dict[str, Any] = option({}, "options of all parts, such as {image_size: 32}")  # noqa: RUF009
+    shared: dict[str, Any] = option({}, "options that all parts have")  # noqa: RUF009
     options: dict[str, Any] = option({}, "objective: options that it alone has")  # noqa: RUF009
     lead: str = option("", "the part whose model is handed on and whose examples all read; empty: the first by name")
 
