@@ -205,15 +205,15 @@ class Chat:
         elif command.startswith("/"):
             print(f"{command}: no such command; there are {HELP}", flush=True)
         else:
-            said: Any = line
+            content: Any = line
             if self.shown:
-                said = [*({"type": "image", "image": one} for one in self.shown), {"type": "text", "text": line}]
+                content = [*({"type": "image", "image": one} for one in self.shown), {"type": "text", "text": line}]
                 self.shown = []
             width = max(len(speaker.name) for speaker in self.speakers)
             for speaker in self.speakers:
                 if len(self.speakers) > 1:
                     print(f"{speaker.name:<{width}} ", end="", flush=True)
-                speaker.answer(self.system, said, self.settings)
+                speaker.answer(self.system, content, self.settings)
 
 
 def main() -> int:
