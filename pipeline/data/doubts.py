@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,7 +40,7 @@ def of(rows: Iterable[Row], kind: DatasetType) -> list[str]:
     texts: list[str] = []
     size = 0
     for row in islice(rows, _MOST):
-        few.append(row)
+        few.append(kind.told(row))  # without the bytes of pictures: all of these are in memory together
         texts.append(kind.document(row))
         size += len(texts[-1])
         if size >= _CHARACTERS:
@@ -74,6 +74,12 @@ def same_answer(answers: Sequence[str]) -> Doubt:
 def same(values: Sequence[object], said: str, fatal: float = 2.0) -> Doubt:
     """Return how many rows have the most frequent value, where nearly all of them do."""
     return Doubt(Counter(values).most_common(1)[0][1], 0.95, said, fatal)
+
+
+def same_picture(shown: Sequence[Sequence[Mapping[str, str]]]) -> Doubt:
+    """Return how many rows have the most frequent picture, where nearly all have it; `shown`: the cells of each row."""
+    seen = [tuple(one.get("hash", "") for one in cells) for cells in shown if cells]
+    return same(seen, "have the same picture, or nearly: was it read as it should be?") if len(seen) > 1 else Doubt(0, 1.0, "")
 
 
 def repeated(asked: Sequence[str], answers: Sequence[str]) -> Doubt:

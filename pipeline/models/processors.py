@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.system import hashes
 from pipeline.system.errors import UserError
 
 _IMAGES, _TEXTS = "preprocessor_config.json", ("tokenizer.json", "tokenizer_config.json")
+_LEVEL, _NARROWEST = 1 / 255, 0.02  # of 256, as a share of the whole; and the least deviation of levels in photos
 _BOTH, _PAIR = "processor_config.json", "VisionTextDualEncoderProcessor"  # of models that lay pictures beside texts
 
 
@@ -43,9 +45,27 @@ def image_processor(folder: str, role: str = "parent") -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        found = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"--{role} {folder}: no image processor can be loaded ({' '.join(str(error).split())[:200]})") from None
+    if faults := _unfit(found):
+        raise UserError(*(f"--{role} {folder}: {_IMAGES}: {fault}" for fault in faults))
+    return found
+
+
+def _unfit(processor: Any) -> list[str]:
+    """Return what of an image processor would not give its model levels from 0 to 1, normalised once."""
+    factor, found = getattr(processor, "rescale_factor", _LEVEL), []
+    if not getattr(processor, "do_rescale", True) or not math.isclose(factor, _LEVEL, rel_tol=0.02):
+        scale = f"rescale_factor is {factor:g}" if getattr(processor, "do_rescale", True) else "do_rescale is false"
+        found.append(f"{scale}; levels of 0 to 255 are made levels of 0 to 1 here, by 1/255")
+    if getattr(processor, "do_normalize", False):
+        named = {"image_mean": (0.0, 1.0), "image_std": (_NARROWEST, 1.0)}
+        for name, (low, high) in named.items():
+            values = list(getattr(processor, name, None) or [low])
+            if not all(low <= value <= high for value in values):
+                found.append(f"{name} is {values}, of levels from 0 to 1, where each lies between {low:g} and {high:g}")
+    return found
 
 
 def reads_images_alone(folder: str) -> bool:

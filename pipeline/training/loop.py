@@ -273,6 +273,8 @@ def fit(run: Run, trainer: StageTrainer, rows: Rows) -> None:
         outcome.worse(before, after) or outcome.less_rewarded(progress.entries) or outcome.untaught(progress.entries)
     )
     trainer.still = outcome.still(before, after)
+    if unseen := outcome.unseen(trainer):
+        run.say(unseen)
     run.record |= {
         "training_seconds": keeper.seconds(), "tokens": int(state.num_input_tokens_seen), "flops": float(state.total_flos), "steps": state.global_step, "metrics": progress.metrics(),
     }  # fmt: skip

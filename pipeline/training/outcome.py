@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.models.vision import PIXELS
 from pipeline.training import sharded
 from pipeline.training.trainer import StageTrainer, take_rows
 
 _BATCHES, _ROWS = 8, 2  # that are measured, and rows of each, of which a loss over the batch needs two
+_PAIRS, _SEEN = 32, 3.0  # pairs of rows whose pictures are exchanged, and standard errors by which that must cost more
 _FEWEST = 4  # measurements below which nothing is clear
 _ERRORS, _LEAST = 3.0, 0.01
 _ROUNDING = 3e-6
@@ -74,6 +76,33 @@ def first_batches(trainer: StageTrainer, most: int) -> Iterator[Any]:
         batch = trainer.data_collator([rows[at] for at in range(start, start + _ROWS)])
         take_rows(batch)
         yield trainer._prepare_inputs(batch)
+
+
+def unseen(trainer: StageTrainer) -> str:
+    """Return in words that a model's answers cost no more with each other's pictures than with their own, or "".
+
+    Asked of the first rows of a model that reads pictures in a conversation, two by two, where both have as many.
+    """
+    own, other = [], []
+    token = getattr(getattr(trainer.model, "config", None), "image_token_id", None)
+    if token is None:
+        return ""
+    with undisturbed(trainer), torch.no_grad():
+        for batch in first_batches(trainer, _PAIRS):
+            shown, places = batch.get(PIXELS), (batch["input_ids"] == token).sum(1) if "labels" in batch else []
+            if shown is None or len(places) != _ROWS or places[0] != places[1]:
+                continue
+            turned = shown.roll(len(shown) // _ROWS, 0)
+            if not torch.equal(shown, turned):
+                own.append(float(trainer.loss_of(batch)))
+                other.append(float(trainer.loss_of({**batch, PIXELS: turned})))
+    gains = np.subtract(other, own)
+    if len(gains) < _BATCHES or gains.mean() > _SEEN * gains.std(ddof=1) / len(gains) ** 0.5:
+        return ""
+    return (
+        f"pictures make no clear difference to the loss of its own first rows: {np.mean(own):.3f} with their own, "
+        f"{np.mean(other):.3f} with each other's; do they belong to their rows, and has the tower learned to see?"
+    )
 
 
 def worse(before: Sequence[float], after: Sequence[float]) -> str:

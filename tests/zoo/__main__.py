@@ -22,7 +22,7 @@ _LONGEST = 160  # characters of a line that are shown
 HEADINGS = {
     "weights": "Weights that don't fill the model", "tokens": "Tokenizers and weights that don't belong together",
     "templates": "Chat templates", "stuck": "Nothing can move, or all is wrecked", "rows": "Data",
-    "arguments": "Arguments that are ignored or mean something else", "parents": "Parents and resumes",
+    "arguments": "Arguments that are ignored or mean something else", "parents": "Parents and resumes", "pictures": "Pictures",
 }  # fmt: skip
 
 

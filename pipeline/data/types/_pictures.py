@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import pictures, sources
+from pipeline.data import doubts, pictures, sources
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, DatasetType, Format, Malformed, Messages, Row
 from pipeline.models import parts
 
@@ -223,6 +224,10 @@ class Conversing(DatasetType):
             return "image tag without an image"
         return "image without an image tag" if places < len(images) else None
 
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return pictures that are the same in all rows that have any."""
+        return [doubts.same_picture([row.get(IMAGES, ()) for row in rows])]
+
     def asked(self, row: Row) -> str:
         """Return what is asked; of a row with pictures what these look like, so that all about a picture is on one side."""
         if row.get(IMAGES):
@@ -264,6 +269,10 @@ class Pictures(DatasetType):
         """Return why the picture can't be shown."""
         found: str | None = row[IMAGE].get("fault")
         return found
+
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return pictures that are all the same."""
+        return [doubts.same_picture([[row[IMAGE]] for row in rows])]
 
     def asked(self, row: Row) -> str:
         """Return what the picture looks like, its perceptual hash, so that it is on one side wherever it lies and whatever is said of it."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from pipeline.data import doubts
+from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, Format, Row, _empty
 from pipeline.data.types._columns import text
 from pipeline.data.types._pictures import IMAGE, TEXTS, Pictures, cell
@@ -31,6 +33,11 @@ class ImageText(Pictures):
     def fault(self, row: Row) -> str | None:
         """Return why the picture can't be shown, or that nothing is said of it."""
         return super().fault(row) or _empty(row, ["text"])
+
+    def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
+        """Return pictures, or texts, that are all the same."""
+        texts = [row["text"] for row in rows]
+        return [*super().doubts(rows), doubts.same(texts, "have the same text: there is nothing to tell pictures by", 1.0)]
 
     def document(self, row: Row) -> str:
         """Return the text."""

@@ -46,6 +46,7 @@ class Images(Pictures):
         return [
             Doubt(own, 0.5, "have a label that no other row has: is it the right column?", 0.9),
             *doubts.typed(labels),
+            *super().doubts(rows),
         ]
 
 

@@ -85,6 +85,7 @@ class Messages(Conversing):
         """Return answers that are all the same, placeholders, or what was asked."""
         last = [row["messages"][-1] for row in rows]
         return [
+            *super().doubts(rows),
             doubts.same_answer([f"{turn['content']}{turn.get('tool_calls', '')}" for turn in last]),
             doubts.gaps(turn["content"] for turn in last),
             doubts.cut([turn["content"] for turn in last]),

@@ -105,6 +105,7 @@ class Preference(Conversing):
         opposite = sum((prompt, rejected, chosen) in known for prompt, chosen, rejected in sides)
         alike = sum(doubts.plain(left) == doubts.plain(right) for _, left, right in sides)
         return [
+            *super().doubts(rows),
             Doubt(opposite, 0.02, "are contradicted by another: the same answers, the other one chosen", 0.9),
             Doubt(alike, 0.1, "have sides that differ in blanks or case alone", 0.9),
             doubts.same([chosen for _, chosen, _ in sides], "have the same chosen answer"),
