@@ -117,7 +117,7 @@ def test_every_strategy_hands_on_a_plain_model(run, parents, tmp_path, strategy)
     assert (folder / "adapter").exists() == (strategy == "lora")
 
 
-@pytest.mark.parametrize("strategy", ["lora", "prompt", "last_n"])
+@pytest.mark.parametrize("strategy", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("prompt", "last_n"))])
 def test_every_strategy_of_an_encoder_decoder_hands_on_a_plain_model(run, parents, tmp_path, strategy):
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rouge_score")

@@ -14,8 +14,8 @@ from pipeline.hub import sent
 from pipeline.system import config, hashes
 from pipeline.system.errors import UserError
 
-WRONG = ("missing", 7, "../../x")
-WRONG_TOO = (None, True, "x", "\x1b[2J", [], [7], {}, {"x": [7]}, 1e400)
+WRONG = ("../../x",)
+WRONG_TOO = ("missing", 7, None, True, "x", "\x1b[2J", [], [7], {}, {"x": [7]}, 1e400)
 
 
 def places(value, path=()):

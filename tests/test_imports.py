@@ -188,7 +188,9 @@ def test_symbolic_shapes_of_numbers_are_what_torch_says_of_them():
 
 
 @STANDS_IN
-@pytest.mark.parametrize("launched", [{}, {"RANK": "0", "WORLD_SIZE": "1"}])
+@pytest.mark.parametrize(
+    "launched", [pytest.param({}, marks=pytest.mark.slow), {"RANK": "0", "WORLD_SIZE": "1"}], ids=["alone", "launched"]
+)
 def test_divided_tensors_are_known_in_processes_of_a_launcher(launched):
     code = """
         import torch, trl

@@ -211,6 +211,7 @@ def world(tmp_path, monkeypatch):
     return folder, trained
 
 
+@pytest.mark.slow
 def test_a_profile_is_climbed_once_and_takes_the_advice_over(world, tmp_path, run):
     folder, trained = world
     flags = [
