@@ -131,6 +131,11 @@ FIGURES: dict[str, list[Figure]] = {
         (f"finetune-{task}: {metric}, pretrained - random weights: lower end", change(f"finetune-{task}", f"finetune-{task}-control", metric, "low"), lambda x: x > 0, "> 0")
         for task in ("genres", "verses") for metric in ("macro_f1", "accuracy")
     ],
+    "emoji": [
+        ("name to picture among unseen emoji, recall at 5 over chance", lambda found: at("pretrain-clip", "text_to_image_at_5")(found) / at("pretrain-clip", "text_to_image_at_5", "chance")(found), lambda x: x >= 15, ">= 15"),
+        ("category by prompts - the most frequent one, accuracy: lower end", change("zero_shot", "best guess by frequency", "accuracy", "low"), lambda x: x > 0, "> 0"),
+        ("category by prompts - random weights, accuracy: lower end", change("zero_shot", "zero_shot-control", "accuracy", "low"), lambda x: x > 0, "> 0"),
+    ],
     "distill": [
         ("held-out loss with the teacher - without it, as long: upper end", change("distill", "distill-alone", "loss", "high"), lambda x: x < 0, "< 0"),
         ("KL to the teacher, of it - without it: upper end", change("distill", "distill-alone", "kl_to_teacher", "high"), lambda x: x < 0, "< 0"),
