@@ -458,6 +458,16 @@ def test_chat_shows_a_picture_with_the_next_message(made, tmp_path, capsys):
             chat.take(words)
 
 
+def test_a_model_never_writes_the_token_of_a_picture(made):
+    """A sampled answer with it would ask for a picture that is not there."""
+    node = StageModel(str(made / "sft"), "sft")
+    token = node.sight.token
+    assert json.loads((made / "sft" / "generation_config.json").read_text())["suppress_tokens"] == [token]
+    found = node.replies([[{"role": "user", "content": f"{number}?"}] for number in range(60)], 30, seed=1)
+    assert sum(len(reply.ids) for reply in found) > 1000
+    assert all(token not in reply.ids for reply in found)
+
+
 def test_it_is_pushed_with_its_processor_and_the_code_on_its_card_runs(run, hub, made, tmp_path):
     shutil.copytree(made / "sft", tmp_path / "runs" / "sft")
     flagged = ["--hub", "me/any", "--runs", tmp_path / "runs", "--node", "sft", "--names", "{sft: me/any}", "--force", "yes"]

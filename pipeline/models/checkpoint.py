@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import families
+from pipeline.models import families, parts
 from pipeline.models.tokenization import stop_ids
 from pipeline.system.errors import UserError
 
@@ -84,11 +84,15 @@ def _states(outputs: Any) -> torch.Tensor:
 
 
 def generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Return generation settings for a tokenizer: greedy, up to the end of an answer or of the text."""
+    """Return generation settings for a tokenizer: greedy, up to the end of an answer or of the text.
+
+    A model that sees never writes the token in whose place it reads a picture.
+    """
     from transformers import GenerationConfig
 
+    never = {} if (token := parts.token_of(tokenizer)) is None else {"suppress_tokens": [token]}
     return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=stop_ids(tokenizer)
+        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=stop_ids(tokenizer), **never
     )
 
 
