@@ -1,0 +1,83 @@
+"""Pairs of answers about the pictures of `scenes`, against invented things: asked for what is not there, the chosen side says so.
+
+Half of the questions are about what is not in the picture, and half of those name a colour and a shape that are both there, on
+different things. The others are those of `scenes`; their rejected side denies what is there, or says something else of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from data_recipes import scenes
+from data_recipes.scenes import Asked, Scene, Thing
+from pipeline.data.judge import Question
+
+PAIRS = 6_000
+ABSENT, APART = "absent", "apart"
+
+
+def preference(split: str, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield pairs: of every four questions one names colour and shape that are apart, one what is not there at all, two what is."""
+    for number in range(PAIRS if split == "train" else scenes.HELD_OUT):
+        rng = random.Random(f"{seed}/preference/{split}/{number}")
+        if number % 2:
+            scene, (question, chosen), rejected = _absent(split, rng, apart=number % 4 == 1)
+        else:
+            scene, (question, chosen), rejected = _present(split, rng)
+        yield {
+            "prompt": [scenes.user(question)],
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
+            "images": [scenes.picture(scene, rng, f"{split}-{number}.png")],
+        }
+
+
+def _absent(split: str, rng: random.Random, apart: bool) -> tuple[Scene, Asked, str]:
+    """Return a scene, a question about what is not in it with the right answer, and an answer that invents it."""
+    scene = _scene(split, rng, apart)
+    colour, shape = scenes.missing(scene, rng, apart)
+    likely = [thing.place for thing in scene if colour == thing.colour or shape == thing.shape]
+    question, invented = scenes.where(Thing(rng.choice(likely or scenes.PLACES), colour, shape))
+    return scene, (question, scenes.absence(colour, shape)), invented
+
+
+def _scene(split: str, rng: random.Random, apart: bool) -> Scene:
+    return scenes.scene_of(rng, split, lambda scene: scenes.only_known(scene) and (not apart or scenes.can_be_apart(scene)))
+
+
+def _present(split: str, rng: random.Random) -> tuple[Scene, Asked, str]:
+    """Return a scene, a question about it with the right answer, and a wrong one; half ask for a place and are denied wrongly."""
+    scene = scenes.scene_of(rng, split, lambda scene: scenes.only_known(scene) and bool(scenes.answerable(scene, "where")))
+    if rng.random() < 0.5:
+        thing = rng.choice(scenes.answerable(scene, "where"))
+        return scene, scenes.where(thing), scenes.absence(thing.colour, thing.shape)
+    kind = rng.choice([kind for kind, asked in scenes.asked(scene, rng).items() if kind != "where"])
+    while True:  # the same question about another scene has another answer, sooner or later
+        question, right = scenes.asked(scene, rng)[kind]
+        other = scenes.scene_of(rng, split, scenes.only_known)
+        answers = dict(scenes.asked(other, rng).values())
+        if answers.get(question, right) != right:
+            return scene, (question, right), answers[question]
+
+
+class Absent(scenes.Seen):
+    """Asks what the judge of `scenes` asks, and for what is not in the picture."""
+
+    def questions(self, seed: int) -> Iterator[Question]:
+        """Yield the questions; `apart`: colour and shape are both there, on different things, `absent`: they are not."""
+        yield from super().questions(seed)
+        for kind in (ABSENT, APART):
+            for number in range(scenes.ASKED):
+                rng = random.Random(f"{seed}/questions/{kind}/{number}")
+                scene, (question, answer), _ = _absent("held_out", rng, kind == APART)
+                shown = scenes.picture(scene, rng, f"{kind}-{number}.png")
+                yield Question(question, answer, kind=kind, about=shown["path"], images=(scenes.png(shown),))
+
+    def refused(self, reply: str) -> bool:
+        """Say whether a reply says that there is no such thing."""
+        return reply.strip().startswith("There is no ")
+
+
+JUDGE = Absent()
