@@ -3,6 +3,7 @@
 import random
 import re
 from itertools import combinations, islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("PIL.Image", reason="pillow is not installed: make setup-dat
 from data_recipes import absent_things, scenes
 from data_recipes.scenes import COLOURS, PLACES, RESERVED, SHAPES, Thing
 from pipeline.data import pictures
+from pipeline.evaluation.metrics import right_by_kind
 
 ROWS = 600
 THING = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
@@ -157,3 +159,30 @@ def test_reserved_pairs_are_in_pretraining_and_in_no_row_of_sft_and_dpo(seen):
 def test_rows_are_decided_by_seed_and_number():
     for make in (scenes.text, scenes.image_text, scenes.messages, absent_things.preference):
         assert first(make("train", 1), 20) == first(make("train", 1), 20) != first(make("train", 2), 20)
+
+
+def test_each_kind_of_question_has_a_figure_of_its_own():
+    questions = list(absent_things.JUDGE.questions(42))
+
+    def replies(turns, longest):
+        """Right about places, and says of everything that is asked for that it is somewhere."""
+        assert [turn[0]["content"][-1]["text"] for turn in turns] == [question.prompt for question in questions]
+        return [
+            question.answer if question.kind == "where" else f"The {question.prompt[13:-1]} is at the top left."
+            for question in questions
+        ]
+
+    node = SimpleNamespace(family="vision_language", chats=True, label="node", replies=replies)
+    settings = SimpleNamespace(seed=42, max_new_tokens=64)
+    subject = SimpleNamespace(
+        node=node, reads="preference", judge=absent_things.JUDGE, settings=settings, chatting=[node], record={}
+    )
+    assert right_by_kind.EVALUATOR.applies(subject)
+    found = {one.metric: one for one in right_by_kind.EVALUATOR.measure(subject)}
+    assert found.keys() == {metric.name for metric in right_by_kind.EVALUATOR.metrics}
+    value = {name.removeprefix("right_"): one.figure.items[:, 0].mean() for name, one in found.items()}
+    assert value["where"] == 1
+    assert 0 < value["reserved"] < 0.3  # the third that asks for a place, where that is the top left
+    assert not any(value[kind] for kind in ("colour", "count", "at", "everything", "absent", "apart"))
+    assert len(set(found["right_reserved"].groups)) == scenes.ASKED
+    assert not right_by_kind.EVALUATOR.applies(SimpleNamespace(**vars(subject) | {"judge": None}))
