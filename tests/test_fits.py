@@ -74,7 +74,9 @@ def test_a_broken_header_is_left_to_whoever_loads_it(tmp_path):
 def test_a_new_model_has_at_least_the_parameters_that_are_counted(name, architecture, tokenizers):
     objective = objectives.load(name)
     sizes = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2}
-    model = objective.build_model(tokenizers[objective.tokenizer_type], architecture, max_position_embeddings=64, **sizes)
+    tokenizer = tokenizers[objective.tokenizer_type]
+    processor = tokenizer if objective.family != "dual_encoder" else objective.new_processor(lambda: tokenizer)
+    model = objective.build_model(processor, architecture, max_position_embeddings=64, **sizes)
     stage = stages.load("pretrain")
     counted = stage.parameters(stage.Options(objective=name, architecture=architecture, **sizes))
     assert counted <= sum(one.numel() for one in model.parameters())

@@ -81,7 +81,7 @@ def test_a_record_of_any_shape_ends_in_a_plain_line(run, data, received, hub, tm
             if not plain(*ended):
                 wrong.append((path, value, ended[0], ended[2][-300:]))
     assert not wrong, "\n".join(map(str, wrong))
-    assert {path.name for path in tmp_path.iterdir()} == {"sent", "again"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"sent", "again"}
 
 
 SETTINGS = ("compare_objectives", "compare_alignment", "compare_refusals")

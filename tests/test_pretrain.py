@@ -152,7 +152,7 @@ def test_a_parent_without_dropout_gets_views(run, tmp_path, architecture):
         (["--objective", "mlm", "--architecture", "llama"], "architecture: llama: no model of it can be built for this objective"),
         (["--objective", "rtd", "--architecture", "bert"], "architecture: bert"),
         (["--objective", "span_corruption", "--architecture", "bert"], "architecture: bert"),
-        (["--objective", "guess"], "objective: guess: no such objective; known are causal, cbow, contrastive"),
+        (["--objective", "guess"], "objective: guess: no such objective; known are causal, cbow, clip, contrastive"),
         (["--objective", "mlm", "--objective_options", "{mask_shard: 0.2}"], "mask_shard: unknown key; did you mean mask_share?"),
         (["--objective", "mlm", "--objective_options", "{mask_share: 2.0}"], "mask_share: expected at most 0.9, found 2"),
         (["--objective", "mlm", "--vocab_size", "20"], "vocab_size: 20 does not even hold the"),

@@ -66,7 +66,7 @@ def test_wrong_columns_are_all_reported(tmp_path):
     with pytest.raises(UserError) as error:
         given.rows("messages", "train", 1)
     assert error.value.faults[0].endswith(
-        "or {completion, prompt} or {prompt, response} or {answer, question} or {question, response}"
+        "or {prompt, response} or {answer, question} or {question, response} or {image, text} or {caption, image}"
     )
     assert len(error.value.faults) == 11
 

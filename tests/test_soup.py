@@ -52,7 +52,8 @@ def test_averages_by_hand():
     found = load("multilabel_classification", {"tuned": True}).average(likely, [0.25, 0.375])
     assert found == [{"labels": ["x"], "probabilities": {"x": 0.45, "y": 0.3}}], "from the mean threshold on, 0.3125"
     assert load("regression").average([[{"value": 1.0}], [{"value": 4.0}]]) == [{"value": 2.5}]
-    assert tasks.averaging() == ["classification", "image_classification", "multilabel_classification", "regression"]
+    labelling = ["classification", "image_classification", "multilabel_classification", "regression", "zero_shot"]
+    assert tasks.averaging() == labelling
     with pytest.raises(UserError, match="can't be averaged; those of classification"):
         load("question_answering").average([])
 

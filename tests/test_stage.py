@@ -170,8 +170,8 @@ def test_all_faults_at_once_and_nothing_is_harmed(run, tmp_path, chain):
         ("sft", ["--r", "0"], "r: expected at least 1, found 0"),
         ("sft", ["--seed", "2024-01-01"], "seed: expected int, found '2024-01-01'"),
         ("pretrain", ["--num_attention_heads", "3"], "transformers builds no causal model of it"),
-        ("sft", ["--method", "lara"], "method: expected lora or full or rows, found 'lara'"),
-        ("sft", ["--init", "zero"], "init: expected parent or random, found 'zero'"),
+        ("sft", ["--method", "lara"], "method: expected lora or full or rows or projector, found 'lara'"),
+        ("sft", ["--init", "zero"], "init: expected parent or random or random_tower, found 'zero'"),
     ],
 )
 def test_bad_input_is_one_plain_line(run, chain, data, tmp_path, name, change, complaint):

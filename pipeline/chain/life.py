@@ -102,8 +102,10 @@ def _run(requested: request.Request) -> Run | None:
     """Return the run that was requested, with its record begun; None where faults leave none."""
     stage = requested.stage
     if requested.faults:
-        if type(stage).signature is Stage.signature:
-            request.parents(requested, stage.signature(None))
+        asks = (
+            stage.optional if type(stage).signature is Stage.signature else tuple(stage.takes)
+        )  # options decide which it needs
+        request.parents(requested, Signature(stage.reads, stage.takes, stage.gives, stage.makes, asks))
         return None
     options, arguments = stage.split(requested.values)
     try:

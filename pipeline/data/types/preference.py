@@ -105,7 +105,6 @@ class Preference(Conversing):
         opposite = sum((prompt, rejected, chosen) in known for prompt, chosen, rejected in sides)
         alike = sum(doubts.plain(left) == doubts.plain(right) for _, left, right in sides)
         return [
-            *super().doubts(rows),
             Doubt(opposite, 0.02, "are contradicted by another: the same answers, the other one chosen", 0.9),
             Doubt(alike, 0.1, "have sides that differ in blanks or case alone", 0.9),
             doubts.same([chosen for _, chosen, _ in sides], "have the same chosen answer"),
@@ -113,6 +112,7 @@ class Preference(Conversing):
             Doubt(sum(_echoes(row) for row in rows), 0.5, "have sides that begin with the prompt itself: cut it off"),
             *(doubts.gaps(row[side][-1]["content"] for row in rows) for side in ("chosen", "rejected")),
             doubts.cut([row["chosen"][-1]["content"] for row in rows]),
+            *super().doubts(rows),
         ]
 
     def document(self, row: Row) -> str:
