@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from pipeline.chain import manifest, resume
-from pipeline.data import recipe, shown, types
+from pipeline.data import doubts, recipe, shown, types
 from pipeline.data.judge import Question
 from pipeline.data.sight import PairCollator, Sight, SightCollator
 from pipeline.data.types import Malformed, recognise
@@ -537,3 +537,31 @@ def test_pictures_for_a_model_that_sees_none_are_refused(run, made, seen, tmp_pa
     status, out, err = run("sft", *given, "--output", tmp_path / "out")
     assert status == 2
     assert "rows hold pictures, and the model sees none" in out + err
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rescale_factor": 1 / 255**2}, "rescale_factor is 1.5"),
+        ({"do_rescale": False}, "do_rescale is false"),
+        ({"image_mean": [123.7, 116.3, 103.5]}, "image_mean is"),
+        ({"image_std": [58.4, 57.1, 57.4]}, "image_std is"),
+    ],
+)
+def test_levels_that_are_not_those_of_the_tower_are_refused(seen, tmp_path, changed, said):
+    shutil.copytree(seen / "tower", tmp_path / "tower")
+    path = tmp_path / "tower" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(UserError, match=said):
+        processors.image_processor(str(tmp_path / "tower"))
+    assert processors.image_processor(str(seen / "tower")).rescale_factor == pytest.approx(1 / 255)
+
+
+def test_one_picture_for_all_rows_is_told_by_what_it_looks_like(seen):
+    rows = recipe.from_data(str(seen / "chats.jsonl"), "messages").rows("messages", "train", 1).kept
+    kind = types.load("messages")
+    given = [row for row in rows if row.get("images")]
+    assert kind.doubts(given)[0].rows < len(given)
+    alike = [row | {"images": given[0]["images"]} for row in given]
+    told = doubts.of(alike * 2, kind)
+    assert any("have the same picture" in line for line in told), told

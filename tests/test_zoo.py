@@ -8,8 +8,9 @@ TOLD = {
     ("weights", "a lost tensor"): EARLY, ("tokens", "another order of tokens"): EARLY, ("stuck", "learning rate 0"): EARLY,
     ("templates", "the users text as a target"): EARLY, ("arguments", "fp16 True"): EARLY,
     ("rows", "one answer for all"): EARLY, ("rows", "empty answers"): WARNED, ("parents", "a parent in pickle"): EARLY,
+    ("pictures", "pictures in another order"): WARNED, ("pictures", "levels that are divided twice"): EARLY,
 }  # fmt: skip
-RIGHT = ["a tokenizer in lower case", "yes or no"]
+RIGHT = ["a tokenizer in lower case", "yes or no", "pictures beside texts"]
 
 
 @pytest.fixture(scope="module")
