@@ -22,12 +22,10 @@ def load(parent: str, role: str = "parent", **how: Any) -> Any:
 
     `how`: for the library, such as a quantization_config.
     """
-    from transformers import AutoConfig
-
     from pipeline.models import loading
 
     try:
-        auto = writer(AutoConfig.from_pretrained(parent, trust_remote_code=False))
+        auto = writer(loading.configuration(parent, role))
         model = loading.from_pretrained(auto, parent, role=role, **how)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--{role} {parent}: no causal model can be loaded ({' '.join(str(error).split())[:300]})") from None

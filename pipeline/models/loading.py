@@ -62,6 +62,14 @@ def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str =
     return model
 
 
+def configuration(folder: str, role: str = "parent") -> Any:
+    """Return the configuration of a folder or hub id, by which its class is chosen; UserError where only code of its own could load it."""
+    from transformers import AutoConfig
+
+    _plain(folder, role)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
 def _plain(folder: str, role: str) -> None:
     """Raise UserError where a configuration says that weights are quantised, or that only code of the model's own can load them."""
     from transformers import CONFIG_MAPPING

@@ -45,10 +45,10 @@ def encoder(parent: str, pooler: bool = True, role: str = "parent") -> Any:
 
     `pooler`: whether it has one, which begins at random where the parent has none.
     """
-    from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
+    from transformers import AutoModel, ViTConfig, ViTModel
 
     try:
-        config = AutoConfig.from_pretrained(parent, trust_remote_code=False)
+        config = loading.configuration(parent, role)
         tower = getattr(config, "vision_config", config)
         if tower.model_type not in ("vit", "vit_mae") or config.model_type not in (tower.model_type, DUAL):
             raise UserError(
