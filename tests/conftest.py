@@ -1,7 +1,10 @@
+import contextlib
 import gc
 import importlib
+import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -302,3 +305,30 @@ def house(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "FOLDER", tmp_path / name)
         (tmp_path / name).mkdir()
     return tmp_path
+
+
+def gone_on_after_a_kill(run, given, folder):
+    """Move a finished node aside, train it again, killed after its checkpoint of step 10, and go on; return the digest of its files."""
+    from pipeline.chain import manifest, resume
+    from pipeline.training import outcome
+    from pipeline.training.trainer import Traced
+
+    folder.rename(folder.with_name("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Traced, "__call__", Fails(Traced.__call__, 13))
+        patch.setattr(outcome, "losses", lambda trainer: [])
+        assert run("pretrain", *given)[0] == 1
+    assert resume.latest(folder).name == "checkpoint-10"
+    assert run("pretrain", *given)[0] == 0
+    return manifest.read(folder)["outputs"]
+
+
+def printed_by_card(hub, card, folder):
+    """Run the code on the card of me/any with what was pushed there; return what it prints."""
+    from huggingface_hub import HfApi
+
+    block = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1]
+    where = HfApi(endpoint=hub.url).snapshot_download("me/any", cache_dir=folder)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(block.replace('"me/any"', repr(where)), {})
+    return printed.getvalue()

@@ -1,23 +1,18 @@
 """CLIP: the loss and the recalls by hand, towers of parents, and the stage that trains it, killed, resumed and measured."""
 
-import contextlib
-import io
 import json
 import math
-import re
 from collections import Counter
 
 import pytest
 import torch
-from huggingface_hub import HfApi
 
 from pipeline import objectives
-from pipeline.chain import manifest, resume
+from pipeline.chain import manifest
 from pipeline.data import pictures
 from pipeline.models import processors, tokenization, vision
 from pipeline.objectives import clip
-from pipeline.training import outcome
-from tests.conftest import Fails
+from tests.conftest import gone_on_after_a_kill, printed_by_card
 from tests.images import drawn, saved, scene
 from tests.test_push import head
 
@@ -194,11 +189,9 @@ def test_a_model_gets_what_the_librarys_processor_gives(tmp_path):
     assert torch.allclose(given["pixel_values"], ours["pixel_values"], atol=1e-4)
 
 
-def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path, monkeypatch):
+def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path):
     """Killed in its second epoch, in which views are other ones than in the first."""
     import transformers
-
-    from pipeline.training.trainer import Traced
 
     given = flags(tmp_path, "--max_steps", "17", "--save_steps", "5")
     status, said, err = run("pretrain", *given)
@@ -206,14 +199,7 @@ def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path, monke
     assert "pictures of 32 × 32 pixels, texts of up to 24 tokens" in said
     expected = manifest.read(tmp_path / "out")["outputs"]
     assert manifest.read(tmp_path / "out")["family"] == "dual_encoder"
-    (tmp_path / "out").rename(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Traced, "__call__", Fails(Traced.__call__, 13))
-        patch.setattr(outcome, "losses", lambda trainer: [])
-        assert run("pretrain", *given)[0] == 1
-    assert resume.latest(tmp_path / "out").name == "checkpoint-10"
-    assert run("pretrain", *given)[0] == 0
-    assert manifest.read(tmp_path / "out")["outputs"] == expected
+    assert gone_on_after_a_kill(run, given, tmp_path / "out") == expected
     _model, told = transformers.VisionTextDualEncoderModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]
@@ -301,8 +287,4 @@ def test_it_is_pushed_with_its_processor_and_the_code_on_its_card_runs(run, hub,
     assert {"processor_config.json", "tokenizer.json"} <= set(files)
     card = files["README.md"].data.decode()
     assert "pipeline_tag: zero-shot-image-classification" in card
-    block = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1]
-    where = HfApi(endpoint=hub.url).snapshot_download("me/any", cache_dir=tmp_path / "cache")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(block.replace('"me/any"', repr(where)), {})
-    assert printed.getvalue().startswith("tensor([[")
+    assert printed_by_card(hub, card, tmp_path / "cache").startswith("tensor([[")

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from pipeline import objectives
-from pipeline.chain import manifest, resume
+from pipeline.chain import manifest
 from pipeline.data import tokens
 from pipeline.models import tokenization, vision
 from pipeline.objectives import Text
 from pipeline.system.errors import UserError
-from pipeline.training import outcome
-from tests.conftest import Fails
+from tests.conftest import gone_on_after_a_kill
 from tests.objectives import write_rows
 from tests.test_image_objectives import SIZES, examples
 from tests.test_image_objectives import flags as of_pictures
@@ -102,10 +101,8 @@ def test_each_part_reads_the_rows_as_it_does_alone(tmp_path):
             assert torch.equal(found[f"{name}_{key}"], value)
 
 
-def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path, monkeypatch):
+def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path):
     import transformers
-
-    from pipeline.training.trainer import Traced
 
     options = "{parts: {mae: 1, simclr: 1}}"
     given = of_pictures("fusion", tmp_path, "--max_steps", "17", "--save_steps", "5", "--objective_options", options)
@@ -114,14 +111,7 @@ def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path, monke
     record = manifest.read(tmp_path / "out")
     assert record["family"] == "masked_vision"
     assert record["tokens"] == 17 * 8 * 16 * 3 - 16 * 3 * (8 * 17 - _rows_seen(tmp_path / "out"))
-    (tmp_path / "out").rename(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Traced, "__call__", Fails(Traced.__call__, 13))
-        patch.setattr(outcome, "losses", lambda trainer: [])
-        assert run("pretrain", *given)[0] == 1
-    assert resume.latest(tmp_path / "out").name == "checkpoint-10"
-    assert run("pretrain", *given)[0] == 0
-    assert manifest.read(tmp_path / "out")["outputs"] == record["outputs"]
+    assert gone_on_after_a_kill(run, given, tmp_path / "out") == record["outputs"]
     for auto, where in (("AutoModelForPreTraining", tmp_path / "out"), ("AutoModel", tmp_path / "out" / "simclr")):
         _model, told = getattr(transformers, auto).from_pretrained(where, output_loading_info=True)
         assert not told["missing_keys"]

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from pipeline import objectives
-from pipeline.chain import manifest, resume
+from pipeline.chain import manifest
 from pipeline.data import pictures, tokens
 from pipeline.models import processors, vision
 from pipeline.objectives import Text, _views, mae, simclr
 from pipeline.system.errors import UserError
-from pipeline.training import outcome
-from tests.conftest import Fails
+from tests.conftest import gone_on_after_a_kill
 from tests.images import drawn, folder, rows
 from tests.objectives import write_rows
 
@@ -225,11 +224,9 @@ def test_the_encoder_of_an_autoencoder_is_a_vit(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path, monkeypatch, name):
+def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path, name):
     """Killed in its second epoch, in which views and hidden patches are other ones than in the first."""
     import transformers
-
-    from pipeline.training.trainer import Traced
 
     given = flags(name, tmp_path, "--max_steps", "17", "--save_steps", "5")
     status, said, err = run("pretrain", *given)
@@ -238,14 +235,7 @@ def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path, monke
     record = manifest.read(tmp_path / "out")
     assert record["tokens"] == sum(entry["tokens"] for entry in _log(tmp_path / "out")[-1:])
     expected = record["outputs"]
-    (tmp_path / "out").rename(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Traced, "__call__", Fails(Traced.__call__, 13))
-        patch.setattr(outcome, "losses", lambda trainer: [])
-        assert run("pretrain", *given)[0] == 1
-    assert resume.latest(tmp_path / "out").name == "checkpoint-10"
-    assert run("pretrain", *given)[0] == 0
-    assert manifest.read(tmp_path / "out")["outputs"] == expected
+    assert gone_on_after_a_kill(run, given, tmp_path / "out") == expected
     auto = "AutoModel" if name == "simclr" else "AutoModelForPreTraining"
     _model, told = getattr(transformers, auto).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not told["missing_keys"]

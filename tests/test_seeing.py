@@ -1,16 +1,13 @@
 """Models that see: pictures in conversations and pairs, their tokens, what is trained, resumed, kept and measured."""
 
 import base64
-import contextlib
 import io
 import json
 import math
-import re
 import shutil
 
 import pytest
 import torch
-from huggingface_hub import HfApi
 from PIL import Image
 
 from pipeline.chain import manifest, resume
@@ -23,7 +20,7 @@ from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, llava, parts, processors, tokenization, vision
 from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
-from tests.conftest import Fails, make_quietly
+from tests.conftest import Fails, make_quietly, printed_by_card
 from tests.test_push import head
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "black": (10, 10, 10)}
@@ -478,11 +475,7 @@ def test_it_is_pushed_with_its_processor_and_the_code_on_its_card_runs(run, hub,
     assert {"processor_config.json", "tokenizer.json"} <= set(files)
     card = files["README.md"].data.decode()
     assert "pipeline_tag: image-text-to-text" in card
-    block = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1]
-    where = HfApi(endpoint=hub.url).snapshot_download("me/any", cache_dir=tmp_path / "cache")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(block.replace('"me/any"', repr(where)), {})
-    assert len(printed.getvalue()) > 1  # whatever so little training says, its blanks too
+    assert len(printed_by_card(hub, card, tmp_path / "cache")) > 1  # whatever so little training says, its blanks too
 
 
 def test_shuffled_pictures_are_those_of_another_row(seen):

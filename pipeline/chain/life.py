@@ -102,10 +102,10 @@ def _run(requested: request.Request) -> Run | None:
     """Return the run that was requested, with its record begun; None where faults leave none."""
     stage = requested.stage
     if requested.faults:
-        asks = (
-            stage.optional if type(stage).signature is Stage.signature else tuple(stage.takes)
-        )  # options decide which it needs
-        request.parents(requested, Signature(stage.reads, stage.takes, stage.gives, stage.makes, asks))
+        known = Stage.signature(stage, None)
+        if type(stage).signature is not Stage.signature:  # which roles it needs, options decide, and they are wrong
+            known = dataclasses.replace(known, optional=tuple(stage.takes))
+        request.parents(requested, known)
         return None
     options, arguments = stage.split(requested.values)
     try:

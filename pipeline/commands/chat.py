@@ -43,17 +43,18 @@ class Speaker:
     """A finished model with its own side of the conversation."""
 
     def __init__(self, runs: Path, node: Finished, turns: Sequence[dict[str, Any]] = ()) -> None:
-        from pipeline.models import checkpoint, llava, tokenization
+        from pipeline.evaluation import inference
+        from pipeline.models import checkpoint, tokenization
         from pipeline.system import hardware
 
-        self.name, self.folder, self.turns = node.name, node.folder, list(turns)
+        self.name, self.turns = node.name, list(turns)
         self.tokenizer = tokenization.load(str(node.folder))
         self.tokenizer.chat_template = self.tokenizer.chat_template or _borrowed(runs, node)
         if not self.tokenizer.chat_template:
             raise UserError(f"{node.folder}: has no chat template; only a chat model can be talked to")
         self.model: Any = checkpoint.load(str(node.folder)).to(hardware.device()).eval()
         self.model.config.use_cache = True
-        self.sees = llava.sees(self.model)
+        self.eyes = inference.sight(self.model, self.tokenizer, str(node.folder))
         checkpoint.ends_answers(self.model.generation_config, self.tokenizer)  # a borrowed template's end, too
 
     def answer(self, system: str, said: Any, given: Mapping[str, Any]) -> None:
@@ -67,7 +68,7 @@ class Speaker:
 
         turns = [*self.turns, {"role": "user", "content": said}]
         ids, beside = prompt(
-            self.model, self.tokenizer, str(self.folder), [{"role": "system", "content": system}] * bool(system) + turns
+            self.model, self.tokenizer, self.eyes, [{"role": "system", "content": system}] * bool(system) + turns
         )
         room = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", len(ids) + _LONGEST)) - len(ids)
         if room < 1:
@@ -164,7 +165,7 @@ class Chat:
         """Let a picture go with the next message; UserError where there is none, or nobody who could see it."""
         from pipeline.data import pictures
 
-        if not any(speaker.sees for speaker in self.speakers):
+        if not any(speaker.eyes for speaker in self.speakers):
             raise UserError(
                 f"/image: {', '.join(speaker.name for speaker in self.speakers)}: reads texts alone, and sees no picture"
             )

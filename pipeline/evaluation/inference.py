@@ -130,17 +130,23 @@ def rewards(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list
     return found
 
 
+def sight(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str) -> Sight | None:
+    """Return what makes a model's input of pictures, read from its folder, and let the tokenizer know their token; None where it sees none."""
+    if not llava.sees(model):
+        return None
+    llava.settle(tokenizer, model.config)
+    return Sight.at(folder, model.config)
+
+
 def prompt(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str, turns: Sequence[Mapping[str, Any]]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eyes: Sight | None, turns: Sequence[Mapping[str, Any]]
 ) -> tuple[list[int], dict[str, torch.Tensor]]:
     """Return the ids by which the next answer of a conversation is asked for, and its pictures where the model sees.
 
-    `turns`: messages, whose parts hold their pictures. `folder`: of the model.
+    `turns`: messages, whose parts hold their pictures. `eyes`: by `sight`.
     """
-    if not llava.sees(model):
+    if eyes is None:
         return render(tokenizer, parts.blind(turns), answer_next=True), {}
-    llava.settle(tokenizer, model.config)
-    eyes = Sight.at(folder, model.config)
     seen = eyes.seen({"input_ids": render(tokenizer, parts.bare(turns), answer_next=True)}, parts.pictures(turns))
     return seen["input_ids"], {name: value.to(model.device) for name, value in eyes.columns([seen[COLUMN]]).items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 PIXELS = "pixel_values"  # what the library calls pictures in a batch
 DUAL = "vision-text-dual-encoder"  # what the library calls a model that lays pictures beside texts
+_LARGEST = 100.0  # that cosines are multiplied by
 _WIDER = 4  # feed-forward layers over hidden size
 _SAME = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "hidden_dropout_prob",
@@ -65,6 +67,21 @@ def encoder(parent: str, pooler: bool = True, role: str = "parent") -> Any:
     if lost := [name for name in told.missing_keys if not name.startswith("pooler.")]:
         raise UserError(f"--{role} {parent}: its weights lack {', '.join(lost[:3])}")
     return model.eval()
+
+
+def dual(parent: str) -> Any:
+    """Return both towers of a folder or hub id in fp32; UserError for another model."""
+    from pipeline.models.build import load
+
+    model = load("AutoModel", parent)
+    if model.config.model_type != DUAL:
+        raise UserError(f"--parent {parent}: is a {model.config.model_type}; pictures and texts are read by a {DUAL}")
+    return model
+
+
+def scale(model: Any) -> Any:
+    """Return what a dual encoder multiplies cosines by: learned, and 100 at most (Radford et al. 2021, section 2.5)."""
+    return getattr(model, "module", model).logit_scale.clamp(max=math.log(_LARGEST)).exp()
 
 
 def new_processor(image_size: int) -> Any:

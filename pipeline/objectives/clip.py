@@ -27,7 +27,7 @@ from pipeline.system.errors import UserError
 IMAGE_TOWER, TEXT_TOWER = "image_tower", "text_tower"  # roles of parents
 _WAYS = {"image_to_text": "pictures whose own text", "text_to_image": "texts whose own picture"}
 _AT = (1, 5, 10)
-_SCALE, _LARGEST = 1 / 0.07, 100.0  # that cosines are multiplied by, at first and at most
+_SCALE = 1 / 0.07  # that cosines are multiplied by at first
 _PART = 64  # held-out rows that are embedded at once
 _EQUAL = 1e-6  # a difference of cosines by rounding
 
@@ -111,11 +111,7 @@ class CLIP(VisionObjective):
 
     def load_model(self, parent: str) -> Any:
         """Return both towers of a folder or hub id; UserError where it has others."""
-        model = load("AutoModel", parent)
-        if model.config.model_type != vision.DUAL:
-            raise UserError(
-                f"--parent {parent}: is a {model.config.model_type}; pictures and texts are read by a {vision.DUAL}"
-            )
+        model = vision.dual(parent)
         self.fits(model.config.vision_config)
         return self._freeze(model)
 
@@ -163,14 +159,14 @@ class CLIP(VisionObjective):
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the mean of -Σ log p(text | picture) and -Σ log p(picture | text), over the pairs of the batch."""
         found = model(**batch)
-        scale = getattr(model, "module", model).logit_scale.clamp(max=math.log(_LARGEST)).exp()
+        scale = vision.scale(model)
         return {"loss": nats(found.text_embeds.float() @ found.image_embeds.float().T * scale, equal(batch[IDS])).sum()}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return of each row whether its text and its picture find each other among those of all rows, and its loss."""
         pictures, texts = embedded(model, batch)
         cosines, same = texts @ pictures.T, equal(batch[IDS])
-        scale = model.logit_scale.clamp(max=math.log(_LARGEST)).exp()
+        scale = vision.scale(model)
         return recalls(cosines, same) | {"pair_loss": _each(nats(cosines * scale, same).tolist())}
 
     def chance(self, own: Scores) -> Scores:

@@ -6,7 +6,6 @@ model that lays pictures beside texts can be asked so as it is; where it is trai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,7 +17,6 @@ from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.evaluation.metrics import Metric
 from pipeline.models import processors, vision
-from pipeline.models.build import load
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.tasks import ACCURACY, MACRO_F1, Example, Prediction
@@ -27,7 +25,6 @@ from pipeline.tasks.image_classification import ImageClassification
 
 RANDOM = "a class at random"
 _PLACE = "{}"
-_LARGEST = 100.0  # that cosines are multiplied by, as in pretraining
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,7 @@ class ZeroShot(ImageClassification):
 
     def load_model(self, parent: str, labels: Sequence[str] = (), random: bool = False, rows: Sequence[Row] = ()) -> Any:
         """Return both towers in fp32 with the prompts of all labels at hand; with `random` at random weights of the same sizes."""
-        model = load("AutoModel", parent)
-        if model.config.model_type != vision.DUAL:
-            raise UserError(f"--parent {parent}: is a {model.config.model_type}; prompts are read by a {vision.DUAL}")
+        model = vision.dual(parent)
         if labels:
             model.config.id2label = dict(enumerate(labels))
             model.config.label2id = {name: number for number, name in enumerate(labels)}
@@ -107,8 +102,7 @@ class ZeroShot(ImageClassification):
         asked = {key: value.to(batch[vision.PIXELS].device) for key, value in network.prompts.items()}
         found = model(pixel_values=batch[vision.PIXELS], **asked)
         classes = found.text_embeds.float().unflatten(0, (-1, len(self.prompts))).mean(1)
-        scale = network.logit_scale.clamp(max=math.log(_LARGEST)).exp()
-        return found.image_embeds.float() @ torch.nn.functional.normalize(classes, dim=-1).T * scale
+        return found.image_embeds.float() @ torch.nn.functional.normalize(classes, dim=-1).T * vision.scale(network)
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the nearest class of each picture, with the probability of every class."""

@@ -16,7 +16,7 @@ from transformers.cli.serving.utils import DirectStreamer, InferenceThread
 from pipeline.commands._serve.asked import TEXTS_ALONE, AskedChat, AskedText, Refused
 from pipeline.data import tokens
 from pipeline.evaluation import inference
-from pipeline.models import checkpoint, llava, tokenization
+from pipeline.models import checkpoint, tokenization
 from pipeline.system import hardware
 from pipeline.system.errors import UserError
 
@@ -64,10 +64,11 @@ class Model:
     """The one model that is served."""
 
     def __init__(self, name: str, folder: str) -> None:
-        self.name, self.folder = name, folder
+        self.name = name
         self.tokenizer: Any = tokenization.load(folder)
         self.model = checkpoint.load(folder).to(hardware.device()).eval()
         self.model.config.use_cache = True
+        self.eyes = inference.sight(self.model, self.tokenizer, folder)
         self.positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         checkpoint.ends_answers(self.model.generation_config, self.tokenizer)
         self._thread = InferenceThread()
@@ -77,11 +78,11 @@ class Model:
         if isinstance(asked, AskedChat):
             if not self.tokenizer.chat_template:
                 raise Refused(f"{self.name} has no chat template; ask it by /v1/completions", "model")
-            if not llava.sees(self.model) and any(message.shows for message in asked.messages):
+            if not self.eyes and any(message.shows for message in asked.messages):
                 raise Refused(f"messages: content: {TEXTS_ALONE}", "messages")
             turns = [message.turn() for message in asked.messages]
             try:
-                return inference.prompt(self.model, self.tokenizer, self.folder, turns)
+                return inference.prompt(self.model, self.tokenizer, self.eyes, turns)
             except UserError as error:
                 raise Refused(f"the chat template can't render these messages: {'; '.join(error.faults)}", "messages") from None
         given = asked.prompt

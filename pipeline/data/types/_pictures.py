@@ -62,6 +62,10 @@ def _decoded(text: str) -> bytes:
         raise Malformed("image: its bytes are a text that is not base64") from None
 
 
+def _without_bytes(one: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in one.items() if key != "bytes"}
+
+
 def label(row: Mapping[str, Any]) -> str:
     """Return the label of a row, "" for none; Malformed where it is no single one."""
     value = row.get("label")
@@ -243,7 +247,7 @@ class Conversing(DatasetType):
         """Return the row without the bytes of its pictures."""
         if not row.get(IMAGES):
             return row
-        return row | {IMAGES: [{key: value for key, value in one.items() if key != "bytes"} for one in row[IMAGES]]}
+        return row | {IMAGES: [_without_bytes(one) for one in row[IMAGES]]}
 
 
 class Pictures(DatasetType):
@@ -285,4 +289,4 @@ class Pictures(DatasetType):
 
     def told(self, row: Row) -> Row:
         """Return the row without the bytes of its picture."""
-        return row | {IMAGE: {key: value for key, value in row[IMAGE].items() if key != "bytes"}}
+        return row | {IMAGE: _without_bytes(row[IMAGE])}

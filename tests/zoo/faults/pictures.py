@@ -7,8 +7,8 @@ import random
 
 from tests.zoo import Setup, correct, fault
 from tests.zoo.faults.templates import CHATML
+from tests.zoo.faults.weights import LACK
 
-LACK = r"its weights lack"
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "white": (250, 250, 250), "black": (10, 10, 10)}
 SIDE, PATCH = 16, 8
 
