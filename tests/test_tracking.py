@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from pipeline import ROOT
 from pipeline.chain import manifest, resume
-from tests.conftest import flags_of
+from tests.conftest import flags_of, last
 from tests.forked import Forked
 
 ALL = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -45,12 +46,26 @@ def arrived(trackers):
         return [(run, json.loads(metrics)) for run, metrics in database.execute("SELECT run_name, metrics FROM metrics")]
 
 
+# Waits after a checkpoint, so that trackio, which sends late, from a thread of its own, has time before the kill.
+WAITING = """
+import runpy, time
+from pipeline.chain import resume
+
+def seal(checkpoint, sealed=resume.seal):
+    sealed(checkpoint)
+    time.sleep(600 if checkpoint.name == "checkpoint-20" else 0)
+
+resume.seal = seal
+runpy.run_path("stages/pretrain.py", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_stage_goes_on_in_the_same_run_of_every_tracker(chain, data, trackers):
     folder = trackers / "mine" / "pretrain"
     flags = [*flags_of("pretrain", chain, data, folder), "--report_to", f"[{','.join(ALL)}]", "--logging_steps", "1"]
-    flags += ["--max_steps", "600", "--save_steps", "10"]
-    with Forked("pretrain", flags, trackers, group=True) as process:
+    flags += ["--max_steps", "60", "--save_steps", "10"]
+    with Forked("-c", [WAITING, *last(flags)], trackers, group=True, checkout=str(ROOT)) as process:
         while not ((folder / "checkpoint-20" / resume.SEAL).exists() and arrived(trackers)):
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
@@ -64,7 +79,7 @@ def test_a_killed_stage_goes_on_in_the_same_run_of_every_tracker(chain, data, tr
     assert f"reports to {', '.join(ALL)} as {name}" in out
 
     losses = {entry["step"]: entry["loss"] for entry in map(json.loads, (folder / "log.jsonl").read_text().splitlines())}
-    assert len(losses) == 600
+    assert len(losses) == 60
     (place,) = (folder.parent / "tensorboard").iterdir()
     assert dict(scalars(place, "train/loss")) == pytest.approx(losses, rel=1e-5)
 
@@ -79,7 +94,7 @@ def test_a_killed_stage_goes_on_in_the_same_run_of_every_tracker(chain, data, tr
     told = arrived(trackers)
     assert {run for run, _ in told} == {name}
     steps = {entry["train/global_step"] for _, entry in told if "train/loss" in entry}
-    assert steps >= {1, *range(manifest.read(folder)["resumed_from"] + 1, 121)}  # it sends late: the kill took some with it
+    assert steps >= {1, *range(manifest.read(folder)["resumed_from"] + 1, 61)}  # it sends late: the kill took some with it
     wandb = sorted(path.name for path in (trackers / "wandb").iterdir() if path.name.startswith("offline-run-"))
     assert len(wandb) == 2  # parts of one run, which `wandb sync` puts together
     assert {part.rsplit("-", 1)[1] for part in wandb} == {known["id"]}
