@@ -24,6 +24,7 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # none that run
 MOST = 50_000_000  # pixels; a file of a few kilobytes may claim to hold billions
 _SIDE, _WAVES = 32, 8  # of the grey picture whose waves are compared, and how many of them, each way
 _BITS, _COLOUR = 4, 12  # of 64 signs of waves that may differ, and levels of 256 in a quarter's mean colour
+_SMALL = 96  # pixels of the longer side of a picture on a page, at most
 _BAND = 13  # bits: five such bands hold all 64, and where at most four bits differ, one band is the same
 
 
@@ -134,6 +135,19 @@ def pixels(image: Image.Image, side: int, resample: int) -> np.ndarray:
     import numpy as np
 
     return np.asarray(image.resize((side, side), resample=resample), dtype=np.uint8)
+
+
+def thumbnails(pixels: np.ndarray) -> list[str]:
+    """Return pictures, (pictures, high, wide, 3) uint8, each as `thumbnail` has it."""
+    return [thumbnail(_pillow().fromarray(one)) for one in pixels]
+
+
+def thumbnail(image: Image.Image) -> str:
+    """Return a picture for a page, as a data URL: at most 96 pixels high and wide; without loss where it is no larger itself."""
+    small, kind, file = image.copy(), "png" if max(image.size) <= _SMALL else "jpeg", io.BytesIO()
+    small.thumbnail((_SMALL, _SMALL))
+    small.save(file, kind)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,14 @@ class Sight:
         each = [row[start : start + size] for row in pixels for start in range(0, len(row), size)]
         return {vision.PIXELS: vision.normalised(vision.stacked(each, self.side), self.images)} if each else {}
 
+    def thumbnails(self, batch: Mapping[str, torch.Tensor]) -> list[list[str]]:
+        """Return of each row of a batch its pictures, as many as it has places for."""
+        pixels = batch.get(vision.PIXELS)
+        shown = [] if pixels is None else pictures.thumbnails(vision.shown(pixels, self.images))
+        counts = [int(count) // self.patches for count in (batch["input_ids"] == self.token).sum(1)]
+        left = iter(shown)
+        return [list(itertools.islice(left, count)) for count in counts]
+
 
 def of_one_side(columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the pictures of a batch of pairs once, where it has them for both sides, one half after the other."""
@@ -99,6 +108,11 @@ class PairCollator:
         batch = self.pairs([{key: value for key, value in row.items() if key != COLUMN} for row in rows])
         return {**batch, **self.sight.columns([row[COLUMN] for row in rows] * 2)}
 
+    def thumbnails(self, batch: Mapping[str, Any]) -> list[list[str]]:
+        """Return the pictures of each pair of a batch, whose sides have the same."""
+        shown = self.sight.thumbnails(batch)
+        return shown[: len(shown) // 2]
+
 
 @dataclass
 class SightCollator:
@@ -111,3 +125,7 @@ class SightCollator:
         """Collate rows; the pictures of all of them stand in one tensor, in the order of their places."""
         batch = CausalCollator(self.pad_id)([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
         return batch | self.sight.columns([row[COLUMN] for row in rows])
+
+    def thumbnails(self, batch: Mapping[str, torch.Tensor]) -> list[list[str]]:
+        """Return the pictures of each row of a batch."""
+        return self.sight.thumbnails(batch)

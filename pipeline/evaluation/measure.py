@@ -143,7 +143,7 @@ def _block(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:
         "stage": node.kind, "title": node.title, "of": subject.about,
         "rows": subject.count,
         **block(node.name, subject.models, found, described, judged_by, subject.settings.resamples),
-        "skipped": dict(subject.skipped),
+        "skipped": dict(subject.skipped), **({"neighbours": subject.neighbours} if subject.neighbours else {}),
     }  # fmt: skip
 
 
@@ -163,16 +163,20 @@ def side_by_side(subjects: Sequence[Subject], options: Options) -> Iterator[dict
     for subject in subjects:
         descents.setdefault(subject.base.where if subject.base else subject.node.where, []).append(subject)
     for family in descents.values():
-        turns = next(filter(None, (_prompts(subject, options.samples) for subject in family)), [])
+        asked, prompts = next(
+            ((subject, found) for subject in family if (found := _prompts(subject, options.samples))), (family[0], {})
+        )
+        turns = list(prompts.values())
         members = {model.label: model for subject in family[:1] for model in ([subject.base] if subject.base else [])}
         for subject in family:
             before = [subject.parent] if subject.parent and subject.parent.family in ANSWERING else []
             members |= {model.label: model for model in [*before, subject.node, *subject.controls]}
         answers = {label: _answers(model, turns, options.max_new_tokens) for label, model in members.items()} if turns else {}
-        for number, turn in enumerate(turns):
+        for number, (row, turn) in enumerate(prompts.items()):
             yield {
                 "prompt": parts.words(turn[-1]["content"]),
                 "answers": {label: found[number] for label, found in answers.items()},
+                **({"row": {"node": asked.node.label, "number": row}} if parts.count(turn) else {}),
             }
 
 
@@ -184,9 +188,9 @@ def _answers(model: StageModel, turns: Sequence[Turns], most: int) -> Sequence[s
     return model.continued([encode_text({"text": text}, model.tokenizer)["input_ids"][:-1] for text in texts], most)
 
 
-def _prompts(subject: Subject, count: int) -> list[Turns]:
-    """Return a few held-out prompts of a node, spread over its rows; none where its rows ask nothing."""
+def _prompts(subject: Subject, count: int) -> dict[int, Turns]:
+    """Return a few held-out prompts of a node, spread over its rows, by their numbers; none where its rows ask nothing."""
     kind = types.load(subject.reads)
-    prompts = [prompt for row in subject.rows if (prompt := kind.prompt(row))]
-    found = list({json.dumps(prompt): prompt for prompt in prompts}.values())
-    return found[:: -(-len(found) // count)] if found else []
+    prompts = [(number, prompt) for number, row in subject.numbered.items() if (prompt := kind.prompt(row))]
+    found = list({json.dumps(prompt): (number, prompt) for number, prompt in prompts}.values())
+    return dict(found[:: -(-len(found) // count)]) if found else {}

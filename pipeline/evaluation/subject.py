@@ -183,6 +183,7 @@ class Subject:
         self.record: Mapping[str, Any] = finished.record
         self.skipped: Counter[str] = Counter()
         self.samples: list[dict[str, Any]] = []
+        self.neighbours: list[dict[str, Any]] = []  # what a few rows found among all, by their numbers
         self.about, self.count = "", 0  # what the figures were measured on, in words; how many rows those are
         self.models: dict[str, dict[str, Any]] = {node.label: {"role": "node", "asked": ""}}
         if parent:
@@ -227,14 +228,19 @@ class Subject:
     @cached_property
     def rows(self) -> list[Row]:
         """Rows that the node held out, at most as many as the settings say, spread over all, that every model can read."""
+        return list(self.numbered.values())
+
+    @cached_property
+    def numbered(self) -> dict[int, Row]:
+        """`rows`, each under its number among all that the node held out, by which it can be read again."""
         if not self.reads or not self._as_trained():
-            return []
+            return {}
         kept = self.recipe.rows(self.reads, "held_out", self.seed).kept
         if not kept:
             self.skipped["its data is too small to hold any row out"] += 1
         step = max(1, math.ceil(len(kept) / self.settings.limit(self.reads)))
-        found = self._fitting(list(kept[::step]))
-        self.describe(found, types.load(self.reads).items)
+        found = self._fitting(dict(zip(range(0, len(kept), step), kept[::step], strict=True)))
+        self.describe(list(found.values()), types.load(self.reads).items)
         return found
 
     def describe(self, rows: Sequence[Row], items: str, groups: int = 0) -> None:
@@ -256,21 +262,21 @@ class Subject:
             self.skipped[f"its data can't be read: {error.faults[0]}"] += 1
         return False
 
-    def _fitting(self, rows: list[Row]) -> list[Row]:
+    def _fitting(self, rows: dict[int, Row]) -> dict[int, Row]:
         """Return the rows that every model has positions for and a template that writes them; count the others."""
-        conversations = [_conversations(row) for row in rows]
+        conversations = [_conversations(row) for row in rows.values()]
         if not any(conversations):
             return rows  # plain text is cut in pieces, and other rows are cut by their task
         models = [model for model in [*self.compared, *([self.base] if self.base else [])] if model.tokenizer.chat_template]
-        kept = []
-        for row, found in zip(rows, conversations, strict=True):
+        kept = {}
+        for (number, row), found in zip(rows.items(), conversations, strict=True):
             try:
                 if all(
                     len(model.prompt(turns, _whole(model))["input_ids"]) <= model.positions
                     for model in models
                     for turns in found
                 ):
-                    kept.append(row)
+                    kept[number] = row
                 else:
                     self.skipped["held-out rows longer than a model has positions"] += 1
             except Unfit as error:

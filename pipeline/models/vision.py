@@ -131,6 +131,16 @@ def scaled(levels: torch.Tensor, processor: Any) -> torch.Tensor:
     return (levels - mean) / deviation if processor.do_normalize else levels
 
 
+def shown(pixels: torch.Tensor, processor: Any) -> np.ndarray:
+    """Return pictures of a batch as they look, (pictures, side, side, 3) uint8: what `scaled` did to their levels, undone."""
+    import torch
+
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    levels = pixels.cpu() * deviation + mean if processor.do_normalize else pixels.cpu()
+    found: np.ndarray = (levels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return found
+
+
 def patches(config: Any, batch: Mapping[str, Any]) -> int:
     """Return how many patches the pictures of a batch have for a model of a configuration."""
     size = getattr(config, "vision_config", config).patch_size

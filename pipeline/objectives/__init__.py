@@ -153,6 +153,15 @@ class Objective(ABC):
     def scores(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Scores:
         """Return the metrics of each row of a held-out batch."""
 
+    def neighbours(
+        self, model: Any, batch: Mapping[str, torch.Tensor], asked: Sequence[int]
+    ) -> dict[tuple[str, str], list[list[int]]]:
+        """Return what a few rows of a held-out batch find among all of it, where rows are scored `together`.
+
+        (column that is asked by, column that is looked for) → for each of the rows the candidates, the nearest first.
+        """
+        return {}
+
     def chance(self, own: Scores) -> Scores:
         """Return what random answers reach on each row of a held-out batch, beside the model's own scores."""
         return {

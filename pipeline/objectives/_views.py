@@ -6,12 +6,13 @@ What is random is drawn for each picture by itself; it is done to a whole batch 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.data import pictures
 from pipeline.models import vision
 from pipeline.objectives import Example
 from pipeline.objectives.collator import EXAMPLE
@@ -78,6 +79,12 @@ class Viewing:
         shown = view(levels, torch.tensor(np.array(drawn, np.float32)).transpose(0, 1).reshape(len(levels), -1))
         found = {vision.PIXELS: vision.scaled(shown, self.processor)}
         return found | ({"noise": torch.from_numpy(noise)} if self.noise else {})
+
+    def thumbnails(self, batch: Mapping[str, torch.Tensor]) -> list[list[str]]:
+        """Return of each picture of a batch its views as the model is shown them."""
+        shown = pictures.thumbnails(vision.shown(batch[vision.PIXELS], self.processor))
+        count = len(shown) // self.views
+        return [shown[row::count] for row in range(count)]
 
 
 def view(levels: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:

@@ -169,6 +169,13 @@ class CLIP(VisionObjective):
         scale = vision.scale(model)
         return recalls(cosines, same) | {"pair_loss": _each(nats(cosines * scale, same).tolist())}
 
+    def neighbours(self, model: Any, batch: Mapping[str, Any], asked: Sequence[int]) -> dict[tuple[str, str], list[list[int]]]:
+        """Return which pictures are nearest to the texts of a few rows, and which texts to their pictures."""
+        pictures, texts = embedded(model, batch)
+        cosines, same = texts @ pictures.T, equal(batch[IDS])
+        ways = {("text", "image"): cosines, ("image", "text"): cosines.T}
+        return {way: [nearest(side[row], same[row], row) for row in asked] for way, side in ways.items()}
+
     def chance(self, own: Scores) -> Scores:
         """Return how often one of so many rows is found by chance, and the loss of guessing among them."""
         rows = len(own["pair_loss"][0])
@@ -193,6 +200,10 @@ class Pairing:
         images = self.processor.image_processor
         pixels = vision.stacked((row["pixels"] for row in rows), vision.side(images))
         return {vision.PIXELS: vision.normalised(pixels, images)} | texts
+
+    def thumbnails(self, batch: Mapping[str, Any]) -> list[list[str]]:
+        """Return of each pair of a training batch its picture as the model is shown it."""
+        return self.viewing.thumbnails(batch) if self.viewing else []
 
 
 def _text_tower(parent: str) -> Any:
@@ -264,6 +275,14 @@ def recalls(cosines: Any, same: Any) -> Scores:
         before = ((side >= own - _EQUAL) & ~same).sum(1)
         found |= {f"{way}_at_{at}": _each((before < at).float().tolist()) for at in _AT}
     return found
+
+
+def nearest(cosines: Any, same: Any, own: int) -> list[int]:
+    """Return the candidates of a row, the nearest first, as `recalls` ranks them; `cosines`, `same`: (candidates,)."""
+    ranked = cosines.clone()
+    ranked[own] -= _EQUAL
+    found = ranked.argsort(descending=True, stable=True).tolist()
+    return [at for at in found if at == own or not same[at]]
 
 
 def _each(values: list[float]) -> tuple[list[float], list[float]]:

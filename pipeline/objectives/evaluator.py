@@ -6,6 +6,7 @@ A causal model is evaluated by the loss of whole documents instead (pipeline/eva
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.system.errors import UserError
 from pipeline.system.hardware import device
 
 UNIGRAM, UNTRAINED, CHANCE = "unigram", "untrained", "chance"  # baselines
+_NEAREST = 5  # of what a row finds, that are kept
 _TRAINING_ROWS = 1000  # whose targets make the unigram, and whose words make the negatives
 
 
@@ -55,6 +57,7 @@ class ObjectiveEvaluator(Evaluator):
                 f"its {len(subject.rows):,} held-out rows fill no batch of {HELD_OUT_BATCH}, among which one is looked for"
             ] += 1
             return
+        subject.neighbours += held_out.neighbours(subject.numbered, subject.settings.samples)
         order = [own.label, *others]
         for label in [*order, *(name for name in found if name not in order)]:
             for metric, (values, weights) in found[label].items():
@@ -155,6 +158,27 @@ class HeldOut:
             }
         order = [self.label, *self.others, *rivals, UNIGRAM, UNTRAINED, CHANCE]
         return {label: found[label] for label in order if found.get(label)}
+
+    def neighbours(self, held_out: Mapping[int, Row], count: int) -> list[dict[str, Any]]:
+        """Return what a few rows, drawn by seed, find among all, where the objective looks for rows; each row by its number.
+
+        `held_out`: number → row. `rank` is that of a row's own counterpart among the `among` candidates.
+        """
+        import torch
+
+        if not self.objective.together:
+            return []
+        numbers, examples = list(held_out), self.examples(held_out.values())
+        rows = [numbers[example["row"]] for example in examples]
+        asked = sorted(random.Random(self.seed).sample(range(len(rows)), min(count, len(rows))))
+        (batch,) = self.batches(examples, self.objective.held_out_collator(self.tokenizer, examples, self.seed))
+        with torch.no_grad():
+            found = self.objective.neighbours(self.model, batch, asked)
+        return [
+            {"asked": asks, "found": wanted, "row": rows[one], "nearest": [rows[at] for at in nearest[:_NEAREST]],
+             "rank": nearest.index(one) + 1, "among": len(nearest)}
+            for (asks, wanted), each in found.items() for one, nearest in zip(asked, each, strict=True)
+        ]  # fmt: skip
 
     def _baselines(
         self, found: dict[str, Scores], collator: Any, batch: Mapping[str, Any], own: Scores, frequencies: np.ndarray

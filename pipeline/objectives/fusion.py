@@ -152,7 +152,7 @@ class Fusion(Objective):
     def _each(self, batch: Mapping[str, Any]) -> Iterator[tuple[str, Objective, dict[str, Any]]]:
         """Yield each part with its batch."""
         for name, one in self.members.items():
-            yield name, one, {key.removeprefix(f"{name}_"): value for key, value in batch.items() if key.startswith(f"{name}_")}
+            yield name, one, columns_of(name, batch)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the items of each part of each loss."""
@@ -212,6 +212,18 @@ class Fusing:
             collator.epoch = self.epoch
             batch |= {f"{name}_{key}": value for key, value in collator(rows).items()}
         return batch
+
+    def thumbnails(self, batch: Mapping[str, Any]) -> list[list[str]]:
+        """Return of each row of a batch what the parts show of it, where they do."""
+        shown = [
+            collator.thumbnails(columns_of(name, batch)) for name, collator in self.collators.items() if hasattr(collator, "thumbnails")
+        ]  # fmt: skip
+        return [[image for part in row for image in part] for row in zip(*shown, strict=True)]
+
+
+def columns_of(part: str, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the batch of a part."""
+    return {key.removeprefix(f"{part}_"): value for key, value in batch.items() if key.startswith(f"{part}_")}
 
 
 def joined(models: Mapping[str, Any], losses: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]) -> Any:

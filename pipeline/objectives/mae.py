@@ -84,9 +84,9 @@ class MaskedAutoencoder(VisionObjective):
         """Return a model of the same sizes with random weights."""
         return _placed(type(model)(model.config))
 
-    def collator(self, tokenizer: Any, dataset: Any, seed: int) -> Viewing:
+    def collator(self, tokenizer: Any, dataset: Any, seed: int) -> Hiding:
         """Return what batches a part of each picture, and the noise by which its patches are hidden."""
-        return Viewing(tokenizer, seed, Drawing(self.area, self.mirror, 0.0), noise=self.patch_size)
+        return Hiding(tokenizer, seed, Drawing(self.area, self.mirror, 0.0), noise=self.patch_size, share=self.mask_share)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of hidden patches."""
@@ -115,6 +115,23 @@ class MaskedAutoencoder(VisionObjective):
             return {"patch_error": _error(repeated(wanted, mask), wanted, mask)}
 
         return {"flat patches": flat, "nearest patches": nearest}
+
+
+@dataclass
+class Hiding(Viewing):
+    """Batch a view of each picture, of whose patches the model hides a share by their noise."""
+
+    share: float = 0.75
+
+    def thumbnails(self, batch: Mapping[str, Any]) -> list[list[str]]:
+        """Return of each picture of a batch its view, and what of it the encoder reads: hidden patches are grey."""
+        pixels = batch[vision.PIXELS]
+        side = round(batch["noise"].shape[1] ** 0.5)
+        mask = hidden(batch, self.share).reshape(-1, 1, side, side)
+        mask = mask.repeat_interleave(self.noise, 2).repeat_interleave(self.noise, 3)
+        grey = vision.scaled(pixels.new_full((1, 3, 1, 1), 0.5), self.processor)
+        both = [super(Hiding, self).thumbnails({vision.PIXELS: one}) for one in (pixels, pixels * (1 - mask) + grey * mask)]
+        return [[*whole, *read] for whole, read in zip(*both, strict=True)]
 
 
 def _placed(model: Any) -> Any:

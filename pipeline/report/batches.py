@@ -13,11 +13,12 @@ from typing import Any
 from pipeline.chain import request
 from pipeline.chain.finished import Finished
 from pipeline.chain.run import Run
-from pipeline.data.batches import IDS, prefixes, tokens_read
-from pipeline.report.lines import Line, split
+from pipeline.data.batches import IDS, prefixes
+from pipeline.report.lines import Line, illustrated, split
 from pipeline.system.errors import UserError
 
 SHOWN = 600  # tokens of a batch, at most, in whole rows and at least one
+_IMAGE = 40  # tokens in whose stead an image is shown
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Batch:
     note: str
     logged: int | None  # tokens that the node's log says it read in its first step
     step: int  # tokens that the first step reads, made again
+    unit: str  # of what is read: tokens, or positions where a batch holds none
 
     @property
     def paired(self) -> bool:
@@ -62,24 +64,32 @@ def first(made: Finished) -> Batch:
         run = Run.remade(made.stage, record, made.parents, Path(scratch))
         if run.recipe.digest(record["recipe"]["type"]) != record["recipe"]["digest"]:
             raise UserError(f"recipe {run.recipe.name}: is no longer what {made.name} was made with")
-        trainer = _trainer(run, made, tokenizer)
+        model = made.stage.load_model(made.options, str(made.folder))
+        trainer, collator = _trainer(run, made, tokenizer, model)
         batches = iter(trainer.get_train_dataloader())
         step = [next(batches, None) for _ in range(trainer.args.gradient_accumulation_steps)]
     found = [batch for batch in step if batch is not None]
     for batch in found:
         take_rows(batch)
     tokenizer = processors.tokenizer_of(tokenizer)
-    lines = split(found[0], record["family"], tokenizer)
+    columns = prefixes(found[0])
+    images = collator.thumbnails(found[0]) if hasattr(collator, "thumbnails") else []
+    bare = [Line(f"row {number}", ()) for number in range(1, len(images) + 1)]
+    lines = illustrated(bare if images and not columns else split(found[0], record["family"], tokenizer), images)
     tokens, shown = [token for line in lines for token in line.tokens], _beginning(lines)
+    read = [_read(batch, model, tokenizer) for batch in found]
     return Batch(
-        lines=shown, more=len(lines) - len(shown), rows=sum(len(found[0][f"{prefix}{IDS}"]) for prefix in prefixes(found[0])), read=_read(found[0], tokenizer, made.folder),
-        counted=sum(token.counts for token in tokens), note=made.stage.note(made.options), logged=_logged(made.folder),
-        step=sum(_read(batch, tokenizer, made.folder) for batch in found),
+        lines=shown, more=len(lines) - len(shown), rows=sum(len(found[0][f"{prefix}{IDS}"]) for prefix in columns) or len(lines),
+        read=read[0], counted=sum(token.counts for token in tokens), note=made.stage.note(made.options), logged=_logged(made.folder),
+        step=sum(read), unit="tokens" if columns else "positions",
     )  # fmt: skip
 
 
-def _trainer(run: Run, made: Finished, tokenizer: Any) -> Any:
-    """Return a trainer with the node's arguments, data and collator, so that its sampler is the node's; it has no model."""
+def _trainer(run: Run, made: Finished, tokenizer: Any, model: Any) -> tuple[Any, Any]:
+    """Return a trainer with the node's arguments, data and collator, so that its sampler is the node's, and that collator.
+
+    It trains nothing; `model` is the node's, which is only looked at.
+    """
     import torch
     from transformers import set_seed
 
@@ -89,7 +99,7 @@ def _trainer(run: Run, made: Finished, tokenizer: Any) -> Any:
     arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
     rows = made.stage.rows(run)
     set_seed(run.seed)
-    read = made.stage.batches(run, rows, tokenizer, made.stage.load_model(made.options, str(made.folder)))
+    read = made.stage.batches(run, rows, tokenizer, model)
 
     class Ordered(StageTrainer):
         """Reads in the order of the node's own trainer."""
@@ -97,24 +107,22 @@ def _trainer(run: Run, made: Finished, tokenizer: Any) -> Any:
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return read.sampler(arguments, read.dataset) if read.sampler else super()._get_train_sampler(dataset)
 
-    return Ordered(torch.nn.Linear(1, 1), arguments, read.collator, read.dataset, processing_class=tokenizer)
+    return Ordered(torch.nn.Linear(1, 1), arguments, read.collator, read.dataset, processing_class=tokenizer), read.collator
 
 
 def _beginning(lines: Sequence[Line]) -> list[Line]:
-    ends = itertools.accumulate(len(line.tokens) for line in lines)
+    ends = itertools.accumulate(len(line.tokens) + _IMAGE * len(line.images) for line in lines)
     shown = max(1, sum(end <= SHOWN for end in ends))
     return list(lines[: shown + (shown < len(lines) and lines[shown].second)])  # both sides
 
 
-def _read(batch: Mapping[str, Any], tokenizer: Any, folder: Path) -> int:
+def _read(batch: Mapping[str, Any], model: Any, tokenizer: Any) -> int:
     """Count tokens as the Trainer does, and patches of pictures; where words are drawn, in the text that they are drawn from."""
-    from transformers import AutoConfig
+    from pipeline.training.trainer import positions_read
 
-    from pipeline.models import vision
-
-    beside = vision.pictured(batch)
-    patches = vision.patches_beside(AutoConfig.from_pretrained(folder, trust_remote_code=False), batch) if beside else 0
-    return patches + tokens_read({IDS: batch["words"]} if "words" in batch else batch, int(tokenizer.pad_token_id))
+    if "words" in batch:
+        batch = {IDS: batch["words"]}
+    return positions_read(model, batch, int(tokenizer.pad_token_id) if tokenizer else 0)
 
 
 def _logged(folder: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Line:
     name: str
     tokens: Sequence[Token]
     second: bool = False  # whether it belongs to the line before it
+    images: Sequence[str] = ()  # that the model is shown with it, as data URLs
 
     def runs(self) -> Iterator[tuple[bool, list[Token]]]:
         """Yield stretches of tokens that count, or don't."""
@@ -52,6 +54,12 @@ def split(batch: Mapping[str, Any], family: str, tokenizer: Any) -> list[Line]:
         return _scored(batch, tokenizer)
     rows = batch["input_ids"].tolist()  # one answer for a whole row, or none
     return [Line(f"row {number}", _tokens(row, [0] * len(row), tokenizer)) for number, row in enumerate(rows, start=1)]
+
+
+def illustrated(lines: Sequence[Line], shown: Sequence[Sequence[str]]) -> list[Line]:
+    """Return the lines of a batch with the images of each row, or each pair, which stand with its first line."""
+    left = iter(shown)
+    return [line if line.second else dataclasses.replace(line, images=next(left, ())) for line in lines]
 
 
 def _completions(batch: Mapping[str, Any], tokenizer: Any) -> list[Line]:

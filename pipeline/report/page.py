@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.chain import manifest
 from pipeline.report import batches, charts, figures, gaming, graph, story, templates
 from pipeline.report.figures import Table
+from pipeline.report.held_out import HeldOut
 from pipeline.report.nodes import Node
 from pipeline.system.errors import UserError
 from pipeline.system.hardware import ACCELERATOR_WATTS, CORE_WATTS
@@ -20,12 +21,15 @@ def render(runs: Path, nodes: Sequence[Node], inputs: str) -> str:
     environment = templates.environment()
     environment.filters |= {"visible": visible, "brief": charts.brief}
     summary = manifest.read(runs, "evaluate.json")
-    tables = figures.tables(nodes, summary)
+    tables, rows = figures.tables(nodes, summary), HeldOut(nodes, summary)
+    samples = [(sample, rows.pictures(sample)) for sample in summary["samples"]] if summary else []
+    blocks = summary["nodes"].items() if summary else ()
     page: str = environment.get_template("page.html.jinja").render(
         profile=runs.resolve().name, inputs=inputs, nodes=nodes, core_watts=CORE_WATTS, accelerator_watts=ACCELERATOR_WATTS,
-        story=story.told(runs, nodes, tables, summary), overview=graph.overview(nodes), graph=graph.draw(nodes),
+        story=story.told(runs, nodes, tables, samples), overview=graph.overview(nodes), graph=graph.draw(nodes),
         charts=_charts(nodes, {table.name: table for table in tables}), rewards=_rewards(nodes), summary=summary, tables=tables,
-        outdated=figures.outdated(nodes, summary), batches=_batches(nodes),
+        outdated=figures.outdated(nodes, summary), batches=_batches(nodes), samples=samples,
+        retrieval=[found for name, block in blocks if (found := rows.retrieval(name, block))],
     )  # fmt: skip
     return page
 

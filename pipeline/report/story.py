@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.chain import finished
 from pipeline.report.figures import Table
+from pipeline.report.held_out import Cell
 from pipeline.report.nodes import Node
 from pipeline.system.errors import UserError
 
@@ -37,14 +38,19 @@ class Story:
     results: Sequence[Result]
     prompt: str  # held out; empty where nobody was asked
     answers: Mapping[str, str]
+    pictures: Cell  # that the prompt is about
 
 
-def told(runs: Path, nodes: Sequence[Node], tables: Sequence[Table], summary: Mapping[str, Any] | None) -> Story:
-    """Return the story of a profile's finished nodes."""
-    samples = summary["samples"] if summary else []
-    asked = max(samples, key=lambda sample: len(sample["answers"]), default=None)  # the first that most models were asked
+def told(
+    runs: Path, nodes: Sequence[Node], tables: Sequence[Table], samples: Sequence[tuple[Mapping[str, Any], Cell]]
+) -> Story:
+    """Return the story of a profile's finished nodes; `samples`: prompts with answers, and the pictures that each is about."""
+    none: tuple[Mapping[str, Any], Cell] = ({"prompt": "", "answers": {}}, Cell())
+    asked, seen = max(
+        samples, key=lambda sample: len(sample[0]["answers"]), default=none
+    )  # the first that most models were asked
     results = [result for table in tables if (result := _result(table))]
-    return Story(list(_lead(runs, nodes)), results, asked["prompt"] if asked else "", asked["answers"] if asked else {})
+    return Story(list(_lead(runs, nodes)), results, asked["prompt"], asked["answers"], seen)
 
 
 def _lead(runs: Path, nodes: Sequence[Node]) -> Iterator[str]:

@@ -81,19 +81,9 @@ class ImageClassification(Classification):
         for number, row in enumerate(rows.kept):
             yield {"pixels": _read(row, tokenizer).tobytes(), "label": numbers[row["label"]], "row": number}
 
-    def collator(self, tokenizer: Any, dataset: Any) -> Any:
+    def collator(self, tokenizer: Any, dataset: Any) -> Labelled:
         """Return what batches pictures, each with the weight of its label."""
-        given, side = weights(dataset["label"], self.balance), vision.side(tokenizer)
-
-        def collate(rows: Sequence[Example]) -> dict[str, Any]:
-            import torch
-
-            pixels = vision.stacked((row["pixels"] for row in rows), side)
-            label = torch.tensor([row["label"] for row in rows])
-            weight = torch.from_numpy(given).float()[label]
-            return {vision.PIXELS: vision.normalised(pixels, tokenizer), "label": label, "weight": weight}
-
-        return collate
+        return Labelled(tokenizer, weights(dataset["label"], self.balance))
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the most likely label of each picture, with the probability of every label."""
@@ -152,6 +142,27 @@ class ImageClassification(Classification):
         """Return the picture of the first example as a model reads it."""
         pixels = vision.stacked([dataset[0]["pixels"]], vision.side(tokenizer))
         return {vision.PIXELS: vision.normalised(pixels, tokenizer)[0].tolist()}
+
+
+@dataclass
+class Labelled:
+    """Batch pictures with the numbers of their labels, and the weight of each label."""
+
+    processor: Any
+    weights: np.ndarray  # of each label
+
+    def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
+        """Return (pictures, 3, side, side) `pixel_values`; `label` and `weight`, (pictures,)."""
+        import torch
+
+        pixels = vision.stacked((row["pixels"] for row in rows), vision.side(self.processor))
+        label = torch.tensor([row["label"] for row in rows])
+        weight = torch.from_numpy(self.weights).float()[label]
+        return {vision.PIXELS: vision.normalised(pixels, self.processor), "label": label, "weight": weight}
+
+    def thumbnails(self, batch: Mapping[str, Any]) -> list[list[str]]:
+        """Return of each row of a batch its picture as the model is shown it."""
+        return [[one] for one in pictures.thumbnails(vision.shown(batch[vision.PIXELS], self.processor))]
 
 
 def _read(row: Row, processor: Any) -> np.ndarray:

@@ -29,6 +29,16 @@ _LIBRARIES = ("transformers", "trl", "peft")
 _SHOWN = 100  # rows that are named
 
 
+def positions_read(model: Any, batch: Mapping[str, Any], pad_id: int) -> int:
+    """Count what a model reads of a batch: its tokens, padding left out; of pictures their patches, too; else every number."""
+    if vision.pictured(batch):
+        return vision.patches_beside(model.config, batch) + tokens_read(batch, pad_id)
+    if prefixes(batch):
+        return tokens_read(batch, pad_id)
+    read = batch.get(model.main_input_name)
+    return 0 if read is None else int(read.numel())
+
+
 class Traced:
     """A collator that lets the numbers of the rows travel beside the batch, under the key `row`.
 
@@ -210,22 +220,13 @@ class StageTrainer(Trainer):
             self.data_collator.begin(named["epoch"])
             super()._run_epoch(*arguments, **named)
 
-    @property
-    def _config(self) -> Any:
-        return self.accelerator.unwrap_model(self.model).config
-
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Count tokens as the Trainer does, in batches of several columns of ids, too, of which it would count none; of pictures their patches, and the tokens beside them."""
-        if vision.pictured(inputs):
-            patches, beside = vision.patches_beside(self._config, inputs), tokens_read(inputs, 0)
-            seen = torch.tensor(patches + beside, device=self.args.device)
-            self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
-            return
-        if IDS in inputs or not prefixes(inputs):
+        if IDS in inputs and not vision.pictured(inputs):
             super()._track_num_input_tokens(inputs)
             return
-        tokenizer: Any = self.processing_class
-        read = torch.tensor(tokens_read(inputs, int(tokenizer.pad_token_id)), device=self.args.device)
+        pad_id = int(getattr(self.processing_class, "pad_token_id", None) or 0)
+        read = torch.tensor(positions_read(self.accelerator.unwrap_model(self.model), inputs, pad_id), device=self.args.device)
         self.state.num_input_tokens_seen += int(self.accelerator.gather(read).sum())
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

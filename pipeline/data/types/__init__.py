@@ -103,6 +103,10 @@ class DatasetType(ABC):
         """Return what of a row is written beside what a model says of it."""
         return row
 
+    def thumbnails(self, row: Row) -> list[str]:
+        """Return what of a row can be looked at, as small images for a page (data URLs)."""
+        return []
+
     def prompt(self, row: Row) -> Messages | None:
         """Return the messages that a chat model can reply to, or None where a row holds no such thing."""
         return None

@@ -249,6 +249,10 @@ class Conversing(DatasetType):
             return row
         return row | {IMAGES: [_without_bytes(one) for one in row[IMAGES]]}
 
+    def thumbnails(self, row: Row) -> list[str]:
+        """Return its pictures."""
+        return [pictures.thumbnail(pictures.shown(one)) for one in row.get(IMAGES, ())]
+
 
 class Pictures(DatasetType):
     """A picture a row, and what else a type says of it."""
@@ -290,3 +294,7 @@ class Pictures(DatasetType):
     def told(self, row: Row) -> Row:
         """Return the row without the bytes of its picture."""
         return row | {IMAGE: _without_bytes(row[IMAGE])}
+
+    def thumbnails(self, row: Row) -> list[str]:
+        """Return its picture."""
+        return [pictures.thumbnail(pictures.shown(row[IMAGE]))]
