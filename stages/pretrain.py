@@ -39,14 +39,6 @@ class Pretraining(Stage):
     optional = tuple(takes)
     library = "transformers.TrainingArguments"
     defaults: ClassVar[dict[str, Any]] = {"lr_scheduler_type": "warmup_stable_decay"}
-    primary = (
-        Against("loss", "5-gram"), Against("loss", "neighbours' bigrams"), Against("loss", "unigram"),
-        Against("generator_loss", "neighbours' bigrams"), Against("generator_loss", "unigram"),
-        Against("pair_accuracy", "lengths"), Against("pair_accuracy", "chance"),
-        Against("detection", "chance"), Against("detection", "unigram"), Against("retrieval", "raw pixels"),
-        Against("retrieval", "untrained"), Against("patch_error", "nearest patches"), Against("patch_error", "flat patches"),
-        Against("text_to_image_at_5", "untrained"), Against("text_to_image_at_5", "chance"),
-    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options(AttentionOptions):
@@ -92,6 +84,10 @@ class Pretraining(Stage):
         """Return what any objective goes on from."""
         return tuple({family: None for name in objectives.known() for family in objectives.load(name).accepts})
 
+    def judged_by(self, options: Options) -> tuple[Against, ...]:
+        """Return what the objective is judged by."""
+        return options.chosen.judged_by
+
     def evaluators(self, options: Options) -> Sequence[Any]:
         """Return what asks a model that is not causal the objective's own questions."""
         return library_class("pipeline.objectives.evaluator.EVALUATORS")(options)  # type: ignore[no-any-return]
@@ -119,6 +115,18 @@ class Pretraining(Stage):
     def load_model(self, options: Options, folder: str) -> Any:
         """Return the objective's model."""
         return options.chosen.load_model(folder)
+
+    def processor(self, options: Options, folder: str) -> Any:
+        """Return the objective's."""
+        return options.chosen.processor(folder)
+
+    def sample_inputs(self, options: Options) -> dict[str, Any]:
+        """Return the objective's."""
+        return options.chosen.sample_inputs()
+
+    def pipeline_tag(self, options: Options) -> str:
+        """Return the objective's."""
+        return options.chosen.pipeline_tag
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of a document, of which none is lost."""

@@ -4,6 +4,7 @@ They lie in tests/new_method and are written into a copy of the checkout, where 
 make, resuming, evaluation, report, card, gate, chat, why, verify, push.
 """
 
+import base64
 import hashlib
 import html
 import json
@@ -18,6 +19,7 @@ import time
 import pytest
 
 from pipeline import ROOT
+from tests.conftest import printed_by_card
 from tests.forked import call
 
 FILES = ROOT / "tests" / "new_method"  # each where it goes in the checkout
@@ -34,6 +36,8 @@ PARTS = written(
     "parts", "data_recipes/addings.py", "pipeline/data/types/opinions.py", "pipeline/objectives/gaps.py", "pipeline/tasks/number.py",
     "stages/heed.py",
 )  # fmt: skip
+SERIES = ("pipeline/data/types/series.py", "pipeline/objectives/forecast.py")  # a type of rows and what reads it
+WAVES = written("waves", "data_recipes/waves.py", *SERIES)
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "mine", "__pycache__", ".*_cache", "*.egg-info", ".ci")
 
 
@@ -79,9 +83,9 @@ class Checkout:
             stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
-    def together(self, profile):
-        """Run every command on a profile, a few steps of each node, in one process; return what was printed."""
-        status, out, err = call(self.folder, "-c", TOGETHER, profile, **self.environment)
+    def together(self, profile, *flags):
+        """Run every command on a profile, each node with these flags, in one process; return what was printed."""
+        status, out, err = call(self.folder, "-c", TOGETHER, profile, *flags, **self.environment)
         assert status == 0, out + err
         return out
 
@@ -176,11 +180,11 @@ def call(body, *argv):
     sys.argv = list(argv)
     assert body() == 0, argv
 
-named = sys.argv[1]
+_, named, *given = sys.argv
 call(check.main, "check", "--profile", named, "--runs", "runs")
 folder = profile.find(named)
 for name, node in profile.load(folder).nodes.items():
-    flags = [] if node.control_of else ["--max_steps", "6"]
+    flags = [] if node.control_of else given
     call(lambda: life.run_stage(type(node.stage)), name, "--config", str(node.file), "--output", f"runs/{named}/{name}", *flags)
 call(evaluate.main, "evaluate", "--config", str(folder / "evaluate.yaml"), "--runs", f"runs/{named}")
 call(report.main, "report", "--runs", f"runs/{named}")
@@ -194,7 +198,7 @@ print("gate:", gate.reasons(finished.finished(path.parent), manifest.read(path.p
 def test_a_method_of_ones_own_is_known_everywhere(checkout):
     """The quick version: a few steps of every node in one process."""
     checkout.add(ADDED)
-    out = checkout.together("hush")
+    out = checkout.together("hush", "--max_steps", "6")
     runs = checkout.folder / "runs" / "hush"
     shown(runs, (runs / "report.html").read_text())
     assert record(runs / "quiet")["parents"][0]["node"] == "voice"
@@ -212,7 +216,7 @@ def test_a_method_of_ones_own_is_known_everywhere(checkout):
 def test_every_other_part_is_one_file_too(checkout):
     """A type of rows with a stage that reads it by a trainer of trl, an objective, a task."""
     checkout.add(PARTS)
-    out = checkout.together("parts")
+    out = checkout.together("parts", "--max_steps", "6")
     runs = checkout.folder / "runs" / "parts"
     blocks = json.loads((runs / "evaluate.json").read_text())["nodes"]
     assert {"loss", "filled"} <= set(blocks["ground"]["figures"])
@@ -230,9 +234,48 @@ def test_every_other_part_is_one_file_too(checkout):
     assert checkout.touched() == set(PARTS)
 
 
+def test_rows_that_are_neither_text_nor_pictures_take_two_files(checkout, hub, tmp_path):
+    """Series of numbers: trained on by a model of the library, measured, shown, pushed, and read back by its own class."""
+    checkout.add(WAVES)
+    out = checkout.together("waves")
+    runs = checkout.folder / "runs" / "waves"
+    block = json.loads((runs / "evaluate.json").read_text())["nodes"]["pretrain"]
+    assert block["primary"]["against"] == "last value"
+    assert block["primary"]["better"] is True
+    assert block["primary"]["high"] < 0
+    figures = block["figures"]["error"]
+    assert figures["pretrain"]["high"] < figures["untrained"]["low"]
+    assert "on 60 held-out series of waves" in out
+    assert "error: mean squared error of what follows" in out
+    made = record(runs / "pretrain")
+    assert made["tokens"] == 10 * 300 * 2 * 24, "numbers that were read: ten epochs of two windows of each series"
+    assert made["recipe"]["truncated"] == {"ends of series, shorter than 32 numbers": 300}
+    assert (made["family"], made["flops"] > 0) == ("forecaster", True)
+
+    masks = section((runs / "report.html").read_text(), "masks")
+    assert "32 rows of 768 positions." in masks
+    assert "The node's own log has 768 positions in its first step: the same." in masks
+    drawings = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', masks)
+    assert len(drawings) == 15
+    lines = re.findall(r'points="([^"]+)"', base64.b64decode(drawings[0]).decode())
+    assert [len(line.split()) for line in lines] == [25, 8], "what is read with the first number that follows, then these"
+    assert len({point.split(",")[1] for point in lines[0].split()}) > 20, "numbers are not rounded on their way"
+
+    out = checkout.run("push", HUB="me/any", PROFILE="waves", HF_ENDPOINT=hub.url, HF_TOKEN="hf_test")
+    assert "outputs for sample inputs by PatchTSTForPrediction" in out
+    repo = hub.repos["model", "me/any"]
+    files = repo.commits[repo.head]
+    assert not any("token" in name for name in files)
+    card = files["README.md"].data.decode()
+    assert "pipeline_tag: time-series-forecasting" in card
+    assert "tensor(" in printed_by_card(hub, card, tmp_path)
+    assert checkout.touched() == set(WAVES)
+
+
 def test_the_files_that_are_touched_can_be_counted():
     """What is added beside a profile: a stage, a metric, a recipe with its judge, a type, an objective, a task: one file each."""
     files = [name for name in ADDED | PARTS if "/profiles/" not in name]
+    assert {name for name in WAVES if "/profiles/" not in name and not name.startswith("data_recipes/")} == set(SERIES)
     assert sorted(name.rpartition("/")[0] for name in files) == [
         "data_recipes", "pipeline/data/types", "pipeline/evaluation/metrics", "pipeline/objectives", "pipeline/tasks", "stages", "stages",
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from pipeline.chain import finished, manifest
 from pipeline.chain.finished import Finished
 from pipeline.models import tokenization
 from pipeline.report import batches, charts, figures, graph, lines, page, story
+from pipeline.report.held_out import Cell
 from pipeline.report.nodes import Node, Parent, nodes
 from pipeline.training.trainer import ROW, StageTrainer
 from tests.conftest import SMALL, flags_of
@@ -379,7 +380,8 @@ def test_the_first_screen_tells_what_was_made_and_how_good_it_is(copy):
     summary["samples"].insert(0, {"prompt": "asked of one", "answers": {"dpo": "yes"}})
     manifest.write_json(copy / "evaluate.json", summary)
     shown = nodes(copy)
-    told = story.told(copy, shown, figures.tables(shown, summary), summary)
+    samples = [(sample, Cell()) for sample in summary["samples"]]
+    told = story.told(copy, shown, figures.tables(shown, summary), samples)
     assert told.lead[0].startswith("dpo is what came out, an aligned chat model")
     assert "Made by pretrain → sft → dpo from " in told.lead[1]
     assert [(result.name, result.metric, result.own) for result in told.results] == [
@@ -388,13 +390,13 @@ def test_the_first_screen_tells_what_was_made_and_how_good_it_is(copy):
     assert told.results[1].rivals == [("pretrain (parent)", "50.0% [25.0, 75.0]")]
     assert "better, clear of zero" in told.results[1].difference
     assert (told.prompt, list(told.answers)) == ("Who saw the cat?", ["pretrain", "sft", "dpo"]), "what most of them were asked"
-    bare = story.told(copy, shown, [], None)
+    bare = story.told(copy, shown, [], [])
     assert (bare.results, bare.prompt) == ([], "")
 
 
 def test_what_is_not_shown_of_a_batch_is_counted_as_it_is():
     def batch(more, paired):
-        return batches.Batch([lines.Line("chosen", [], second=paired)], more, 1, 1, 1, "", None, 1)
+        return batches.Batch([lines.Line("chosen", [], second=paired)], more, 1, 1, 1, "", None, 1, "tokens")
 
     assert [batch(*of).rest for of in ((0, False), (1, False), (2, True), (4, True))] == [
         "",

@@ -157,6 +157,20 @@ class Stage(ABC):
 
         return checkpoint.load(folder)
 
+    def processor(self, options: Any, folder: str) -> Any:
+        """Return what makes the input of that model: a tokenizer, for pictures an image processor, or both; None where rows are the input."""
+        from pipeline.models import processors
+
+        return processors.load(folder)
+
+    def sample_inputs(self, options: Any) -> dict[str, Any]:
+        """Return what that model can be asked with, name → tensor, where it reads neither text nor pictures."""
+        return {}
+
+    def pipeline_tag(self, options: Any) -> str:
+        """Return what the hub calls the use of that model, where its class does not tell."""
+        return ""
+
     def rows(self, run: Run) -> Rows:
         """Return the rows that `batches` gets; UserError if the data is broken or nothing is left."""
         return run.rows()

@@ -272,8 +272,13 @@ def _features(first: Mapping[str, Any] | None) -> Any:
     import datasets
 
     kinds = {int: datasets.Value("int32"), float: datasets.Value("float32"), bytes: datasets.Value("binary")}
-    ids = datasets.List(datasets.Value("int32"))
-    return datasets.Features({key: kinds.get(type(value), ids) for key, value in (first or {"input_ids": []}).items()})
+
+    def kind(value: Any) -> Any:
+        numbers = float if np.asarray(value).dtype.kind == "f" and len(value) else int  # an empty list is one of ids
+        return datasets.List(kinds[numbers])
+
+    found = first or {"input_ids": []}
+    return datasets.Features({key: kinds.get(type(value)) or kind(value) for key, value in found.items()})
 
 
 def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> pa.Table:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.chain import manifest, stages
 from pipeline.chain.finished import Finished
+from pipeline.chain.stage import Stage
 from pipeline.data import recipe as recipes
 from pipeline.data import types
 from pipeline.data.judge import Judge
@@ -61,6 +62,16 @@ class StageModel:
         self._replies: dict[str, list[inference.Reply]] = {}
 
     @cached_property
+    def _stage(self) -> Stage | None:
+        """The stage that made it; None of a model that is no node."""
+        return stages.load(str(self.record["stage"])) if self.record else None
+
+    @cached_property
+    def _options(self) -> Any:
+        """The options that it was made with, where it is a node."""
+        return self._stage.split(self.record["config"])[0] if self._stage and self.record else None
+
+    @cached_property
     def config(self) -> Any:
         """The model's configuration, as transformers reads it."""
         from transformers import AutoConfig
@@ -81,9 +92,9 @@ class StageModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, with the borrowed template where it has none of its own; of a model of pictures its image processor."""
-        tokenizer = processors.load(self.where)
-        if processors.of_pictures(tokenizer):
+        """The tokenizer, with the borrowed template where it has none of its own; of rows that are no text what their stage has for it."""
+        tokenizer = self._stage.processor(self._options, self.where) if self._stage else processors.load(self.where)
+        if tokenizer is None or processors.of_pictures(tokenizer):
             self.borrows = False
             return tokenizer
         if self.sees:
@@ -100,9 +111,8 @@ class StageModel:
     @cached_property
     def model(self) -> Any:
         """The model in fp32 on the device: a causal one ready to answer, a node of another family as its stage loads it."""
-        if self.record and self.family not in ANSWERING:
-            stage = stages.load(str(self.record["stage"]))
-            return stage.load_model(stage.split(self.record["config"])[0], self.where).to(device()).eval()
+        if self._stage and self.family not in ANSWERING:
+            return self._stage.load_model(self._options, self.where).to(device()).eval()
         model = checkpoint.load(self.where).to(device()).eval()
         model.generation_config = checkpoint.generation(self.tokenizer)  # a base model, too, stops at the end of an answer
         model.config.use_cache = True

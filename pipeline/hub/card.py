@@ -52,6 +52,10 @@ class Subject:
     datasets: Sequence[str] = field(default_factory=list)
     watts: float = 0.0
     code: str = ""  # address of the repository with the code
+    pipeline_tag: str = ""  # of the hub, where the class of the model does not tell
+    shapes: Mapping[str, Sequence[int]] = field(
+        default_factory=dict
+    )  # of what it is asked with, by name, where that is no text
 
     @property
     def record(self) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def _metadata(subject: Subject) -> Any:
     figures = _results(subject)
     return ModelCardData(
         license=subject.license, language=subject.language or None, library_name="transformers" if subject.auto else None,
-        pipeline_tag=_OF_PICTURES.get(subject.record["family"]) or _TASKS.get(subject.auto), tags=[tag for tag in tags if tag],
+        pipeline_tag=subject.pipeline_tag or _OF_PICTURES.get(subject.record["family"]) or _TASKS.get(subject.auto), tags=[tag for tag in tags if tag],
         base_model=subject.base or None, datasets=list(subject.datasets) or None,
         metrics=sorted({result.metric_type for result in figures}) or None,
         model_name=subject.repo.split("/")[1] if figures else None, eval_results=figures or None,
@@ -99,7 +103,10 @@ def _results(subject: Subject) -> list[Any]:
     block = subject.block
     if block is None or not block.own:
         return []
-    data, task = str(subject.record["recipe"]["name"]) or subject.record["node"], _TASKS.get(subject.auto, "other")
+    data, task = (
+        str(subject.record["recipe"]["name"]) or subject.record["node"],
+        subject.pipeline_tag or _TASKS.get(subject.auto, "other"),
+    )
     return [
         EvalResult(
             task_type=task, dataset_type=data, dataset_name=data, dataset_split="held_out", metric_type=metric,

@@ -96,7 +96,8 @@ def pack(
         block=block, samples=_samples(node, summary, block), template="chat_template.jinja" in files, base=base.repo,
         adapter=adapter, forced=forced, watts=terms.watts, license=terms.license or LICENSE, license_given=bool(terms.license),
         language=terms.language or _language(line), datasets=list(dict.fromkeys([*terms.datasets, *_datasets(line)])), code=terms.code,
-        base_revision=base.revision, begin=_begin(files),
+        base_revision=base.revision, begin=_begin(files), pipeline_tag=node.stage.pipeline_tag(node.options),
+        shapes={name: tuple(value.shape) for name, value in node.stage.sample_inputs(node.options).items()},
     )  # fmt: skip
     files["README.md"] = card.write(subject).encode()
     digests = {name: sha256(content) for name, content in sorted(files.items())}

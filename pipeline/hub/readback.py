@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.chain import finished
 from pipeline.hub.upload import Delivery, Hub
 from pipeline.models import processors
 from pipeline.system import hashes
@@ -56,17 +57,30 @@ def model(hub: Hub, delivery: Delivery, commit: str, made: Path, loader: str, ba
     if faults:
         raise WorldError(f"{delivery.repo}: what was read back is not what was pushed: {'; '.join(faults)}")
     told = f"{len(delivery.files)} files by digest"
-    if loader:
+    if loader and _sample_inputs(made):
+        told += f", outputs for sample inputs by {loader}"
+    elif loader:
         told += f", logits{' and greedy answers' * _generates(loader)} of {len(PROMPTS)} prompts by {loader}"
     return told + (", the adapter on its base" if base else "")
 
 
 _SEEING = "AutoModelForImageTextToText"
-_OUTPUTS = ("logits", "last_hidden_state", "_embeds")
 
 
 def _generates(loader: str) -> bool:
     return loader in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", _SEEING)
+
+
+def _sample_inputs(made: Path) -> dict[str, Any]:
+    """Return what a node's model is asked with where that is neither text nor pictures."""
+    node = finished.read(made)
+    return node.stage.sample_inputs(node.options) if node else {}
+
+
+def _network(folder: Path, loader: str) -> Any:
+    import transformers
+
+    return getattr(transformers, loader).from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
 
 
 def _load(folder: Path, loader: str) -> tuple[Any, Any]:
@@ -78,8 +92,7 @@ def _load(folder: Path, loader: str) -> tuple[Any, Any]:
         tokenizer = transformers.AutoProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    auto = getattr(transformers, loader)
-    return tokenizer, auto.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
+    return tokenizer, _network(folder, loader)
 
 
 def _inputs(tokenizer: Any) -> list[Any]:
@@ -118,15 +131,19 @@ def _read(network: Any, batch: Any) -> Any:
 
 
 def _scores(network: Any, batch: Any) -> Sequence[Any]:
-    """Return the outputs that the model is used for, whatever its head: logits, or the vectors of a model without one."""
-    found = _read(network, batch)
-    return [value.float() for name, value in found.items() if name.endswith(_OUTPUTS)]
+    """Return all that the model gives, whatever its head: logits, vectors, forecasts."""
+    import torch
+
+    return [value.float() for value in _read(network, batch).values() if isinstance(value, torch.Tensor)]
 
 
 def _behaves(folder: Path, made: Path, loader: str) -> list[str]:
     """Return how a downloaded model's outputs and answers differ from the node's own."""
     import torch
 
+    if given := _sample_inputs(made):
+        pairs = zip(*(_scores(_network(where, loader), given) for where in (folder, made)), strict=True)
+        return [] if all(torch.equal(one, other) for one, other in pairs) else ["other outputs for sample inputs"]
     (tokenizer, network), (own_tokenizer, own) = _load(folder, loader), _load(made, loader)
     faults = []
     for prompt, batch, own_batch in zip(PROMPTS, _inputs(tokenizer), _inputs(own_tokenizer), strict=True):

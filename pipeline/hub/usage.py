@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,6 +61,14 @@ def _pictures(repo: str, name: str) -> Iterator[str]:
     yield _LAST.get(name, "print(model(**inputs).loss)")
 
 
+def _numbers(repo: str, name: str, shapes: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    yield f"import torch\nfrom transformers import {name}"
+    yield f"model = {name}.from_pretrained({repo})"
+    given = ", ".join(f'"{key}": torch.rand{tuple(shape)}' for key, shape in shapes.items())
+    yield f"inputs = {{{given}}}  # or numbers of your own, of that shape"
+    yield "print(model(**inputs)[0])"
+
+
 def _pairs(repo: str) -> Iterator[str]:
     yield "from PIL import Image\nfrom transformers import AutoModel, AutoProcessor"
     yield f"processor, model = AutoProcessor.from_pretrained({repo}), AutoModel.from_pretrained({repo})"
@@ -85,6 +93,9 @@ def _code(subject: Subject) -> Iterator[str]:
         return
     if str(subject.record["family"]) == "dual_encoder":
         yield from _pairs(repo)
+        return
+    if subject.shapes:
+        yield from _numbers(repo, name, subject.shapes)
         return
     if "patch_size" in subject.config:
         yield from _pictures(repo, name)

@@ -78,7 +78,7 @@ def one_of(architectures: Sequence[str], architecture: str) -> None:
 
 
 def load(auto: str, parent: str, dropout_rate: float | None = None) -> Any:
-    """Return a model of an Auto class from a folder or hub id, in fp32; UserError if it can't be loaded.
+    """Return a model of an Auto class, or of a class of the library, from a folder or hub id, in fp32; UserError if it can't be loaded.
 
     `dropout_rate` replaces the one that its configuration has.
     """

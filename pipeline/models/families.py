@@ -43,10 +43,10 @@ def family_of(architecture: str, outputs: int = 0) -> str:
 
 
 def auto_class(family: str, config: Mapping[str, Any]) -> str:
-    """Return the Auto class for a family and a model's config.json; empty for word vectors, which none loads."""
+    """Return the Auto class for a family and a model's config.json, else the model's own class; empty for word vectors, which none loads."""
     if family == "vectors":
         return ""
     architecture = str((config.get("architectures") or [""])[0])
     by_name = (auto for ending, _, auto in _KINDS if architecture.endswith(ending))
     by_family = (auto for _, known, auto in _KINDS if known and known == ("classifier" if family == "reward" else family))
-    return next(by_name, None) or next(by_family, "AutoModel")
+    return next(by_name, None) or next(by_family, architecture or "AutoModel")

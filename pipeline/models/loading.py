@@ -22,7 +22,7 @@ _LARGE = 100_000_000  # parameters that take a second or more to draw
 
 
 def from_pretrained(auto: Any, folder: str, new: Sequence[str] = (), role: str = "parent", **how: Any) -> Any:
-    """Return a model of an Auto class in fp32, every tensor of which lies in the folder, and which has a place for each.
+    """Return a model of an Auto class, or of a class of the library, in fp32, every tensor of which lies in the folder, and which has a place for each.
 
     `new`: names of modules that may begin at random, such as a head. A head of the folder that the class does not have is
     left out. `role`: of the model, for a refusal. Raises UserError naming the tensors, or saying why nothing can be loaded.
@@ -119,9 +119,9 @@ def _enough(auto: Any, folder: str, role: str) -> None:
     if not held or auto.__name__ == "AutoModel":
         return
     with torch.device("meta"):
-        asked = auto.from_config(
-            AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False
-        ).num_parameters()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        drawn = auto.from_config(config, trust_remote_code=False) if hasattr(auto, "from_config") else auto(config)
+        asked = drawn.num_parameters()
     if asked > _LARGE and held < asked / 2:
         raise UserError(
             f"--{role} {folder}: config.json asks for {asked:,} parameters, and the weights hold {held:,}; they don't belong together"
@@ -148,7 +148,7 @@ def _tied(model: Any, folder: str, role: str) -> None:
     if not getattr(model.config, "tie_word_embeddings", False):
         return
     head = getattr(model.get_output_embeddings(), "weight", None)
-    begin = getattr(model.get_input_embeddings(), "weight", None)
+    begin = getattr(model.get_input_embeddings(), "weight", None) if head is not None else None
     if head is None or begin is None or head is begin or head.shape != begin.shape or torch.equal(head, begin):
         return
     raise UserError(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.chain.stage import Against
 from pipeline.evaluation.metrics import Metric
 from pipeline.system import extensions
 
@@ -39,6 +40,7 @@ DETECTION = Metric(
     "share",
     "more",
 )
+DETECTED = (Against("detection", "chance"), Against("detection", "unigram"))
 _HELPERS = ("collator", "evaluator")  # modules of this folder that are no objective
 
 
@@ -67,7 +69,11 @@ class Objective(ABC):
     ] = {}  # role → families of further parents, which become parts of a new model
     architectures: ClassVar[tuple[str, ...]]  # model types of transformers, the default first
     metrics: ClassVar[tuple[Metric, ...]] = (LOSS,)  # one for each name that `scores` gives
-    tokenizer_type: ClassVar[str] = "wordpiece"  # one of pipeline.models.tokenization.KINDS
+    judged_by: ClassVar[tuple[Against, ...]] = (
+        Against("loss", "5-gram"), Against("loss", "neighbours' bigrams"), Against("loss", "unigram"),
+    )  # fmt: skip  # the first that was measured is what a push goes by
+    tokenizer_type: ClassVar[str] = "wordpiece"  # one of pipeline.models.tokenization.KINDS; "" where rows hold no text
+    pipeline_tag: ClassVar[str] = ""  # what the hub calls the use of its model, where the model's class does not tell
     chance_level: ClassVar[Mapping[str, float]] = {}  # metric → what random answers reach
     note: ClassVar[str] = ""  # what the report says of the marked tokens of a batch, where they need explaining
     packs: ClassVar[bool] = False  # whether a training row may hold several documents
@@ -85,26 +91,26 @@ class Objective(ABC):
         return {"loss": 1.0}
 
     def processor(self, folder: str) -> Any:
-        """Return what makes the model's input of a row, as it lies in a folder or on a hub: for text the tokenizer."""
+        """Return what makes the model's input of a row, as it lies in a folder or on a hub: for text the tokenizer, else None."""
         from pipeline.models import tokenization
 
-        return tokenization.load(folder)
+        return tokenization.load(folder) if self.tokenizer_type else None
 
     def new_processor(self, learn: Callable[[], Any]) -> Any:
         """Return that of a new model; `learn` trains a tokenizer on the rows."""
-        return learn()
+        return learn() if self.tokenizer_type else None
 
     def vocabulary(self, processor: Any) -> int:
         """Return how many tokens there are; 0 where rows have none."""
-        return len(processor)
+        return len(processor) if processor else 0
 
     def same_inputs(self, one: Any, other: Any) -> bool:
         """Say whether two processors make the same of a row, so that losses of their models can be compared."""
-        return bool(one.get_vocab() == other.get_vocab())
+        return bool(one.get_vocab() == other.get_vocab()) if one and other else one is other
 
     def sized(self, processor: Any, length: int) -> str:
         """Return in words what is read at once."""
-        return f"vocabulary {len(processor):,}, rows of up to {length} tokens"
+        return f"vocabulary {len(processor):,}, rows of up to {length} tokens" if processor else f"rows of type {self.reads}"
 
     def begin(self, parents: Mapping[str, str], learn: Callable[[], Any], architecture: str, **sizes: int) -> tuple[Any, Any]:
         """Return what makes the input of a new model, and that model; `parents`: role of `towers` → folder or hub id."""
@@ -181,10 +187,15 @@ class Objective(ABC):
         """Return baselines that count in examples of the training text: name → the metrics of each row of a held-out batch."""
         return {}
 
-    def save(self, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    def sample_inputs(self) -> dict[str, torch.Tensor]:
+        """Return what its model can be asked with, where that is neither text nor pictures: what is pushed is tried by it."""
+        return {}
+
+    def save(self, model: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
         """Write a plain checkpoint that transformers loads."""
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        if tokenizer:
+            tokenizer.save_pretrained(folder)
 
 
 def known() -> list[str]:

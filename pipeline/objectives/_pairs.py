@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from pipeline.chain.stage import Against
 from pipeline.data.kept import spans
 from pipeline.data.tokens import IGNORED, write
 from pipeline.evaluation.metrics import Metric
@@ -53,6 +54,7 @@ class PairObjective(MaskedLanguageModel):
             "more",
         ),
     )
+    judged_by = (*MaskedLanguageModel.judged_by, Against("pair_accuracy", LENGTHS), Against("pair_accuracy", "chance"))
     chance_level: ClassVar[Mapping[str, float]] = {"pair_accuracy": 0.5}
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.evaluation.metrics import Metric
-from pipeline.objectives import DETECTION, LOSS, Example, Objective, Scores, Text
+from pipeline.objectives import DETECTED, DETECTION, LOSS, Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces
 from pipeline.objectives.collator import Corrupting
 from pipeline.system.config import option
@@ -35,6 +35,7 @@ class WordVectors(Objective):
     accepts: ClassVar[tuple[str, ...]] = ()
     architectures: ClassVar[tuple[str, ...]] = ("word2vec",)
     metrics: ClassVar[tuple[Metric, ...]] = (LOSS, DETECTION)
+    judged_by = (*Objective.judged_by, *DETECTED)
     tokenizer_type = "words"
 
     window: int = option(5, "words on each side, at most", at_least=1)

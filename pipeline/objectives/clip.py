@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pipeline.chain.stage import Against
 from pipeline.data.batches import IDS, pad
 from pipeline.evaluation.metrics import Metric
 from pipeline.models import processors, vision
@@ -53,6 +54,7 @@ class CLIP(VisionObjective):
         Metric("pair_loss", "mean −log p of which text is a picture's, and which picture a text's, among all held-out rows, in nats",
                "nats", "less"),
     )  # fmt: skip
+    judged_by = (Against("text_to_image_at_5", "untrained"), Against("text_to_image_at_5", "chance"))
     note = "Beside these texts the batch holds their pictures; the loss is over which belong together."
     accumulates = False  # a batch's pairs are each other's negatives, so a part of it would be an easier task
     together = True

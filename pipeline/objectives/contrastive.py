@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pipeline.chain.stage import Against
 from pipeline.evaluation.metrics import Metric
 from pipeline.models.build import build, dropout, load
 from pipeline.models.embedder import embeddings, save_embedder
@@ -48,6 +49,7 @@ class Contrastive(Objective):
             "less",
         ),
     )
+    judged_by = (Against("retrieval", "untrained"),)
     accumulates = False  # a batch's texts are each other's negatives, so a part of it would be an easier task
 
     temperature: float = option(0.05, "τ, what cosines are divided by", at_least=0.001)

@@ -52,6 +52,7 @@ class Fusion(Objective):
         declared = {name: getattr(first, name) for name in ("reads", "family", "accepts", "architectures", "tokenizer_type")}
         declared |= {
             "metrics": tuple(metric for one in others for metric in one.metrics),
+            "judged_by": tuple(dict.fromkeys(against for one in others for against in one.judged_by)),
             "unread": tuple(name for name in first.unread if all(name in one.unread for one in others)),
             "note": " ".join(dict.fromkeys(one.note for one in others if one.note)),
             "by_row": all(one.by_row for one in others), "accumulates": all(one.accumulates for one in others),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pipeline.chain.stage import Against
 from pipeline.evaluation.metrics import Metric
 from pipeline.models import vision
 from pipeline.objectives import Example, Scores
@@ -34,6 +35,7 @@ class MaskedAutoencoder(VisionObjective):
             "less",
         ),
     )
+    judged_by = (Against("patch_error", "nearest patches"), Against("patch_error", "flat patches"))
 
     mask_share: float = option(0.75, "share of the patches that is hidden", at_least=0.01, at_most=0.99)
     decoder_layers: int = option(2, "depth of the decoder, of a new model", at_least=1)

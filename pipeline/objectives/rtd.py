@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from pipeline.chain.stage import Against
 from pipeline.data.tokens import IGNORED
 from pipeline.evaluation.metrics import Metric
 from pipeline.models.build import build, load, one_of
 from pipeline.models.logits import at, num_targets, summed
-from pipeline.objectives import DETECTION, Example, Scores
+from pipeline.objectives import DETECTED, DETECTION, Example, Scores
+from pipeline.objectives._rivals import BIGRAMS
 from pipeline.objectives.mlm import MaskedLanguageModel, choose
 from pipeline.system.config import option
 
@@ -54,6 +56,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         ),
         DETECTION,
     )
+    judged_by = (Against("generator_loss", BIGRAMS), Against("generator_loss", "unigram"), *DETECTED)
     chance_level: ClassVar[Mapping[str, float]] = {"detection": 0.5}
 
     generator_share: float = option(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pipeline.chain.stage import Against
 from pipeline.evaluation.metrics import Metric
 from pipeline.models import vision
 from pipeline.objectives import Example, Scores
@@ -39,6 +40,7 @@ class SimCLR(VisionObjective):
             "less",
         ),
     )
+    judged_by = (Against("retrieval", "raw pixels"), Against("retrieval", "untrained"))
     chance_level: ClassVar[Mapping[str, float]] = {"retrieval": 1 / (2 * HELD_OUT_BATCH - 1)}
     accumulates = False  # a batch's pictures are each other's negatives, so a part of it would be an easier task
 

@@ -54,12 +54,12 @@ class Batch:
 
 def first(made: Finished) -> Batch:
     """Make a node's first batch again, as one process reads it; UserError where its recipe is no longer what it was."""
-    from pipeline.models import processors
+    from pipeline.models.processors import tokenizer_of
     from pipeline.training.trainer import take_rows
 
     record = made.record
     request.unaltered(made.folder, record)
-    tokenizer = processors.load(str(made.folder))
+    tokenizer = made.stage.processor(made.options, str(made.folder))
     with tempfile.TemporaryDirectory() as scratch:
         run = Run.remade(made.stage, record, made.parents, Path(scratch))
         if run.recipe.digest(record["recipe"]["type"]) != record["recipe"]["digest"]:
@@ -71,7 +71,7 @@ def first(made: Finished) -> Batch:
     found = [batch for batch in step if batch is not None]
     for batch in found:
         take_rows(batch)
-    tokenizer = processors.tokenizer_of(tokenizer)
+    tokenizer = tokenizer_of(tokenizer)
     columns = prefixes(found[0])
     images = collator.thumbnails(found[0]) if hasattr(collator, "thumbnails") else []
     bare = [Line(f"row {number}", ()) for number in range(1, len(images) + 1)]

@@ -276,7 +276,7 @@ def fits_parent(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int 
         positions -= padding + 1
     if positions and max_length and max_length > positions:
         faults.append(f"max_length: {max_length} does not fit the {role}, which has {positions} positions")
-    table = getattr(model.get_input_embeddings(), "weight", None)  # a model of pictures has none
+    table = getattr(model.get_input_embeddings(), "weight", None) if tokenizer is not None else None
     rows = math.inf if table is None else table.shape[0]
     if table is not None and len(tokenizer) > rows:
         faults.append(

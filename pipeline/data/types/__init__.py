@@ -7,6 +7,7 @@ may have a "group" beside its columns: rows of one group belong together and are
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from abc import ABC
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -92,12 +93,14 @@ class DatasetType(ABC):
     def asked(self, row: Row) -> str:
         """Return what a model is asked: rows in which it is the same stand on one side of the split, whatever the answers.
 
-        Of a conversation that is what comes before the first answer, so that a prompt is held out in every type of rows alike.
+        Of a conversation that is what comes before the first answer, so that a prompt is held out in every type of rows alike;
+        of a row without any text it is all that the row holds.
         """
         if not self.asks and len(row) == 1 and isinstance(text := next(iter(row.values())), str):
             return text
-        given = [row[column] for column in self.asks or row.keys() - {"group"} if column in row]
-        return "\n".join(text for value in given for text in _said(opening(value) if is_messages(value) else value))
+        given = [row[column] for column in self.asks or sorted(row.keys() - {"group"}) if column in row]
+        said = [text for value in given for text in _said(opening(value) if is_messages(value) else value)]
+        return "\n".join(said) if said else json.dumps(given)
 
     def told(self, row: Row) -> Row:
         """Return what of a row is written beside what a model says of it."""
