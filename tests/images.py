@@ -1,5 +1,6 @@
 """Small drawn pictures on which the objectives and tasks of images are tested."""
 
+import base64
 import io
 
 import numpy as np
@@ -33,6 +34,11 @@ def saved(image, kind="PNG", **how):
     file = io.BytesIO()
     image.save(file, kind, **how)
     return file.getvalue()
+
+
+def looked_at(url):
+    """The levels of a picture that a page holds as a data URL, (high, wide, 3) uint8."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
 
 
 def rows(count):

@@ -9,7 +9,7 @@ import torch
 
 from pipeline import objectives
 from pipeline.chain import manifest
-from pipeline.data import pictures
+from pipeline.data import pictures, recipe, types
 from pipeline.models import processors, tokenization, vision
 from pipeline.objectives import clip
 from tests.conftest import gone_on_after_a_kill, printed_by_card
@@ -216,6 +216,38 @@ def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path):
     page = (tmp_path / "runs" / "report.html").read_text()
     assert "Beside these texts the batch holds their pictures" in page
     assert "tokens in its first step: the same" in page
+    assert 'alt="row 1, as the model is shown it"' in page
+    block = json.loads((tmp_path / "runs" / "evaluate.json").read_text())["nodes"]["pretrain"]
+    found, section = block["neighbours"], page.split('id="retrieval"')[1].split("<section", 1)[0]
+    assert [(one["asked"], one["found"]) for one in found] == [("text", "image")] * 4 + [("image", "text")] * 4
+    held_out = recipe.load(str(tmp_path / "scenes.yaml")).rows("image_text", "held_out", record["seed"]).kept
+    model, processor = vision.dual(str(tmp_path / "runs" / "pretrain")), processors.pair(str(tmp_path / "runs" / "pretrain"))
+    rows = objectives.Text(list(held_out), processor, 24, "", 1, Counter(), Counter())
+    with torch.no_grad():
+        pictures_, texts = clip.embedded(model.eval(), clip.Pairing(processor)(list(objectives.load("clip").examples(rows))))
+    for one in found:
+        cosines = (texts @ pictures_.T if one["asked"] == "text" else pictures_ @ texts.T)[one["row"]]
+        assert one["nearest"] == cosines.argsort(descending=True)[:5].tolist()
+        assert (one["rank"], one["among"]) == (int((cosines >= cosines[one["row"]]).sum()), len(held_out) or 1)
+        kind = types.load("image_text")
+        shown = [
+            held_out[row]["text"] if one["found"] == "text" else kind.thumbnails(held_out[row])[0] for row in one["nearest"]
+        ]
+        assert all(part in section for part in shown)
+        assert f"number {one['rank']} of {one['among']}" in section
+    assert section.count('class="own"') == len(found) + sum(one["row"] in one["nearest"] for one in found)
+    (tmp_path / "scenes" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "another"}\n')
+    assert run("report", "--runs", tmp_path / "runs")[0] == 0
+    assert (
+        "is no longer what pretrain was made with" in (tmp_path / "runs" / "report.html").read_text().split('id="retrieval"')[1]
+    )
+
+
+def test_what_is_nearest_is_ranked_as_recalls_are():
+    cosines = torch.tensor([0.9, 0.5, 0.9, 0.7, 0.1])
+    same = torch.tensor([True, False, False, True, False])
+    assert clip.nearest(cosines, same, 0) == [2, 0, 1, 4]  # an equal cosine is nearer, an equal text no candidate
+    assert clip.nearest(cosines, torch.zeros(5, dtype=torch.bool), 3) == [0, 2, 3, 1, 4]
 
 
 def test_towers_of_parents_are_recorded_and_stay(run, tmp_path):

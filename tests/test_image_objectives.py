@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.models import processors, vision
 from pipeline.objectives import Text, _views, mae, simclr
 from pipeline.system.errors import UserError
 from tests.conftest import gone_on_after_a_kill
-from tests.images import drawn, folder, rows
+from tests.images import drawn, folder, looked_at, rows
 from tests.objectives import write_rows
 
 NAMES = [name for name in objectives.known() if objectives.load(name).reads == "images"]
@@ -162,6 +163,31 @@ def test_hidden_patches_and_their_targets_are_the_models_own(tmp_path):
     assert float(objective.losses(model, batch)["loss"]) / 72 == pytest.approx(float(found.loss), rel=1e-4)
 
 
+def test_a_page_shows_the_views_that_a_model_is_shown():
+    processor, made = vision.new_processor(32), examples(5)
+    batch_maker = objectives.load("simclr").collator(processor, None, 3)
+    batch = batch_maker([one | {"example": number} for number, one in enumerate(made)])
+    shown = batch_maker.thumbnails(batch)
+    assert [len(row) for row in shown] == [2] * 5
+    wanted = ((batch[vision.PIXELS] / 2 + 0.5) * 255).permute(0, 2, 3, 1).numpy()
+    for row, views in enumerate(shown):
+        for view, url in enumerate(views):
+            assert np.abs(looked_at(url) - wanted[row + 5 * view]).max() <= 0.51
+
+
+def test_a_page_shows_which_patches_are_hidden():
+    objective, processor = objectives.load("mae"), vision.new_processor(32)
+    batch_maker = objective.collator(processor, None, 3)
+    batch = batch_maker([one | {"example": number} for number, one in enumerate(examples(3))])
+    mask = mae.hidden(batch, objective.mask_share).reshape(3, 4, 4).numpy().astype(bool)
+    assert mask.sum() == 3 * 12
+    for (whole, read), hidden in zip((map(looked_at, row) for row in batch_maker.thumbnails(batch)), mask, strict=True):
+        wide = np.kron(hidden, np.ones((8, 8), bool))
+        assert np.array_equal(whole[~wide], read[~wide])
+        assert set(np.unique(read[wide])) == {128}
+        assert set(np.unique(whole[wide])) != {128}
+
+
 def test_what_patches_that_repeat_the_nearest_one_reach_by_hand():
     patches = torch.arange(16.0).view(1, 16, 1)
     mask = torch.ones(1, 16)
@@ -250,7 +276,10 @@ def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path, name)
     assert set(figures) == {metric.name for metric in objectives.load(name).metrics}
     status, said, err = run("report", "--runs", tmp_path / "runs")
     assert status == 0, err
-    assert "hold no tokens that could be shown, only pixel_values" in (tmp_path / "runs" / "report.html").read_text()
+    page = (tmp_path / "runs" / "report.html").read_text()
+    assert "positions in its first step: the same" in page
+    assert len(re.findall(r'<img src="data:image/png;base64,[^"]+" alt="row 1, as the model is shown it">', page)) == 2
+    assert len(page) < 200_000
 
 
 def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):

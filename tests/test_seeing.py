@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -21,6 +22,7 @@ from pipeline.models import checkpoint, llava, parts, processors, tokenization, 
 from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
 from tests.conftest import Fails, make_quietly, printed_by_card
+from tests.images import looked_at
 from tests.test_push import head
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "black": (10, 10, 10)}
@@ -495,6 +497,37 @@ def test_the_loss_is_shown_beside_that_of_shuffled_pictures(run, made, tmp_path)
     assert status == 0, err
     assert "sft, shown the pictures of other rows" in out
     assert "against shuffled pictures (baseline)" in out
+
+
+def test_the_report_shows_what_is_asked_about(run, made, seen, tmp_path):
+    for name in ("pretrain", "sft", "dpo"):
+        shutil.copytree(made / name, tmp_path / "runs" / name)
+    status, _, err = run("evaluate", "--runs", tmp_path / "runs", "--resamples", "50", "--max_new_tokens", "4")
+    assert status == 0, err
+    assert run("report", "--runs", tmp_path / "runs")[0] == 0
+    page = (tmp_path / "runs" / "report.html").read_text()
+    samples = json.loads((tmp_path / "runs" / "evaluate.json").read_text())["samples"]
+    held_out = (
+        recipe.of(manifest.read(tmp_path / "runs" / "sft"))
+        .rows("messages", "held_out", manifest.read(made / "sft")["seed"])
+        .kept
+    )
+    asked = [sample for sample in samples if "row" in sample]
+    assert asked
+    answers = page.split('id="answers"')[1].split("<section", 1)[0]
+    for sample in asked:
+        assert set(sample["answers"]) == {"pretrain", "sft", "dpo"}
+        urls = types.load("messages").thumbnails(held_out[sample["row"]["number"]])
+        assert len(urls) == 2
+        assert all(f'<img src="{url}" alt="what is asked about">' in answers for url in urls)
+        assert looked_at(urls[0]).shape == (20, 20, 3)
+    masks = page.split('id="masks"')[1]
+    for name in ("sft", "dpo"):
+        batch = masks.split(f">{name}</h3>")[1].split("<h3")[0]
+        for line in re.split("<div><h4>", batch)[1:]:
+            places = line.count("<b>&lt;image&gt;</b>") // PATCHES
+            assert line.count("<img ") == (0 if "rejected</h4>" in line else places), line[:60]
+        assert "<img " in batch
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from pipeline.chain.stage import Against
-from pipeline.data.types.series import drawn
+from pipeline.data import types
 from pipeline.evaluation.metrics import Metric
 from pipeline.models.build import load
 from pipeline.objectives import Example, Objective, Scores, Text
@@ -127,7 +127,7 @@ class Windows:
     def thumbnails(self, batch: Mapping[str, torch.Tensor]) -> list[list[str]]:
         """Return each window as a line."""
         whole = torch.cat([batch["past_values"], batch["future_values"]], 1).squeeze(-1).tolist()
-        return [[drawn(values, self.known)] for values in whole]
+        return [[types.load("series").drawn(values, self.known)] for values in whole]
 
 
 OBJECTIVE = Forecast

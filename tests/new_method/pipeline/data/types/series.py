@@ -34,19 +34,18 @@ class Series(DatasetType):
 
     def thumbnails(self, row: Row) -> list[str]:
         """Return the series as a line."""
-        return [drawn(row["values"])]
+        return [self.drawn(row["values"])]
 
-
-def drawn(values: Sequence[float], known: int = 0) -> str:
-    """Return a series as a line, a data URL; dashed from its number `known` on."""
-    low, high = min(values), max(values)
-    across, up = _WIDE / max(1, len(values) - 1), (_HIGH - 4) / ((high - low) or 1.0)
-    points = [f"{at * across:.1f},{_HIGH - 2 - (value - low) * up:.1f}" for at, value in enumerate(values)]
-    line = '<polyline fill="none" stroke="#0b56a4" stroke-width="2" {}points="{}"/>'
-    parts = [("", points[: known + 1]), ('stroke-dasharray="4 4" ', points[known:])] if known else [("", points)]
-    lines = "".join(line.format(how, " ".join(some)) for how, some in parts)
-    image = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDE}" height="{_HIGH}">{lines}</svg>'
-    return f"data:image/svg+xml;base64,{base64.b64encode(image.encode()).decode('ascii')}"
+    def drawn(self, values: Sequence[float], known: int = 0) -> str:
+        """Return a series as a line, a data URL; dashed from its number `known` on."""
+        low, high = min(values), max(values)
+        across, up = _WIDE / max(1, len(values) - 1), (_HIGH - 4) / ((high - low) or 1.0)
+        points = [f"{at * across:.1f},{_HIGH - 2 - (value - low) * up:.1f}" for at, value in enumerate(values)]
+        line = '<polyline fill="none" stroke="#0b56a4" stroke-width="2" {}points="{}"/>'
+        parts = [("", points[: known + 1]), ('stroke-dasharray="4 4" ', points[known:])] if known else [("", points)]
+        lines = "".join(line.format(how, " ".join(some)) for how, some in parts)
+        image = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDE}" height="{_HIGH}">{lines}</svg>'
+        return f"data:image/svg+xml;base64,{base64.b64encode(image.encode()).decode('ascii')}"
 
 
 TYPE = Series()
