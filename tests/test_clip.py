@@ -220,7 +220,11 @@ def test_it_resumes_to_the_same_bytes_loads_and_is_measured(run, tmp_path):
     block = json.loads((tmp_path / "runs" / "evaluate.json").read_text())["nodes"]["pretrain"]
     found, section = block["neighbours"], page.split('id="retrieval"')[1].split("<section", 1)[0]
     assert [(one["asked"], one["found"]) for one in found] == [("text", "image")] * 4 + [("image", "text")] * 4
-    held_out = recipe.load(str(tmp_path / "scenes.yaml")).rows("image_text", "held_out", record["seed"]).kept
+    held_out = (
+        recipe.load(str(tmp_path / "scenes.yaml"))
+        .rows("image_text", "held_out", manifest.read(tmp_path / "runs" / "pretrain")["seed"])
+        .kept
+    )
     model, processor = vision.dual(str(tmp_path / "runs" / "pretrain")), processors.pair(str(tmp_path / "runs" / "pretrain"))
     rows = objectives.Text(list(held_out), processor, 24, "", 1, Counter(), Counter())
     with torch.no_grad():

@@ -272,6 +272,11 @@ def test_rows_that_are_neither_text_nor_pictures_take_two_files(checkout, hub, t
     assert checkout.touched() == set(WAVES)
 
 
+def test_the_docs_show_the_code_that_is_tested():
+    page = (ROOT / "docs" / "your-own.md").read_text()
+    assert [name for name in SERIES if f"```python\n{WAVES[name]}```\n" not in page] == []
+
+
 def test_the_files_that_are_touched_can_be_counted():
     """What is added beside a profile: a stage, a metric, a recipe with its judge, a type, an objective, a task: one file each."""
     files = [name for name in ADDED | PARTS if "/profiles/" not in name]
