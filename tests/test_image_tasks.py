@@ -18,7 +18,7 @@ from pipeline.data.rows import Rows
 from pipeline.models import vision
 from pipeline.system.errors import UserError
 from pipeline.training import validation
-from tests.images import folder, rows, saved, scene
+from tests.images import folder, looked_at, rows, saved, scene
 from tests.test_image_objectives import flags as pretraining
 from tests.test_push import head
 
@@ -73,6 +73,17 @@ def test_it_is_trained_measured_and_loads_as_anybody_would(run, tmp_path, kind):
     status, out, err = run("evaluate", "--runs", tmp_path / "runs")
     assert status == 0, err
     assert "macro_f1" in out
+    assert run("report", "--runs", tmp_path / "runs")[0] == 0
+    page = (tmp_path / "runs" / "report.html").read_text()
+    answers = page.split('id="answers"')[1].split("<section", 1)[0]
+    urls = re.findall(r'<img src="([^"]+)" alt="what is predicted of">', answers)
+    assert len(urls) == 4
+    shown = re.findall(r"<dt>its label</dt><dd>(\w+)</dd></div>\s*<div><dt>finetune</dt><dd>(\w+)</dd>", answers)
+    every = lines[:: -(-len(lines) // 4)]
+    assert shown == [(line["row"]["label"], line["said"]["label"]) for line in every]
+    for url, line in zip(urls, every, strict=True):
+        assert np.array_equal(looked_at(url), np.asarray(by_path[line["row"]["image"]["path"]]))
+    assert 'alt="row 1, as the model is shown it"' in page.split('id="masks"')[1]
 
 
 @pytest.mark.parametrize("strategy", ["frozen", "last_n", "lora"])
