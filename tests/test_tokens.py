@@ -3,6 +3,7 @@ import signal
 from collections import Counter
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -231,3 +232,13 @@ def test_a_fork_of_a_process_that_encoded_on_all_cores_encodes_too(tokenizer, mo
         signal.alarm(60)  # the library's threads are not in a fork: who waits for them waits for ever
         os._exit(tokens.text_ids(texts, tokenizer) != expected)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_numbers_with_fractions_are_kept_as_they_are(tmp_path):
+    rows = [
+        {"values": [0.5, 2.25], "ids": [1, 2], "weight": 0.5},
+        {"values": np.array([-1.75], np.float32), "ids": [3], "weight": 1.0},
+    ]
+    found = tokens.write(rows, tmp_path / "rows.arrow")
+    assert [found[0]["values"], found[1]["values"]] == [[0.5, 2.25], [-1.75]]
+    assert [found[0]["ids"], found[1]["ids"]] == [[1, 2], [3]]

@@ -278,3 +278,12 @@ def test_rows_of_a_tree_are_gathered_and_those_of_ready_conversations_are_not(tm
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*numbered[::2], *numbered[1::2]]))
     with pytest.raises(UserError, match=r"the tree t\d+ is not whole, or its messages don't follow each other"):
         recipe.from_data(str(tmp_path / "a.jsonl"), "messages").rows("messages", "train", 1)
+
+
+def test_rows_are_told_apart_by_all_their_columns_in_one_order():
+    """Else the same row could be on either side of the split, in one process or another."""
+    kind, letters = types.load("text"), "hgfedcba"
+    for order in (letters, reversed(letters)):
+        assert kind.asked({letter: letter.upper() for letter in order}) == "A\nB\nC\nD\nE\nF\nG\nH"
+    numbers = [kind.asked({"values": values, "group": "1"}) for values in ([1.5, 2.0], [1.5, 2.5], [1.5, 2.0])]
+    assert numbers[0] == numbers[2] != numbers[1], "what holds no text"

@@ -93,7 +93,8 @@ class StageModel:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, with the borrowed template where it has none of its own; of rows that are no text what their stage has for it."""
-        tokenizer = self._stage.processor(self._options, self.where) if self._stage else processors.load(self.where)
+        made = self._stage if self.family not in ANSWERING else None
+        tokenizer = made.processor(self._options, self.where) if made else processors.load(self.where)
         if tokenizer is None or processors.of_pictures(tokenizer):
             self.borrows = False
             return tokenizer
@@ -111,7 +112,7 @@ class StageModel:
     @cached_property
     def model(self) -> Any:
         """The model in fp32 on the device: a causal one ready to answer, a node of another family as its stage loads it."""
-        if self._stage and self.family not in ANSWERING:
+        if self.family not in ANSWERING and self._stage:
             return self._stage.load_model(self._options, self.where).to(device()).eval()
         model = checkpoint.load(self.where).to(device()).eval()
         model.generation_config = checkpoint.generation(self.tokenizer)  # a base model, too, stops at the end of an answer

@@ -66,6 +66,8 @@ def model(hub: Hub, delivery: Delivery, commit: str, made: Path, loader: str, ba
 
 _SEEING = "AutoModelForImageTextToText"
 
+_OUTPUTS = ("logits", "last_hidden_state", "_embeds")
+
 
 def _generates(loader: str) -> bool:
     return loader in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", _SEEING)
@@ -131,10 +133,11 @@ def _read(network: Any, batch: Any) -> Any:
 
 
 def _scores(network: Any, batch: Any) -> Sequence[Any]:
-    """Return all that the model gives, whatever its head: logits, vectors, forecasts."""
+    """Return the outputs that the model is used for, whatever its head: logits, the vectors of a model without one, else all."""
     import torch
 
-    return [value.float() for value in _read(network, batch).values() if isinstance(value, torch.Tensor)]
+    found = {name: value for name, value in _read(network, batch).items() if isinstance(value, torch.Tensor)}
+    return [value.float() for name, value in found.items() if name.endswith(_OUTPUTS)] or [*found.values()]
 
 
 def _behaves(folder: Path, made: Path, loader: str) -> list[str]:

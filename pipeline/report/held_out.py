@@ -103,7 +103,7 @@ class HeldOut:
             return Predicted(node.heading, [], "; ".join(error.faults))
         if not kind.thumbnails(rows[0]):
             return None
-        said = {label: found.said for label, found in written.items() if found.rows == own.rows} | own.rivals
+        said = {label: found.said for label, found in written.items() if found.rows == own.rows} | dict(own.rivals)
         places = range(0, len(own.rows), -(-len(own.rows) // _FEW))
         whole = {json.dumps(kind.told(row)): row for row in rows}
         return Predicted(node.heading, [

@@ -29,7 +29,7 @@ def render(runs: Path, nodes: Sequence[Node], inputs: str) -> str:
         story=story.told(runs, nodes, tables, samples), overview=graph.overview(nodes), graph=graph.draw(nodes),
         charts=_charts(nodes, {table.name: table for table in tables}), rewards=_rewards(nodes), summary=summary, tables=tables,
         outdated=figures.outdated(nodes, summary), batches=_batches(nodes), samples=samples,
-        predicted=[found for node in nodes if not node.control_of and (found := rows.predicted(node.name))],
+        predicted=[said for node in nodes if not node.control_of and (said := rows.predicted(node.name))],
         retrieval=[found for name, block in blocks if (found := rows.retrieval(name, block))],
     )  # fmt: skip
     return page
