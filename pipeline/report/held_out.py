@@ -95,14 +95,12 @@ class HeldOut:
             one.name: predictions.read(one.made.folder) for one in self._nodes.values() if name in (one.name, one.control_of)
         }
         own = written[name]
-        if not own.rows:
+        if not own.rows or not types.load(node.record["recipe"]["type"]).is_shown:
             return None
         try:
             kind, rows = self._known(node)
         except UserError as error:
             return Predicted(node.heading, [], "; ".join(error.faults))
-        if not kind.thumbnails(rows[0]):
-            return None
         said = {label: found.said for label, found in written.items() if found.rows == own.rows} | dict(own.rivals)
         places = range(0, len(own.rows), -(-len(own.rows) // _FEW))
         whole = {json.dumps(kind.told(row)): row for row in rows}

@@ -106,6 +106,11 @@ class DatasetType(ABC):
         """Return what of a row is written beside what a model says of it."""
         return row
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether rows of this type can be looked at."""
+        return type(self).thumbnails is not DatasetType.thumbnails
+
     def thumbnails(self, row: Row) -> list[str]:
         """Return what of a row can be looked at, as small images for a page (data URLs)."""
         return []

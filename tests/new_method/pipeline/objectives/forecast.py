@@ -49,6 +49,7 @@ class Forecast(Objective):
             num_input_channels=1, context_length=self.known, prediction_length=self.ahead, patch_length=self.patch, patch_stride=self.patch,
             d_model=width, num_hidden_layers=sizes["num_hidden_layers"], num_attention_heads=sizes["num_attention_heads"],
             ffn_dim=4 * width, attention_dropout=0.0, ff_dropout=0.0, head_dropout=0.0, positional_dropout=0.0, loss="mse",
+            norm_type="layernorm",  # the library's own batchnorm would hang on how a step is cut into batches
         )  # fmt: skip
         return PatchTSTForPrediction(config)
 
