@@ -242,3 +242,5 @@ def test_numbers_with_fractions_are_kept_as_they_are(tmp_path):
     found = tokens.write(rows, tmp_path / "rows.arrow")
     assert [found[0]["values"], found[1]["values"]] == [[0.5, 2.25], [-1.75]]
     assert [found[0]["ids"], found[1]["ids"]] == [[1, 2], [3]]
+    with pytest.raises(ValueError, match="truncated"):
+        tokens.write([{"values": [1, 2]}, {"values": [1.5]}], tmp_path / "mixed.arrow")

@@ -282,7 +282,8 @@ def _features(first: Mapping[str, Any] | None) -> Any:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> pa.Table:
-    columns = [pa.array([row[name] for row in rows], schema.field(name).type) for name in schema.names]
+    # Given the type at once, pyarrow cuts fractions to whole numbers without a word; a cast raises.
+    columns = [pa.array([row[name] for row in rows]).cast(schema.field(name).type) for name in schema.names]
     return pa.Table.from_arrays(columns, schema=schema)
 
 

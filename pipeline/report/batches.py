@@ -72,10 +72,7 @@ def first(made: Finished) -> Batch:
     for batch in found:
         take_rows(batch)
     tokenizer = tokenizer_of(tokenizer)
-    columns = prefixes(found[0])
-    images = collator.thumbnails(found[0]) if hasattr(collator, "thumbnails") else []
-    bare = [Line(f"row {number}", ()) for number in range(1, len(images) + 1)]
-    lines = illustrated(bare if images and not columns else split(found[0], record["family"], tokenizer), images)
+    columns, lines = prefixes(found[0]), _lines(found[0], record["family"], tokenizer, collator)
     tokens, shown = [token for line in lines for token in line.tokens], _beginning(lines)
     read = [_read(batch, model, tokenizer) for batch in found]
     return Batch(
@@ -83,6 +80,14 @@ def first(made: Finished) -> Batch:
         read=read[0], counted=sum(token.counts for token in tokens), note=made.stage.note(made.options), logged=_logged(made.folder),
         step=sum(read), unit="tokens" if columns else "positions",
     )  # fmt: skip
+
+
+def _lines(batch: Mapping[str, Any], family: str, tokenizer: Any, collator: Any) -> list[Line]:
+    """Return the rows of a batch, token by token where it holds any, with what `collator` shows of each; UserError where both are missing."""
+    images = collator.thumbnails(batch) if hasattr(collator, "thumbnails") else []
+    if images and not prefixes(batch):
+        return [Line(f"row {number}", (), images=shown) for number, shown in enumerate(images, start=1)]
+    return illustrated(split(batch, family, tokenizer), images)
 
 
 def _trainer(run: Run, made: Finished, tokenizer: Any, model: Any) -> tuple[Any, Any]:
