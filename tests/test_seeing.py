@@ -521,6 +521,10 @@ def test_the_report_shows_what_is_asked_about(run, made, seen, tmp_path):
         assert len(urls) == 2
         assert all(f'<img src="{url}" alt="what is asked about">' in answers for url in urls)
         assert looked_at(urls[0]).shape == (20, 20, 3)
+    tags = re.findall("<img [^>]*>", page)
+    assert all(re.fullmatch(r'<img src="data:image/png;base64,[\w+/=]+" alt="[^"]+">', tag) for tag in tags), (
+        "within the page, and told"
+    )
     masks = page.split('id="masks"')[1]
     for name in ("sft", "dpo"):
         batch = masks.split(f">{name}</h3>")[1].split("<h3")[0]
