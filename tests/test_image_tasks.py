@@ -1,5 +1,6 @@
 """Classification of pictures by the stage: from an encoder of ours, with few labels, against pixels and random weights."""
 
+import base64
 import contextlib
 import io
 import json
@@ -13,12 +14,12 @@ from huggingface_hub import HfApi
 
 from pipeline import tasks
 from pipeline.chain import manifest
-from pipeline.data import pictures
+from pipeline.data import pictures, recipe
 from pipeline.data.rows import Rows
 from pipeline.models import vision
 from pipeline.system.errors import UserError
 from pipeline.training import validation
-from tests.images import folder, rows, saved, scene
+from tests.images import drawn, folder, nearly, rows, saved, scene
 from tests.test_image_objectives import flags as pretraining
 from tests.test_push import head
 
@@ -194,13 +195,45 @@ def test_balance_weighs_rare_labels(tmp_path):
     assert batch["pixel_values"].shape == (4, 3, 32, 32)
 
 
+def test_pictures_of_validation_are_neither_trained_on_nor_evaluated_on_nor_is_what_looks_like_them(run, tmp_path, parent):
+    for number in range(80):
+        place = tmp_path / "mine" / ("even", "odd")[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(saved(drawn(number, side=16)))
+    (tmp_path / "scenes.yaml").write_text(f"type: images\nheld_out: 0.2\nsources:\n  - files: {tmp_path}/mine\n")
+    mine = recipe.load(str(tmp_path / "scenes.yaml"))
+    trained, held_out = (mine.rows("images", split, 42).kept for split in recipe.SPLITS)
+    look = {"same": trained[:3], "near": trained[3:8], "last": held_out[:2], "like": held_out[2:5]}
+    for kind, group in look.items():
+        for row in group:
+            place = tmp_path / "look" / row["label"] / f"{kind}{row['image']['path']}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            whole = base64.b64decode(row["image"]["bytes"])
+            place.write_bytes(whole if kind in ("same", "last") else nearly(row["image"]))
+    for number in range(100, 106):
+        (tmp_path / "look" / "even" / f"{number}.png").write_bytes(saved(drawn(number, side=16)))
+    (tmp_path / "look" / "odd" / "broken.png").write_bytes(b"nothing")
+    given = flags(tmp_path, parent, "--validation_data", tmp_path / "look", "--patience", "1")
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    record = manifest.read(tmp_path / "runs" / "finetune")
+    reasons = ["the same prompt or text as a validation row", "nearly the same as a validation row"]
+    assert record["recipe"]["validation"] == 19
+    assert record["recipe"]["dropped"] == dict(zip(reasons, (3, 5), strict=True))
+    assert record["evaluation"]["skipped"] == dict(zip(reasons, (2, 3), strict=True))
+    assert "validation_data: 1 rows dropped: not an image of a kind that is read" in out
+    assert len(said(tmp_path / "runs" / "finetune")) == len(held_out) - 5
+    assert "up to date" in run("finetune", *given)[1]
+    (tmp_path / "look" / "odd").rename(tmp_path / "look" / "other")  # the same files in the same order, with another label
+    assert "validation_data" in run("finetune", *given, "--why", "yes")[1]
+
+
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
         (["--strategy", "prompt"], "strategy: prompt puts soft tokens before a text, and this task reads pictures"),
         (["--max_length", "64"], "max_length: is not read by the task image_classification"),
         (["--augmentation", "token_dropout"], "augmentation: token_dropout: changes texts, and this task reads pictures"),
-        (["--validation_data", "x.jsonl", "--patience", "2"], "validation_data: is read for tasks on text"),
     ],
 )
 def test_what_does_not_fit_is_told_in_a_line(run, tmp_path, parent, more, wanted):

@@ -11,12 +11,12 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.chain import manifest
-from pipeline.data import pictures, ranges, recipe, stream
+from pipeline.data import ranges, recipe, stream
 from pipeline.data.reading import NEAR
 from pipeline.data.stream import Place
 from pipeline.system.errors import UserError
 from tests.conftest import Fails
-from tests.images import drawn, saved
+from tests.images import drawn, nearly, saved
 
 COUNT, SIDES = 60, ("even", "odd")
 
@@ -92,16 +92,6 @@ def epoch(rows, number=0, process=0, processes=1):
         dropped.append(chunk.rows.dropped)
         at = chunk.next
     return found, sum(dropped, start=type(rows.dropped)()), places
-
-
-def nearly(cell):
-    """Return the file of a picture that differs in as little as changes its hash."""
-    for more in range(1, 200):
-        image = pictures.shown(cell)
-        image.putpixel((8, 8), tuple((level + more) % 256 for level in image.getpixel((8, 8))))
-        if (data := saved(image)) and pictures.held(data)["hash"] != cell["hash"]:
-            return data
-    raise AssertionError("no such picture")
 
 
 def content(rows):

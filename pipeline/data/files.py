@@ -199,7 +199,7 @@ def _has_lines(path: Path) -> bool:
 def regular(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """Yield the files of an archive, each with the name that it shares with all others of its row: up to its first dot."""
     for member in archive:
-        archive.members.clear()  # a kilobyte for each that was read
+        archive.members.clear()  # type: ignore[attr-defined]  # a kilobyte for each that was read
         if member.isfile():
             place = PurePosixPath(member.name)
             yield str(place.parent / place.name.partition(".")[0]), member
