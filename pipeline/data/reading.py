@@ -121,12 +121,12 @@ def drop_near(recipe: SourceRecipe, folder: Path) -> int:
     near = types.load(recipe.type).near(row for row in held_out if not row.get("group"))
     if near is None or not len(held_out):
         return 0
-    left = [number for number, row in enumerate(trained) if row.get("group") or not near(row)]
-    lost = len(trained) - len(left)
-    if lost:
+    out = bytearray(not row.get("group") and near(row) for row in trained)
+    if lost := sum(out):
         writer = kept.Writer(folder / "train.near")
-        for number in left:
-            writer.add(trained[number], origins[number])
+        for row, where, left_out in zip(trained, origins, out, strict=True):
+            if not left_out:
+                writer.add(row, where)
         writer.close()
         (folder / "train.near").replace(folder / "train.arrow")
     return lost
