@@ -2,7 +2,8 @@
 
     python -m pytest -m measured -s tests/test_waits.py
 
-The sizes are those of profile `vision`; the batches are made where the model is trained, so nothing is hidden by a worker.
+The sizes are those of profiles `vision` and `emoji`, the pictures drawn scenes. Batches are made where the model is trained, so
+that no worker hides what they take.
 """
 
 import importlib
@@ -16,9 +17,9 @@ from pipeline import ROOT
 from tests.conftest import last, make_quietly
 
 pytestmark = pytest.mark.measured
-VISION = ROOT / "stages" / "profiles" / "vision"
+PROFILES = ROOT / "stages" / "profiles"
 ROWS, WARM, STEPS = 640, 5, 25
-READS = {"pretrain": "text", "pretrain-clip": "image_text", "sft": "messages"}
+READS = {"pretrain": "text", "pretrain-clip": "image_text", "sft": "messages"}  # nodes of profile `vision`
 MOST = 0.05
 
 
@@ -29,21 +30,14 @@ def flags(tmp_path_factory):
     scenes = importlib.import_module("data_recipes.scenes")
 
     def found(name):
-        path = folder / f"{READS[name]}.jsonl"
-        rows = itertools.islice(getattr(scenes, READS[name])("train", 42), ROWS)
+        kind, path = READS.get(name, "image_text"), folder / f"{name}.jsonl"
+        rows = itertools.islice(getattr(scenes, kind)("train", 42), ROWS)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        parents = ["--parent", folder / "pretrain", "--vision", folder / "pretrain-clip"] if name == "sft" else []
-        return [
-            "--config",
-            VISION / f"{name}.yaml",
-            "--data",
-            path,
-            "--output",
-            folder / name,
-            *parents,
-            "--save_strategy",
-            "'no'",
-        ]
+        profile, more = ("vision", []) if name in READS else ("emoji", ["--flops", 0])
+        if name == "sft":
+            more = ["--parent", folder / "pretrain", "--vision", folder / "pretrain-clip"]
+        named = {"config": PROFILES / profile / f"{name}.yaml", "data": path, "output": folder / name, "save_strategy": "'no'"}
+        return [*(word for key, value in named.items() for word in (f"--{key}", value)), *more]
 
     return found
 
@@ -71,7 +65,7 @@ def waited(name, flags):
 def test_training_hardly_waits_for_pictures(flags):
     make_quietly("pretrain", *last([*flags("pretrain"), "--max_steps", 1]))
     shares = {}
-    for name in ("pretrain-clip", "sft"):
+    for name in ("pretrain-simclr", "pretrain-mae", "pretrain-clip", "sft"):
         batches, whole = waited(name, flags(name))
         shares[name] = batches / whole
         print(f"\n{name}: batches take {shares[name]:.1%} of the time: {1000 * batches / STEPS:.1f} of {1000 * whole / STEPS:.1f} ms a step")  # fmt: skip
