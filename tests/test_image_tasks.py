@@ -19,6 +19,7 @@ from pipeline.data.rows import Rows
 from pipeline.models import vision
 from pipeline.system.errors import UserError
 from pipeline.training import validation
+from tests.conftest import mostly_slow
 from tests.images import drawn, folder, nearly, rows, saved, scene
 from tests.test_image_objectives import flags as pretraining
 from tests.test_push import head
@@ -46,7 +47,7 @@ def said(path):
     return [json.loads(line) for line in (path / "predictions.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["simclr", "mae"])
+@pytest.mark.parametrize("kind", mostly_slow(["simclr", "mae"], "simclr"))
 def test_it_is_trained_measured_and_loads_as_anybody_would(run, tmp_path, kind):
     import transformers
 
@@ -76,7 +77,7 @@ def test_it_is_trained_measured_and_loads_as_anybody_would(run, tmp_path, kind):
     assert "macro_f1" in out
 
 
-@pytest.mark.parametrize("strategy", ["frozen", "last_n", "lora"])
+@pytest.mark.parametrize("strategy", mostly_slow(["frozen", "last_n", "lora"], "frozen"))
 def test_what_a_strategy_leaves_alone_stays_as_it_was(run, tmp_path, parent, strategy):
     before = vision.encoder(str(parent), pooler=False).state_dict()
     more = ["--last_layers", "1"] if strategy == "last_n" else []
@@ -142,7 +143,7 @@ def test_predictions_of_new_pictures(run, tmp_path, parent):
     assert "3 rows by finetune" in out
 
 
-@pytest.mark.parametrize("name", ["simclr", "mae", "finetune"])
+@pytest.mark.parametrize("name", mostly_slow(["simclr", "mae", "finetune"], "finetune"))
 def test_models_of_pictures_are_pushed_with_their_processor_and_the_code_on_their_card_runs(run, hub, tmp_path, name):
     kind = name if name != "finetune" else "simclr"
     assert run("pretrain", *pretraining(kind, tmp_path, "--max_steps", "1"))[0] == 0

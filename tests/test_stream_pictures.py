@@ -184,9 +184,10 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "make", "type"), [("simclr", folder, "images"), ("clip", archive, "image_text"), ("workers", groups, "images")]
-)
+KILLED = [("simclr", folder, "images"), ("clip", archive, "image_text"), ("workers", groups, "images")]
+
+
+@pytest.mark.parametrize(("name", "make", "type"), [*KILLED[:2], pytest.param(*KILLED[2], marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_same_weights_log_and_record(run, tmp_path, monkeypatch, name, make, type):
     from pipeline.training.keeper import Keeper
 
