@@ -20,9 +20,11 @@ from pipeline.augmentation import Augmentation
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import PARENT, Against, Signature
-from pipeline.data import sources
+from pipeline.data import types
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
+from pipeline.data.source_recipe import Source
+from pipeline.system import hashes
 from pipeline.system.config import option, refuse_unread
 from pipeline.system.errors import UserError
 from pipeline.training.strategies import Strategy
@@ -85,8 +87,6 @@ class Finetuning(TaskStage):
             raise UserError(
                 "strategy: prompt puts soft tokens before a text, and this task reads pictures; try frozen, last_n or lora"
             )
-        if options.validation_data and task.keeps == "pixels":
-            raise UserError("validation_data: is read for tasks on text; `validation` holds a share of the rows back")
         for key in ("validation", "validation_data"):
             if getattr(options, key) != getattr(self.Options, key) and not options.validates:
                 raise UserError(f"{key}: is not read without patience, or a task that is tuned; leave it out")
@@ -111,7 +111,17 @@ class Finetuning(TaskStage):
 
     def sources(self, options: Options) -> list[Path]:
         """Return the files of validation."""
-        return sources.expand(options.validation_data) if options.validation_data else []
+        if not options.validation_data:
+            return []
+        source = Source.of(options.validation_data, options.chosen.reads)
+        return [*source.files, *source.beside]
+
+    def digests(self, options: Options) -> dict[str, str]:
+        """Return that of the files of validation, where their names say what they hold, as a folder says the label of a picture."""
+        reads = options.chosen.reads
+        if not options.validation_data or not types.load(reads).beside:
+            return {}
+        return {"validation_data": hashes.digest(Source.of(options.validation_data, reads).identity())}
 
     def modules(self, options: Options) -> list[Path]:
         """Return the files of the task and of the augmentation."""

@@ -1,5 +1,6 @@
 """Classification of pictures by the stage: from an encoder of ours, with few labels, against pixels and random weights."""
 
+import base64
 import contextlib
 import io
 import json
@@ -13,12 +14,13 @@ from huggingface_hub import HfApi
 
 from pipeline import tasks
 from pipeline.chain import manifest
-from pipeline.data import pictures
+from pipeline.data import pictures, recipe
 from pipeline.data.rows import Rows
 from pipeline.models import vision
 from pipeline.system.errors import UserError
 from pipeline.training import validation
-from tests.images import folder, looked_at, rows, saved, scene
+from tests.conftest import mostly_slow
+from tests.images import drawn, folder, looked_at, nearly, rows, saved, scene
 from tests.test_image_objectives import flags as pretraining
 from tests.test_push import head
 
@@ -45,7 +47,7 @@ def said(path):
     return [json.loads(line) for line in (path / "predictions.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["simclr", "mae"])
+@pytest.mark.parametrize("kind", mostly_slow(["simclr", "mae"], "simclr"))
 def test_it_is_trained_measured_and_loads_as_anybody_would(run, tmp_path, kind):
     import transformers
 
@@ -86,7 +88,7 @@ def test_it_is_trained_measured_and_loads_as_anybody_would(run, tmp_path, kind):
     assert 'alt="row 1, as the model is shown it"' in page.split('id="masks"')[1]
 
 
-@pytest.mark.parametrize("strategy", ["frozen", "last_n", "lora"])
+@pytest.mark.parametrize("strategy", mostly_slow(["frozen", "last_n", "lora"], "frozen"))
 def test_what_a_strategy_leaves_alone_stays_as_it_was(run, tmp_path, parent, strategy):
     before = vision.encoder(str(parent), pooler=False).state_dict()
     more = ["--last_layers", "1"] if strategy == "last_n" else []
@@ -152,7 +154,7 @@ def test_predictions_of_new_pictures(run, tmp_path, parent):
     assert "3 rows by finetune" in out
 
 
-@pytest.mark.parametrize("name", ["simclr", "mae", "finetune"])
+@pytest.mark.parametrize("name", mostly_slow(["simclr", "mae", "finetune"], "finetune"))
 def test_models_of_pictures_are_pushed_with_their_processor_and_the_code_on_their_card_runs(run, hub, tmp_path, name):
     kind = name if name != "finetune" else "simclr"
     assert run("pretrain", *pretraining(kind, tmp_path, "--max_steps", "1"))[0] == 0
@@ -205,13 +207,45 @@ def test_balance_weighs_rare_labels(tmp_path):
     assert batch["pixel_values"].shape == (4, 3, 32, 32)
 
 
+def test_pictures_of_validation_are_neither_trained_on_nor_evaluated_on_nor_is_what_looks_like_them(run, tmp_path, parent):
+    for number in range(80):
+        place = tmp_path / "mine" / ("even", "odd")[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(saved(drawn(number, side=16)))
+    (tmp_path / "scenes.yaml").write_text(f"type: images\nheld_out: 0.2\nsources:\n  - files: {tmp_path}/mine\n")
+    mine = recipe.load(str(tmp_path / "scenes.yaml"))
+    trained, held_out = (mine.rows("images", split, 42).kept for split in recipe.SPLITS)
+    look = {"same": trained[:3], "near": trained[3:8], "last": held_out[:2], "like": held_out[2:5]}
+    for kind, group in look.items():
+        for row in group:
+            place = tmp_path / "look" / row["label"] / f"{kind}{row['image']['path']}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            whole = base64.b64decode(row["image"]["bytes"])
+            place.write_bytes(whole if kind in ("same", "last") else nearly(row["image"]))
+    for number in range(100, 106):
+        (tmp_path / "look" / "even" / f"{number}.png").write_bytes(saved(drawn(number, side=16)))
+    (tmp_path / "look" / "odd" / "broken.png").write_bytes(b"nothing")
+    given = flags(tmp_path, parent, "--validation_data", tmp_path / "look", "--patience", "1")
+    status, out, err = run("finetune", *given)
+    assert status == 0, err
+    record = manifest.read(tmp_path / "runs" / "finetune")
+    reasons = ["the same prompt or text as a validation row", "nearly the same as a validation row"]
+    assert record["recipe"]["validation"] == 19
+    assert record["recipe"]["dropped"] == dict(zip(reasons, (3, 5), strict=True))
+    assert record["evaluation"]["skipped"] == dict(zip(reasons, (2, 3), strict=True))
+    assert "validation_data: 1 rows dropped: not an image of a kind that is read" in out
+    assert len(said(tmp_path / "runs" / "finetune")) == len(held_out) - 5
+    assert "up to date" in run("finetune", *given)[1]
+    (tmp_path / "look" / "odd").rename(tmp_path / "look" / "other")  # the same files in the same order, with another label
+    assert "validation_data" in run("finetune", *given, "--why", "yes")[1]
+
+
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
         (["--strategy", "prompt"], "strategy: prompt puts soft tokens before a text, and this task reads pictures"),
         (["--max_length", "64"], "max_length: is not read by the task image_classification"),
         (["--augmentation", "token_dropout"], "augmentation: token_dropout: changes texts, and this task reads pictures"),
-        (["--validation_data", "x.jsonl", "--patience", "2"], "validation_data: is read for tasks on text"),
     ],
 )
 def test_what_does_not_fit_is_told_in_a_line(run, tmp_path, parent, more, wanted):

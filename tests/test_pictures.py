@@ -341,10 +341,3 @@ def test_pictures_are_read_a_few_at_a_time(tmp_path):
         found = [len(block) for block in files.blocks(paths, at_once=kind.at_once)]
         assert sum(found) == 120
         assert max(found) <= 4 * kind.at_once  # lines that name a file are shorter than was thought
-
-
-def test_a_stream_of_pictures_is_refused(tmp_path):
-    (tmp_path / "1.png").write_bytes(saved(drawn()))
-    (tmp_path / "a.yaml").write_text(f"type: images\nstream: yes\nsources:\n  - files: {tmp_path}\n")
-    with pytest.raises(UserError, match="stream: rows of type images are not streamed"):
-        recipe.load(str(tmp_path / "a.yaml"))

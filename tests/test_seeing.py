@@ -21,7 +21,7 @@ from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, llava, parts, processors, tokenization, vision
 from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
-from tests.conftest import Fails, make_quietly, printed_by_card
+from tests.conftest import Fails, make_quietly, mostly_slow, printed_by_card
 from tests.images import looked_at
 from tests.test_push import head
 
@@ -337,14 +337,14 @@ def test_what_is_trained_is_configuration(run, made, seen, tmp_path, more, moved
     assert {name for name in names if not same(part(made / "sft", name), part(tmp_path / "next", name))} == moved
 
 
-@pytest.mark.parametrize("parent", ["pretrain", "sft"])
+@pytest.mark.parametrize("parent", mostly_slow(["pretrain", "sft"], "pretrain"))
 def test_a_control_has_a_tower_with_random_weights(run, made, seen, tmp_path, parent):
     flagged = flags(made, seen, "--init", "random_tower", "--output", tmp_path / "control", parent=parent)
     assert run("sft", *flagged)[0] == 0
     assert not same(part(made / "sft", "vision_tower"), part(tmp_path / "control", "vision_tower"))
 
 
-@pytest.mark.parametrize("method", ["lora", "projector"])
+@pytest.mark.parametrize("method", mostly_slow(["lora", "projector"], "lora"))
 def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, monkeypatch, method):
     more = ["--method", method, "--save_steps", "1", "--max_steps", "3"]
     assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "whole"))[0] == 0
@@ -371,6 +371,7 @@ def test_the_first_loss_of_pairs_is_that_of_a_coin_and_the_kept_reference_is_the
     assert all(torch.allclose(kept[key], asked[key], atol=2e-4) for key in kept)
 
 
+@pytest.mark.slow
 def test_the_kept_reference_is_of_its_own_pictures(run, made, seen, tmp_path):
     """The same words about other pictures: what was kept of the first is not read again."""
     rows = [json.loads(line) for line in (seen / "pairs.jsonl").read_text().splitlines()]
@@ -467,6 +468,7 @@ def test_a_model_never_writes_the_token_of_a_picture(made):
     assert all(token not in reply.ids for reply in found)
 
 
+@pytest.mark.slow
 def test_it_is_pushed_with_its_processor_and_the_code_on_its_card_runs(run, hub, made, tmp_path):
     shutil.copytree(made / "sft", tmp_path / "runs" / "sft")
     flagged = ["--hub", "me/any", "--runs", tmp_path / "runs", "--node", "sft", "--names", "{sft: me/any}", "--force", "yes"]

@@ -2,8 +2,8 @@
 
     python -m tests.torture 100 [NODE ...]
 
-One uninterrupted chain is the measure: the nodes of a small profile, among them one of each family and one of two
-parents. Each kill then starts one node anew on the same parents, waits for a file or a line of output to appear, waits
+One uninterrupted chain is the measure: the nodes of a small profile, among them one of each family, some of two
+parents, and two that read pictures. Each kill then starts one node anew on the same parents, waits for a file or a line of output to appear, waits
 a random part of the time that this phase takes, and sends SIGKILL to the whole process group. What is left on disk
 tells whether the phase was hit; if not, the try is repeated and counted as a miss. Nothing in pipeline/ knows of this,
 and which phases a node has is read from what its stage declares.
@@ -12,6 +12,7 @@ and which phases a node has is read from what its stage declares.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 import os
@@ -56,6 +57,9 @@ NODES = {
     "imitate": f"parent: pretrain\nteacher: mlm\nmax_length: 128\nper_device_train_batch_size: 4\nmax_steps: 16\n{SAVES}",
     "sft": "parent: imitate\nchat_template: chatml.jinja\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 2\n"
            f"lr_scheduler_type: constant\nmax_length: 128\nmax_steps: 16\n{SAVES}",
+    "clip": f"stage: pretrain\nrecipe: scenes\nobjective: clip\nobjective_options: {{image_size: 32, patch_size: 16}}\n{SIZES}",
+    "see": "stage: sft\nrecipe: scenes\nparent: pretrain\nvision: clip\ntower: frozen\nchat_template: chatml.jinja\n"
+           f"per_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 16\n{SAVES}",
     "dpo": f"release: yes\n{SHORT}",
     "distill": f"parent: imitate\nteacher: pretrain\nmethod: lora\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 12\n{SAVES}",
     "distill-chat": "parent: sft\nteacher: dpo\nreads: prompts\nmethod: lora\nmax_completion_length: 8\nmax_length: 128\n"
@@ -71,6 +75,11 @@ NODES = {
 STREAM = "type: text\nstream: yes\nsources:\n  - files: data/lines.jsonl\n    share: 0.7\n  - files: data/groups.parquet\n    share: 0.3\n"
 EVALUATE = "evaluate"  # no node, but killed like one: it measures what the released node descends from
 MEASURED = ["--rows", "60", "--resamples", "100", "--max_new_tokens", "16"]
+WORLD, PICTURED = (
+    "world",
+    "image_text",
+)  # the recipe of texts; the type of all rows with pictures: a caption is a conversation, too
+COUNTS = {WORLD: 3000, "scenes": 300}  # recipe → rows of each type; a picture takes as long as many texts
 TRIES = 16  # until a phase is hit
 
 
@@ -84,8 +93,16 @@ class House:
 
     @property
     def data(self) -> Path:
-        """Where the rows lie, a file for each dataset type."""
+        """Where the rows lie, a file for each recipe and dataset type."""
         return self.checkout / "data"
+
+    def rows(self, name: str) -> tuple[str, str] | None:
+        """Return recipe and dataset type of the rows that a node reads from a file; None where it reads none."""
+        node = self.nodes[name]
+        if not node.signature or not node.signature.reads or self.streams(name):
+            return None
+        found = str(node.settings.get("recipe", WORLD))
+        return found, node.signature.reads if found == WORLD else PICTURED
 
     @property
     def lineage(self) -> Path:
@@ -108,8 +125,8 @@ class House:
         words = [str(node.stage.script), "--config", str(node.file), "--output", str(where / name)]
         for role, parent in node.parents.items():
             words += [f"--{role}", str(self.reference / parent)]
-        if node.signature and node.signature.reads and not self.streams(name):
-            words += ["--data", str(self.data / f"{node.signature.reads}.jsonl")]
+        if rows := self.rows(name):
+            words += ["--data", str(self.data / f"{'-'.join(rows)}.jsonl")]
         return [sys.executable, *words]
 
     def streams(self, name: str) -> bool:
@@ -129,9 +146,7 @@ class House:
         if phase == EVALUATE:
             return [EVALUATE]
         wanted: dict[str, Callable[[Node], bool]] = {
-            "data preparation": lambda node: (
-                bool(node.signature and node.signature.reads) and trains(node) and not self.streams(node.name)
-            ),
+            "data preparation": lambda node: trains(node) and self.rows(node.name) is not None,
             "tokenizer": lambda node: PARENT not in node.parents,
             "sampling": lambda node: issubclass(node.stage.Options, Sampled),
             "merging": lambda node: issubclass(node.stage.Options, AdapterOptions),
@@ -156,9 +171,10 @@ def built(folder: Path, names: Sequence[str]) -> House:
     nodes = profile.load(checkout.write_profile(copy, "torture", **NODES)).nodes
     house = House(copy, descent(nodes, names or nodes), folder / "reference")
     house.data.mkdir()
-    for kind in sorted({node.signature.reads for node in house.nodes.values() if node.signature}):
-        rows = recipe.load("world").rows(kind, "train", 42).kept[:3000]
-        (house.data / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, kind in sorted({rows for rows in map(house.rows, house.nodes) if rows}):
+        made = getattr(importlib.import_module(f"data_recipes.{name}"), kind)("train", 42)
+        rows = itertools.islice(made, COUNTS[name])
+        (house.data / f"{name}-{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if any(map(house.streams, house.nodes)):
         write_stream(house.data)
     return house

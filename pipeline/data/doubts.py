@@ -42,7 +42,7 @@ def of(rows: Iterable[Row], kind: DatasetType) -> list[str]:
     for row in islice(rows, _MOST):
         few.append(kind.told(row))  # without the bytes of pictures: all of these are in memory together
         texts.append(kind.document(row))
-        size += len(texts[-1])
+        size += max(len(texts[-1]), kind.characters(few[-1]))
         if size >= _CHARACTERS:
             break
     if len(few) < _FEW:

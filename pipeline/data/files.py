@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.data import encodings, parquet
 from pipeline.data.documents import Documents, NotText, at
@@ -168,8 +168,9 @@ def _of(
         yield Block(path, [(str(path), {"file_name": path.name, "label": path.parent.name})], size=path.stat().st_size)
         return
     if kind(path) == ARCHIVE:
-        numbered = ((raw, number) for number, raw in enumerate(_members(path), start=1))
-        yield from listed(path, itertools.islice(numbered, begin or 0, None), faults, at_once)
+        with opened(path) as file:
+            numbered = ((raw, number) for number, raw in enumerate(members(path, file), start=1))
+            yield from listed(path, itertools.islice(numbered, begin or 0, None), faults, at_once)
         return
     if at_once < _ROWS and kind(path) in LINES and (kind(path) != "json" or _has_lines(path)):
         yield from _line_blocks(path, begin, at_once * _LINE)
@@ -195,21 +196,28 @@ def _has_lines(path: Path) -> bool:
             return False
 
 
-def _members(path: Path) -> Iterator[Raw]:
-    """Yield the rows of a WebDataset: members that follow each other and share a name up to its first dot.
+def regular(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Yield the files of an archive, each with the name that it shares with all others of its row: up to its first dot."""
+    for member in archive:
+        archive.members.clear()  # type: ignore[attr-defined]  # a kilobyte for each that was read
+        if member.isfile():
+            place = PurePosixPath(member.name)
+            yield str(place.parent / place.name.partition(".")[0]), member
 
-    A picture is `image`, .cls the label, .txt the text, and .json adds its columns.
+
+def members(path: Path, file: IO[bytes], stop: float = math.inf) -> Iterator[Raw]:
+    """Yield the rows of a WebDataset from where a file is read on: members that follow each other and share a name.
+
+    A picture is `image`, .cls the label, .txt the text, and .json adds its columns. `stop`: bytes behind which no row begins.
     """
-    with opened(path) as file, tarfile.open(fileobj=file, mode="r|") as archive:
-        members = ((member.name, archive.extractfile(member)) for member in archive if member.isfile())
-        named = (
-            (f"{(place := PurePosixPath(name)).parent}/{place.name.partition('.')[0]}", place, content.read())
-            for name, content in members
-            if content is not None
-        )
-        for number, (_, group) in enumerate(itertools.groupby(named, key=lambda item: item[0]), start=1):
+    with tarfile.open(fileobj=file, mode="r|") as archive:
+        before = itertools.takewhile(lambda item: item[1].offset < stop, regular(archive))
+        for name, group in itertools.groupby(before, key=lambda item: item[0]):
             row: dict[str, Any] = {}
-            for _, place, content in group:
+            for _, member in group:
+                place, found = PurePosixPath(member.name), archive.extractfile(member)
+                assert found is not None  # as of any regular file
+                content = found.read()
                 ending = place.name.partition(".")[2].lower()
                 if ending in PICTURES:
                     row["image"] = {"bytes": content, "path": str(place)}
@@ -219,7 +227,7 @@ def _members(path: Path) -> Iterator[Raw]:
                     row |= json.loads(content)
                 else:
                     row[ending] = None  # which is told as a column that is not read
-            yield f"{path}: row {number}", row
+            yield f"{path}: {name}", row
 
 
 def _line_blocks(path: Path, begin: Any, size: int = 0) -> Iterator[Block]:

@@ -1,4 +1,4 @@
-"""Parts of files that are read by themselves, on disk or on a hub: lines of a range of bytes, text of one, a row group.
+"""Parts of files that are read by themselves, on disk or on a hub: lines of a range of bytes, text of one, a row group, rows of a tar.
 
 Where a part begins and ends depends on the file's bytes alone, so that whoever goes on with it, in another process or on
 another day, reads the same rows and nothing before them. A file that has no such parts is one part.
@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import csv
 import lzma
+import math
 import re
+import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.data import files, parquet, sources
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.files import LINES
-from pipeline.data.sources import Faults, Raw
+from pipeline.data.sources import ARCHIVE, Faults, Raw
 from pipeline.data.types.text import cut
 from pipeline.system.errors import UserError
 
@@ -26,7 +29,7 @@ NEAR, FAR = 1 << 16, 1 << 20  # bytes of a part, about: of a file on disk, and o
 _TEXT = ("txt", "md", "markdown")
 _MARKS = (b"\n\n", b"\n", b" ")
 _FAR_COLUMN = 1 << 23  # bytes of a column that are asked for at once over a network
-_BROKEN = (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error)
+_BROKEN = (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error, tarfile.TarError)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,11 @@ class File:
 
     @classmethod
     def on_disk(cls, path: Path) -> File:
-        """Return a file on disk."""
-        found = path.stat()
+        """Return a file on disk; UserError where it is no longer there."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise UserError(f"{path}: was removed while it was read") from None
         return cls(str(path), found.st_size, str(found.st_mtime_ns))
 
     @property
@@ -66,13 +72,17 @@ class File:
     def open(self) -> IO[bytes]:
         """Open it for reading bytes, decompressed; UserError where it is another than the one that was looked at."""
         if not self.far:
-            if File.on_disk(Path(self.path)) != self:
-                raise UserError(f"{self.path}: was changed while it was read; run the same command again")
+            self.unchanged()
             return sources.opened(Path(self.path))
         import fsspec
 
         found: IO[bytes] = fsspec.open(self.path, "rb", compression="infer", block_size=FAR).open()
         return found
+
+    def unchanged(self) -> None:
+        """Raise UserError where a file on disk is another than the one that was looked at."""
+        if File.on_disk(Path(self.path)) != self:
+            raise UserError(f"{self.path}: was changed while it was read; run the same command again")
 
 
 def parts(file: File, least: int) -> Sequence[tuple[int, int]]:
@@ -90,6 +100,8 @@ def parts(file: File, least: int) -> Sequence[tuple[int, int]]:
                 raise UserError(f"{file.path}: is one JSON value, which can't be streamed; write one object a line (.jsonl)")
     if not file.packed and (file.kind in LINES or (file.kind in _TEXT and file.size > LARGE)):
         return [(start, min(start + least, file.size)) for start in range(0, file.size, least)]
+    if file.kind == ARCHIVE and not file.packed and not file.far:
+        return _rows_of_archive(file, least)
     if file.far and file.kind not in LINES:
         raise UserError(f"{file.path}: can't be streamed from a hub; parquet and lines of JSON can")
     return [(0, file.size)]
@@ -115,11 +127,27 @@ def _rows(file: File, start: int, stop: int, skip: int, documents: Documents, fa
         yield from _lines(file, start, stop if not file.packed else -1, skip, faults)
     elif file.kind in _TEXT and not file.packed and file.size > LARGE:
         yield from _text(file, start, stop, documents, skip)
+    elif file.kind == ARCHIVE:
+        with file.open() as opened:
+            opened.seek(start)
+            yield from islice(files.members(Path(file.path), opened, stop - start if not file.packed else math.inf), skip, None)
     else:
-        found = files.read([Path(file.path)], documents, [])
-        for number, raw in enumerate(found):
-            if number >= skip:
-                yield raw
+        file.unchanged()
+        yield from islice(files.read([Path(file.path)], documents, []), skip, None)
+
+
+def _rows_of_archive(file: File, least: int) -> list[tuple[int, int]]:
+    """Return where parts of an archive begin and end, each of whole rows; the heads of its members are all that is read."""
+    starts: list[int] = []
+    try:
+        with file.open() as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
+            for _, row in groupby(files.regular(archive), key=lambda item: item[0]):
+                at = next(row)[1].offset
+                if not starts or at >= starts[-1] + least:
+                    starts.append(at)
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{file.path}: can't be read ({' '.join(str(error).split())[:200]})") from None
+    return list(pairwise([*starts, file.size]))
 
 
 def _lines(file: File, start: int, stop: int, skip: int, faults: Faults) -> Iterator[Raw]:

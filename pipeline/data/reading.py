@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from pipeline.data.source_recipe import Source, SourceRecipe
 
-_NAMED = 10  # dropped rows that are told one by one, of types that have them so
+NAMED = 10  # dropped rows that are told one by one, of types that have them so
 _MARKED = 64_000_000  # bytes that are read between two marks, about
 NEAR = "nearly the same as a held-out row"
 _LARGE = 5_000_000  # bytes of a source that takes a second or more
@@ -98,7 +98,7 @@ def whole(recipe: SourceRecipe, folder: Path, seed: int) -> None:
         done.notes += unread(source, done.unread)
     faults.stop()
     sides.close()
-    if said := _drop_near(recipe, folder):
+    if said := drop_near(recipe, folder):
         done.dropped[NEAR] += said
     (folder / "pass.seen").unlink(missing_ok=True)
     if not min(writer.rows for writer in sides.writers.values()) and (recipe.held_out or recipe.named):
@@ -112,7 +112,7 @@ def whole(recipe: SourceRecipe, folder: Path, seed: int) -> None:
     (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
 
 
-def _drop_near(recipe: SourceRecipe, folder: Path) -> int:
+def drop_near(recipe: SourceRecipe, folder: Path) -> int:
     """Leave out rows for training that are nearly held-out ones, where their type tells so; return how many.
 
     Rows of a group are on the side of their group, which alone decides.
@@ -121,12 +121,12 @@ def _drop_near(recipe: SourceRecipe, folder: Path) -> int:
     near = types.load(recipe.type).near(row for row in held_out if not row.get("group"))
     if near is None or not len(held_out):
         return 0
-    left = [number for number, row in enumerate(trained) if row.get("group") or not near(row)]
-    lost = len(trained) - len(left)
-    if lost:
+    out = bytearray(not row.get("group") and near(row) for row in trained)
+    if lost := sum(out):
         writer = kept.Writer(folder / "train.near")
-        for number in left:
-            writer.add(trained[number], origins[number])
+        for row, where, left_out in zip(trained, origins, out, strict=True):
+            if not left_out:
+                writer.add(row, where)
         writer.close()
         (folder / "train.near").replace(folder / "train.arrow")
     return lost
@@ -144,7 +144,7 @@ def _take(part: _Part, out: bool, done: _Done, sides: split.Sides, seen: Seen | 
     done.formats.update(part.counted.formats)
     done.unread |= part.unread
     done.notes += part.notes
-    room = max(0, _NAMED - len(done.named))
+    room = max(0, NAMED - len(done.named))
     done.named += part.counted.named[:room]
     faults.take(part.faults)
     rows, keys = part.rows, part.keys

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.data import hubs, ranges, split
+from pipeline.data import hubs, ranges, split, types
 from pipeline.data.documents import Documents
 from pipeline.data.ranges import File
-from pipeline.data.reading import unread
+from pipeline.data.reading import NEAR, unread
 from pipeline.data.rows import Rows
 from pipeline.data.sources import Faults, Raw
 from pipeline.data.types import Row
@@ -103,9 +104,14 @@ class Pool:
 class Stream:
     """The rows for training of a recipe, a chunk at a time."""
 
-    def __init__(self, recipe: SourceRecipe, pools: Sequence[Pool], seed: int, named: frozenset[bytes]) -> None:
-        """Begin with pools; `named`: keys of the rows that are held out by name, which are left out wherever they are met."""
-        self.recipe, self.pools, self.seed, self.named = recipe, pools, seed, named
+    def __init__(
+        self, recipe: SourceRecipe, pools: Sequence[Pool], seed: int, named: frozenset[bytes], near: Callable[[Row], bool] | None = None,
+    ) -> None:  # fmt: skip
+        """Begin with pools; `named`: keys of the rows that are held out by name, which are left out wherever they are met.
+
+        `near` says whether a row is nearly one of those that the evaluation reads, which is dropped and counted.
+        """
+        self.recipe, self.pools, self.seed, self.named, self._near = recipe, pools, seed, named, near
 
     def chunk(self, pool: int, place: Place, process: int = 0, processes: int = 1) -> Chunk:
         """Return the rows for training of the chunk at a place; UserError where the data is broken or changed."""
@@ -113,8 +119,13 @@ class Stream:
         size = CHUNK // len(self.pools)
         found, after = read(self.recipe, self.pools[pool], place, size, counted, self.seed, process, processes)
         kept = [(where, row) for where, row, key in found if not split.out(key, self.recipe.held_out) and key not in self.named]
+        held_out = len(found) - len(kept)
+        if self._near:
+            far = [told for told in kept if told[1].get("group") or not self._near(told[1])]
+            counted.dropped.update([NEAR] * (len(kept) - len(far)))
+            kept = far
         random.Random(f"{self.seed}/{pool}/{tuple(place)}/{process}/{processes}").shuffle(kept)
-        counted.kept, counted.held_out = [row for _, row in kept], len(found) - len(kept)
+        counted.kept, counted.held_out = [row for _, row in kept], held_out
         return Chunk(counted, [where for where, _ in kept], after)
 
     def divided(self, processes: int) -> None:
@@ -137,7 +148,7 @@ def read(
     """
     order = pool.order(place.epoch, process, processes)
     documents = Documents(recipe.cut, recipe.separator)
-    given, after, faults = hubs.again(pool.name, lambda: _raw(pool, order, place, size, documents))
+    given, after, faults = hubs.again(pool.name, lambda: _raw(recipe, pool, order, place, size, documents))
     found: list[Told] = []
     for _, group in groupby(given, key=lambda one: id(one[0])):
         same = list(group)
@@ -157,16 +168,18 @@ def read(
 
 
 def _raw(
-    pool: Pool, order: Sequence[int], place: Place, size: int, documents: Documents
+    recipe: SourceRecipe, pool: Pool, order: Sequence[int], place: Place, size: int, documents: Documents
 ) -> tuple[list[tuple[Source, Raw]], Place, Faults]:
     """Return raw rows from a place on with their sources, the place behind them, and what is broken."""
     found: list[tuple[Source, Raw]] = []
     faults, left, at = Faults(), size, place
     while at.part < len(order):
         source, file, start, stop = pool.part(int(order[at.part]))
-        for raw in ranges.read(file, start, stop, at.row, documents, faults):
-            found.append((source, raw))
-            left -= sum(len(value) for value in raw[1].values() if isinstance(value, str)) or len(str(raw[1]))
+        kind = types.load(source.holds or recipe.type)
+        for where, raw in ranges.read(file, start, stop, at.row, documents, faults):
+            raw = kind.located(raw, Path(file.path).parent) if kind.beside and not file.far else raw
+            found.append((source, (where, raw)))
+            left -= kind.characters(raw)
             at = at._replace(row=at.row + 1)
             if left <= 0:
                 return found, at, faults

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import hubs, kept, split, stream
+from pipeline.data import hubs, kept, reading, split, stream, types
 from pipeline.data.ranges import File
 from pipeline.data.rows import Rows
 from pipeline.data.source_recipe import Source, SourceRecipe
@@ -24,6 +25,11 @@ SAMPLE = 20_000_000  # characters that are read before the first step, and again
 _KEYS = "named.keys"  # of the sample's folder: the keys of rows that are held out by name, 16 bytes each
 
 
+def _known_by(files: Iterable[File]) -> list[list[Any]]:
+    """Return what stands for the content of files in a digest."""
+    return [[file.name, file.size, file.changed] for file in files]
+
+
 class StreamRecipe(SourceRecipe):
     """A recipe of files and hub data sets whose rows are streamed."""
 
@@ -33,8 +39,9 @@ class StreamRecipe(SourceRecipe):
         """Return the digest of what stands for the data, and of what is done to it: no file is read for it."""
         self._check(type)
         found = [
-            [[[file.name, file.size, file.changed] for file in self._files[number]], source.held_out, source.weight, source.holds,
-             dict(source.columns), list(source.ignored), *([dict(source.missing)] if source.missing else [])] for number, source in enumerate(self.given)
+            [_known_by(self._files[number]), source.held_out, source.weight, source.holds,
+             dict(source.columns), list(source.ignored), *([dict(source.missing)] if source.missing else []),
+             *([_known_by(map(File.on_disk, source.beside))] if source.beside else [])] for number, source in enumerate(self.given)
         ]  # fmt: skip
         return hashes.digest(["stream", found, self.type, self.held_out, self.cut, self.separator])
 
@@ -80,7 +87,8 @@ class StreamRecipe(SourceRecipe):
         if split == "train":
             keys = (folder / _KEYS).read_bytes()
             named = frozenset(keys[start : start + 16] for start in range(0, len(keys), 16))
-            found.stream = Stream(self, self._pools(seed, False), seed, named)
+            near = types.load(type).near(row for row in self._read(folder, "held_out", "").kept if not row.get("group"))
+            found.stream = Stream(self, self._pools(seed, False), seed, named, near)
         return found
 
     def _sample(self, folder: Path, seed: int) -> None:
@@ -111,6 +119,9 @@ class StreamRecipe(SourceRecipe):
         for _ in (source for source in self.given if not source.held_out):
             sides.begin()
         sides.close()
+        if said := reading.drop_near(self, folder):
+            counted.dropped[reading.NEAR] += said
+        notes += counted.named[: reading.NAMED]
         (folder / _KEYS).write_bytes(b"".join(sorted(sides.named)))
         if not sides.writers[split.HELD_OUT].rows and (self.held_out or self.named):
             notes.append(f"no row of the sample is held out, so nothing can be measured: {self.name} has too few rows")

@@ -76,8 +76,6 @@ def from_yaml(path: Path, subset: str = "") -> SourceRecipe:
     streams = loaded.get("stream", False)
     if not isinstance(streams, bool):
         faults.append(f"{path}: stream: expected yes or no, found {streams!r}")
-    elif streams and loaded.get("type") in types.known() and not types.load(loaded["type"]).streams:
-        faults.append(f"{path}: stream: rows of type {loaded['type']} are not streamed; leave it out, and they are read once")
     elif streams and deduplicate:
         faults.append(f"{path}: deduplicate: a stream forgets what it read; clean the data before, or leave out one of the two")
     given = []

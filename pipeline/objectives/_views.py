@@ -1,6 +1,6 @@
 """Views of pictures: a random part of each, mirrored, in other colours (Chen et al. 2020, appendix A), drawn by seed, epoch and example.
 
-What is random is drawn for each picture by itself; it is done to a whole batch at once, since that takes a tenth of the time.
+What is random is drawn for each picture by itself; what follows from it is done to a whole batch at once, in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pipeline.objectives.collator import EXAMPLE
 if TYPE_CHECKING:
     import torch
 
+DRAWN = 11  # numbers of which a view is made
 _RATIO = 4 / 3  # of the sides of a part, at most
 _JITTERED, _GREY = 0.8, 0.2  # shares of views whose colours change, and that lose them
 _PLAIN = (1.0, 1.0, 1.0, 0.0, 0.0)  # brightness, contrast, saturation, hue, grey of a view in its own colours
@@ -35,18 +36,25 @@ class Drawing:
     mirror: float = 0.5  # share of views that are mirrored
     colour: float = 0.5  # strength of the changes of colour
 
-    def draw(self, rng: np.random.Generator) -> list[float]:
-        """Return one view: centre and half sides of its part in [-1, 1], brightness, contrast, saturation, hue, whether grey."""
-        area, ratio = rng.uniform(self.area, 1), math.exp(rng.uniform(-math.log(_RATIO), math.log(_RATIO)))
-        wide, high = min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
-        across, down = rng.uniform(wide - 1, 1 - wide), rng.uniform(high - 1, 1 - high)
-        wide = -wide if rng.random() < self.mirror else wide
-        reach = 0.8 * self.colour
-        levels = rng.uniform(1 - reach, 1 + reach, 3)
-        hue = rng.uniform(-0.2, 0.2) * self.colour
-        changed, grey = rng.random() < _JITTERED and self.colour > 0, rng.random() < _GREY and self.colour > 0
-        colours = [*levels, hue] if changed else _PLAIN[:4]
-        return [across, down, wide, high, *colours, float(grey)]
+    def draw(self, numbers: np.ndarray) -> np.ndarray:
+        """Return a view for each row of numbers that are uniform in [0, 1), (views, 11).
+
+        (views, 9): centre and half sides of its part in [-1, 1], brightness, contrast, saturation, hue, whether grey.
+        """
+        turn, reach = math.log(_RATIO), 0.8 * self.colour
+        area, ratio = _between(self.area, 1.0, numbers[:, 0]), np.exp(_between(-turn, turn, numbers[:, 1]))
+        wide, high = np.minimum(1.0, np.sqrt(area * ratio)), np.minimum(1.0, np.sqrt(area / ratio))
+        across, down = _between(wide - 1, 1 - wide, numbers[:, 2]), _between(high - 1, 1 - high, numbers[:, 3])
+        wide = np.where(numbers[:, 4] < self.mirror, -wide, wide)
+        levels, hue = _between(1 - reach, 1 + reach, numbers[:, 5:8]), _between(-0.2, 0.2, numbers[:, 8]) * self.colour
+        changed, grey = ((numbers[:, at] < share) & (self.colour > 0) for at, share in ((9, _JITTERED), (10, _GREY)))
+        colours = np.where(changed[:, None], np.column_stack([levels, hue]), _PLAIN[:4])
+        return np.column_stack([across, down, wide, high, colours, grey])
+
+
+def _between(low: Any, top: Any, numbers: np.ndarray) -> Any:
+    """Return numbers that are uniform in [0, 1) as numbers that are so between two bounds."""
+    return low + (top - low) * numbers
 
 
 @dataclass
@@ -68,17 +76,16 @@ class Viewing:
         import torch
 
         side = vision.side(self.processor)
-        drawn: list[list[list[float]]] = []
         patches = (side // self.noise) ** 2 if self.noise else 0
-        noise = np.empty((len(rows), patches), np.float32)
-        for number, row in enumerate(rows):
-            rng = np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]])
-            drawn.append([self.drawing.draw(rng) for _ in range(self.views)])
-            noise[number] = rng.random(patches)
+        first = self.views * DRAWN
+        generators = (np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]]) for row in rows)
+        numbers = np.stack([rng.random(first + patches) for rng in generators])
+        drawn = self.drawing.draw(numbers[:, :first].reshape(-1, DRAWN)).astype(np.float32)
         levels = vision.levels(vision.stacked((row["pixels"] for row in rows), side)).repeat(self.views, 1, 1, 1)
-        shown = view(levels, torch.tensor(np.array(drawn, np.float32)).transpose(0, 1).reshape(len(levels), -1))
+        places = torch.from_numpy(drawn).reshape(len(rows), self.views, -1).transpose(0, 1)
+        shown = view(levels, places.reshape(len(levels), -1))
         found = {vision.PIXELS: vision.scaled(shown, self.processor)}
-        return found | ({"noise": torch.from_numpy(noise)} if self.noise else {})
+        return found | ({"noise": torch.from_numpy(numbers[:, first:].astype(np.float32))} if self.noise else {})
 
     def thumbnails(self, batch: Mapping[str, torch.Tensor]) -> list[list[str]]:
         """Return of each picture of a batch its views as the model is shown them."""

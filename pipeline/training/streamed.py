@@ -50,7 +50,7 @@ class _Head:
 
     place: Place = field(default_factory=Place)
     row: int = 0  # examples of the chunk that were given out
-    tokens: int = 0  # given out so far
+    tokens: int = 0  # given out so far; of examples without any, how many
     kept: int = 0
     held_out: int = 0
     counted: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in _COUNTED})
@@ -80,7 +80,7 @@ class _Head:
         rows, origins = example["row"], self.chunk.origins
         example["row"] = [origins[row] for row in rows] if isinstance(rows, list) else origins[rows]
         self.row += 1
-        self.tokens += len(next(value for name, value in example.items() if name.endswith("_ids")))
+        self.tokens += len(next((value for name, value in example.items() if name.endswith("_ids")), (1,)))
         return example
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.chain.run import Run
-from pipeline.data import recipe, sources, split, types
+from pipeline.data import recipe, split, types
 from pipeline.data.rows import Rows
 from pipeline.data.source_recipe import Source, SourceRecipe
 from pipeline.data.types import Row
 from pipeline.system.errors import UserError
 
-_SAME = "the same prompt or text as a validation row"
+_SAME, _NEAR = "the same prompt or text as a validation row", "nearly the same as a validation row"
 
 
 def training(run: Run, share: float, data: str) -> Rows:
@@ -61,7 +61,8 @@ def unseen(run: Run, rows: Rows, folder: str, record: Mapping[str, Any]) -> None
         return
     was = [sha256 for _, sha256 in record["recipe"]["sources"][len(run.recipe.contents()) :]]
     try:
-        now = [sha256 for _, sha256 in recipe.listing(sources.expand(data))]
+        source = Source.of(data, run.signature.reads)
+        now = [sha256 for _, sha256 in recipe.listing([*source.files, *source.beside])]
     except UserError:
         now = []
     if now != was:
@@ -74,16 +75,23 @@ def unseen(run: Run, rows: Rows, folder: str, record: Mapping[str, Any]) -> None
 def _of(run: Run, data: str) -> Rows:
     """Return the rows of files, none of which is held out."""
     reads = run.signature.reads
-    given = Source(files=tuple(sources.expand(data)), held_out=False)
+    given = Source.of(data, reads, held_out=False)
     return SourceRecipe(data, [given], reads, held_out=0.0).rows(reads, "train", run.seed)
 
 
 def _apart(rows: Rows, others: Rows, type: str) -> None:
-    """Drop the rows that ask what others ask, or are of a group of theirs, and count them."""
+    """Drop the rows that ask what others ask, or nearly so, or are of a group of theirs, and count them."""
     theirs = {key for row in others.kept for key in _keys(row, type)}
-    left = [number for number, row in enumerate(rows.kept) if theirs.isdisjoint(_keys(row, type))]
+    near = types.load(type).near(row for row in others.kept if not row.get("group"))
+    left = []
+    for number, row in enumerate(rows.kept):
+        if not theirs.isdisjoint(_keys(row, type)):
+            rows.dropped[_SAME] += 1
+        elif near and not row.get("group") and near(row):
+            rows.dropped[_NEAR] += 1
+        else:
+            left.append(number)
     if len(left) < len(rows.kept):
-        rows.dropped[_SAME] += len(rows.kept) - len(left)
         rows.keep(left, "apart from", others.identity)
     if not others.identity:
         rows.identity = ""

@@ -52,7 +52,6 @@ class DatasetType(ABC):
     kinds: ClassVar[frozenset[str]] = sources.KINDS  # of files that hold its rows
     beside: ClassVar[frozenset[str]] = frozenset()  # kinds of files that a table among them names, as it names pictures
     at_once: ClassVar[int] = 1000  # rows that are read at once, fewer where each is large
-    streams: ClassVar[bool] = True  # whether rows can be read while a model trains
     names_dropped: ClassVar[bool] = (
         False  # whether it is told which rows are dropped, since they are files that can be looked at
     )
@@ -69,6 +68,10 @@ class DatasetType(ABC):
     def located(self, raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Return a raw row with the content of files that it names, which lie in or under the folder of its own."""
         return raw
+
+    def characters(self, raw: Mapping[str, Any]) -> int:
+        """Return about how many characters of text take as long to read as a raw row, by which a stream is cut into chunks."""
+        return sum(len(value) for value in raw.values() if isinstance(value, str)) or len(str(raw))
 
     def near(self, held_out: Iterable[Row]) -> Callable[[Row], bool] | None:
         """Return what says whether a row is nearly one of the held-out ones, so that it can't be trained on; None where none is."""
