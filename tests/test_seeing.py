@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.chain import manifest, resume
 from pipeline.data import doubts, recipe, shown, types
 from pipeline.data.judge import Question
-from pipeline.data.sight import PairCollator, Sight, SightCollator
+from pipeline.data.sight import PromptCollator, Sight, SightCollator
 from pipeline.data.types import Malformed, recognise
 from pipeline.evaluation.metrics.reply_loss import shuffled
 from pipeline.evaluation.subject import StageModel
@@ -386,7 +386,7 @@ def test_pairs_show_both_sides_the_same_pictures(made, seen):
 
     _, tokenizer, eyes = opened(made / "sft")
     pairs = [eyes.seen(shown.pair(row, tokenizer), row["images"]) for row in rows_of(seen, "preference")[:2]]
-    batch = PairCollator(eyes, DataCollatorForPreference(int(tokenizer.pad_token_id), 64))(pairs)
+    batch = PromptCollator(eyes, DataCollatorForPreference(int(tokenizer.pad_token_id), 64), answers=2)(pairs)
     assert (batch["input_ids"] == eyes.token).sum(1).tolist() == [2 * PATCHES] * 4
     assert torch.equal(*batch[vision.PIXELS].chunk(2))
     assert torch.equal(batch[vision.PIXELS][:4], eyes.columns([pair["pixels"] for pair in pairs])["pixel_values"])
