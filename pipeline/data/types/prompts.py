@@ -17,6 +17,7 @@ def _prompt(row: Mapping[str, Any]) -> Row:
     """Convert a prompt, as a string or messages, with its pictures, and keep every other column as it is."""
     of_prompt = {"prompt", IMAGE, IMAGES, *FRAME}
     asked = _ASKED({key: value for key, value in row.items() if key in of_prompt})
+    assert isinstance(asked, dict)  # a prompt is one row
     return {**{key: value for key, value in row.items() if key not in (IMAGE, IMAGES)}, **asked}
 
 
