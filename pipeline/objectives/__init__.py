@@ -39,7 +39,7 @@ DETECTION = Metric(
     "share",
     "more",
 )
-_HELPERS = ("collator", "evaluator")  # modules of this folder that are no objective
+_HELPERS = ("collator", "evaluator", "negatives")  # modules of this folder that are no objective
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from pipeline.evaluation.metrics import Metric
 from pipeline.models import vision
 from pipeline.objectives import Example, Scores
+from pipeline.objectives.negatives import gathered
 from pipeline.objectives._views import Drawing, Viewing
 from pipeline.objectives._vision import VisionObjective
 from pipeline.objectives.collator import HELD_OUT_BATCH
@@ -101,11 +102,16 @@ def _centred(found: Any) -> Any:
 
 
 def nats(found: Any) -> Any:
-    """Return -log p(the other view of a picture | a view) of each; `found`: (2 · pictures, hidden), first all the first views."""
+    """Return -log p(the other view of a picture | a view) of each; `found`: (2 · pictures, hidden), first all the first views.
+
+    The other views are those of all processes.
+    """
     import torch
 
-    likeness = (found @ found.T).fill_diagonal_(float("-inf"))
-    return torch.nn.functional.cross_entropy(likeness, _others(found), reduction="none")
+    everyone, first = gathered(found)
+    own = torch.arange(first, first + len(found), device=found.device).unsqueeze(1)
+    likeness = (found @ everyone.T).scatter(1, own, float("-inf"))
+    return torch.nn.functional.cross_entropy(likeness, first + _others(found), reduction="none")
 
 
 def _others(found: Any) -> Any:
