@@ -1,12 +1,8 @@
 """Negatives of all processes: two processes take the step that one takes with a batch of both, and see no row of theirs twice."""
 
-import shutil
-
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from pipeline.objectives import negatives, simclr
 from tests import test_clip
 from tests.conftest import mostly_slow
 from tests.forked import launched
@@ -25,7 +21,9 @@ def moved(start, end):
     """How the weights moved, by name."""
     files = [path.relative_to(start) for path in start.rglob("model.safetensors")]
     return {
-        f"{file}/{name}": weights - load_file(start / file)[name] for file in files for name, weights in load_file(end / file).items()
+        f"{file}/{name}": weights - load_file(start / file)[name]
+        for file in files
+        for name, weights in load_file(end / file).items()
     }
 
 

@@ -20,6 +20,7 @@ from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, llava, parts, processors, tokenization, vision
 from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
+from pipeline.training.policy import PolicyTrainer
 from tests.conftest import Fails, make_quietly, printed_by_card
 from tests.test_push import head
 
@@ -58,11 +59,11 @@ def lines(path, rows):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """Conversations and pairs about pictures of one colour, and a vision transformer with random weights."""
+    """Conversations, pairs and prompts about pictures of one colour, and a vision transformer with random weights."""
     from transformers import ViTConfig, ViTModel
 
     folder = tmp_path_factory.mktemp("seen")
-    chats, pairs = [], []
+    chats, pairs, prompts = [], [], []
     for number in range(24):
         one, other = (list(COLOURS)[at] for at in (number % 4, (number // 4 + number + 1) % 4))
         images = [cell(png(one, mark=number)), cell(png(other, mark=number))]
@@ -70,9 +71,11 @@ def seen(tmp_path_factory):
         chats.append({"group": str(number), "messages": turns, "images": images})
         sides = {"chosen": [reply(f"It is {one}.")], "rejected": [reply(f"It is {other}, no.")]}
         pairs.append({"group": str(number), "prompt": turns[:1], "images": images, **sides})
+        prompts.append({"group": str(number), "prompt": turns[:1], "images": images, "answer": f"It is {one}, then {other}."})
     chats += [{"messages": [{"role": "user", "content": f"{number}?"}, reply("It is red.")]} for number in range(3)]
     lines(folder / "chats.jsonl", chats)
     lines(folder / "pairs.jsonl", pairs)
+    lines(folder / "prompts.jsonl", [*prompts, *({"prompt": f"{number}?", "answer": "It is red."} for number in range(4))])
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     ViTModel(ViTConfig(**sizes, image_size=SIDE, patch_size=8)).save_pretrained(folder / "tower")
@@ -99,6 +102,12 @@ def flags(folder, seen, *more, output="sft", parent="pretrain"):
 def flags_of_dpo(folder, seen, *more, output="dpo"):
     given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "pairs.jsonl", "--max_length", "64"]
     return [*given, "--per_device_train_batch_size", "4", "--output", folder / output, *more]
+
+
+def flags_of_rlhf(folder, seen, *more, output="rlhf"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "prompts.jsonl", "--max_completion_length", "6"]
+    size = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
+    return [*given, *size, "--rewards", "{regex: {pattern: '[aeo]'}}", "--output", folder / output, *more]
 
 
 def weights(folder):
@@ -392,6 +401,57 @@ def test_pairs_show_both_sides_the_same_pictures(made, seen):
     assert torch.equal(batch[vision.PIXELS][:4], eyes.columns([pair["pixels"] for pair in pairs])["pixel_values"])
 
 
+@pytest.mark.parametrize(
+    "more", [("--algorithm", "rloo"), ("--algorithm", "grpo", "--steps_per_generation", "2", "--method", "full")]
+)
+def test_rewards_killed_end_with_the_same_weights_and_leave_the_tower(run, made, seen, tmp_path, monkeypatch, more):
+    more = [*more, "--save_steps", "1", "--max_steps", "4"]
+    status, _, err = run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "whole"))
+    assert status == 0, err
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 4))
+        assert run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
+    assert resume.latest(tmp_path / "killed")
+    status, out, _ = run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "killed"))
+    assert status == 0
+    assert "goes on from checkpoint-" in out
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+    assert logged(tmp_path / "whole")["kl_per_answer"] == pytest.approx(0, abs=1e-4)  # the reference is shown the pictures, too
+    assert same(part(made / "sft", "vision_tower"), part(tmp_path / "whole", "vision_tower"))
+    assert not same(part(made / "sft", "language_model"), part(tmp_path / "whole", "language_model"))
+    record = manifest.read(tmp_path / "whole")
+    assert record["family"] == "vision_language"
+    assert record["rollouts"]["completions"] == 4 * 8
+
+
+def test_answers_are_learned_from_with_the_pictures_that_they_were_sampled_with(run, made, seen, tmp_path, monkeypatch):
+    """trl shuffles and splits what it sampled: before a step all log-probabilities are those of sampling, also of texts alone."""
+    apart, counts = [], []
+
+    def compare(self, model, inputs, *more, **named):
+        if not self.state.global_step:
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+            counts.extend(inputs["num_images"])
+            for pixels in (inputs["pixel_values"], inputs["pixel_values"].roll(2, 0)):
+                shown_ = {"pixel_values": pixels, "num_images": inputs["num_images"]}
+                with torch.no_grad():
+                    found = self._get_per_token_logps_and_entropies(
+                        model, ids, mask, inputs["completion_ids"].shape[1], **shown_
+                    )
+                nats = (found[0] * inputs["completion_mask"]).sum(1)
+                apart.append(float((nats - inputs["old_logps"]).abs().max()))
+        return super(PolicyTrainer, self).compute_loss(model, inputs, *more, **named)
+
+    monkeypatch.setattr(PolicyTrainer, "compute_loss", compare, raising=False)
+    sizes = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "10", "--max_steps", "1"]
+    status, _, err = run("rlhf", *flags_of_rlhf(made, seen, *sizes, "--output", tmp_path / "out"))
+    assert status == 0, err
+    assert set(counts) == {0, 2}
+    assert max(apart[::2]) < 1e-4
+    assert max(apart[1::2]) > 1e-2
+
+
 def test_a_finished_model_is_asked_with_its_pictures(made):
     """Greedy answers are those of the library's own processor, in whatever batch."""
     from transformers import AutoProcessor
@@ -506,11 +566,14 @@ def test_the_loss_is_shown_beside_that_of_shuffled_pictures(run, made, tmp_path)
         ("sft", ["--vision_feature_layer", "-9"], "vision_feature_layer: -9: the tower has 2 layers"),
         ("sft", ["--method", "rows"], "method: rows trains tokens by name"),
         ("dpo", ["--parent", "{made}/pretrain", "--data", "{seen}/pairs.jsonl"], "but dpo takes vision_language as its parent"),
+        ("rlhf", ["--tower", ""], "is a model of family vision_language, but rlhf takes causal as its parent"),
+        ("rlhf", ["--use_vllm", "true"], "use_vllm: true: samples without the pictures of a prompt"),
+        ("rlhf", ["--rewards", "{{}}"], "rewards: a reward model reads no pictures"),
     ],
 )
 def test_what_does_not_fit_is_told_in_a_line(run, made, seen, tmp_path, stage, more, fault):
     words = [str(word).format(made=made, seen=seen) for word in more]
-    given = flags(made, seen) if stage == "sft" else flags_of_dpo(made, seen)
+    given = {"sft": flags, "dpo": flags_of_dpo, "rlhf": flags_of_rlhf}[stage](made, seen)
     status, out, err = run(stage, *given, *words, "--output", tmp_path / "out")
     assert status == 2
     assert fault in out + err

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 from pipeline.evaluation.metrics import Metric
 from pipeline.models import vision
 from pipeline.objectives import Example, Scores
-from pipeline.objectives.negatives import gathered
 from pipeline.objectives._views import Drawing, Viewing
 from pipeline.objectives._vision import VisionObjective
 from pipeline.objectives.collator import HELD_OUT_BATCH
+from pipeline.objectives.negatives import gathered
 from pipeline.system.config import option
 
 
