@@ -60,8 +60,6 @@ def lines(path, rows):
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """Conversations, pairs and prompts about pictures of one colour, and a vision transformer with random weights."""
-    from transformers import ViTConfig, ViTModel
-
     folder = tmp_path_factory.mktemp("seen")
     chats, pairs, prompts = [], [], []
     for number in range(24):
@@ -76,11 +74,18 @@ def seen(tmp_path_factory):
     lines(folder / "chats.jsonl", chats)
     lines(folder / "pairs.jsonl", pairs)
     lines(folder / "prompts.jsonl", [*prompts, *({"prompt": f"{number}?", "answer": "It is red."} for number in range(4))])
+    return tower(folder).parent
+
+
+def tower(folder):
+    """A vision transformer with random weights and its image processor, in a folder `tower`."""
+    from transformers import ViTConfig, ViTModel
+
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     ViTModel(ViTConfig(**sizes, image_size=SIDE, patch_size=8)).save_pretrained(folder / "tower")
     vision.new_processor(SIDE).save_pretrained(folder / "tower")
-    return folder
+    return folder / "tower"
 
 
 @pytest.fixture(scope="module")
