@@ -414,7 +414,7 @@ def test_rewards_killed_end_with_the_same_weights_and_leave_the_tower(run, made,
     status, _, err = run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "whole"))
     assert status == 0, err
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 4))
+        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 6))
         assert run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
     assert resume.latest(tmp_path / "killed")
     status, out, _ = run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "killed"))
@@ -571,7 +571,7 @@ def test_the_loss_is_shown_beside_that_of_shuffled_pictures(run, made, tmp_path)
         ("sft", ["--vision_feature_layer", "-9"], "vision_feature_layer: -9: the tower has 2 layers"),
         ("sft", ["--method", "rows"], "method: rows trains tokens by name"),
         ("dpo", ["--parent", "{made}/pretrain", "--data", "{seen}/pairs.jsonl"], "but dpo takes vision_language as its parent"),
-        ("rlhf", ["--tower", ""], "is a model of family vision_language, but rlhf takes causal as its parent"),
+        ("rlhf", ["--tower", ""], "sft made a model of family vision_language, but rlhf takes causal as its parent"),
         ("rlhf", ["--use_vllm", "true"], "use_vllm: true: samples without the pictures of a prompt"),
         ("rlhf", ["--rewards", "{{}}"], "rewards: a reward model reads no pictures"),
     ],
