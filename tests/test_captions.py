@@ -64,20 +64,8 @@ def test_an_sft_on_captions_is_measured_and_captions_new_pictures(chain, tmp_pat
     ]
     runs, data = tmp_path / "runs", lines(tmp_path / "captions.jsonl", captions)
     tower(tmp_path)
-    given = flags(
-        chain,
-        tmp_path,
-        "--data",
-        data,
-        "--method",
-        "full",
-        "--learning_rate",
-        "1e-2",
-        "--max_steps",
-        "60",
-        "--output",
-        runs / "sft",
-    )
+    more = ["--data", data, "--method", "full", "--learning_rate", "1e-2", "--max_steps", "60"]
+    given = flags(chain, tmp_path, *more, "--output", runs / "sft")
     make_quietly("sft", *given)
     make_quietly("evaluate", "--runs", runs, "--resamples", "50", "--max_new_tokens", "12")
     figures = json.loads((runs / "evaluate.json").read_text())["nodes"]["sft"]["figures"]
