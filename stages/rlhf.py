@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import Against, Signature
+from pipeline.chain.stage import PARENT, Against, Signature
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.system.config import option
@@ -42,6 +42,7 @@ class RLHF(RewardedStage):
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 1e-4, "beta": 0.05, "num_generations": 8, "max_completion_length": 256,
     }  # fmt: skip
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {**RewardedStage.takes, PARENT: ("causal", "vision_language")}
     ignores = UNREAD
     primary = (Against("win_rate", "even chances"), Against("sampled_reward", "parent"))
 
@@ -64,7 +65,8 @@ class RLHF(RewardedStage):
             raise UserError(
                 "rewards: a reward model reads no pictures, and tower says that prompts hold some; give rules alone"
             )
-        return seeing.signature(options, found) if options.tower else found
+        plain = replace(found, takes={**found.takes, PARENT: ("causal",)})
+        return seeing.signature(options, plain) if options.tower else plain
 
     def note(self, options: Any) -> str:
         """Return why no token counts."""

@@ -10,7 +10,7 @@ pytest.importorskip("rouge_score", reason="rouge-score is not installed: make se
 
 from pipeline.evaluation.subject import StageModel
 from pipeline.training.captions import FREQUENT, SHUFFLED, Captions, is_caption
-from tests.conftest import make_quietly
+from tests.conftest import last, make_quietly
 from tests.test_seeing import COLOURS, cell, flags, lines, place, png, reply, said, tower
 
 NAMES = list(COLOURS)
@@ -66,7 +66,7 @@ def test_an_sft_on_captions_is_measured_and_captions_new_pictures(chain, tmp_pat
     tower(tmp_path)
     more = ["--data", data, "--method", "full", "--learning_rate", "1e-2", "--max_steps", "60"]
     given = flags(chain, tmp_path, *more, "--output", runs / "sft")
-    make_quietly("sft", *given)
+    make_quietly("sft", *last(given))
     make_quietly("evaluate", "--runs", runs, "--resamples", "50", "--max_new_tokens", "12")
     figures = json.loads((runs / "evaluate.json").read_text())["nodes"]["sft"]["figures"]
     assert set(figures["caption_match"]) == {"sft", SHUFFLED, FREQUENT}

@@ -62,7 +62,7 @@ def lines(path, rows):
 def seen(tmp_path_factory):
     """Conversations, pairs and prompts about pictures of one colour, and a vision transformer with random weights."""
     folder = tmp_path_factory.mktemp("seen")
-    chats, pairs, prompts = [], [], []
+    chats, pairs, thumbs, prompts = [], [], [], []
     for number in range(24):
         one, other = (list(COLOURS)[at] for at in (number % 4, (number // 4 + number + 1) % 4))
         images = [cell(png(one, mark=number)), cell(png(other, mark=number))]
@@ -70,10 +70,13 @@ def seen(tmp_path_factory):
         chats.append({"group": str(number), "messages": turns, "images": images})
         sides = {"chosen": [reply(f"It is {one}.")], "rejected": [reply(f"It is {other}, no.")]}
         pairs.append({"group": str(number), "prompt": turns[:1], "images": images, **sides})
+        rated = {"completion": sides["chosen"] if number % 3 else sides["rejected"], "label": bool(number % 3)}
+        thumbs.append({"group": str(number), "prompt": turns[:1], "images": images, **rated})
         prompts.append({"group": str(number), "prompt": turns[:1], "images": images, "answer": f"It is {one}, then {other}."})
     chats += [{"messages": [{"role": "user", "content": f"{number}?"}, reply("It is red.")]} for number in range(3)]
     lines(folder / "chats.jsonl", chats)
     lines(folder / "pairs.jsonl", pairs)
+    lines(folder / "thumbs.jsonl", thumbs)
     lines(folder / "prompts.jsonl", [*prompts, *({"prompt": f"{number}?", "answer": "It is red."} for number in range(4))])
     return tower(folder).parent
 
@@ -108,6 +111,11 @@ def flags(folder, seen, *more, output="sft", parent="pretrain"):
 def flags_of_dpo(folder, seen, *more, output="dpo"):
     given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "pairs.jsonl", "--max_length", "64"]
     return [*given, "--per_device_train_batch_size", "4", "--output", folder / output, *more]
+
+
+def flags_of_kto(folder, seen, *more, output="kto"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "thumbs.jsonl", "--max_length", "64"]
+    return [*given, "--per_device_train_batch_size", "4", "--logging_steps", "1", "--output", folder / output, *more]
 
 
 def flags_of_rlhf(folder, seen, *more, output="rlhf"):
@@ -423,6 +431,29 @@ def test_pairs_show_both_sides_the_same_pictures(made, seen):
     assert (batch["input_ids"] == eyes.token).sum(1).tolist() == [2 * PATCHES] * 4
     assert torch.equal(*batch[vision.PIXELS].chunk(2))
     assert torch.equal(batch[vision.PIXELS][:4], eyes.columns([pair["pixels"] for pair in pairs])["pixel_values"])
+
+
+def test_rated_answers_begin_at_even_and_are_kept_and_killed_with_their_pictures(run, made, seen, tmp_path, monkeypatch):
+    """Before a step the parent says of an answer what the model says, whether kept or asked; a kill changes nothing."""
+    more = ["--num_train_epochs", "1", "--save_steps", "1"]
+    status, _, err = run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "whole"))
+    assert status == 0, err
+    assert manifest.read(tmp_path / "whole")["family"] == "vision_language"
+    asks = [*more, "--precompute_ref_log_probs", "false", "--output", tmp_path / "asked"]
+    assert run("kto", *flags_of_kto(made, seen, *asks))[0] == 0
+    for folder in ("whole", "asked"):
+        assert logged(tmp_path / folder)["kl"] == pytest.approx(0, abs=1e-4)
+        assert logged(tmp_path / folder)["rewards/chosen"] == pytest.approx(0, abs=1e-4)
+    kept, asked = weights(tmp_path / "whole"), weights(tmp_path / "asked")
+    assert all(torch.allclose(kept[key], asked[key], atol=2e-4) for key in kept)
+    assert same(part(made / "sft", "vision_tower"), part(tmp_path / "whole", "vision_tower"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 5))
+        assert run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
+    status, out, err = run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "killed"))
+    assert status == 0, err
+    assert "goes on from checkpoint-" in out
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
