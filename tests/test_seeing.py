@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from pipeline.chain import manifest, resume
+from pipeline.chain.finished import read
 from pipeline.data import doubts, recipe, shown, types
 from pipeline.data.judge import Question
 from pipeline.data.sight import PromptCollator, Sight, SightCollator
@@ -19,6 +20,7 @@ from pipeline.evaluation.metrics.reply_loss import shuffled
 from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, llava, parts, processors, tokenization, vision
 from pipeline.models.logits import IGNORED
+from pipeline.report import batches
 from pipeline.system.errors import UserError
 from pipeline.training.policy import PolicyTrainer
 from tests.conftest import Fails, make_quietly, mostly_slow, printed_by_card
@@ -502,9 +504,31 @@ def test_answers_are_learned_from_with_the_pictures_that_they_were_sampled_with(
     sizes = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "10", "--max_steps", "1"]
     status, _, err = run("rlhf", *flags_of_rlhf(made, seen, *sizes, "--output", tmp_path / "out"))
     assert status == 0, err
+    assert batches.first(read(tmp_path / "out")).agrees  # the report reads the first step as it was
     assert set(counts) == {0, 2}
     assert max(apart[::2]) < 1e-4
     assert max(apart[1::2]) > 1e-2
+
+
+def test_rated_answers_and_rewards_are_measured_with_pictures_beside_the_parent(run, made, seen, tmp_path):
+    runs = tmp_path / "runs"
+    for name in ("pretrain", "sft"):
+        shutil.copytree(made / name, runs / name)
+    for name, kind, given in (("kto", "feedback", flags_of_kto), ("rlhf", "prompts", flags_of_rlhf)):
+        words = list(map(str, given(runs, seen, "--max_steps", "1")))
+        at = words.index("--data")
+        recipe_ = tmp_path / f"{kind}.yaml"
+        recipe_.write_text(f"type: {kind}\nheld_out: 0.5\nsources:\n  - files: {words[at + 1]}\n")
+        status, _, err = run(name, *words[:at], "--recipe", recipe_, *words[at + 2 :])
+        assert status == 0, err
+    status, _, err = run("evaluate", "--runs", runs, "--resamples", "50", "--max_new_tokens", "4")
+    assert status == 0, err
+    nodes = json.loads((runs / "evaluate.json").read_text())["nodes"]
+    wanted = {"kto": ("auc", "loss", "bits_per_byte"), "rlhf": ("sampled_reward", "ended")}
+    for name, metrics in wanted.items():
+        for metric in metrics:
+            assert {name, "sft"} <= nodes[name]["figures"][metric].keys()
+        assert "kl_to_parent" in nodes[name]["figures"]
 
 
 def test_a_finished_model_is_asked_with_its_pictures(made):
