@@ -11,7 +11,7 @@ pytest.importorskip("rouge_score", reason="rouge-score is not installed: make se
 from pipeline.evaluation.subject import StageModel
 from pipeline.training.captions import FREQUENT, SHUFFLED, Captions, is_caption
 from tests.conftest import last, make_quietly
-from tests.test_seeing import COLOURS, cell, flags, lines, place, png, reply, said, tower
+from tests.test_seeing import COLOURS, cell, flags, lines, place, png, reply, said, speaks_of_colours
 
 NAMES = list(COLOURS)
 
@@ -57,15 +57,15 @@ def test_a_question_about_a_picture_asks_for_no_caption():
     assert not is_caption({"messages": [*row("red", 1)["messages"], said("And?"), reply("That is all.")]})
 
 
-def test_an_sft_on_captions_is_measured_and_captions_new_pictures(chain, tmp_path):
+def test_an_sft_on_captions_is_measured_and_captions_new_pictures(tmp_path):
     """From rows with `image` and `caption` on: trained, measured beside its rivals, and asked for a folder of pictures."""
     captions = [
         {"group": str(n), "image": cell(png(NAMES[n % 4], mark=n)), "caption": f"It is {NAMES[n % 4]}."} for n in range(120)
     ]
     runs, data = tmp_path / "runs", lines(tmp_path / "captions.jsonl", captions)
-    tower(tmp_path)
-    more = ["--data", data, "--method", "full", "--learning_rate", "1e-2", "--max_steps", "60"]
-    given = flags(chain, tmp_path, *more, "--output", runs / "sft")
+    speaks_of_colours(tmp_path)
+    more = ["--method", "full", "--learning_rate", "1e-2", "--max_steps", "60", "--per_device_train_batch_size", "8"]
+    given = flags(tmp_path, tmp_path, *more, "--data", data, "--output", runs / "sft")
     make_quietly("sft", *last(given))
     make_quietly("evaluate", "--runs", runs, "--resamples", "50", "--max_new_tokens", "12")
     figures = json.loads((runs / "evaluate.json").read_text())["nodes"]["sft"]["figures"]
