@@ -552,7 +552,7 @@ def test_rewards_raise_the_share_of_right_answers_about_unseen_pictures(run, tmp
         "24",
     ]
     more += ["--per_device_train_batch_size", "64", "--num_generations", "8", "--max_completion_length", "10"]
-    given = flags_of_rlhf(tmp_path, tmp_path, *more, "--data", prompts, "--rewards", "{exact_match: 1.0}")
+    given = flags_of_rlhf(tmp_path, tmp_path, *more, "--data", prompts, "--rewards", "{exact_match: {of: whole}}")
     status, _, err = run("rlhf", *given)
     assert status == 0, err
     unseen = list(rows(320, 80))
