@@ -12,6 +12,7 @@ pytest.importorskip("PIL.Image", reason="pillow is not installed: make setup-dat
 
 from data_recipes import absent_things, scenes
 from data_recipes.scenes import COLOURS, PLACES, RESERVED, SHAPES, Thing
+from pipeline import rewards
 from pipeline.data import pictures
 from pipeline.evaluation.metrics import right_by_kind
 
@@ -160,6 +161,14 @@ def test_reserved_pairs_are_in_pretraining_and_in_no_row_of_sft_and_dpo(seen):
 def test_rows_are_decided_by_seed_and_number():
     for make in (scenes.text, scenes.image_text, scenes.messages, absent_things.preference, absent_things.prompts):
         assert first(make("train", 1), 20) == first(make("train", 1), 20) != first(make("train", 2), 20)
+
+
+def test_the_judge_rewards_right_answers_to_prompts_with_pictures():
+    judge = rewards.load("judge", {"recipe": "absent_things"})
+    for row in first(absent_things.prompts("train", 1), 8):
+        said = [row["answer"], f"{row['answer']} More.", "There is one thing.", ""]
+        given = [rewards.Completion(row["prompt"], text, (), (), True, row) for text in said]
+        assert judge.scores(given) == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_each_kind_of_question_has_a_figure_of_its_own():
