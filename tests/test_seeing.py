@@ -22,6 +22,7 @@ from pipeline.models import checkpoint, llava, parts, processors, tokenization, 
 from pipeline.models.logits import IGNORED
 from pipeline.report import batches
 from pipeline.system.errors import UserError
+from pipeline.training import chat
 from pipeline.training.policy import PolicyTrainer
 from tests.conftest import Fails, make_quietly, mostly_slow, printed_by_card
 from tests.forked import launched
@@ -564,6 +565,28 @@ def test_rewards_raise_the_share_of_right_answers_about_unseen_pictures(run, tmp
 
     parent, node = right("sft"), right("rlhf")
     assert node > parent + 0.1, (parent, node)
+
+
+def test_the_token_of_a_picture_is_never_sampled(run, made, seen, tmp_path, monkeypatch):
+    """A parent that would say nothing else."""
+    opened_ = chat.open_parent
+
+    def tempted(run_):
+        tokenizer, model = opened_(run_)
+        head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+        head.weight = model.lm_head.weight
+        head.bias.data.zero_()[model.config.image_token_id] = 50.0
+        model.lm_head = head
+        return chat.Opened(tokenizer, model)
+
+    sampled = []
+    rewarded = PolicyTrainer._calculate_rewards
+    monkeypatch.setattr(chat, "open_parent", tempted)
+    monkeypatch.setattr(PolicyTrainer, "_calculate_rewards", lambda *given: sampled.extend(given[4]) or rewarded(*given))
+    token = parts.token_of(tokenization.load(str(made / "sft")))
+    run("rlhf", *flags_of_rlhf(made, seen, "--max_steps", "1", "--output", tmp_path / "out"))
+    assert len(sampled) == 8
+    assert not any(token in ids for ids in sampled)
 
 
 def test_rated_answers_and_rewards_are_measured_with_pictures_beside_the_parent(run, made, seen, tmp_path):
