@@ -109,7 +109,6 @@ class RLHF(RewardedStage):
         tokenizer, model = open_parent(run)
         model = seeing.put_together(run, tokenizer, model)
         seeing.settle(model, run.options)
-        seeing.never_sampled(arguments, tokenizer)
         guards.ends(tokenizer)
         model.generation_config = checkpoint.generation(tokenizer)  # a new template brings an end token of its own
         made = self.batches(run, rows, tokenizer, model)

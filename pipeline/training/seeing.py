@@ -115,15 +115,6 @@ def samples(arguments: Any, options: Any) -> None:
         raise UserError(*(f"{name}: true: samples without the pictures of a prompt; leave it out" for name in blind))
 
 
-def never_sampled(arguments: Any, tokenizer: Any) -> None:
-    """Let a trainer of trl never sample the token of a picture, for which there would be no patches; trl knows it of a processor alone."""
-    from pipeline.models import parts
-
-    given = dict(arguments.generation_kwargs or {})
-    if (token := parts.token_of(tokenizer)) is not None:
-        arguments.generation_kwargs = given | {"suppress_tokens": [*(given.get("suppress_tokens") or []), token]}
-
-
 def settings(eyes: Sight | None, longest: int) -> list[Any]:
     """Return all that decides encoded rows beside the rows and the tokenizer, as JSON values."""
     return [longest] if eyes is None else [longest, eyes.identity]
