@@ -1,7 +1,8 @@
-"""Pairs of answers about the pictures of `scenes`, against invented things: asked for what is not there, the chosen side says so.
+"""Questions about the pictures of `scenes`, against invented things: asked for what is not there, the right answer says so.
 
 Half of the questions are about what is not in the picture, and half of those name a colour and a shape that are both there, on
-different things. The others are those of `scenes`; their rejected side denies what is there, or says something else of it.
+different things. The others are those of `scenes`. `preference` has a wrong answer beside the right one, which invents what is
+not there, denies what is, or says something else of it; `prompts` has the question and the right answer, for a reward to grade by.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from data_recipes import scenes
 from data_recipes.scenes import Asked, Scene, Thing
 from pipeline.data.judge import Question
 
-PAIRS = 6_000
+PAIRS = PROMPTS = 6_000
 ABSENT, APART = "absent", "apart"
 
 
@@ -22,16 +23,27 @@ def preference(split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield pairs: of every four questions one names colour and shape that are apart, one what is not there at all, two what is."""
     for number in range(PAIRS if split == "train" else scenes.HELD_OUT):
         rng = random.Random(f"{seed}/preference/{split}/{number}")
-        if number % 2:
-            scene, (question, chosen), rejected = _absent(split, rng, apart=number % 4 == 1)
-        else:
-            scene, (question, chosen), rejected = _present(split, rng)
+        scene, (question, chosen), rejected = _drawn(split, rng, number)
         yield {
             "prompt": [scenes.user(question)],
             "chosen": [{"role": "assistant", "content": chosen}],
             "rejected": [{"role": "assistant", "content": rejected}],
             "images": [scenes.picture(scene, rng, f"{split}-{number}.png")],
         }
+
+
+def prompts(split: str, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield questions in the proportions of `preference`, each with its right answer."""
+    for number in range(PROMPTS if split == "train" else scenes.HELD_OUT):
+        rng = random.Random(f"{seed}/prompts/{split}/{number}")
+        scene, (question, answer), _ = _drawn(split, rng, number)
+        shown = scenes.picture(scene, rng, f"{split}-{number}.png")
+        yield {"prompt": [scenes.user(question)], "answer": answer, "images": [shown]}
+
+
+def _drawn(split: str, rng: random.Random, number: int) -> tuple[Scene, Asked, str]:
+    """Return the scene of a row, a question about it with the right answer, and a wrong one; the row's number decides what is asked for."""
+    return _absent(split, rng, apart=number % 4 == 1) if number % 2 else _present(split, rng)
 
 
 def _absent(split: str, rng: random.Random, apart: bool) -> tuple[Scene, Asked, str]:

@@ -160,7 +160,7 @@ class DPO(Stage):
         collator: Any = DataCollatorForPreference(
             int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")
         )
-        collator = sight.PairCollator(eyes, collator) if eyes else collator
+        collator = sight.PromptCollator(eyes, collator, answers=2) if eyes else collator
         return Batches(dataset, collator, sample)
 
     def train(self, run: Run) -> None:

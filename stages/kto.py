@@ -6,7 +6,8 @@ Ethayarajh et al. 2024, eq. 7 and 8. The reference is the parent itself. What an
 estimate of the KL divergence to the parent, from prompts with answers to others: of a batch on one device, each prompt
 with the answer of the row before it. So per_device_train_batch_size decides which rows are put together and how well the
 estimate is averaged, and gradient_accumulation_steps does not stand in for it. Where every row is read at least once,
-what the parent says of both answers is computed once and kept (pipeline/training/references.py).
+what the parent says of both answers is computed once and kept (pipeline/training/references.py). With `tower: frozen` or
+`trained` the parent is a model that reads pictures, and prompts may hold some, which another row's answer follows, too.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import random
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import Against, Stage
+from pipeline.chain.stage import PARENT, Against, Signature, Stage
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.tokens import Tokens
 from pipeline.system.errors import UserError
+from pipeline.training import seeing
 from pipeline.training.chat import QuantizedOptions
 from pipeline.training.references import kept_and_moved
 
@@ -123,7 +126,15 @@ class KTO(Stage):
     library = "trl.KTOConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-5}
     primary = (Against("win_rate", "even chances"), Against("auc", "parent"))
-    Options = QuantizedOptions
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal", "vision_language")}
+
+    @dataclass(frozen=True)
+    class Options(seeing.TowerOptions, QuantizedOptions):
+        """Options of KTO."""
+
+    def signature(self, options: Options) -> Signature:
+        """Return what is read and given, with pictures or without."""
+        return seeing.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives))
 
     def note(self, options: Any) -> str:
         """Return what the batch holds beside what is shown."""
@@ -133,7 +144,7 @@ class KTO(Stage):
         """Return the library's arguments; UserError where the KL could not be estimated from a batch."""
         from pipeline.training.loop import DEFAULTS, FORCED
 
-        arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED)
+        arguments = run.library_arguments(**DEFAULTS | seeing.defaults(run.options) | run.arguments | FORCED)
         if faults := kept_and_moved(arguments):
             raise UserError(*faults)
         if arguments.loss_type not in ("kto", "apo_zero_unpaired"):
@@ -160,18 +171,18 @@ class KTO(Stage):
         """Return rated answers in an order by seed, each with another row's answer beside it."""
         from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-        from pipeline.data import shown, tokens
+        from pipeline.data import shown, sight, tokens
         from pipeline.training import guards
         from pipeline.training.alignment import answers_end
         from pipeline.training.chat import row_length
         from pipeline.training.loop import prepare
 
-        arguments, longest = self.arguments(run), row_length(run, model)
+        arguments, longest, eyes = self.arguments(run), row_length(run, model), seeing.sight(run, model)
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             encoded = tokens.pieces(
                 part.kept,
-                lambda row: shown.answers(row, tokenizer, ["completion"]),
+                lambda row: seeing.encoded(eyes, row, shown.answers(row, tokenizer, ["completion"])),
                 longest,
                 False,
                 part.dropped_by_encoding,
@@ -179,18 +190,18 @@ class KTO(Stage):
             )
             return (row | {"label": int(part.kept[row["row"]]["label"])} for row in encoded)
 
-        dataset = prepare(run, rows, examples, tokenizer, longest)
+        dataset = prepare(run, rows, examples, tokenizer, *seeing.settings(eyes, longest))
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         both_kinds(dataset["label"], rows.dropped + rows.dropped_by_encoding)
         order = array("q", range(len(dataset)))
         random.Random(f"{run.seed}/order").shuffle(order)
         dataset = _arranged(run, dataset.select(order), arguments, longest)
         answers_end(dataset, ["completion_ids"], tokenizer)
-        sample = {"input_ids": dataset[0]["prompt_ids"] + dataset[0]["completion_ids"]}
-        collator = DataCollatorForUnpairedPreference(
+        sample = seeing.sample(eyes, dataset[0], dataset[0]["prompt_ids"] + dataset[0]["completion_ids"])
+        collator: Any = DataCollatorForUnpairedPreference(
             int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")
         )
-        return Batches(dataset, collator, sample)
+        return Batches(dataset, sight.PromptCollator(eyes, collator) if eyes else collator, sample)
 
     def train(self, run: Run) -> None:
         """Train the adapter, or every parameter, against what the parent says."""
@@ -205,16 +216,18 @@ class KTO(Stage):
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
+        model = seeing.put_together(run, tokenizer, model)
+        seeing.settle(model, run.options)
         without_dropout(run, model, arguments)
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
         balance(run, arguments, made.dataset["label"])
         trainer = ThumbsTrainer(
             run, model, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer,
-            peft_config=run.options.adapter(),
+            peft_config=seeing.adapter(model, run.options, ()),
         )  # fmt: skip
         fit(run, trainer, rows)
-        hand_over(run, trainer, tokenizer, made.sample)
+        hand_over(run, trainer, tokenizer, made.sample, seeing.saver(seeing.sight(run, model)))
 
 
 STAGE = KTO

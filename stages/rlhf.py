@@ -9,24 +9,25 @@ a second parent), or by both, weighted. The reference of `beta`, by which an ans
 A checkpoint or a stop waits until new answers are sampled, since only there a resume is exact.
 
 `use_vllm` and its keys go to trl as they are, which also logs the gap between vLLM's log-probabilities and ours under
-GRPO; with them it was never run here.
+GRPO; with them it was never run here. With `tower: frozen` or `trained` the parent is a model that reads pictures, and
+prompts may hold some; rewards are rules then, and vLLM, which would be asked without the pictures, is refused.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import Against, Signature
+from pipeline.chain.stage import PARENT, Against, Signature
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
-from pipeline.training import rewarded
+from pipeline.training import rewarded, seeing
 from pipeline.training.rewarded import ROLE, UNREAD, RewardedStage, RewardOptions
 
 _CLASSES = {"rloo": ("trl.RLOOConfig", "RLOOTrainer"), "grpo": ("trl.GRPOConfig", "GRPOTrainer")}
@@ -41,11 +42,12 @@ class RLHF(RewardedStage):
     defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 1e-4, "beta": 0.05, "num_generations": 8, "max_completion_length": 256,
     }  # fmt: skip
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {**RewardedStage.takes, PARENT: ("causal", "vision_language")}
     ignores = UNREAD
     primary = (Against("win_rate", "even chances"), Against("sampled_reward", "parent"))
 
     @dataclass(frozen=True)
-    class Options(RewardOptions):
+    class Options(RewardOptions, seeing.TowerOptions):
         """Those of every chat stage, the rewards, and which method."""
 
         algorithm: Literal["rloo", "grpo"] = option("rloo", "rloo or grpo")
@@ -59,7 +61,12 @@ class RLHF(RewardedStage):
         found = super().signature(options)
         if options.lora_dropout:
             raise UserError("lora_dropout: answers are sampled and learned from without dropout; leave it out")
-        return found
+        if options.tower and rewarded.needs_model(options):
+            raise UserError(
+                "rewards: a reward model reads no pictures, and tower says that prompts hold some; give rules alone"
+            )
+        plain = replace(found, takes={**found.takes, PARENT: ("causal",)})
+        return seeing.signature(options, plain) if options.tower else plain
 
     def note(self, options: Any) -> str:
         """Return why no token counts."""
@@ -72,7 +79,7 @@ class RLHF(RewardedStage):
         """Return prompts that leave room for an answer, each as often as it is answered."""
         from pipeline.training.policy import PromptOrder, prompts
 
-        return prompts(run, rows, tokenizer, model, PromptOrder)
+        return prompts(run, rows, tokenizer, model, PromptOrder, seeing.sight(run, model))
 
     def train(self, run: Run) -> None:
         """Sample, score and learn; the model without the adapter, or a frozen copy of it, is the reference."""
@@ -90,24 +97,30 @@ class RLHF(RewardedStage):
         class Policy(PolicyTrainer, getattr(trl, _CLASSES[run.options.algorithm][1])):  # type: ignore[misc]
             """The algorithm's trainer of trl, with our prompts and rewards."""
 
-        arguments = run.library_arguments(**DEFAULTS | run.arguments | FORCED | {"disable_dropout": True})
+        arguments = run.library_arguments(
+            **DEFAULTS | seeing.defaults(run.options) | run.arguments | FORCED | {"disable_dropout": True}
+        )
         if arguments.sync_ref_model:
             raise UserError("sync_ref_model: the reference is the parent, which stays as it is; leave it out")
+        seeing.samples(arguments, run.options)
         mixture = Mixture(rewarded.parts(run.options, run.parents.get(ROLE, "")))
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
+        model = seeing.put_together(run, tokenizer, model)
+        seeing.settle(model, run.options)
         guards.ends(tokenizer)
         model.generation_config = checkpoint.generation(tokenizer)  # a new template brings an end token of its own
         made = self.batches(run, rows, tokenizer, model)
+        eyes = seeing.sight(run, model)
         trainer = Policy(
-            model, mixture, arguments, rows.kept, train_dataset=made.dataset, processing_class=tokenizer,
-            peft_config=run.options.adapter(),
+            model, mixture, arguments, rows.kept, eyes, train_dataset=made.dataset, processing_class=tokenizer,
+            peft_config=seeing.adapter(model, run.options, ()),
         )  # fmt: skip
         with no_dropout(trainer.model):
             fit(run, trainer, rows)
         run.record["rollouts"] = dict(totals(run.output))
-        hand_over(run, trainer, tokenizer, made.sample)
+        hand_over(run, trainer, tokenizer, made.sample, seeing.saver(eyes))
 
 
 STAGE = RLHF

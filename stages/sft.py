@@ -10,13 +10,13 @@ the parent and the vision transformer that is named by `vision`, or the parent i
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, Against, Signature, Stage
+from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
 from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
@@ -70,6 +70,18 @@ class SFT(Stage):
     def judged_by(self, options: Options) -> tuple[Against, ...]:
         """Return right answers and the loss, against the parent; of a model that sees also against other pictures than the right ones."""
         return (*self.primary, Against("loss", "shuffled pictures")) if options.tower else self.primary
+
+    def evaluators(self, options: Options) -> Sequence[Any]:
+        """Return the measure of captions, where pictures are read."""
+        from pipeline.training.captions import Captions
+
+        return (Captions(),) if options.tower else ()
+
+    def predictor(self, options: Options, folder: str) -> Predictor | None:
+        """Return what writes captions of pictures, where these are read."""
+        from pipeline.training import captions
+
+        return captions.predictor(folder) if options.tower else None
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of a conversation in the chat template."""

@@ -12,6 +12,7 @@ pytest.importorskip("PIL.Image", reason="pillow is not installed: make setup-dat
 
 from data_recipes import absent_things, scenes
 from data_recipes.scenes import COLOURS, PLACES, RESERVED, SHAPES, Thing
+from pipeline import rewards
 from pipeline.data import pictures
 from pipeline.evaluation.metrics import right_by_kind
 
@@ -72,7 +73,7 @@ def of(caption):
 
 def asked(row):
     """Each question of a row with its answer."""
-    turns = row.get("messages") or row["prompt"] + row["chosen"]
+    turns = row.get("messages") or row["prompt"] + row.get("chosen", [{"content": row.get("answer")}])
     texts = [turn["content"] if isinstance(turn["content"], str) else turn["content"][-1]["text"] for turn in turns]
     return list(zip(texts[::2], texts[1::2], strict=True))
 
@@ -93,7 +94,7 @@ def test_each_shape_is_drawn_unlike_the_others():
 
 
 def test_every_answer_follows_from_what_is_drawn(seen):
-    for rows in (scenes.messages("train", 2), absent_things.preference("train", 2)):
+    for rows in (kind("train", 2) for kind in (scenes.messages, absent_things.preference, absent_things.prompts)):
         seen.clear()
         for number, row in enumerate(first(rows)):
             assert all(right(question, seen[number]) == answer for question, answer in asked(row)), row
@@ -131,8 +132,8 @@ def test_half_of_what_is_missing_has_its_colour_and_its_shape_in_the_picture(see
 def test_no_scene_of_the_judge_is_in_a_row_for_training(seen):
     list(absent_things.JUDGE.questions(42))
     held, _ = set(seen), seen.clear()
-    for rows in (scenes.image_text("train", 42), scenes.messages("train", 42), absent_things.preference("train", 42)):
-        first(rows, 3000)
+    for kind in (scenes.image_text, scenes.messages, absent_things.preference, absent_things.prompts):
+        first(kind("train", 42), 3000)
     assert not held & set(seen)
     listed = [scenes.caption(scene) for scene in held if len(scene) > 1]
     text = " ".join(row["text"] for row in first(scenes.text("train", 42), 3000))
@@ -143,22 +144,31 @@ def test_reserved_pairs_are_in_pretraining_and_in_no_row_of_sft_and_dpo(seen):
     for colour, shape in RESERVED:
         assert any(f"{colour} {shape} is at" in row["text"] for row in first(scenes.text("train", 1), 3000))
         assert any(f"{colour} {shape}" in row["text"] for row in first(scenes.image_text("train", 1), 3000))
-    for row in (*first(scenes.messages("train", 1)), *first(absent_things.preference("train", 1))):
-        said = str([row.get(key) for key in ("messages", "prompt", "chosen", "rejected")])
+    kinds = (scenes.messages, absent_things.preference, absent_things.prompts)
+    for row in (row for kind in kinds for row in first(kind("train", 1))):
+        said = str([row.get(key) for key in ("messages", "prompt", "chosen", "rejected", "answer")])
         assert not RESERVED & set(THING.findall(said))
     seen.clear()
     for split in ("train", "held_out"):
-        for rows in (scenes.messages(split, 1), absent_things.preference(split, 1)):
-            first(rows)
-    assert len(seen) == 2 * (ROWS + scenes.HELD_OUT)
+        for kind in kinds:
+            first(kind(split, 1))
+    assert len(seen) == 3 * (ROWS + scenes.HELD_OUT)
     assert not RESERVED & {thing.pair for scene in seen for thing in scene}
-    kinds = {question.kind for question in scenes.JUDGE.questions(1)}
-    assert kinds == {*scenes.KINDS, "reserved"}
+    asks = {question.kind for question in scenes.JUDGE.questions(1)}
+    assert asks == {*scenes.KINDS, "reserved"}
 
 
 def test_rows_are_decided_by_seed_and_number():
-    for make in (scenes.text, scenes.image_text, scenes.messages, absent_things.preference):
+    for make in (scenes.text, scenes.image_text, scenes.messages, absent_things.preference, absent_things.prompts):
         assert first(make("train", 1), 20) == first(make("train", 1), 20) != first(make("train", 2), 20)
+
+
+def test_the_judge_rewards_right_answers_to_prompts_with_pictures():
+    judge = rewards.load("judge", {"recipe": "absent_things"})
+    for row in first(absent_things.prompts("train", 1), 8):
+        said = [row["answer"], f"{row['answer']} More.", "There is one thing.", ""]
+        given = [rewards.Completion(row["prompt"], text, (), (), True, row) for text in said]
+        assert judge.scores(given) == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_each_kind_of_question_has_a_figure_of_its_own():

@@ -12,16 +12,21 @@ import torch
 from PIL import Image
 
 from pipeline.chain import manifest, resume
+from pipeline.chain.finished import read
 from pipeline.data import doubts, recipe, shown, types
 from pipeline.data.judge import Question
-from pipeline.data.sight import PairCollator, Sight, SightCollator
+from pipeline.data.sight import PromptCollator, Sight, SightCollator
 from pipeline.data.types import Malformed, recognise
 from pipeline.evaluation.metrics.reply_loss import shuffled
 from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, llava, parts, processors, tokenization, vision
 from pipeline.models.logits import IGNORED
+from pipeline.report import batches
 from pipeline.system.errors import UserError
+from pipeline.training import chat
+from pipeline.training.policy import PolicyTrainer
 from tests.conftest import Fails, make_quietly, mostly_slow, printed_by_card
+from tests.forked import launched
 from tests.images import looked_at
 from tests.test_push import head
 
@@ -60,11 +65,9 @@ def lines(path, rows):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """Conversations and pairs about pictures of one colour, and a vision transformer with random weights."""
-    from transformers import ViTConfig, ViTModel
-
+    """Conversations, pairs and prompts about pictures of one colour, and a vision transformer with random weights."""
     folder = tmp_path_factory.mktemp("seen")
-    chats, pairs = [], []
+    chats, pairs, thumbs, prompts = [], [], [], []
     for number in range(24):
         one, other = (list(COLOURS)[at] for at in (number % 4, (number // 4 + number + 1) % 4))
         images = [cell(png(one, mark=number)), cell(png(other, mark=number))]
@@ -72,14 +75,26 @@ def seen(tmp_path_factory):
         chats.append({"group": str(number), "messages": turns, "images": images})
         sides = {"chosen": [reply(f"It is {one}.")], "rejected": [reply(f"It is {other}, no.")]}
         pairs.append({"group": str(number), "prompt": turns[:1], "images": images, **sides})
+        rated = {"completion": sides["chosen"] if number % 3 else sides["rejected"], "label": bool(number % 3)}
+        thumbs.append({"group": str(number), "prompt": turns[:1], "images": images, **rated})
+        prompts.append({"group": str(number), "prompt": turns[:1], "images": images, "answer": f"It is {one}, then {other}."})
     chats += [{"messages": [{"role": "user", "content": f"{number}?"}, reply("It is red.")]} for number in range(3)]
     lines(folder / "chats.jsonl", chats)
     lines(folder / "pairs.jsonl", pairs)
+    lines(folder / "thumbs.jsonl", thumbs)
+    lines(folder / "prompts.jsonl", [*prompts, *({"prompt": f"{number}?", "answer": "It is red."} for number in range(4))])
+    return tower(folder).parent
+
+
+def tower(folder):
+    """A vision transformer with random weights and its image processor, in a folder `tower`."""
+    from transformers import ViTConfig, ViTModel
+
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     ViTModel(ViTConfig(**sizes, image_size=SIDE, patch_size=8)).save_pretrained(folder / "tower")
     vision.new_processor(SIDE).save_pretrained(folder / "tower")
-    return folder
+    return folder / "tower"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +107,16 @@ def made(chain, seen, tmp_path_factory):
     return folder
 
 
+def speaks_of_colours(folder):
+    """Make a small causal model that knows the words of which answers consist, in a folder `pretrain`, and a tower beside it."""
+    texts = [{"text": f"It is {one}. Which? It is {other}, then {one}."} for one in COLOURS for other in COLOURS] * 20
+    sizes = ["--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--vocab_size", "400"]
+    more = ["--max_length", "64", "--max_steps", "40", "--per_device_train_batch_size", "4", "--learning_rate", "1e-2"]
+    data = lines(folder / "text.jsonl", texts)
+    make_quietly("pretrain", *sizes, *more, "--data", data, "--output", folder / "pretrain")
+    tower(folder)
+
+
 def flags(folder, seen, *more, output="sft", parent="pretrain"):
     tower = [] if "sft" in str(parent) else ["--vision", seen / "tower", "--chat_template", "chatml.jinja"]
     given = ["--parent", folder / parent, *tower, "--tower", "frozen", "--data", seen / "chats.jsonl", "--max_length", "64"]
@@ -101,6 +126,17 @@ def flags(folder, seen, *more, output="sft", parent="pretrain"):
 def flags_of_dpo(folder, seen, *more, output="dpo"):
     given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "pairs.jsonl", "--max_length", "64"]
     return [*given, "--per_device_train_batch_size", "4", "--output", folder / output, *more]
+
+
+def flags_of_kto(folder, seen, *more, output="kto"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "thumbs.jsonl", "--max_length", "64"]
+    return [*given, "--per_device_train_batch_size", "4", "--logging_steps", "1", "--output", folder / output, *more]
+
+
+def flags_of_rlhf(folder, seen, *more, output="rlhf"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "prompts.jsonl", "--max_completion_length", "6"]
+    size = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
+    return [*given, *size, "--rewards", "{regex: {pattern: '[aeo]'}}", "--output", folder / output, *more]
 
 
 def weights(folder):
@@ -358,6 +394,24 @@ def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, mo
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "full"))
+def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, seen, tmp_path, method):
+    """A row a process: in most steps one process has no picture, or neither has, and the projector has no gradient there."""
+    rows = [json.loads(line) for line in (seen / "chats.jsonl").read_text().splitlines()][:8]
+    rows += [{"messages": [{"role": "user", "content": f"{number}?"}, reply("It is red.")]} for number in range(8)]
+    more = ["--data", lines(tmp_path / "mixed.jsonl", rows), "--method", method, "--max_steps", "6", "--optim", "sgd"]
+    more += ["--learning_rate", "0.1", "--lr_scheduler_type", "constant"]
+    one = flags(made, seen, *more, "--per_device_train_batch_size", "2", "--output", tmp_path / "one", parent="sft")
+    status, _, err = run("sft", *one)
+    assert status == 0, err
+    two = flags(made, seen, *more, "--per_device_train_batch_size", "1", "--output", tmp_path / "two", parent="sft")
+    assert launched("sft", two, tmp_path).count("done in") == 1
+    wanted, found, start = weights(tmp_path / "one"), weights(tmp_path / "two"), weights(made / "sft")
+    assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5
+    assert not same(part(made / "sft", "multi_modal_projector"), part(tmp_path / "two", "multi_modal_projector"))
+    assert max(float((wanted[key] - start[key]).abs().max()) for key in wanted) > 1e-3
+
+
 def logged(folder):
     return json.loads((folder / "log.jsonl").read_text().partition("\n")[0])
 
@@ -389,10 +443,174 @@ def test_pairs_show_both_sides_the_same_pictures(made, seen):
 
     _, tokenizer, eyes = opened(made / "sft")
     pairs = [eyes.seen(shown.pair(row, tokenizer), row["images"]) for row in rows_of(seen, "preference")[:2]]
-    batch = PairCollator(eyes, DataCollatorForPreference(int(tokenizer.pad_token_id), 64))(pairs)
+    batch = PromptCollator(eyes, DataCollatorForPreference(int(tokenizer.pad_token_id), 64), answers=2)(pairs)
     assert (batch["input_ids"] == eyes.token).sum(1).tolist() == [2 * PATCHES] * 4
     assert torch.equal(*batch[vision.PIXELS].chunk(2))
     assert torch.equal(batch[vision.PIXELS][:4], eyes.columns([pair["pixels"] for pair in pairs])["pixel_values"])
+
+
+def test_rated_answers_begin_at_even_and_are_kept_and_killed_with_their_pictures(run, made, seen, tmp_path, monkeypatch):
+    """Before a step the parent says of an answer what the model says, whether kept or asked; a kill changes nothing."""
+    more = ["--num_train_epochs", "1", "--save_steps", "1"]
+    status, _, err = run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "whole"))
+    assert status == 0, err
+    assert manifest.read(tmp_path / "whole")["family"] == "vision_language"
+    asks = [*more, "--precompute_ref_log_probs", "false", "--output", tmp_path / "asked"]
+    assert run("kto", *flags_of_kto(made, seen, *asks))[0] == 0
+    for folder in ("whole", "asked"):
+        first = logged(tmp_path / folder)
+        apart = [first["kl"], *(value for key, value in first.items() if key.startswith("rewards/"))]
+        assert len(apart) > 1
+        assert apart == pytest.approx([0] * len(apart), abs=1e-4)
+    kept, asked = weights(tmp_path / "whole"), weights(tmp_path / "asked")
+    assert all(torch.allclose(kept[key], asked[key], atol=2e-4) for key in kept)
+    assert same(part(made / "sft", "vision_tower"), part(tmp_path / "whole", "vision_tower"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 5))
+        assert run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
+    status, out, err = run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "killed"))
+    assert status == 0, err
+    assert "goes on from checkpoint-" in out
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "more", [("--algorithm", "rloo"), ("--algorithm", "grpo", "--steps_per_generation", "2", "--method", "full")]
+)
+def test_rewards_killed_end_with_the_same_weights_and_leave_the_tower(run, made, seen, tmp_path, monkeypatch, more):
+    more = [*more, "--save_steps", "1", "--max_steps", "4"]
+    status, _, err = run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "whole"))
+    assert status == 0, err
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 6))
+        assert run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
+    assert resume.latest(tmp_path / "killed")
+    status, out, _ = run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "killed"))
+    assert status == 0
+    assert "goes on from checkpoint-" in out
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+    assert logged(tmp_path / "whole")["kl_per_answer"] == pytest.approx(0, abs=1e-4)  # the reference is shown the pictures, too
+    assert same(part(made / "sft", "vision_tower"), part(tmp_path / "whole", "vision_tower"))
+    assert not same(part(made / "sft", "language_model"), part(tmp_path / "whole", "language_model"))
+    record = manifest.read(tmp_path / "whole")
+    assert record["family"] == "vision_language"
+    assert record["rollouts"]["completions"] == 4 * 8
+
+
+def test_answers_are_learned_from_with_the_pictures_that_they_were_sampled_with(run, made, seen, tmp_path, monkeypatch):
+    """trl shuffles and splits what it sampled: before a step all log-probabilities are those of sampling, also of texts alone."""
+    apart, counts = [], []
+
+    def compare(self, model, inputs, *more, **named):
+        if not self.state.global_step:
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+            counts.extend(inputs["num_images"])
+            for pixels in (inputs["pixel_values"], inputs["pixel_values"].roll(2, 0)):
+                shown_ = {"pixel_values": pixels, "num_images": inputs["num_images"]}
+                with torch.no_grad():
+                    found = self._get_per_token_logps_and_entropies(
+                        model, ids, mask, inputs["completion_ids"].shape[1], **shown_
+                    )
+                nats = (found[0] * inputs["completion_mask"]).sum(1)
+                apart.append(float((nats - inputs["old_logps"]).abs().max()))
+        return super(PolicyTrainer, self).compute_loss(model, inputs, *more, **named)
+
+    monkeypatch.setattr(PolicyTrainer, "compute_loss", compare, raising=False)
+    sizes = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "10", "--max_steps", "1"]
+    status, _, err = run("rlhf", *flags_of_rlhf(made, seen, *sizes, "--output", tmp_path / "out"))
+    assert status == 0, err
+    assert batches.first(read(tmp_path / "out")).agrees  # the report reads the first step as it was
+    assert set(counts) == {0, 2}
+    assert max(apart[::2]) < 1e-4
+    assert max(apart[1::2]) > 1e-2
+
+
+@pytest.mark.slow
+def test_rewards_raise_the_share_of_right_answers_about_unseen_pictures(run, tmp_path):
+    """A parent that was stopped while it learned the colours goes on learning them from rewards alone."""
+    names = list(COLOURS)
+
+    def rows(first, count, *columns):
+        for number in range(first, first + count):
+            colour = names[number % 4]
+            row = {"group": str(number), "prompt": [said(place(), "Which?")], "images": [cell(png(colour, mark=number))]}
+            answer = f"It is {colour}."
+            yield row | {"completion": [reply(answer)]} if "completion" in columns else row | {"answer": answer}
+
+    speaks_of_colours(tmp_path)
+    chats = lines(tmp_path / "chats.jsonl", list(rows(0, 160, "completion")))
+    more = ["--method", "full", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2", "--max_steps", "45"]
+    assert run("sft", *flags(tmp_path, tmp_path, *more, "--data", chats))[0] == 0
+    prompts = lines(tmp_path / "prompts.jsonl", list(rows(160, 160)))
+    more = [
+        "--method",
+        "full",
+        "--learning_rate",
+        "3e-3",
+        "--lr_scheduler_type",
+        "constant",
+        "--max_steps",
+        "60",
+        "--beta",
+        "0",
+    ]
+    more += ["--per_device_train_batch_size", "64", "--num_generations", "8", "--max_completion_length", "10"]
+    given = flags_of_rlhf(tmp_path, tmp_path, *more, "--data", prompts, "--rewards", "{exact_match: {of: whole}}")
+    status, _, err = run("rlhf", *given)
+    assert status == 0, err
+    unseen = list(rows(320, 80))
+    turns = [parts.filled(row["prompt"], row["images"]) for row in unseen]
+
+    def right(name):
+        found = StageModel(str(tmp_path / name), name).replies(turns, 10, seed=1)  # sampled, as what is rewarded
+        return sum(text == row["answer"] for text, row in zip(found, unseen, strict=True)) / len(unseen)
+
+    parent, node = right("sft"), right("rlhf")
+    assert node > parent + 0.1, (parent, node)
+
+
+def test_the_token_of_a_picture_is_never_sampled(run, made, seen, tmp_path, monkeypatch):
+    """A parent that would say nothing else."""
+    opened_ = chat.open_parent
+
+    def tempted(run_):
+        tokenizer, model = opened_(run_)
+        head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features)
+        head.weight = model.lm_head.weight
+        head.bias.data.zero_()[model.config.image_token_id] = 50.0
+        model.lm_head = head
+        return chat.Opened(tokenizer, model)
+
+    sampled = []
+    rewarded = PolicyTrainer._calculate_rewards
+    monkeypatch.setattr(chat, "open_parent", tempted)
+    monkeypatch.setattr(PolicyTrainer, "_calculate_rewards", lambda *given: sampled.extend(given[4]) or rewarded(*given))
+    token = parts.token_of(tokenization.load(str(made / "sft")))
+    run("rlhf", *flags_of_rlhf(made, seen, "--max_steps", "1", "--output", tmp_path / "out"))
+    assert len(sampled) == 8
+    assert not any(token in ids for ids in sampled)
+
+
+def test_rated_answers_and_rewards_are_measured_with_pictures_beside_the_parent(run, made, seen, tmp_path):
+    runs = tmp_path / "runs"
+    for name in ("pretrain", "sft"):
+        shutil.copytree(made / name, runs / name)
+    for name, kind, given in (("kto", "feedback", flags_of_kto), ("rlhf", "prompts", flags_of_rlhf)):
+        words = list(map(str, given(runs, seen, "--max_steps", "1")))
+        at = words.index("--data")
+        recipe_ = tmp_path / f"{kind}.yaml"
+        recipe_.write_text(f"type: {kind}\nheld_out: 0.5\nsources:\n  - files: {words[at + 1]}\n")
+        status, _, err = run(name, *words[:at], "--recipe", recipe_, *words[at + 2 :])
+        assert status == 0, err
+    status, _, err = run("evaluate", "--runs", runs, "--resamples", "50", "--max_new_tokens", "4")
+    assert status == 0, err
+    nodes = json.loads((runs / "evaluate.json").read_text())["nodes"]
+    wanted = {"kto": ("auc", "loss", "bits_per_byte"), "rlhf": ("sampled_reward", "ended")}
+    for name, metrics in wanted.items():
+        for metric in metrics:
+            assert {name, "sft"} <= nodes[name]["figures"][metric].keys()
+        assert "kl_to_parent" in nodes[name]["figures"]
 
 
 def test_a_finished_model_is_asked_with_its_pictures(made):
@@ -545,11 +763,14 @@ def test_the_report_shows_what_is_asked_about(run, made, seen, tmp_path):
         ("sft", ["--vision_feature_layer", "-9"], "vision_feature_layer: -9: the tower has 2 layers"),
         ("sft", ["--method", "rows"], "method: rows trains tokens by name"),
         ("dpo", ["--parent", "{made}/pretrain", "--data", "{seen}/pairs.jsonl"], "but dpo takes vision_language as its parent"),
+        ("rlhf", ["--tower", ""], "sft made a model of family vision_language, but rlhf takes causal as its parent"),
+        ("rlhf", ["--use_vllm", "true"], "use_vllm: true: samples without the pictures of a prompt"),
+        ("rlhf", ["--rewards", "{{}}"], "rewards: a reward model reads no pictures"),
     ],
 )
 def test_what_does_not_fit_is_told_in_a_line(run, made, seen, tmp_path, stage, more, fault):
     words = [str(word).format(made=made, seen=seen) for word in more]
-    given = flags(made, seen) if stage == "sft" else flags_of_dpo(made, seen)
+    given = {"sft": flags, "dpo": flags_of_dpo, "rlhf": flags_of_rlhf}[stage](made, seen)
     status, out, err = run(stage, *given, *words, "--output", tmp_path / "out")
     assert status == 2
     assert fault in out + err

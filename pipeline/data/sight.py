@@ -90,28 +90,39 @@ class Sight:
         left = iter(shown)
         return [list(itertools.islice(left, count)) for count in counts]
 
+    def of_prompts(self, pixels: Sequence[bytes]) -> dict[str, Any]:
+        """Return the pictures of prompts and how many each has, as trl's trainers that sample take them; nothing where there are none."""
+        columns = self.columns(pixels)
+        return {**columns, "num_images": [len(row) // (3 * self.side**2) for row in pixels]} if columns else {}
+
+
+def of_batch(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the column of a batch that holds its pictures; nothing where there is none."""
+    return {name: batch[name] for name in (vision.PIXELS,) if name in batch}
+
 
 def of_one_side(columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the pictures of a batch of pairs once, where it has them for both sides, one half after the other."""
-    return {name: columns[name].chunk(2)[0] for name in (vision.PIXELS,) if name in columns}
+    return {name: column.chunk(2)[0] for name, column in of_batch(columns).items()}
 
 
 @dataclass
-class PairCollator:
-    """Batch encoded pairs with their pictures: what `pairs` gives of the ids, and the pictures of both sides, one half after the other."""
+class PromptCollator:
+    """Batch encoded prompts with their pictures: what `ids` gives of all but these, and the pictures, for each of `answers` in turn."""
 
     sight: Sight
-    pairs: Callable[[list[Any]], dict[str, Any]]  # trl's collator
+    ids: Callable[[list[Any]], Mapping[str, Any]]  # trl's collator, or `pad`
+    answers: int = 1  # to a prompt that a batch holds, one after another, as a pair has two
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate pairs; `pixel_values` holds each prompt's pictures twice, for the chosen and for the rejected side."""
-        batch = self.pairs([{key: value for key, value in row.items() if key != COLUMN} for row in rows])
-        return {**batch, **self.sight.columns([row[COLUMN] for row in rows] * 2)}
+        """Collate rows; `pixel_values` holds the pictures of all prompts, once for each answer."""
+        batch = self.ids([{key: value for key, value in row.items() if key != COLUMN} for row in rows])
+        return {**batch, **self.sight.columns([row[COLUMN] for row in rows] * self.answers)}
 
     def thumbnails(self, batch: Mapping[str, Any]) -> list[list[str]]:
-        """Return the pictures of each pair of a batch, whose sides have the same."""
+        """Return the pictures of each prompt of a batch, whose answers have the same."""
         shown = self.sight.thumbnails(batch)
-        return shown[: len(shown) // 2]
+        return shown[: len(shown) // self.answers]
 
 
 @dataclass

@@ -41,7 +41,7 @@ DETECTION = Metric(
     "more",
 )
 DETECTED = (Against("detection", "chance"), Against("detection", "unigram"))
-_HELPERS = ("collator", "evaluator")  # modules of this folder that are no objective
+_HELPERS = ("collator", "evaluator", "negatives")  # modules of this folder that are no objective
 
 
 @dataclasses.dataclass(frozen=True)

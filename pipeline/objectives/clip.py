@@ -22,6 +22,7 @@ from pipeline.models.build import build, load
 from pipeline.objectives import Example, Scores, Text
 from pipeline.objectives._views import Drawing, Viewing
 from pipeline.objectives._vision import VisionObjective
+from pipeline.objectives.negatives import gathered
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 
@@ -159,15 +160,19 @@ class CLIP(VisionObjective):
         return {"loss": len(batch[IDS])}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the mean of -Σ log p(text | picture) and -Σ log p(picture | text), over the pairs of the batch."""
-        found = model(**batch)
-        scale = vision.scale(model)
-        return {"loss": nats(found.text_embeds.float() @ found.image_embeds.float().T * scale, equal(batch[IDS])).sum()}
+        """Return the mean of -Σ log p(text | picture) and -Σ log p(picture | text), over the pairs of the batch, on all processes."""
+        found, scale = model(**batch), vision.scale(model)
+        texts, pictures = found.text_embeds.float(), found.image_embeds.float()
+        (every_text, first), (every_picture, _) = gathered(texts), gathered(pictures)
+        every_id, _ = gathered(batch[IDS].masked_fill(batch["attention_mask"] == 0, -1), -1)
+        same = equal(every_id[first : first + len(texts)], every_id)
+        both = [_nats(one @ every.T * scale, same, first) for one, every in ((texts, every_picture), (pictures, every_text))]
+        return {"loss": sum(both).sum() / 2}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return of each row whether its text and its picture find each other among those of all rows, and its loss."""
         pictures, texts = embedded(model, batch)
-        cosines, same = texts @ pictures.T, equal(batch[IDS])
+        cosines, same = texts @ pictures.T, equal(batch[IDS], batch[IDS])
         scale = vision.scale(model)
         return recalls(cosines, same) | {"pair_loss": _each(nats(cosines * scale, same).tolist())}
 
@@ -248,9 +253,9 @@ def embedded(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
     return torch.cat(pictures), torch.cat(texts)
 
 
-def equal(ids: Any) -> Any:
-    """Return which texts of a batch are the same, (rows, rows) bool, by their padded ids."""
-    return (ids.unsqueeze(1) == ids.unsqueeze(0)).all(-1)
+def equal(ids: Any, others: Any) -> Any:
+    """Return which texts are the same, (rows, others) bool, by their padded ids."""
+    return (ids.unsqueeze(1) == others.unsqueeze(0)).all(-1)
 
 
 def nats(logits: Any, same: Any) -> Any:
@@ -258,12 +263,16 @@ def nats(logits: Any, same: Any) -> Any:
 
     Other rows of the same text are no candidates.
     """
+    return (_nats(logits, same) + _nats(logits.T, same)) / 2
+
+
+def _nats(logits: Any, same: Any, first: int = 0) -> Any:
+    """Return -log p(own column | row) of each row, (rows, columns); the first one's own column is `first`, the next ones' follow."""
     import torch
 
-    own = torch.arange(len(logits), device=logits.device)
-    logits = logits.masked_fill(same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device), float("-inf"))
-    both = [torch.nn.functional.cross_entropy(side, own, reduction="none") for side in (logits, logits.T)]
-    return sum(both) / 2
+    own = torch.arange(first, first + len(logits), device=logits.device)
+    logits = logits.masked_fill(same.scatter(1, own.unsqueeze(1), False), float("-inf"))
+    return torch.nn.functional.cross_entropy(logits, own, reduction="none")
 
 
 def recalls(cosines: Any, same: Any) -> Scores:

@@ -21,6 +21,7 @@ from pipeline.models.build import build, dropout, load
 from pipeline.models.embedder import embeddings, save_embedder
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces, sentences
+from pipeline.objectives.negatives import gathered
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 
@@ -94,15 +95,17 @@ class Contrastive(Objective):
         return {"loss": len(batch["input_ids"])}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return -Σ log p(a text's second view | its first), over the second views of the batch."""
+        """Return -Σ log p(a text's second view | its first), over the second views of the batch, on all processes."""
         return {"loss": self._nats(model, batch).sum()}
 
     def _nats(self, model: Any, batch: Mapping[str, Any]) -> Any:
         import torch
 
         one, two = embeddings(model, _cropped(batch, *batch["views"].chunk(2, 1))).chunk(2)
-        likeness = one @ two.T / self.temperature
-        return torch.nn.functional.cross_entropy(likeness, torch.arange(len(one), device=likeness.device), reduction="none")
+        every, first = gathered(two)
+        likeness = one @ every.T / self.temperature
+        own = torch.arange(first, first + len(one), device=likeness.device)
+        return torch.nn.functional.cross_entropy(likeness, own, reduction="none")
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Scores:
         """Return the loss of two views, and whether a text's first half is nearest to its own second half in the batch."""

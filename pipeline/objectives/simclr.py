@@ -19,6 +19,7 @@ from pipeline.objectives import Example, Scores
 from pipeline.objectives._views import Drawing, Viewing
 from pipeline.objectives._vision import VisionObjective
 from pipeline.objectives.collator import HELD_OUT_BATCH
+from pipeline.objectives.negatives import gathered
 from pipeline.system.config import option
 
 
@@ -103,11 +104,16 @@ def _centred(found: Any) -> Any:
 
 
 def nats(found: Any) -> Any:
-    """Return -log p(the other view of a picture | a view) of each; `found`: (2 · pictures, hidden), first all the first views."""
+    """Return -log p(the other view of a picture | a view) of each; `found`: (2 · pictures, hidden), first all the first views.
+
+    The other views are those of all processes.
+    """
     import torch
 
-    likeness = (found @ found.T).fill_diagonal_(float("-inf"))
-    return torch.nn.functional.cross_entropy(likeness, _others(found), reduction="none")
+    everyone, first = gathered(found)
+    own = torch.arange(first, first + len(found), device=found.device).unsqueeze(1)
+    likeness = (found @ everyone.T).scatter(1, own, float("-inf"))
+    return torch.nn.functional.cross_entropy(likeness, first + _others(found), reduction="none")
 
 
 def _others(found: Any) -> Any:

@@ -8,6 +8,7 @@ from functools import cache
 
 from pipeline.data import recipe as recipes
 from pipeline.data.judge import Judge, Question
+from pipeline.models import parts
 from pipeline.rewards import Completion, Reward, answer
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
@@ -27,7 +28,7 @@ class Graded(Reward):
         return [self._score(one) for one in completions]
 
     def _score(self, one: Completion) -> float | None:
-        judge, question = _judge(self.recipe), Question(one.prompt[-1]["content"], answer(one))
+        judge, question = _judge(self.recipe), Question(parts.words(one.prompt[-1]["content"]), answer(one))
         best = judge.grade(question.answer, question)
         return min(1.0, max(0.0, judge.grade(one.text.strip(), question) / best)) if best > 0 else None
 

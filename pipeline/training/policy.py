@@ -22,13 +22,14 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from pipeline.data import shown
 from pipeline.data.batches import Batches, pad
+from pipeline.data.sight import COLUMN, PromptCollator, Sight, of_batch
 from pipeline.data.tokens import pieces
 from pipeline.data.types import Row
 from pipeline.models.tokenization import render, stop_ids
 from pipeline.rewards import Completion
 from pipeline.rewards.mixture import Mixture
 from pipeline.system.errors import UserError
-from pipeline.training import guards
+from pipeline.training import guards, seeing
 from pipeline.training.chat import row_length
 from pipeline.training.loop import prepare
 from pipeline.training.trainer import StageTrainer
@@ -71,8 +72,11 @@ class PromptOrder(RepeatSampler):
                     yield from itertools.repeat(index, self.mini_repeat_count)
 
 
-def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[PromptOrder]) -> Batches:
-    """Return prompts that leave `max_completion_length` tokens for an answer; UserError where no position is left for one."""
+def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[PromptOrder], eyes: Sight | None = None) -> Batches:
+    """Return prompts that leave `max_completion_length` tokens for an answer; UserError where no position is left for one.
+
+    `eyes`: what encodes their pictures, where the model reads any.
+    """
     answer, whole = int(run.arguments["max_completion_length"]), row_length(run, model)
     if answer >= whole:
         raise UserError(f"max_completion_length: {answer} leaves no position for a prompt; the parent has {whole}")
@@ -80,19 +84,20 @@ def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[Prompt
     def encoded(part: Rows) -> Iterator[dict[str, Any]]:
         return pieces(
             part.kept,
-            lambda row: {"input_ids": render(tokenizer, row["prompt"], answer_next=True)},
+            lambda row: seeing.encoded(eyes, row, {"input_ids": render(tokenizer, row["prompt"], answer_next=True)}),
             whole - answer,
             False,
             part.dropped_by_encoding,
             part.too_long,
         )
 
-    dataset = prepare(run, rows, encoded, tokenizer, whole - answer)
+    dataset = prepare(run, rows, encoded, tokenizer, *seeing.settings(eyes, whole - answer))
     guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
     shown.asked(rows.kept, tokenizer)
     dataset = dataset.add_column(PROMPT, dataset.select_columns("row").with_format("numpy")[:]["row"])
-    sample = {"input_ids": dataset[0]["input_ids"]}
-    return Batches(dataset, partial(pad, pad_id=int(tokenizer.pad_token_id)), sample, order)
+    sample = seeing.sample(eyes, dataset[0], dataset[0]["input_ids"])
+    collator: Any = partial(pad, pad_id=int(tokenizer.pad_token_id))
+    return Batches(dataset, PromptCollator(eyes, collator) if eyes else collator, sample, order)
 
 
 class PromptTrainer(StageTrainer):
@@ -122,7 +127,7 @@ class PromptTrainer(StageTrainer):
 
 
 class PolicyTrainer(PromptTrainer):
-    """A PromptTrainer beside trl's RLOO or GRPO trainer: our rewards, and counts of what taught nothing."""
+    """A PromptTrainer beside trl's RLOO or GRPO trainer: our rewards, pictures of prompts, and counts of what taught nothing."""
 
     progress = ("mean_reward", "kl_per_answer")
     args: Any  # of trl
@@ -132,12 +137,15 @@ class PolicyTrainer(PromptTrainer):
     _buffered_inputs: list[dict[str, torch.Tensor]]  # trl's, of the newest generation, a batch for each backward pass
     _step: int  # trl's, backward passes so far
 
-    def __init__(self, model: Any, rewards: Mixture, arguments: Any, rows: Sequence[Row], **named: Any) -> None:
-        """`rows`: those of the recipe, in which what rewards need stands, too.
+    def __init__(
+        self, model: Any, rewards: Mixture, arguments: Any, rows: Sequence[Row], eyes: Sight | None = None, **named: Any
+    ) -> None:
+        """`rows`: those of the recipe, in which what rewards need stands, too; `eyes`: what makes a model's input of their pictures.
 
         Without an adapter the reference is a copy of the model as it is now; trl would read it from a path again.
         """
-        self.rewards = rewards
+        self.rewards, self.eyes = rewards, eyes
+        self._shown: dict[str, Any] = {}  # pictures of the prompts that are being answered
         self._since, self._before = Counter[str](), Counter[str]()  # since the last log, and before that
         self._failed = Counter[str]()  # failures that were logged
         self._updates = 0  # steps of the optimizer in an epoch
@@ -150,6 +158,20 @@ class PolicyTrainer(PromptTrainer):
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self._stops = set(stop_ids(named["processing_class"]))
+
+    def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """Let trl sample and score with the pictures that were prepared, and keep them beside the answers, of which it makes batches."""
+        self._shown = self.eyes.of_prompts([item[COLUMN] for item in inputs]) if self.eyes else {}
+        self._shown = {name: self._prepare_input(value) for name, value in self._shown.items()}
+        found = super()._generate_and_score_completions(inputs)
+        shown, self._shown = self._shown, {}
+        return {**found, **shown}
+
+    def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return self._prompt_ids, None, {name: value for name, value in self._shown.items() if torch.is_tensor(value)}
+
+    def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> Any:
+        return super()._get_per_token_logps_and_entropies(*given, **{**named, **self._shown})  # type: ignore[misc]
 
     def _get_train_sampler(self, dataset: Any = None) -> PromptOrder:
         return PromptOrder(self.args, dataset if dataset is not None else self.train_dataset)
@@ -236,7 +258,9 @@ class PolicyTrainer(PromptTrainer):
         batch = self._buffered_inputs[(self._step - 1) % self.args.steps_per_generation]
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         before = 2 + (self.beta != 0)
-        return int(super().floating_point_ops({"input_ids": ids}) * (1 + before / 3 / self.args.num_iterations))
+        return int(
+            super().floating_point_ops({"input_ids": ids, **of_batch(batch)}) * (1 + before / 3 / self.args.num_iterations)
+        )
 
 
 def _sampling(arguments: Any) -> None:

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
 from pipeline.evaluation.subject import StageModel, Subject
-from pipeline.models.tokenization import render
+from pipeline.models import parts
+from pipeline.models.families import ANSWERING
 from pipeline.rewards import Completion
 from pipeline.rewards.mixture import Mixture
-from pipeline.training.rewarded import ROLE, parts
+from pipeline.training import rewarded
 
 
 class SampledReward(Evaluator):
     """Scores one sampled answer of each model to each held-out prompt."""
 
-    reads, gives = "prompts", ("causal",)
+    reads, gives = "prompts", ANSWERING
     metrics = (
         Metric("sampled_reward", "mean reward of one sampled answer to each held-out prompt, by the rewards that the node was "
                                  "trained with", "score", "more"),
@@ -28,7 +29,7 @@ class SampledReward(Evaluator):
         rows, models = subject.rows, subject.chatting
         if not rows or not models:
             return
-        mixture = Mixture(parts(subject.finished.options, subject.finished.parents.get(ROLE, "")))
+        mixture = Mixture(rewarded.parts(subject.finished.options, subject.finished.parents.get(rewarded.ROLE, "")))
         answers = {model.label: _answers(model, subject) for model in models}
         scores = {label: mixture.scores(found) for label, found in answers.items()}
         scored = [place for place in range(len(rows)) if all(found[place] is not None for found in scores.values())]
@@ -41,9 +42,9 @@ class SampledReward(Evaluator):
 
 
 def _answers(model: StageModel, subject: Subject) -> list[Completion]:
-    settings, turns = subject.settings, [row["prompt"] for row in subject.rows]
+    settings, turns = subject.settings, [parts.filled(row["prompt"], row.get("images", ())) for row in subject.rows]
     replies = model.replies(turns, settings.max_new_tokens, settings.seed)
-    prompts = [tuple(render(model.tokenizer, prompt, answer_next=True)) for prompt in turns]
+    prompts = [tuple(model.prompt(prompt)["input_ids"]) for prompt in turns]
     return [
         Completion(row["prompt"], str(reply), reply.ids, prompt, reply.ended, row)
         for row, prompt, reply in zip(subject.rows, prompts, replies, strict=True)

@@ -108,6 +108,13 @@ def defaults(options: Any) -> dict[str, Any]:
     return {"ddp_find_unused_parameters": True} if options.tower else {}
 
 
+def samples(arguments: Any, options: Any) -> None:
+    """Raise UserError for ways of sampling answers that are not given the pictures of a prompt."""
+    blind = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(arguments, name, False)]
+    if options.tower and blind:
+        raise UserError(*(f"{name}: true: samples without the pictures of a prompt; leave it out" for name in blind))
+
+
 def settings(eyes: Sight | None, longest: int) -> list[Any]:
     """Return all that decides encoded rows beside the rows and the tokenizer, as JSON values."""
     return [longest] if eyes is None else [longest, eyes.identity]

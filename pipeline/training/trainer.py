@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
 from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.models import vision
+from pipeline.objectives import negatives
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
 from pipeline.training import frozen, sharded
@@ -322,10 +323,11 @@ class ObjectiveTrainer(StageTrainer):
         return self.accelerator.reduce(total, reduction="sum") if self.accelerator.num_processes > 1 else total
 
     def loss_of(self, batch: Mapping[str, Any]) -> Any:
-        """Return the loss of a batch, by its own items, under the model as it is."""
+        """Return the loss of a batch, by its own items, under the model as it is; each process asks for that of the same rows."""
         items = self._get_num_items_in_batch([batch], self.args.device)
         model: Any = self.model
-        return self.compute_loss(model, dict(batch), num_items_in_batch=items)
+        with negatives.apart():
+            return self.compute_loss(model, dict(batch), num_items_in_batch=items)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -178,8 +178,9 @@ def with_pictures(convert: Convert) -> Convert:
         for one in made if isinstance(made, list) else [made]:
             column, images = iter(listed), list[Any]()
             for key, turns in one.items():
-                one[key], found = _restored(turns, given, column)
-                images += found
+                if isinstance(turns, list):  # no label
+                    one[key], found = _restored(turns, given, column)
+                    images += found
             one[IMAGES] = [seen(picture) for picture in [*images, *column]]
         return made
 

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
-from pipeline.data.types import Convert, DatasetType, Format, Malformed, Messages, Row
+from pipeline.data.types import Convert, Format, Malformed, Messages, Row
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, said, silent, spoken, thumb
+from pipeline.data.types._pictures import IMAGES, Conversing, sighted
+from pipeline.models import parts
 
 
 def _thumb(value: Any) -> bool:
@@ -43,20 +45,20 @@ def _conversation(column: str) -> Convert:
     return convert
 
 
-class Feedback(DatasetType):
+class Feedback(Conversing):
     """A prompt, one answer, and whether somebody liked it."""
 
     columns = "`prompt` and `completion`, each a list of messages, and `label`, whether the answer was liked"
     items = "rated answers"
     asks = ("prompt",)
     matters: ClassVar[Mapping[str, str]] = MATTERS
-    formats = (
+    formats = sighted((
         Format("prompt, completion and label", frozenset({"prompt", "completion", "label"}), _rated("completion"), FRAME),
         Format("prompt, response and label", frozenset({"prompt", "response", "label"}), _rated("response"), FRAME),
         Format("completion and label", frozenset({"completion", "label"}), _conversation("completion"), FRAME),
         Format("messages and label", frozenset({"messages", "label"}), _conversation("messages"), FRAME),
         Format("ShareGPT and label", frozenset({"conversations", "label"}), _conversation("conversations"), FRAME),
-    )
+    ))  # fmt: skip
 
     def fault(self, row: Row) -> str | None:
         """Return why nothing is learned from a row, or None."""
@@ -66,11 +68,17 @@ class Feedback(DatasetType):
             return "no prompt"
         if not row["completion"] or silent(row["completion"][-1]):
             return "empty completion"
-        return None if row["completion"][-1]["role"] == "assistant" else "does not end with the assistant"
+        if row["completion"][-1]["role"] != "assistant":
+            return "does not end with the assistant"
+        return self.unseen(row, "prompt", ("completion",))
 
     def doubts(self, rows: Sequence[Row]) -> list[Doubt]:
         """Return answers that were rated both up and down, nearly all alike, or are placeholders."""
-        rated = [((repr(row["prompt"]), repr(row["completion"])), row["label"]) for row in rows]
+        shown = [[one["hash"] for one in row.get(IMAGES, ())] for row in rows]
+        rated = [
+            ((repr([row["prompt"], *images]), repr(row["completion"])), row["label"])
+            for row, images in zip(rows, shown, strict=True)
+        ]
         known = set(rated)
         both = sum((answer, not label) in known for answer, label in rated)
         up = sum(row["label"] for row in rows)
@@ -80,6 +88,7 @@ class Feedback(DatasetType):
             Doubt(len(rows) - few if 0 < few <= 0.02 * len(rows) else 0, 0.0, f"have the same thumb: only {few:,} are {side}"),
             doubts.gaps(row["completion"][-1]["content"] for row in rows),
             doubts.cut([row["completion"][-1]["content"] for row in rows]),
+            *super().doubts(rows),
         ]
 
     def document(self, row: Row) -> str:
@@ -87,8 +96,8 @@ class Feedback(DatasetType):
         return said(row["prompt"] + row["completion"])
 
     def prompt(self, row: Row) -> Messages | None:
-        """Return the prompt."""
-        return list(row["prompt"])
+        """Return the prompt, pictures in their places."""
+        return parts.filled(row["prompt"], row.get(IMAGES, ()))
 
 
 TYPE = Feedback()

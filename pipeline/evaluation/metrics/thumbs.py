@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from pipeline.data.tokens import IGNORED, Tokens, encode_answers
+from pipeline.data.tokens import IGNORED, encode_answers
 from pipeline.data.types import Row
 from pipeline.evaluation.inference import num_targets
 from pipeline.evaluation.intervals import Figure, share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
 from pipeline.evaluation.metrics.win_rate import EVEN
 from pipeline.evaluation.subject import StageModel, Subject
+from pipeline.models import parts
+from pipeline.models.families import ANSWERING
 
 
 class Thumbs(Evaluator):
     """Measures what a model has learned of thumbs up and down."""
 
-    reads, gives = "feedback", ("causal",)
+    reads, gives = "feedback", ANSWERING
     metrics = (
         Metric("auc", "chance that of a liked and a disliked held-out answer, to whatever prompts, the liked one became likelier "
                       "by more since the parent, ties counted half; 50% where the two can't be told apart", "share", "more"),
@@ -38,11 +41,11 @@ class Thumbs(Evaluator):
         if not rows or subject.parent is None:
             return
         liked = np.array([row["label"] for row in rows])
-        groups = [json.dumps(row["prompt"]) for row in rows]
+        groups = [json.dumps([row["prompt"], *(one["hash"] for one in row.get("images", ()))]) for row in rows]
         sizes = [float(sum(len(turn["content"].encode()) for turn in row["completion"])) for row in rows]
         before: np.ndarray | None = None
         for model in sorted(subject.chatting, key=lambda model: model is not subject.parent):  # the parent first
-            encoded = _encoded(model, rows)
+            encoded = [_encoded(model, row) for row in rows]
             nats = np.array(model.nats(encoded))
             before = nats if model is subject.parent else before
             if before is not None and 0 < liked.sum() < len(liked):
@@ -75,15 +78,14 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> Figure:
     return Figure(sides, of)
 
 
-def _encoded(model: StageModel, rows: Sequence[Row]) -> list[Tokens]:
-    answers = [encode_answers(row, model.tokenizer, ["completion"]) for row in rows]
-    return [
-        {
-            "input_ids": answer["prompt_ids"] + answer["completion_ids"],
-            "labels": [IGNORED] * len(answer["prompt_ids"]) + answer["completion_ids"],
-        }
-        for answer in answers
-    ]
+def _encoded(model: StageModel, row: Row) -> dict[str, Any]:
+    """Return an answer as a model reads it, the pictures of its prompt under `pixels`."""
+    found = model.prompt(
+        parts.filled(row["prompt"], row.get("images", ())),
+        lambda prompt: encode_answers({**row, "prompt": prompt}, model.tokenizer, ["completion"]),
+    )
+    prompt, answer = found["prompt_ids"], found["completion_ids"]
+    return {**found, "input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
 EVALUATOR = Thumbs()

@@ -1,0 +1,44 @@
+"""Negatives of all processes: two processes take the step that one takes with a batch of both, and see no row of theirs twice."""
+
+import pytest
+from safetensors.torch import load_file
+
+from tests import test_clip
+from tests.conftest import mostly_slow
+from tests.forked import launched
+from tests.test_image_objectives import SIZES
+from tests.test_image_objectives import flags as of_pictures
+from tests.test_launch import ONE_STEP
+
+CASES = {
+    "clip": lambda folder: test_clip.flags(folder),
+    "simclr": lambda folder: of_pictures("simclr", folder),
+    "fusion": lambda folder: of_pictures("fusion", folder, "--objective_options", "{parts: {mae: 1, simclr: 1}}"),
+}
+
+
+def moved(start, end):
+    """How the weights moved, by name."""
+    files = [path.relative_to(start) for path in start.rglob("model.safetensors")]
+    return {
+        f"{file}/{name}": weights - load_file(start / file)[name]
+        for file in files
+        for name, weights in load_file(end / file).items()
+    }
+
+
+@pytest.mark.parametrize("name", mostly_slow(list(CASES), "clip", "fusion"))
+def test_two_processes_take_the_step_of_one(run, tmp_path, name):
+    """Weights that move by the gradient alone: to 1e-5 of its largest entry, whatever rank a row is on."""
+    given = CASES[name](tmp_path)
+    assert run("pretrain", *given, "--max_steps", "2", "--output", tmp_path / "start")[0] == 0
+    given = [*given[2 * len(SIZES) :], "--parent", tmp_path / "start", *ONE_STEP, "--max_grad_norm", "0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    status, _, err = run("pretrain", *given, "--per_device_train_batch_size", "8", "--output", one)
+    assert status == 0, err
+    said = launched("pretrain", [*given, "--per_device_train_batch_size", "4", "--output", two], tmp_path)
+    assert said.count("done in") == 1
+    wanted, found = moved(tmp_path / "start", one), moved(tmp_path / "start", two)
+    assert len(wanted) > 20
+    largest = max(float(one.abs().max()) for one in wanted.values())
+    assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5 * largest
