@@ -19,6 +19,7 @@ import torch
 
 _MOMENTUM = 0.95
 _COEFFICIENTS, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # of the iteration, as Jordan et al. chose them
+_TOGETHER = 2**22  # numbers that are turned at once, so that what is needed beside the weights stays small
 _OF_A_LAYER = re.compile(r"\.\d+\.")  # in the name of a parameter: one layer of several
 
 
@@ -44,15 +45,17 @@ class Muon(torch.optim.AdamW):
         for weight in group["params"]:
             if weight.grad is not None:
                 state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
+                if not state:  # AdamW reads a state that has no `step` as one of an older torch
+                    state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(weight)}
+                state["step"] += 1
                 state["momentum"].lerp_(weight.grad, 1 - _MOMENTUM)
                 together[weight.shape].append((weight, weight.grad.lerp(state["momentum"], _MOMENTUM)))
         for shape, found in together.items():
-            moved = orthogonal(torch.stack([towards for _, towards in found]))
-            for (weight, _), towards in zip(found, moved, strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(towards.to(weight.dtype), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+            count = max(1, _TOGETHER // shape.numel())
+            for some in (found[at : at + count] for at in range(0, len(found), count)):
+                for (weight, _), turned in zip(some, orthogonal(torch.stack([towards for _, towards in some])), strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(turned.to(weight.dtype), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
