@@ -14,6 +14,7 @@ from pipeline.chain import profile
 from pipeline.chain.stage import PARENT
 from pipeline.models.loading import stored
 from pipeline.system import process
+from pipeline.system.arguments import MUON
 
 _WEIGHT, _QUANTISED = 4.0, 0.5  # bytes of one
 
@@ -21,6 +22,8 @@ _WEIGHT, _QUANTISED = 4.0, 0.5  # bytes of one
 def state(optimizer: str) -> int:
     """Return the bytes that an optimizer keeps at least for each trained parameter: 0 for one that keeps little or is not known."""
     name = optimizer.lower()
+    if name == MUON:
+        return 4
     if "adam" not in name or any(kind in name for kind in ("4bit", "paged", "galore", "apollo")):  # of low rank, the last two
         return 0
     return 2 if "8bit" in name or "fp8" in name else 8

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.chain import blocks, manifest
 from pipeline.system import hashes
+from pipeline.system.arguments import MUON
 from pipeline.system.errors import UserError
 
 SEAL = "seal.json"
@@ -104,7 +105,7 @@ def needed(model: Any, optimizer: str) -> tuple[int, int]:
     """Return the bytes of one checkpoint and of the final model in fp32, both a little more than they will be."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    states = 2 if "adam" in optimizer.lower() else 1  # tensors of the optimizer for each of the model
+    states = 2 if "adam" in optimizer.lower() or optimizer == MUON else 1  # tensors of the optimizer for each of the model
     return int(4 * trained * (1 + states) * _MARGIN), int(4 * whole * _MARGIN)
 
 

@@ -11,6 +11,7 @@ from pipeline.chain import request
 from pipeline.chain.stage import DATA, PARENT, Signature, Stage
 from pipeline.data import recipe as recipes
 from pipeline.system import config, process
+from pipeline.system.arguments import MUON
 from pipeline.system.errors import UserError
 
 RESULT = ".result"
@@ -84,11 +85,13 @@ class Run:
         library = self.stage.library_of(dataclasses.asdict(self.options))
         assert library
         values = placement() | self.arguments | {"output_dir": str(self.output)} | forced
+        ours = values.get("optim") == MUON
         try:
-            made = config.library_class(library)(**values)
+            made = config.library_class(library)(**values | ({"optim": "adamw_torch"} if ours else {}))
         except Exception as error:  # of a package that is not installed, too, or of a file that is not there
             line = " ".join(str(error).split())
             raise UserError(f"{library} refuses the configuration: {line}{config.named_in(line, self.arguments)}") from None
+        made.optim = MUON if ours else made.optim
         if getattr(made, "fp16", False) and made.device.type != "cuda":
             raise UserError(f"fp16: true would be ignored on {made.device.type}, which trains in fp32; leave it out")
         if made.device.type == "cpu":

@@ -117,12 +117,13 @@ SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
 }  # fmt: skip
 
 
-_ADAM = re.compile("adam|lion|ademamix|lomo", re.IGNORECASE)
+MUON = "muon"  # an `optim` of ours; what it does not move itself moves as by the library's AdamW
+_ADAM = re.compile(f"adam|lion|ademamix|lomo|{MUON}", re.IGNORECASE)
 Read = Callable[[str], str]  # key → the value that it has, as text
 # Keys that a library reads only together with others: key, as a pattern → whether it is read, and where that is so.
 NEEDS: dict[str, tuple[Callable[[Read], bool], str]] = {
     "optim_target_modules": (lambda read: read("optim").startswith(("galore", "apollo")), "an optim of GaLore or APOLLO"),
-    "optim_args": (lambda read: not read("optim").startswith(("adamw_torch", "adamw_apex", "adafactor")), "an optim that has arguments of its own"),
+    "optim_args": (lambda read: not read("optim").startswith(("adamw_torch", "adamw_apex", "adafactor", MUON)), "an optim that has arguments of its own"),
     "adam_.*": (lambda read: bool(_ADAM.search(read("optim"))), "an optim of Adam's kind"),
     "warmup_steps": (lambda read: read("lr_scheduler_type") != "constant", "a schedule that warms up; constant does not, constant_with_warmup does"),
     "lr_scheduler_kwargs": (lambda read: not read("lr_scheduler_type").startswith("constant"), "a schedule that has arguments; constant has none"),

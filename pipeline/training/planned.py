@@ -206,7 +206,7 @@ class _Probe:
         optimizer = str(getattr(arguments.optim, "value", arguments.optim))
         weights = _bytes([*parameters, *trainer.model.buffers()])
         others = _bytes(_others(trainer, parameters))
-        state = room.state(optimizer) * sum(one.numel() for one in trained)
+        state = room.needed(trainer.model, optimizer)
         step = max(whole.peak + accumulated, _bytes(trained))
         gradients = (accumulated or whole.kept) if step > _bytes(trained) else step
         logits = min(whole.logits, step - gradients)

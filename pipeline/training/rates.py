@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from pipeline.system.arguments import MUON
+
 # What the names of such optimizers begin with.
-_BOUNDED = ("adam", "lion", "galore_adamw", "apollo_adamw", "stable_adamw", "ademamix")
+_BOUNDED = ("adam", "lion", "galore_adamw", "apollo_adamw", "stable_adamw", "ademamix", MUON)
 _ROUNDING = 1e-7  # all steps together, below which a weight stays what it was
 _LOOKED = 1000  # steps of a schedule that are looked at
 _RISEN = 0.01  # share of the learning rate that a schedule reaches at some step

@@ -9,6 +9,17 @@ from typing import Any
 
 from pipeline.chain.fits import state
 from pipeline.system import hardware
+from pipeline.system.arguments import MUON
+from pipeline.training import muon
+
+
+def needed(model: Any, optimizer: str) -> int:
+    """Return the bytes that an optimizer keeps at least for the trained parameters of a model."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    if optimizer != MUON:
+        return state(optimizer) * sum(one.numel() for one in trained)
+    turned = muon.matrices_of(model)
+    return sum((state(MUON) if id(one) in turned else state("adamw")) * one.numel() for one in trained)
 
 
 def missing(trainer: Any, lora: bool) -> str:
@@ -19,10 +30,9 @@ def missing(trainer: Any, lora: bool) -> str:
     arguments = trainer.args
     if arguments.fsdp or arguments.deepspeed or arguments.world_size > 1:
         return ""  # what one process holds is the launcher's to say
-    trained = [one for one in trainer.model.parameters() if one.requires_grad]
-    gradients = sum(one.numel() * one.element_size() for one in trained)
+    gradients = sum(one.numel() * one.element_size() for one in trainer.model.parameters() if one.requires_grad)
     optimizer = str(getattr(arguments.optim, "value", arguments.optim))
-    kept = state(optimizer) * sum(one.numel() for one in trained)
+    kept = needed(trainer.model, optimizer)
     free = hardware.room()
     if gradients + kept <= free:
         return ""

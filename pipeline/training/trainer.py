@@ -19,9 +19,10 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.models import vision
 from pipeline.objectives import negatives
+from pipeline.system.arguments import MUON
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
-from pipeline.training import frozen, sharded
+from pipeline.training import frozen, muon, sharded
 from pipeline.training.order import permuted
 from pipeline.training.streamed import POSITION, Streamed
 
@@ -173,6 +174,22 @@ class StageTrainer(Trainer):
                 frozen.halve(beside)
         with refusals([self.args]), sharded.embeddings_at_root(self):
             return super()._prepare_for_training(*arguments, **named)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Make the library's optimizer, or Muon, as a factory, which is how the Trainer takes one that tells parameters apart."""
+        if self.args.optim == MUON:
+            self.optimizer_cls_and_kwargs = self._muon(self.model if model is None else model)
+        return super().create_optimizer(model)
+
+    def _muon(self, model: Any) -> tuple[Any, dict[str, Any]]:
+        if sharded.is_sharded(self) or self.args.deepspeed or hasattr(model, "peft_config"):
+            raise UserError(
+                "optim: muon: turns whole matrices; an adapter's are of low rank, and FSDP and DeepSpeed hold parts of them: train with "
+                "method: full and stages/launch/ddp.yaml, or leave it out"
+            )
+        args, decayed = self.args, self.get_decay_parameter_names(model)
+        adam = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        return lambda: muon.build, {"decayed": decayed, "weight_decay": args.weight_decay} | adam
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Return the rows of a stream in order, since it is shuffled already; of other data as the Trainer does."""

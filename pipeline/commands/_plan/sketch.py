@@ -65,7 +65,7 @@ def answer(node: Node, folder: Path, here: bool) -> dict[str, Any]:
     whole = sum(one.numel() for one in model.parameters())
     roundable = frozen.numbers(model)
     weights = 4 * whole + (0 if here else 2 * trained - 2 * roundable)  # autocast keeps a copy in bf16 of what is trained
-    gradients, state = 4 * trained, room.state(str(arguments.get("optim", "adamw_torch_fused"))) * trained
+    gradients, state = 4 * trained, room.needed(model, str(arguments.get("optim", "adamw_torch_fused")))
 
     def held(rows: int) -> tuple[int, int]:
         step = extrapolated(few, more, (sides * rows - _FEW[0]) / (_FEW[1] - _FEW[0]))
