@@ -179,7 +179,7 @@ class CLIP(VisionObjective):
     def neighbours(self, model: Any, batch: Mapping[str, Any], asked: Sequence[int]) -> dict[tuple[str, str], list[list[int]]]:
         """Return which pictures are nearest to the texts of a few rows, and which texts to their pictures."""
         pictures, texts = embedded(model, batch)
-        cosines, same = texts @ pictures.T, equal(batch[IDS])
+        cosines, same = texts @ pictures.T, equal(batch[IDS], batch[IDS])
         ways = {("text", "image"): cosines, ("image", "text"): cosines.T}
         return {way: [nearest(side[row], same[row], row) for row in asked] for way, side in ways.items()}
 
