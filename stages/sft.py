@@ -21,11 +21,14 @@ from pipeline.chain.starter import Facts, Lines
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
+from pipeline.system import config
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 from pipeline.training import seeing
 from pipeline.training.attention import AttentionOptions
 from pipeline.training.chat import QuantizedOptions
+
+_CAPTIONS = "pipeline.training.captions"  # by name, since what measures a model is no part of how it is made
 
 
 class SFT(Stage):
@@ -73,15 +76,11 @@ class SFT(Stage):
 
     def evaluators(self, options: Options) -> Sequence[Any]:
         """Return the measure of captions, where pictures are read."""
-        from pipeline.training.captions import Captions
-
-        return (Captions(),) if options.tower else ()
+        return (config.library_class(f"{_CAPTIONS}.Captions")(),) if options.tower else ()
 
     def predictor(self, options: Options, folder: str) -> Predictor | None:
         """Return what writes captions of pictures, where these are read."""
-        from pipeline.training import captions
-
-        return captions.predictor(folder) if options.tower else None
+        return config.library_class(f"{_CAPTIONS}.predictor")(folder) if options.tower else None  # type: ignore[no-any-return]
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of a conversation in the chat template."""
