@@ -80,7 +80,7 @@ class SFT(Stage):
 
     def predictor(self, options: Options, folder: str) -> Predictor | None:
         """Return what writes captions of pictures, where these are read."""
-        return config.library_class(f"{_CAPTIONS}.predictor")(folder) if options.tower else None  # type: ignore[no-any-return]
+        return config.library_class(f"{_CAPTIONS}.predictor")(folder) if options.tower else None
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of a conversation in the chat template."""

@@ -17,9 +17,9 @@ def needed(model: Any, optimizer: str) -> int:
     """Return the bytes that an optimizer keeps at least for the trained parameters of a model."""
     trained = [one for one in model.parameters() if one.requires_grad]
     if optimizer != MUON:
-        return state(optimizer) * sum(one.numel() for one in trained)
+        return state(optimizer) * sum(int(one.numel()) for one in trained)
     turned = muon.matrices_of(model)
-    return sum((state(MUON) if id(one) in turned else state("adamw")) * one.numel() for one in trained)
+    return sum((state(MUON) if id(one) in turned else state("adamw")) * int(one.numel()) for one in trained)
 
 
 def missing(trainer: Any, lora: bool) -> str:
