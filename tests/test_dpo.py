@@ -154,7 +154,8 @@ def test_every_loss_and_its_gradient_are_trls_at_a_margin(at_first_step, chain, 
             trainer.loss_types = stock.loss_types = [name]
             (loss, ours), (expected, theirs) = gradient(trainer, batch), gradient(stock, given)
             assert loss == pytest.approx(expected, rel=1e-4, abs=1e-5), name
-            assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()), name
+            rounding = 5e-4 if name == "discopop" else 1e-4  # it divides the margin by 0.05, and the rounding of its sums with it
+            assert float((ours - theirs).norm()) <= rounding * float(theirs.norm()), name
             assert name not in AT_ZERO or abs(loss - AT_ZERO[name]) > 1e-3, name  # the margin is none of 0
 
     at_first_step(look, "--per_device_train_batch_size", "8", "--method", method, *reference)
