@@ -154,7 +154,7 @@ def test_every_loss_and_its_gradient_are_trls_at_a_margin(at_first_step, chain, 
             trainer.loss_types = stock.loss_types = [name]
             (loss, ours), (expected, theirs) = gradient(trainer, batch), gradient(stock, given)
             assert loss == pytest.approx(expected, rel=1e-4, abs=1e-5), name
-            rounding = 5e-4 if name == "discopop" else 1e-4  # it divides the margin by 0.05, and the rounding of its sums with it
+            rounding = 5e-4 if name == "discopop" else 1e-4  # which divides the margin, and its rounding, by 0.05
             assert float((ours - theirs).norm()) <= rounding * float(theirs.norm()), name
             assert name not in AT_ZERO or abs(loss - AT_ZERO[name]) > 1e-3, name  # the margin is none of 0
 
