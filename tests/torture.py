@@ -201,6 +201,14 @@ def write_stream(folder: Path) -> None:
     (folder / "stream.yaml").write_text(STREAM)
 
 
+def _holds(folder: Path, pattern: str) -> bool:
+    """Say whether a file is there; one whose folder goes or is renamed while it is looked for is not, until the next look."""
+    try:
+        return any(True for _ in folder.glob(pattern))
+    except FileNotFoundError:
+        return False
+
+
 class Attempt:
     """One process of a node, watched from outside."""
 
@@ -222,11 +230,11 @@ class Attempt:
 
     def has(self, pattern: str) -> bool:
         """Say whether a file is there."""
-        return any(True for _ in self.folder.glob(pattern))
+        return _holds(self.folder, pattern)
 
     def prepares(self) -> bool:
         """Say whether the node's tokens are being written, or are there already."""
-        return self.has(".data/shard-*") or any(True for _ in self.folder.parent.glob(f"cache-{self.name}/tokens-*/shard-*"))
+        return self.has(".data/shard-*") or _holds(self.folder.parent, f"cache-{self.name}/tokens-*/shard-*")
 
     def said(self, text: str) -> bool:
         """Say whether the stage has printed something."""
