@@ -91,7 +91,8 @@ class Run:
         except Exception as error:  # of a package that is not installed, too, or of a file that is not there
             line = " ".join(str(error).split())
             raise UserError(f"{library} refuses the configuration: {line}{config.named_in(line, self.arguments)}") from None
-        made.optim = MUON if ours else made.optim
+        if ours:
+            made.optim = MUON
         if getattr(made, "fp16", False) and made.device.type != "cuda":
             raise UserError(f"fp16: true would be ignored on {made.device.type}, which trains in fp32; leave it out")
         if made.device.type == "cpu":
