@@ -323,6 +323,31 @@ def gone_on_after_a_kill(run, given, folder):
     return manifest.read(folder)["outputs"]
 
 
+def killed_in_a_stream(run, given, folder):
+    """Make a streaming node twice, `whole` without a break and `killed` at its seventh step, which goes on from its checkpoint of step 4.
+
+    Holds that weights, losses and what is recorded of the rows are the same; returns what the whole one printed and its record.
+    """
+    from pipeline.chain import manifest
+    from pipeline.training.keeper import Keeper
+
+    whole, killed = folder / "whole", folder / "killed"
+    status, said, err = run("pretrain", *given, "--output", whole)
+    assert status == 0, err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "on_step_end", Fails(Keeper.on_step_end, 7))
+        assert run("pretrain", *given, "--output", killed)[0] == 1
+    status, out, err = run("pretrain", *given, "--output", killed)
+    assert status == 0, err
+    assert "goes on from checkpoint-4" in out
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+    record, again = manifest.read(whole), manifest.read(killed)
+    assert (record["recipe"], record["tokens"]) == (again["recipe"], again["tokens"])
+    logs = [[json.loads(line)["loss"] for line in (place / "log.jsonl").read_text().splitlines()] for place in (whole, killed)]
+    assert logs[0] == logs[1]
+    return said, record
+
+
 def printed_by_card(hub, card, folder):
     """Run the code on the card of me/any with what was pushed there; return what it prints."""
     from huggingface_hub import HfApi

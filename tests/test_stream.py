@@ -12,7 +12,7 @@ import pytest
 from pipeline.data import hubs, ranges, recipe, stream, stream_recipe
 from pipeline.data.stream import Place
 from pipeline.system.errors import UserError
-from tests.conftest import SMALL, Fails
+from tests.conftest import SMALL, killed_in_a_stream
 
 FLAGS = [*SMALL["pretrain"], "--max_steps", "12", "--save_steps", "4", "--logging_steps", "2"]
 
@@ -127,29 +127,11 @@ def test_the_sample_is_bounded_and_what_it_does_not_hold_is_held_out_by_the_same
 @pytest.mark.parametrize(
     "more", [(), ("--objective", "mlm", "--gradient_accumulation_steps", "2"), ("--dataloader_num_workers", "1")]
 )
-def test_a_killed_run_ends_with_the_same_weights_log_and_record(run, tmp_path, monkeypatch, more):
-    from pipeline.training.keeper import Keeper
-
+def test_a_killed_run_ends_with_the_same_weights_log_and_record(run, tmp_path, more):
     (tmp_path / "a.jsonl").write_text(lines(texts(0, 300)))
     groups(tmp_path / "c.parquet", texts(300, 500))
     given = ["--recipe", written(tmp_path, {"a.jsonl": "share: 0.7", "c.parquet": "share: 0.3"}), *FLAGS, *more]
-    assert run("pretrain", *given, "--output", tmp_path / "whole")[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "on_step_end", Fails(Keeper.on_step_end, 7))
-        assert run("pretrain", *given, "--output", tmp_path / "killed")[0] == 1
-    status, out, err = run("pretrain", *given, "--output", tmp_path / "killed")
-    assert status == 0, err
-    assert "goes on from checkpoint-4" in out
-    whole, killed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
-    assert whole == killed
-    records = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("whole", "killed")]
-    assert records[0]["recipe"] == records[1]["recipe"]
-    assert records[0]["tokens"] == records[1]["tokens"]
-    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "killed")]
-    assert [json.loads(line)["loss"] for line in logs[0].splitlines()] == [
-        json.loads(line)["loss"] for line in logs[1].splitlines()
-    ]
-    found = records[0]["recipe"]
+    found = killed_in_a_stream(run, given, tmp_path)[1]["recipe"]
     assert found["stream"]["known_by"] == "names, sizes and times of files"
     assert [source for source, _ in found["sources"]] == [f"{tmp_path.name}/a.jsonl", f"{tmp_path.name}/c.parquet"]
     assert [item["asked"] for item in found["mixture"]] == [0.7, 0.3]

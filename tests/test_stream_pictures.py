@@ -15,7 +15,7 @@ from pipeline.data import ranges, recipe, stream
 from pipeline.data.reading import NEAR
 from pipeline.data.stream import Place
 from pipeline.system.errors import UserError
-from tests.conftest import Fails
+from tests.conftest import killed_in_a_stream
 from tests.images import drawn, nearly, saved
 
 COUNT, SIDES = 60, ("even", "odd")
@@ -188,26 +188,11 @@ KILLED = [("simclr", folder, "images"), ("clip", archive, "image_text"), ("worke
 
 
 @pytest.mark.parametrize(("name", "make", "type"), [*KILLED[:2], pytest.param(*KILLED[2], marks=pytest.mark.slow)])
-def test_a_killed_run_ends_with_the_same_weights_log_and_record(run, tmp_path, monkeypatch, name, make, type):
-    from pipeline.training.keeper import Keeper
-
+def test_a_killed_run_ends_with_the_same_weights_log_and_record(run, tmp_path, name, make, type):
     given = ["--recipe", written(make(tmp_path / "data"), type), *PRETRAIN, *RUNS[name]]
-    status, out, err = run("pretrain", *given, "--output", tmp_path / "whole")
-    assert status == 0, err
-    assert "streamed; of a sample of 60 rows" in out
-    with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "on_step_end", Fails(Keeper.on_step_end, 7))
-        assert run("pretrain", *given, "--output", tmp_path / "killed")[0] == 1
-    status, out, err = run("pretrain", *given, "--output", tmp_path / "killed")
-    assert status == 0, err
-    assert "goes on from checkpoint-4" in out
-    whole, killed = (tmp_path / name for name in ("whole", "killed"))
-    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
-    records = [manifest.read(place) for place in (whole, killed)]
-    assert records[0]["recipe"] == records[1]["recipe"]
-    assert records[0]["recipe"]["kept"] > 48
-    logs = [[json.loads(line)["loss"] for line in (place / "log.jsonl").read_text().splitlines()] for place in (whole, killed)]
-    assert logs[0] == logs[1]
+    said, record = killed_in_a_stream(run, given, tmp_path)
+    assert "streamed; of a sample of 60 rows" in said
+    assert record["recipe"]["kept"] > 48
 
 
 def test_shares_of_pictures_without_texts_are_counted_in_pictures(run, tmp_path):

@@ -11,7 +11,7 @@ pytest.importorskip("rouge_score", reason="rouge-score is not installed: make se
 from pipeline.evaluation.subject import StageModel
 from pipeline.training.captions import FREQUENT, SHUFFLED, Captions, is_caption
 from tests.conftest import last, make_quietly
-from tests.test_seeing import COLOURS, cell, flags, lines, place, png, reply, said, speaks_of_colours
+from tests.seeing import COLOURS, cell, flags, lines, place, png, reply, said, speaks_of_colours
 
 NAMES = list(COLOURS)
 

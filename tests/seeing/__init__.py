@@ -1,0 +1,123 @@
+"""Models that see: the small pictures, rows, towers and command lines that their tests share."""
+
+import base64
+import io
+import json
+
+import torch
+
+from pipeline.data import recipe, shown
+from pipeline.data.sight import Sight
+from pipeline.models import checkpoint, processors, tokenization, vision
+from tests.conftest import make_quietly
+from tests.images import Image
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "black": (10, 10, 10)}
+SIDE, PATCHES = 16, 4
+
+
+def png(colour, size=(20, 20), mark=0):
+    """Draw a picture of one colour; `mark` makes a point that tells it from others of that colour."""
+    image, held = Image.new("RGB", size, COLOURS[colour]), io.BytesIO()
+    image.putpixel((mark % size[0], mark // size[0] % size[1]), (255, 255, 255))
+    image.save(held, "PNG")
+    return held.getvalue()
+
+
+def place():
+    return {"type": "image"}
+
+
+def said(*given):
+    return {"role": "user", "content": [one if isinstance(one, dict) else {"type": "text", "text": one} for one in given]}
+
+
+def reply(text):
+    return {"role": "assistant", "content": text}
+
+
+def cell(data):
+    return {"bytes": base64.b64encode(data).decode(), "path": ""}
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def tower(folder):
+    """A vision transformer with random weights and its image processor, in a folder `tower`."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**sizes, image_size=SIDE, patch_size=8)).save_pretrained(folder / "tower")
+    vision.new_processor(SIDE).save_pretrained(folder / "tower")
+    return folder / "tower"
+
+
+def speaks_of_colours(folder):
+    """Make a small causal model that knows the words of which answers consist, in a folder `pretrain`, and a tower beside it."""
+    texts = [{"text": f"It is {one}. Which? It is {other}, then {one}."} for one in COLOURS for other in COLOURS] * 20
+    sizes = ["--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--vocab_size", "400"]
+    more = ["--max_length", "64", "--max_steps", "40", "--per_device_train_batch_size", "4", "--learning_rate", "1e-2"]
+    data = lines(folder / "text.jsonl", texts)
+    make_quietly("pretrain", *sizes, *more, "--data", data, "--output", folder / "pretrain")
+    tower(folder)
+
+
+def flags(folder, seen, *more, output="sft", parent="pretrain"):
+    tower = [] if "sft" in str(parent) else ["--vision", seen / "tower", "--chat_template", "chatml.jinja"]
+    given = ["--parent", folder / parent, *tower, "--tower", "frozen", "--data", seen / "chats.jsonl", "--max_length", "64"]
+    return [*given, "--per_device_train_batch_size", "4", "--max_steps", "3", "--output", folder / output, *more]
+
+
+def flags_of_dpo(folder, seen, *more, output="dpo"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "pairs.jsonl", "--max_length", "64"]
+    return [*given, "--per_device_train_batch_size", "4", "--output", folder / output, *more]
+
+
+def flags_of_kto(folder, seen, *more, output="kto"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "thumbs.jsonl", "--max_length", "64"]
+    return [*given, "--per_device_train_batch_size", "4", "--logging_steps", "1", "--output", folder / output, *more]
+
+
+def flags_of_rlhf(folder, seen, *more, output="rlhf"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "prompts.jsonl", "--max_completion_length", "6"]
+    size = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
+    return [*given, *size, "--rewards", "{regex: {pattern: '[aeo]'}}", "--output", folder / output, *more]
+
+
+def weights(folder):
+    return checkpoint.load(str(folder)).state_dict()
+
+
+def part(folder, name):
+    return {key: value for key, value in weights(folder).items() if f"model.{name}." in key}
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+def opened(folder):
+    model = checkpoint.load(str(folder)).eval()
+    tokenizer = tokenization.load(str(folder))
+    return model, tokenizer, Sight.of(model.config, processors.image_processor(str(folder)))
+
+
+def encoded(row, tokenizer, eyes):
+    return eyes.seen(shown.conversation(row["messages"], tokenizer), row["images"])
+
+
+def rows_of(seen, kind="messages"):
+    name = "chats" if kind == "messages" else "pairs"
+    return [row for row in recipe.from_data(str(seen / f"{name}.jsonl"), kind).rows(kind, "train", 1).kept if row.get("images")]
+
+
+def logged(folder):
+    return json.loads((folder / "log.jsonl").read_text().partition("\n")[0])
+
+
+RED, BLUE = cell(png("red")), cell(png("blue"))

@@ -1,0 +1,58 @@
+"""DPO and KTO of a model that sees: where they begin, whose reference is kept, and what a kill leaves."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from pipeline.chain import manifest
+from tests.conftest import Fails
+from tests.seeing import flags_of_dpo, flags_of_kto, lines, logged, part, same, weights
+
+
+def test_the_first_loss_of_pairs_is_that_of_a_coin_and_the_kept_reference_is_the_parent(run, made, seen, tmp_path):
+    assert logged(made / "dpo")["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert "reference" in manifest.read(made / "dpo")
+    more = ["--num_train_epochs", "1", "--precompute_ref_log_probs", "false", "--output", tmp_path / "asked"]
+    assert run("dpo", *flags_of_dpo(made, seen, *more))[0] == 0
+    kept, asked = weights(made / "dpo"), weights(tmp_path / "asked")
+    assert all(torch.allclose(kept[key], asked[key], atol=2e-4) for key in kept)
+
+
+@pytest.mark.slow
+def test_the_kept_reference_is_of_its_own_pictures(run, made, seen, tmp_path):
+    """The same words about other pictures: what was kept of the first is not read again."""
+    rows = [json.loads(line) for line in (seen / "pairs.jsonl").read_text().splitlines()]
+    changed = [row | {"images": row["images"][::-1]} for row in rows]
+    first, again = ((manifest.read(made / "dpo") or {})["reference"], [])
+    more = ["--num_train_epochs", "1", "--data", lines(tmp_path / "other.jsonl", changed), "--output", made / "dpo-other"]
+    assert run("dpo", *flags_of_dpo(made, seen, *more))[0] == 0
+    again = (manifest.read(made / "dpo-other") or {})["reference"]
+    assert again["digest"] != first["digest"]
+    assert not again["reused"]
+
+
+def test_rated_answers_begin_at_even_and_are_kept_and_killed_with_their_pictures(run, made, seen, tmp_path, monkeypatch):
+    """Before a step the parent says of an answer what the model says, whether kept or asked; a kill changes nothing."""
+    more = ["--num_train_epochs", "1", "--save_steps", "1"]
+    status, _, err = run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "whole"))
+    assert status == 0, err
+    assert manifest.read(tmp_path / "whole")["family"] == "vision_language"
+    asks = [*more, "--precompute_ref_log_probs", "false", "--output", tmp_path / "asked"]
+    assert run("kto", *flags_of_kto(made, seen, *asks))[0] == 0
+    for folder in ("whole", "asked"):
+        first = logged(tmp_path / folder)
+        apart = [first["kl"], *(value for key, value in first.items() if key.startswith("rewards/"))]
+        assert len(apart) > 1
+        assert apart == pytest.approx([0] * len(apart), abs=1e-4)
+    kept, asked = weights(tmp_path / "whole"), weights(tmp_path / "asked")
+    assert all(torch.allclose(kept[key], asked[key], atol=2e-4) for key in kept)
+    assert same(part(made / "sft", "vision_tower"), part(tmp_path / "whole", "vision_tower"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 5))
+        assert run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
+    status, out, err = run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "killed"))
+    assert status == 0, err
+    assert "goes on from checkpoint-" in out
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
