@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from pipeline.chain import fits, manifest
-from pipeline.system.arguments import MUON
+from pipeline.chain import manifest
+from pipeline.system.optimizers import MUON, least_state
 from pipeline.training import muon, room
 from tests.conftest import flags_of, gone_on_after_a_kill
 from tests.objectives import flags
@@ -100,7 +100,7 @@ def test_what_it_keeps_is_known():
         if key != "step"
     )
     assert kept == room.needed(model, MUON)
-    assert fits.state(MUON) == fits.state("adamw_torch") / 2
+    assert least_state(MUON) == least_state("adamw_torch") / 2
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path):

@@ -11,9 +11,8 @@ import torch
 from pipeline.chain import profile
 from pipeline.commands import _forked, _plan, plan
 from pipeline.commands._plan import devices, table
-from pipeline.system import hardware
+from pipeline.system import hardware, optimizers
 from pipeline.system.errors import UserError
-from pipeline.training import room
 from pipeline.training.footprint import extrapolated, followed
 from tests.conftest import flags_of
 from tests.test_deep import small  # noqa: F401
@@ -190,7 +189,7 @@ def test_a_run_that_cannot_fit_is_refused_before_its_first_step(chain, data, tmp
 
 
 def test_an_optimizer_of_which_nothing_is_known_refuses_nothing():
-    assert [room.state(name) for name in ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw", "sgd", "new_one")] == [
+    assert [optimizers.least_state(name) for name in ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw", "sgd", "new_one")] == [
         8, 2, 0, 0, 0, 0, 0,
     ]  # fmt: skip
 

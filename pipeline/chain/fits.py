@@ -14,19 +14,9 @@ from pipeline.chain import profile
 from pipeline.chain.stage import PARENT
 from pipeline.models.loading import stored
 from pipeline.system import process
-from pipeline.system.arguments import MUON
+from pipeline.system.optimizers import least_state
 
 _WEIGHT, _QUANTISED = 4.0, 0.5  # bytes of one
-
-
-def state(optimizer: str) -> int:
-    """Return the bytes that an optimizer keeps at least for each trained parameter: 0 for one that keeps little or is not known."""
-    name = optimizer.lower()
-    if name == MUON:
-        return 4
-    if "adam" not in name or any(kind in name for kind in ("4bit", "paged", "galore", "apollo")):  # of low rank, the last two
-        return 0
-    return 2 if "8bit" in name or "fp8" in name else 8
 
 
 def parameters(whole: profile.Profile, node: profile.Node) -> int:
@@ -53,7 +43,7 @@ def fault(node: profile.Node, count: int, options: Any, arguments: Mapping[str, 
     full, four = method == "full" and node.stage.library_of(node.settings) is not None, getattr(options, "load_in_4bit", False)
     weights = count * (_QUANTISED if four else _WEIGHT)
     trained = count * _WEIGHT if full else 0.0
-    kept = count * state(optimizer) if full else 0.0
+    kept = count * least_state(optimizer) if full else 0.0
     if weights + trained + kept <= room:
         return ""
     parts = [f"{count:,} parameters need {_size(weights)}"]

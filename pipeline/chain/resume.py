@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.chain import blocks, manifest
 from pipeline.system import hashes
-from pipeline.system.arguments import MUON
 from pipeline.system.errors import UserError
+from pipeline.system.optimizers import most_state
 
 SEAL = "seal.json"
 TRACKED = ".tracking.json"  # under which ids a node that is under way reports to trackers
@@ -105,8 +105,7 @@ def needed(model: Any, optimizer: str) -> tuple[int, int]:
     """Return the bytes of one checkpoint and of the final model in fp32, both a little more than they will be."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    states = 2 if "adam" in optimizer.lower() or optimizer == MUON else 1  # tensors of the optimizer for each of the model
-    return int(4 * trained * (1 + states) * _MARGIN), int(4 * whole * _MARGIN)
+    return int(trained * (4 + most_state(optimizer)) * _MARGIN), int(4 * whole * _MARGIN)
 
 
 def has_room(folder: Path, model: Any, optimizer: str, saves: int, keep: int | None) -> None:

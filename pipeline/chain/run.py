@@ -11,8 +11,8 @@ from pipeline.chain import request
 from pipeline.chain.stage import DATA, PARENT, Signature, Stage
 from pipeline.data import recipe as recipes
 from pipeline.system import config, process
-from pipeline.system.arguments import MUON
 from pipeline.system.errors import UserError
+from pipeline.system.optimizers import MUON
 
 RESULT = ".result"
 

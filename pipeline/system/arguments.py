@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.system.optimizers import MUON
+
 # What the stage itself decides. A profile that sets one of these would be ignored or would break the chain.
 RESERVED = {
     "output_dir": "use --output",
@@ -117,7 +119,6 @@ SENSIBLE: dict[str, tuple[Callable[[float], bool], str]] = {
 }  # fmt: skip
 
 
-MUON = "muon"  # an `optim` of ours; what it does not move itself moves as by the library's AdamW
 _ADAM = re.compile(f"adam|lion|ademamix|lomo|{MUON}", re.IGNORECASE)
 Read = Callable[[str], str]  # key → the value that it has, as text
 # Keys that a library reads only together with others: key, as a pattern → whether it is read, and where that is so.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.system.arguments import MUON
+from pipeline.system.optimizers import MUON
 
 # What the names of such optimizers begin with.
 _BOUNDED = ("adam", "lion", "galore_adamw", "apollo_adamw", "stable_adamw", "ademamix", MUON)

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.chain.fits import state
 from pipeline.system import hardware
-from pipeline.system.arguments import MUON
+from pipeline.system.optimizers import BESIDE_MUON, MUON, least_state
 from pipeline.training import muon
 
 
 def needed(model: Any, optimizer: str) -> int:
     """Return the bytes that an optimizer keeps at least for the trained parameters of a model."""
     trained = [one for one in model.parameters() if one.requires_grad]
-    if optimizer != MUON:
-        return state(optimizer) * sum(int(one.numel()) for one in trained)
-    turned = muon.matrices_of(model)
-    return sum((state(MUON) if id(one) in turned else state("adamw")) * int(one.numel()) for one in trained)
+    turned = muon.matrices_of(model) if optimizer == MUON else {id(one) for one in trained}
+    return sum(least_state(optimizer if id(one) in turned else BESIDE_MUON) * int(one.numel()) for one in trained)
 
 
 def missing(trainer: Any, lora: bool) -> str:

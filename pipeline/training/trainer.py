@@ -19,9 +19,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.models import vision
 from pipeline.objectives import negatives
-from pipeline.system.arguments import MUON
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
+from pipeline.system.optimizers import MUON
 from pipeline.training import frozen, muon, sharded
 from pipeline.training.order import permuted
 from pipeline.training.streamed import POSITION, Streamed
