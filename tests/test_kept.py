@@ -1,9 +1,11 @@
 """Rows on disk read like a list, and the cache that keeps what was made: whole or not there, locked, bounded."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -121,7 +123,20 @@ def test_the_cache_is_emptied(run, place, tmp_path):
     cache.made("tokens-a", lambda folder: (folder / "x").write_text("x" * 900))
     assert run("clean_cache")[:2] == (0, f"clean    {place}: 0 entries removed; 910 bytes are in use and stay\n")
     cache._let_go(place / "tokens-a")
-    assert run("clean_cache")[:2] == (0, f"clean    {place}: 1 entries removed\n")
+    (place / "rows-failed.lock").touch()
+    assert run("clean_cache")[:2] == (0, f"clean    {place}: 1 entry removed\n")
+    assert not list(place.iterdir())
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_the_one_that_holds(place):
+    entry = place / "rows-a"
+    with ThreadPoolExecutor() as pool:
+        with cache._locked(entry, fcntl.LOCK_EX) as held:
+            waiting = pool.submit(cache._locked, entry, fcntl.LOCK_EX)
+            time.sleep(0.2)
+            os.unlink(held.name)
+        with waiting.result(10), pytest.raises(BlockingIOError):
+            cache._locked(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_what_was_seen_is_on_disk_once_it_is_much():

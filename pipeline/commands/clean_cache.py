@@ -23,7 +23,8 @@ def main() -> int:
     if faults:
         raise UserError(*faults)
     removed, left = cache.shrink(0)
-    say("clean", f"{cache.folder()}: {removed} entries removed{f'; {left:,} bytes are in use and stay' if left else ''}")
+    used = f"; {left:,} bytes are in use and stay" if left else ""
+    say("clean", f"{cache.folder()}: {removed:,} {'entry' if removed == 1 else 'entries'} removed{used}")
     return 0
 
 

@@ -84,27 +84,37 @@ def made(name: str, make: Callable[[Path], None]) -> Path:
     if path in _held and _is_whole(path):
         return path
     _let_go(path)
-    lock = path.with_name(path.name + _LOCK).open("ab")
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    if not _is_whole(path):
-        fcntl.flock(lock, fcntl.LOCK_EX)  # not at once: another may come first
-        if not _is_whole(path):
-            try:
+    lock = _locked(path, fcntl.LOCK_SH)
+    while not _is_whole(path):
+        lock.close()
+        with _locked(path, fcntl.LOCK_EX):  # another may come first, and make it
+            if not _is_whole(path):
                 _make(path, make)
-            except BaseException:
-                lock.close()  # at once: who keeps the error would keep the lock, and wait for itself in another try
-                raise
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        lock = _locked(path, fcntl.LOCK_SH)
     _held[path] = lock
     with contextlib.suppress(OSError):
         os.utime(path / _WHOLE)
     return path
 
 
+def _locked(path: Path, how: int) -> IO[bytes]:
+    """Take the lock of an entry, once more where who had it has removed its file; BlockingIOError as `flock` raises it."""
+    while True:
+        lock = path.with_name(path.name + _LOCK).open("ab")
+        try:
+            fcntl.flock(lock, how)
+        except BlockingIOError:
+            lock.close()
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name)):
+                return lock
+        lock.close()
+
+
 def once(path: Path, make: Callable[[Path], object]) -> None:
     """Make a file, unless it is there; `make` writes it under another name. Other processes wait until it is whole."""
-    with path.with_name(path.name + _LOCK).open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(path, fcntl.LOCK_EX):
         if not path.exists():
             partial = path.with_name(path.name + _PARTIAL)
             make(partial)
@@ -153,6 +163,9 @@ def shrink(bound: int, keep: Path | None = None) -> tuple[int, int]:
             break
         if path != keep and _remove(path):
             total, removed = total - sizes[path], removed + 1
+    for lock in folder().glob(f"*{_LOCK}"):  # of entries that were never made, or removed by an earlier version
+        if not any(lock.with_name(lock.stem + kind).exists() for kind in ("", _PARTIAL)):
+            _remove(lock.with_name(lock.stem))
     return removed, total
 
 
@@ -173,15 +186,14 @@ def _used(path: Path) -> float:
 
 
 def _remove(path: Path) -> bool:
-    """Remove an entry; say whether that was possible, which it isn't while another uses it."""
-    name = path.name.removesuffix(_PARTIAL)
-    if path.with_name(name) in _held:
+    """Remove an entry and its lock; say whether that was possible, which it isn't while another uses it."""
+    whole = path.with_name(path.name.removesuffix(_PARTIAL))
+    if whole in _held:
         return False
-    place = path.with_name(name + _LOCK)
-    with place.open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(path, ignore_errors=True)
+    try:
+        with _locked(whole, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+            shutil.rmtree(path, ignore_errors=True)
+            os.unlink(lock.name)
+    except BlockingIOError:
+        return False
     return True
