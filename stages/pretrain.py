@@ -24,6 +24,7 @@ from pipeline.data.types import Row
 from pipeline.objectives import Objective
 from pipeline.system.config import library_class, option, refuse_unread
 from pipeline.system.errors import UserError
+from pipeline.system.words import counted
 from pipeline.training.attention import AttentionOptions
 
 
@@ -210,7 +211,7 @@ class Pretraining(Stage):
         made = self.batches(run, rows, tokenizer, model)
         attention.choose(run, model, made.collator, options.max_length)
         run.say(
-            f"{model.num_parameters():,} parameters, {len(made.dataset):,} rows, {objective.sized(tokenizer, options.max_length)}"
+            f"{model.num_parameters():,} parameters, {counted(len(made.dataset), 'row')}, {objective.sized(tokenizer, options.max_length)}"
         )
         trainer = ObjectiveTrainer(objective, model, arguments, made.collator, made.dataset, processing_class=tokenizer)
         if options.flops:

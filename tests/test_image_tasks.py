@@ -233,7 +233,7 @@ def test_pictures_of_validation_are_neither_trained_on_nor_evaluated_on_nor_is_w
     assert record["recipe"]["validation"] == 19
     assert record["recipe"]["dropped"] == dict(zip(reasons, (3, 5), strict=True))
     assert record["evaluation"]["skipped"] == dict(zip(reasons, (2, 3), strict=True))
-    assert "validation_data: 1 rows dropped: not an image of a kind that is read" in out
+    assert "validation_data: 1 row dropped: not an image of a kind that is read" in out
     assert len(said(tmp_path / "runs" / "finetune")) == len(held_out) - 5
     assert "up to date" in run("finetune", *given)[1]
     (tmp_path / "look" / "odd").rename(tmp_path / "look" / "other")  # the same files in the same order, with another label

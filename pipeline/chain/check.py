@@ -16,6 +16,7 @@ from pipeline.data import recipe as recipes
 from pipeline.models.tokenization import template_path
 from pipeline.system import config, hardware, hashes, process
 from pipeline.system.errors import UserError
+from pipeline.system.words import counted
 
 PASSED = ".checked.json"
 
@@ -229,4 +230,6 @@ def _data(
         found.faults += error.faults
         return
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in rows.dropped.items()) or "none"
-    found.told = f"{recipe.name}: {len(rows.kept):,} rows of type {signature.reads}, {held_out:,} held out; dropped: {dropped}"
+    found.told = (
+        f"{recipe.name}: {counted(len(rows.kept), 'row')} of type {signature.reads}, {held_out:,} held out; dropped: {dropped}"
+    )

@@ -18,6 +18,7 @@ from pipeline.data.mixture import Part
 from pipeline.data.types import Row
 from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
+from pipeline.system.words import counted
 
 if TYPE_CHECKING:
     import pyarrow
@@ -154,10 +155,10 @@ def sample(rows: Sequence[Row], most: int, seed: int) -> tuple[Iterator[str], st
     for row in rows:
         size += len(row["text"])
     if size <= most:
-        return (row["text"] for row in rows), f"{len(rows):,} rows"
+        return (row["text"] for row in rows), counted(len(rows), "row")
     rng, share = random.Random(f"{seed}/sample"), most / size
     texts = (row["text"] for row in rows if rng.random() < share)
-    return texts, f"a sample of {share:.1%} of the {len(rows):,} rows, about {most:,} of {size:,} characters"
+    return texts, f"a sample of {share:.1%} of the {counted(len(rows), 'row')}, about {most:,} of {size:,} characters"
 
 
 def write(folder: Path, type: str, rows: Mapping[str, Iterable[Row]]) -> Counter[str]:

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.data import encodings
 from pipeline.system.errors import UserError
+from pipeline.system.words import counted
 
 if TYPE_CHECKING:
     pass
@@ -256,7 +257,7 @@ def skipped(pattern: str, kinds: Collection[str] = KINDS) -> str:
         return ""
     others = (item for item in folder.rglob("*") if item.is_file() and kind(item) not in kinds and not _about(item, folder))
     counts = Counter(item.suffix or item.name for item in others)
-    told = (f"{count:,} {ending} file{'s' if count > 1 else ''}" for ending, count in counts.most_common(_SHOWN))
+    told = (counted(count, f"{ending} file") for ending, count in counts.most_common(_SHOWN))
     return ", ".join(told)
 
 

@@ -16,6 +16,7 @@ from pipeline.chain.run import Run
 from pipeline.data.batches import IDS, prefixes
 from pipeline.report.lines import Line, illustrated, split
 from pipeline.system.errors import UserError
+from pipeline.system.words import counted
 
 SHOWN = 600  # tokens of a batch, at most, in whole rows and at least one
 _IMAGE = 40  # tokens in whose stead an image is shown
@@ -44,7 +45,7 @@ class Batch:
     def rest(self) -> str:
         """What is not shown, counted in rows or, where two lines belong together, in pairs."""
         count, what = (self.more // 2, "pair") if self.paired else (self.more, "row")
-        return f"{count:,} more {what}{'s' * (count != 1)}" if count else ""
+        return counted(count, f"more {what}") if count else ""
 
     @property
     def agrees(self) -> bool | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.report.charts import WIDTH
 from pipeline.report.nodes import Node, Parent
+from pipeline.system.words import counted
 
 _WIDE, _HIGH, _GAP, _BETWEEN = 184, 124, 24, 52  # of a box; between two columns, between two rows
 _EDGE, _LANE = 4, 6  # of the picture; between two arrows side by side
@@ -100,7 +101,7 @@ def _contents(node: Node) -> Iterator[tuple[str, list[str]]]:
     recipe = record["recipe"]
     title = f"control of {node.control_of}" if node.control_of else node.made.title
     read = [f"{short(node.recipe, 11)} {recipe['digest'][:8]}"] if recipe["digest"] else []
-    rows = [f"{recipe['kept']:,} rows"] if "kept" in recipe else []
+    rows = [counted(recipe["kept"], "row")] if "kept" in recipe else []
     yield node.name, [short(title, 25), *read, *rows, f"outputs {record['outputs'][:8]}"]
 
 

@@ -13,6 +13,7 @@ from pipeline.report.figures import Table
 from pipeline.report.held_out import Cell
 from pipeline.report.nodes import Node
 from pipeline.system.errors import UserError
+from pipeline.system.words import counted
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _lead(runs: Path, nodes: Sequence[Node]) -> Iterator[str]:
         hardware = end.record["hardware"]
         machine = ", ".join(hardware["accelerators"]) or f"{hardware['threads']} of {hardware['cores']} CPU cores"
         yield (
-            f"Made by {' → '.join(node.name for node in line)} from {rows:,} rows of {_listed(recipes)}, "
+            f"Made by {' → '.join(node.name for node in line)} from {counted(rows, 'row')} of {_listed(recipes)}, "
             f"in {sum(node.record['seconds'] for node in line):,.0f} s on {machine}; {size / 1e6:,.1f} MB of weights"
         )
     controls = [f"{node.name}, of {node.control_of}" for node in nodes if node.control_of]

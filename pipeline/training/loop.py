@@ -24,6 +24,7 @@ from pipeline.data.rows import length_for
 from pipeline.models import checkpoint, processors
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
+from pipeline.system.words import counted
 from pipeline.training import attention, first_step, frozen, guards, outcome, parents, rates, room, sharded, tracking
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
@@ -84,9 +85,7 @@ def prepare(
     for note in (*rows.notes, *_doubts(run, rows)):
         run.say(note)
     held_out = f", {rows.held_out:,} held out" if rows.held_out else ""
-    run.say(
-        f"{run.recipe.name}: {run.record['recipe']['kept']:,} rows{f' ({said})' if said else ''}{held_out}; dropped: {lost}"
-    )
+    run.say(f"{run.recipe.name}: {counted(kept, 'row')}{f' ({said})' if said else ''}{held_out}; dropped: {lost}")
     if rows.parts:
         dataset, run.record["recipe"]["mixture"] = mixture.mixed(dataset, rows.parts, run.seed)
         for line in mixture.told(run.record["recipe"]):
@@ -103,7 +102,7 @@ def _sampled(run: Run, rows: Rows, encode: shards.Encode) -> Any:
     for note in (*rows.notes, *_doubts(run, rows)):
         run.say(note)
     run.say(
-        f"{run.recipe.name}: streamed; of a sample of {len(rows.kept) + rows.held_out:,} rows ({said}) {rows.held_out:,} are held out; dropped: {lost}"
+        f"{run.recipe.name}: streamed; of a sample of {counted(len(rows.kept) + rows.held_out, 'row')} ({said}) {rows.held_out:,} are held out; dropped: {lost}"
     )
     return tokens.table(encode(Rows(rows.kept[:_FIRST], name=rows.name)))
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.data.sight import COLUMN
 from pipeline.system import process
+from pipeline.system.words import counted
 
 if TYPE_CHECKING:
     from pipeline.chain.run import Run
@@ -55,7 +56,7 @@ def kept(
     flat = there[0]
     run.record["reference"] = {"digest": name, "reused": flat is not None}
     if flat is None:
-        run.say(f"reference: one pass of the parent over {len(dataset):,} rows")
+        run.say(f"reference: one pass of the parent over {counted(len(dataset), 'row')}")
         flat = _computed(dataset, columns, most, score)
         if run.main:
             write(path, flat)

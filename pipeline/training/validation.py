@@ -12,6 +12,7 @@ from pipeline.data.rows import Rows
 from pipeline.data.source_recipe import Source, SourceRecipe
 from pipeline.data.types import Row
 from pipeline.system.errors import UserError
+from pipeline.system.words import counted
 
 _SAME, _NEAR = "the same prompt or text as a validation row", "nearly the same as a validation row"
 
@@ -26,7 +27,7 @@ def training(run: Run, share: float, data: str) -> Rows:
     _apart(rows, theirs, reads)
     rows.validation = theirs.kept
     for reason, count in theirs.dropped.items():
-        run.say(f"validation_data: {count:,} rows dropped: {reason}")
+        run.say(f"validation_data: {counted(count, 'row')} dropped: {reason}")
     if not rows.kept:
         raise UserError(f"validation_data {data}: every training row stands in it, so nothing is left to train on")
     return rows
