@@ -135,13 +135,15 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the libraries that can change a result."""
-    found = {"python": platform.python_version()}
-    for name in _REPORTED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    return {"python": platform.python_version()} | {name: _installed(name) for name in _REPORTED}
+
+
+@cache  # each takes a millisecond to find, and a `make` asks for every node
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
 
 
 def hardware() -> dict[str, Any]:

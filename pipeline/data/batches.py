@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pipeline.data.tokens import IGNORED
+from pipeline.models.logits import IGNORED
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +27,7 @@ class Batches:
 
 def pad(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     """Pad lists on the right to the longest of their column, and add the attention mask of each column of ids."""
+    import numpy as np
     import torch
 
     batch: dict[str, Any] = {}

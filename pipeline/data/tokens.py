@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.data.types import Row
 from pipeline.models import control
@@ -26,6 +25,7 @@ from pipeline.system import cache
 from pipeline.system.process import Progress
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
@@ -251,6 +251,8 @@ def tables(tokens: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
 
 def write_tables(tables: Iterator[pa.Table], path: Path) -> int:
     """Write tables to an Arrow file with the columns of the first, each as a record batch; return how many rows they have."""
+    import pyarrow as pa
+
     first, number = next(tables, _table([], _features(None).arrow_schema)), 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
         for table in itertools.chain([first], tables):
@@ -282,6 +284,8 @@ def _features(first: Mapping[str, Any] | None) -> Any:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> pa.Table:
+    import pyarrow as pa
+
     # Given the type at once, pyarrow cuts fractions to whole numbers without a word; a cast raises.
     columns = [pa.array([row[name] for row in rows]).cast(schema.field(name).type) for name in schema.names]
     return pa.Table.from_arrays(columns, schema=schema)
@@ -316,6 +320,7 @@ def pack(dataset: Dataset, max_length: int, say: Callable[[str], Any] = str) -> 
     lies beside the file of the data set, if it has one, and is made once.
     """
     import datasets
+    import pyarrow as pa
 
     if not dataset.cache_files:
         return datasets.Dataset(pa.concat_tables(_packed(dataset, max_length, say)))
@@ -333,6 +338,7 @@ def _selected(dataset: Dataset) -> str:
 def _packed(dataset: Dataset, max_length: int, say: Callable[[str], Any]) -> Iterator[pa.Table]:
     """Yield tables of packed rows, each made from a thousand documents."""
     import datasets
+    import pyarrow as pa
     from trl.data_utils import pack_dataset
 
     arrow, progress = dataset.with_format("arrow"), Progress(say)
@@ -356,6 +362,8 @@ def numbered(dataset: Dataset) -> Dataset:
 
 def _with_rows(table: pa.Table, numbers: np.ndarray, lengths: np.ndarray) -> pa.Table:
     """Return the table with lists of row numbers, of the given lengths, in the column `row`."""
+    import pyarrow as pa
+
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     rows = pa.ListArray.from_arrays(pa.array(offsets), pa.array(numbers, pa.int32()))
     return table.set_column(table.schema.get_field_index("row"), "row", rows)

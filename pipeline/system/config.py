@@ -91,10 +91,12 @@ def normal(value: Any) -> Any:
 def read_yaml(text: str) -> Any:
     """Return what a YAML text holds; yaml.YAMLError also where it is nested too deeply, or grows beyond reason by its aliases."""
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        if node is not None and _size(node, {}) > _MOST_VALUES:
+        loader = yaml.SafeLoader(text)
+        if (node := loader.get_single_node()) is None:
+            return None
+        if _size(node, {}) > _MOST_VALUES:
             raise yaml.YAMLError(f"its aliases make more than {_MOST_VALUES:,} values of it")
-        return yaml.safe_load(text)
+        return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply, or an alias stands within what it names") from None
 

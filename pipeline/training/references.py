@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.sight import COLUMN
 from pipeline.system import process
 from pipeline.system.words import counted
 
@@ -88,6 +87,7 @@ def digest(dataset: Any, columns: Sequence[str], depends: Mapping[str, Any]) -> 
     import torch
 
     from pipeline.chain import manifest
+    from pipeline.data.sight import COLUMN
 
     versions = manifest.versions()
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
