@@ -1,7 +1,7 @@
 """Faults that people make, planted one by one into tristage and into plain scripts of the libraries: `make zoo`.
 
 A fault is a function that changes a `Setup`, which both runners then carry out. `tests/zoo/faults` has a file for each kind,
-`tests/zoo/correct.py` unusual setups that are right.
+`tests/zoo/right` the unusual setups that are right.
 """
 
 from __future__ import annotations

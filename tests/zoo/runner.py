@@ -230,9 +230,9 @@ def cases() -> tuple[list[Case], list[Case]]:
     import importlib
     import pkgutil
 
-    from tests.zoo import faults
+    from tests.zoo import faults, right
 
-    for module in sorted(pkgutil.iter_modules(faults.__path__), key=lambda one: one.name):
-        importlib.import_module(f"tests.zoo.faults.{module.name}")
-    importlib.import_module("tests.zoo.correct")
+    for package in (faults, right):
+        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda one: one.name):
+            importlib.import_module(f"{package.__name__}.{module.name}")
     return FAULTS, CORRECT
