@@ -102,6 +102,7 @@ def test_torch_is_left_as_it_is_where_there_is_an_accelerator(monkeypatch):
 
 def test_what_is_settled_is_not_searched_again():
     gc.unfreeze()
+    imports.settle.cache_clear()
     imports.settle()
     frozen = gc.get_freeze_count()
     assert frozen > 1000

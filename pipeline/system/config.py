@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import difflib
 import enum
+import functools
 import importlib
 import math
 import re
@@ -231,6 +232,11 @@ def library_class(path: str) -> type:
     return typing.cast(type, getattr(importlib.import_module(module), name))
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def check(
     values: Mapping[str, Any],
     origins: Mapping[str, str],
@@ -245,7 +251,7 @@ def check(
     options are checked. `ignores`: keys of that class which this stage does not read → why.
     """
     reserved = {**RESERVED, **ignores}
-    hints = typing.get_type_hints(options)
+    hints = _hints(options)
     known = {field.name: hints[field.name] for field in dataclasses.fields(options)}
     most = {field.name: field.metadata["at_most"] for field in dataclasses.fields(options)}
     least = {"max_length": 2} | {field.name: field.metadata["at_least"] for field in dataclasses.fields(options)}
@@ -254,7 +260,7 @@ def check(
     choices: dict[str, list[Any]] = {}
     if library and not loose:
         cls = library_class(library)
-        theirs, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
+        theirs, fields = _hints(cls), dataclasses.fields(cls)
         usual = {field.name: field.default for field in fields}
         choices = {field.name: list(field.metadata.get("choices") or ()) for field in fields if field.name not in ours}
         known = {field.name: theirs[field.name] for field in fields} | known

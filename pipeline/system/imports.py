@@ -53,10 +53,10 @@ def _packages(distribution: importlib.metadata.Distribution) -> set[str]:
     return {name.partition("/")[0].removesuffix(".py") for name in names if name.endswith(".py")}
 
 
+@functools.cache  # once in a process: to ask how many objects are left out would count two million
 def settle() -> None:
     """Leave what was imported out of later searches for garbage, of which the Trainer begins with one."""
-    if not gc.get_freeze_count():
-        gc.freeze()
+    gc.freeze()
 
 
 @contextlib.contextmanager

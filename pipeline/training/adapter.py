@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,3 +81,13 @@ def give_head_a_bias(model: Any) -> None:
     head = model.get_output_embeddings()
     if hasattr(head, "token_adapter"):
         head.register_parameter("bias", None)
+
+
+@contextlib.contextmanager
+def without_card(model: Any) -> Iterator[None]:
+    """Let peft save a model without a card beside it, whose template it would compile anew at each checkpoint."""
+    vars(model)["create_or_update_model_card"] = lambda folder: None
+    try:
+        yield
+    finally:
+        del vars(model)["create_or_update_model_card"]

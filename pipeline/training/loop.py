@@ -25,7 +25,7 @@ from pipeline.models import checkpoint, processors
 from pipeline.system import cache, hashes, imports, process, signals
 from pipeline.system.errors import Stopped, UserError, WorldError
 from pipeline.system.words import counted
-from pipeline.training import attention, first_step, frozen, guards, outcome, parents, rates, room, sharded, tracking
+from pipeline.training import adapter, attention, first_step, frozen, guards, outcome, parents, rates, room, sharded, tracking
 from pipeline.training.keeper import SECONDS, Keeper
 from pipeline.training.progress import Progress
 from pipeline.training.streamed import Positions, Streamed
@@ -316,8 +316,8 @@ def hand_over(
         if not isinstance(config.target_modules, str):  # else a soft prompt, which is nothing without its tokens
             config.base_model_name_or_path = ".."  # the adapter's base is the parent; no path of this machine leaves
             config.target_modules = sorted(config.target_modules)  # a set is written in another order by each process
-            model.save_pretrained(run.result / "adapter", save_embedding_layers=False)
-            (run.result / "adapter" / "README.md").unlink(missing_ok=True)
+            with adapter.without_card(model):
+                model.save_pretrained(run.result / "adapter", save_embedding_layers=False)
         model, moved = checkpoint.merge(model, sample)
         run.record["merge_error"] = moved
     if trainer.began and (trainer.still or guards.weights(model) == trainer.began):

@@ -22,7 +22,7 @@ from pipeline.objectives import negatives
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
 from pipeline.system.optimizers import MUON
-from pipeline.training import frozen, muon, sharded
+from pipeline.training import adapter, frozen, muon, sharded
 from pipeline.training.order import permuted
 from pipeline.training.streamed import POSITION, Streamed
 
@@ -209,7 +209,8 @@ class StageTrainer(Trainer):
         """
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if not isinstance(model, PreTrainedModel):
-            super()._save(*arguments, **named)
+            with adapter.without_card(model):
+                super()._save(*arguments, **named)
             return
         vars(model)["save_pretrained"] = functools.partial(model.save_pretrained, save_original_format=False)
         try:
