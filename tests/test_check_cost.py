@@ -12,6 +12,7 @@ from pipeline.data import doubts, shown, tokens, types
 from pipeline.models import tokenization
 from pipeline.system import cores
 from pipeline.training import first_step, guards, outcome, parents, rates
+from tests import conftest
 
 STEPS, WHOLE = 30, 1190  # of the profile
 pytestmark = pytest.mark.measured
@@ -24,6 +25,7 @@ def checks(monkeypatch):
 
     spent, depth, stepped = {}, [0], []
     hook = register_optimizer_step_post_hook(lambda *_: stepped.append(time.process_time()))
+    monkeypatch.setattr(conftest, "LOOKS", 8)
 
     def timed(module, name, within=False):  # `within`: of another one, whose own seconds are then without it
         function = getattr(module, name)
