@@ -128,8 +128,8 @@ def test_the_cache_is_emptied(run, place, tmp_path):
     assert not list(place.iterdir())
 
 
-def test_who_waited_for_a_lock_that_was_removed_takes_the_one_that_holds(place):
-    entry = place / "rows-a"
+def test_who_waited_for_a_lock_that_was_removed_takes_the_one_that_holds():
+    entry = cache.folder() / "rows-a"
     with ThreadPoolExecutor() as pool:
         with cache._locked(entry, fcntl.LOCK_EX) as held:
             waiting = pool.submit(cache._locked, entry, fcntl.LOCK_EX)
