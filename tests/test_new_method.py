@@ -89,11 +89,15 @@ class Checkout:
         assert status == 0, out + err
         return out
 
-    def run(self, *words, given="", **variables):
-        """Run a command with the variables of make; return what it printed."""
-        with self.start(*words, **variables) as process:
-            out, err = process.communicate(given)
-        assert process.returncode == 0, out + err
+    def run(self, *words, given=None, **variables):
+        """Run a command with the variables of make; return what it printed. `given`: what it reads, in a process of its own."""
+        if given is None:
+            status, out, err = call(self.folder, *words, **self.environment | variables)
+        else:
+            with self.start(*words, **variables) as process:
+                out, err = process.communicate(given)
+            status = process.returncode
+        assert status == 0, out + err
         return out
 
 
