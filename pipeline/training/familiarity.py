@@ -9,17 +9,19 @@ masked model, what an encoder-decoder writes for a text with gaps, whether a dis
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.data.batches import pad
 from pipeline.data.tokens import IGNORED, Tokens, answered
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 KNOWN_ROWS, KNOWN_TOKENS = 8, 2048  # of a causal model's rows, by which it is measured
 _GAP_ROWS, _GAP, _FIRST_GAP = 32, 7, 3  # rows of the others; in masked ones every seventh token is hidden, from the fourth on
+_AT_ONCE = 1024  # tokens of them in a forward pass, padding included, or one text
 _FEWEST = 40  # tokens below which the others say nothing
 _SURE, _MARGIN = 3.0, 1.0  # nats a token: below exchanged rows, and below guessing, where one exchange is enough
 _EXCHANGES, _MOVES = 15, (1, -1, 2, -2, 3, -3)  # more exchanges, and by how much ids may have moved, where it is not
@@ -27,6 +29,7 @@ _ERRORS = 2.0  # standard deviations of exchanged rows that rows with moved numb
 
 Exchange = Mapping[int, int]
 Cost = Callable[[Exchange], "Nats | None"]
+Texts = Sequence[tuple[int, Sequence[int]]]  # ids, each with its number among the first rows
 
 
 class Nats(NamedTuple):
@@ -124,59 +127,81 @@ def next_tokens(model: Any, rows: Sequence[Any], exchange: Exchange = {}, ids: S
     return Nats(sums[0] / counts[0], sums[1] / counts[1], counts[1], sums[2] / max(1, counts[2]))
 
 
-def _over(ask: Callable[[int, Sequence[int]], tuple[float, int]], texts: Sequence[Sequence[int]], known: set[int], exchange: Exchange) -> Nats | None:  # fmt: skip
-    """Return the mean of what texts cost; `ask` returns the nats of one and the number of tokens that they are of."""
-    found = [ask(at, [exchange.get(one, one) for one in text]) for at, text in enumerate(texts)]
+def _over(ask: Callable[[Texts], tuple[float, int]], texts: Sequence[Sequence[int]], known: set[int], exchange: Exchange) -> Nats | None:  # fmt: skip
+    """Return the mean of what texts cost; `ask` returns the nats of some of them and the number of tokens that those are of."""
+    found = [ask(part) for part in _parts([[exchange.get(one, one) for one in text] for text in texts])]
     count = sum(tokens for _, tokens in found)
     mean = sum(nats for nats, _ in found) / max(1, count)
     return Nats(mean, mean, count) if count >= _FEWEST else None
 
 
-def _gaps(model: Any, tokenizer: Any, known: set[int], _: int, ids: Sequence[int]) -> tuple[float, int]:
+def _parts(texts: Sequence[Sequence[int]]) -> Iterator[Texts]:
+    """Yield texts, each with its number, as many together as are read at once."""
+    part: list[tuple[int, Sequence[int]]] = []
+    for number, ids in enumerate(texts):
+        if part and max(len(ids), *(len(one) for _, one in part)) * (len(part) + 1) > _AT_ONCE:
+            yield part
+            part = []
+        part.append((number, ids))
+    if part:
+        yield part
+
+
+def _gaps(model: Any, tokenizer: Any, known: set[int], texts: Texts) -> tuple[float, int]:
     """Hide every seventh token; return what the hidden ones cost."""
-    import torch
-
-    from pipeline.models.logits import token_nats
-
-    hidden = set([at for at, one in enumerate(ids) if one in known][_FIRST_GAP::_GAP])
-    labels = [one if at in hidden else IGNORED for at, one in enumerate(ids)]
-    given = [tokenizer.mask_token_id if at in hidden else one for at, one in enumerate(ids)]
-    if tokenizer.mask_token_id is None or not hidden:
+    rows = []
+    for _, ids in texts:
+        hidden = set([at for at, one in enumerate(ids) if one in known][_FIRST_GAP::_GAP])
+        if hidden:
+            given = [tokenizer.mask_token_id if at in hidden else one for at, one in enumerate(ids)]
+            rows.append({"input_ids": given, "labels": [one if at in hidden else IGNORED for at, one in enumerate(ids)]})
+    if tokenizer.mask_token_id is None or not rows:
         return 0.0, 0
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([given])).logits
-    return float(token_nats(logits, torch.tensor([labels])).sum()), len(hidden)
+    batch = pad(rows, tokenizer.pad_token_id or 0)
+    return _nats(lambda given: model(**given).logits, batch, batch.pop("labels"))
 
 
-def _replaced(model: Any, tokenizer: Any, known: set[int], _: int, ids: Sequence[int]) -> tuple[float, int]:
+def _replaced(model: Any, tokenizer: Any, known: set[int], texts: Texts) -> tuple[float, int]:
     """Return −Σ log p(original) of the tokens, none of which was replaced."""
     import torch
 
-    asked = [at for at, one in enumerate(ids) if one in known]
+    rows = [{"input_ids": ids, "asked_mask": [int(one in known) for one in ids]} for _, ids in texts]
+    batch = pad(rows, tokenizer.pad_token_id or 0)
+    asked = batch.pop("asked_mask").bool()
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids])).logits[0, asked]
-    return float(torch.nn.functional.softplus(logits.float()).sum()), len(asked)
+        logits = model(**batch).logits[asked]
+    return float(torch.nn.functional.softplus(logits.float()).sum()), int(asked.sum())
 
 
-def _written(model: Any, tokenizer: Any, known: set[int], number: int, ids: Sequence[int]) -> tuple[float, int]:
+def _written(model: Any, tokenizer: Any, known: set[int], texts: Texts) -> tuple[float, int]:
     """Return what an encoder-decoder's own writing costs: the spans that were taken out (T5), or the whole text (BART)."""
     import numpy as np
-    import torch
 
     from pipeline import objectives
-    from pipeline.models.logits import decoder_logits, token_nats
+    from pipeline.models.logits import decoder_logits
 
     spans = "<extra_id_1>" in tokenizer.get_vocab()
-    text = [one for one in ids if one in known]
-    if len(text) < _FIRST_GAP or not (spans or tokenizer.mask_token_id is not None):
+    read = [(number, [one for one in ids if one in known]) for number, ids in texts]
+    read = [(number, ids) for number, ids in read if len(ids) >= _FIRST_GAP]
+    if not read or not (spans or tokenizer.mask_token_id is not None):
         return 0.0, 0
     objective: Any = objectives.load("span_corruption" if spans else "denoising")
-    asked = objective.corrupt({"input_ids": text, "ends": [len(text)]}, tokenizer, np.random.default_rng(number))
-    batch = {name: torch.tensor([asked[name]]) for name in ("input_ids", "labels")}
-    labels: torch.Tensor = torch.tensor([[one if one in known else IGNORED for one in asked["labels"]]])
+    asked = [
+        objective.corrupt({"input_ids": ids, "ends": [len(ids)]}, tokenizer, np.random.default_rng(number))
+        for number, ids in read
+    ]
+    batch = pad([{name: row[name] for name in ("input_ids", "labels")} for row in asked], tokenizer.pad_token_id or 0)
+    labels = pad([{"labels": [one if one in known else IGNORED for one in row["labels"]]} for row in asked], 0)["labels"]
+    return _nats(lambda given: decoder_logits(model, given), batch, labels)
+
+
+def _nats(logits: Callable[[Mapping[str, Any]], Any], batch: Mapping[str, Any], labels: Any) -> tuple[float, int]:
+    import torch
+
+    from pipeline.models.logits import num_targets, token_nats
+
     with torch.no_grad():
-        logits = decoder_logits(model, batch)
-    return float(token_nats(logits, labels).sum()), int((labels != IGNORED).sum())
+        return float(token_nats(logits(batch), labels).sum()), int(num_targets(labels))
 
 
 def targets(row: Any) -> Tokens:
