@@ -13,6 +13,7 @@ from pipeline.training.loop import fit
 from tests.throughput import STEPS, WARM, Material, Turn, compared, ours_and_a_bare_loop, ratio
 
 pytestmark = pytest.mark.slow
+RUNS = 2  # either side begins one
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def told(capsys, title, sums):
 
 
 def test_the_stage_keeps_up_with_a_bare_loop(material, capsys):
-    found = told(capsys, "time of a bare loop", compared(ours_and_a_bare_loop(material), slice(WARM, STEPS)))
+    found = told(capsys, "time of a bare loop", compared(ours_and_a_bare_loop(material), slice(WARM, STEPS), RUNS))
     assert 1 / found >= 0.85
 
 
@@ -60,5 +61,5 @@ def test_safety_costs_little_over_the_stock_trainer(material, capsys):
 
         return work
 
-    found = told(capsys, "time of the stock Trainer", compared({"ours": ours, "stock": stock}, slice(None)))
+    found = told(capsys, "time of the stock Trainer", compared({"ours": ours, "stock": stock}, slice(None), RUNS))
     assert found <= 1.06  # 1.03 is wanted and printed
