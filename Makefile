@@ -81,7 +81,7 @@ torture: $(READY)
 	@python -m tests.torture "$$KILLS"
 
 torture-push: $(READY)
-	@python -m pytest -m slow tests/test_push_faults.py -k killed
+	@python -m pytest -m measured tests/test_push_faults.py -k twenty
 
 # What only an accelerator proves, in one table; without one the same on the CPU with small sizes. ARGS="large kills" names parts.
 prove-gpu: $(READY)

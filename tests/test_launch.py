@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline import ROOT
 from pipeline.chain import manifest, resume
-from tests.conftest import CHAIN, SMALL, flags_of, last
+from tests.conftest import CHAIN, SMALL, flags_of, last, mostly_slow
 from tests.forked import launched
 from tests.test_finetune import flags as task_flags
 from tests.test_tasks import parent
@@ -42,28 +42,28 @@ def same_step(two, one):
     assert max((found[key] - wanted[key]).abs().max().item() for key in wanted) < 1e-5
 
 
-def test_two_processes_do_what_one_does(run, chain, data, tmp_path):
+@pytest.mark.parametrize("name", mostly_slow(list(CHAIN), "sft"))
+def test_two_processes_do_what_one_does(run, chain, data, tmp_path, name):
     """One step of plain gradient descent: two processes with one row each move the weights as one with two does."""
-    flags = [*flags_of("sft", chain, data, tmp_path), *ONE_STEP]
-    two, one = (tmp_path / count / "sft" for count in ("two", "one"))
-    assert launched("sft", [*flags, "--per_device_train_batch_size", "1", "--output", two], tmp_path).count("done in") == 1
-    assert run("sft", *flags, "--per_device_train_batch_size", "2", "--output", one)[0] == 0
+    flags = [*flags_of(name, chain, data, tmp_path), *ONE_STEP]
+    two, one = (tmp_path / count / name for count in ("two", "one"))
+    assert launched(name, [*flags, "--per_device_train_batch_size", "1", "--output", two], tmp_path).count("done in") == 1
+    assert run(name, *flags, "--per_device_train_batch_size", "2", "--output", one)[0] == 0
     same_step(two, one)
     assert manifest.read(two)["tokens"] == manifest.read(one)["tokens"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CHAIN)
-def test_a_launcher_starts_two_processes_or_says_that_it_does_not(chain, data, tmp_path, name):
-    """As above, by torchrun, for every stage."""
-    flags = [*flags_of(name, chain, data, tmp_path), *ONE_STEP]
-    out = launch(TORCHRUN, name, *flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two" / name)
+def test_a_launcher_starts_two_processes_or_says_that_it_does_not(chain, data, tmp_path):
+    """As above, by torchrun."""
+    flags = [*flags_of("sft", chain, data, tmp_path), *ONE_STEP]
+    out = launch(TORCHRUN, "sft", *flags, "--per_device_train_batch_size", "1", "--output", tmp_path / "two" / "sft")
     assert out.count("done in") == 1
-    one = ["--per_device_train_batch_size", "2", "--output", tmp_path / "one" / name]
-    out = launch(ACCELERATE, name, *flags, *one)  # which is one process, whatever it was told
+    one = ["--per_device_train_batch_size", "2", "--output", tmp_path / "one" / "sft"]
+    out = launch(ACCELERATE, "sft", *flags, *one)  # which is one process, whatever it was told
     assert "accelerate launch --cpu starts 1 process, not 2; for 2 use LAUNCH='torchrun --nproc_per_node 2'" in out
-    same_step(tmp_path / "two" / name, tmp_path / "one" / name)
-    assert manifest.read(tmp_path / "two" / name)["tokens"] == manifest.read(tmp_path / "one" / name)["tokens"]
+    same_step(tmp_path / "two" / "sft", tmp_path / "one" / "sft")
+    assert manifest.read(tmp_path / "two" / "sft")["tokens"] == manifest.read(tmp_path / "one" / "sft")["tokens"]
 
 
 @pytest.mark.slow

@@ -296,7 +296,7 @@ def test_a_killed_push_can_be_repeated(run, ready, hub, tmp_path):
     killed(hub, ready, tmp_path / "home", run, times=3, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.measured  # `make torture-push`: three minutes of what three kills prove already
 def test_a_push_killed_at_twenty_moments_can_be_repeated(run, ready, hub, tmp_path):
     states = killed(hub, ready, tmp_path / "home", run, times=20, seed=1)
     assert len(set(states)) >= 3, f"the kills hit only pushes with {set(states)} models there"
