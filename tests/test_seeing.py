@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from pipeline.data import doubts, recipe, shown, types
 from pipeline.data.judge import Question
 from pipeline.data.sight import PromptCollator, Sight, SightCollator
 from pipeline.data.types import Malformed, recognise
-from pipeline.evaluation.metrics.reply_loss import shuffled
+from pipeline.evaluation.metrics.reply_loss import EVALUATOR, shuffled
 from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, llava, parts, processors, tokenization, vision
 from pipeline.models.logits import IGNORED
@@ -474,6 +475,35 @@ def test_rated_answers_begin_at_even_and_are_kept_and_killed_with_their_pictures
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "steps"), [("kto", 1), ("apo_zero_unpaired", 3)])
+def test_rated_answers_about_pictures_move_two_processes_as_one(run, made, seen, tmp_path, loss, steps):
+    """At the parent the KL is 0, whichever rows it is estimated from; a loss without it is a mean over rows in each step."""
+    more = ["--method", "full", "--loss_type", loss, "--max_steps", steps, "--optim", "sgd", "--learning_rate", "0.1"]
+    more += ["--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
+    one, two = (flags_of_kto(made, seen, *more, "--output", tmp_path / name) for name in ("one", "two"))
+    status, _, err = run("kto", *one)
+    assert status == 0, err
+    assert launched("kto", [*two, "--per_device_train_batch_size", "2"], tmp_path).count("done in") == 1
+    wanted, found, start = weights(tmp_path / "one"), weights(tmp_path / "two"), weights(made / "sft")
+    assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5
+    assert max(float((wanted[key] - start[key]).abs().max()) for key in wanted) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_two_processes_sample_answers_with_the_pictures_of_their_own_prompts(made, seen, tmp_path, algorithm):
+    """Each process splits what it sampled into batches: at the parent an answer's KL is 0 only with the pictures that it was sampled with."""
+    more = ["--algorithm", algorithm, "--method", "full", "--steps_per_generation", "2", "--gradient_accumulation_steps", "2"]
+    given = flags_of_rlhf(made, seen, *more, "--max_steps", "3", "--output", tmp_path / "two")
+    assert launched("rlhf", given, tmp_path).count("done in") == 1
+    record = manifest.read(tmp_path / "two")
+    assert record["rollouts"]["completions"] == 3 * 2 * 2 * 8
+    assert logged(tmp_path / "two")["kl_per_answer"] == pytest.approx(0, abs=1e-4)
+    assert same(part(made / "sft", "vision_tower"), part(tmp_path / "two", "vision_tower"))
+    assert not same(part(made / "sft", "multi_modal_projector"), part(tmp_path / "two", "multi_modal_projector"))
+
+
 @pytest.mark.parametrize(
     "more", [("--algorithm", "rloo"), ("--algorithm", "grpo", "--steps_per_generation", "2", "--method", "full")]
 )
@@ -708,6 +738,22 @@ def test_shuffled_pictures_are_those_of_another_row(seen):
     assert [row["images"] for row in found[:5]] == [row["images"] for row in [*rows[1:], rows[0]]]
     assert found[5:] == mixed[5:]  # texts, and what can be exchanged with no other, stay
     assert shuffled([rows[0], rows[0]]) == []
+    twice = [row for row in rows for _ in range(3)]  # several rows about a picture, one after another
+    assert [row["images"] for row in shuffled(twice)] == [row["images"] for row in found[:5] for _ in range(3)]
+
+
+def test_a_model_that_does_not_look_loses_nothing_by_other_pictures(made, seen):
+    """One that looks does: a projector that says the same of whatever patch makes the difference zero."""
+    node = StageModel(str(made / "sft"), "sft")
+    subject = SimpleNamespace(rows=rows_of(seen), chatting=[node], node=node, add_model=lambda *_: None)
+
+    def apart():
+        own, other = (one.figure.items[:, 0] for one in EVALUATOR.measure(subject) if one.metric == "loss")
+        return abs(other - own).max()
+
+    assert apart() > 1e-3
+    node.model.model.multi_modal_projector.linear_2.weight.data.zero_()
+    assert apart() < 1e-5
 
 
 def test_the_loss_is_shown_beside_that_of_shuffled_pictures(run, made, tmp_path):

@@ -22,7 +22,7 @@ from pipeline.models.build import build, load
 from pipeline.objectives import Example, Scores, Text
 from pipeline.objectives._views import Drawing, Viewing
 from pipeline.objectives._vision import VisionObjective
-from pipeline.objectives.negatives import gathered
+from pipeline.data.negatives import gathered
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 

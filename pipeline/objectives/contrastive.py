@@ -21,7 +21,7 @@ from pipeline.models.build import build, dropout, load
 from pipeline.models.embedder import embeddings, save_embedder
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces, sentences
-from pipeline.objectives.negatives import gathered
+from pipeline.data.negatives import gathered
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 

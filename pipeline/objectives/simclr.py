@@ -19,7 +19,7 @@ from pipeline.objectives import Example, Scores
 from pipeline.objectives._views import Drawing, Viewing
 from pipeline.objectives._vision import VisionObjective
 from pipeline.objectives.collator import HELD_OUT_BATCH
-from pipeline.objectives.negatives import gathered
+from pipeline.data.negatives import gathered
 from pipeline.system.config import option
 
 

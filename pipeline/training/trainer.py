@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
 from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.models import vision
-from pipeline.objectives import negatives
+from pipeline.data import negatives
 from pipeline.system.arguments import MUON
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
