@@ -81,7 +81,9 @@ class Retrieval(Embedder):
         size, ids = len(batch["positives"]), batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -1)
         both, (every, start) = embeddings(model, batch), gathered(ids, -1)
         candidates, first = gathered(both[size:])
-        numbers = torch.unique(every, dim=0, return_inverse=True)[1].view(-1, len(ids))  # equal where texts are; one line a process
+        numbers = torch.unique(every, dim=0, return_inverse=True)[1].view(
+            -1, len(ids)
+        )  # equal where texts are; one line a process
         excluded = _excluded(numbers, size)[start // len(ids) * size :][:size]
         likeness = (both[:size] @ candidates.T / self.temperature).masked_fill(excluded, -torch.inf)
         return {"loss": torch.nn.functional.cross_entropy(likeness, first + batch["positives"], reduction="sum")}
