@@ -127,7 +127,9 @@ def _grid(parts: torch.Tensor, high: int, wide: int) -> torch.Tensor:
     import torch
 
     middles = (torch.linspace(-1, 1, size) * (size - 1) / size for size in (wide, high))
-    across, down = (half[:, None] * middle + at[:, None] for half, middle, at in zip(parts.T[2:], middles, parts.T, strict=False))
+    across, down = (
+        half[:, None] * middle + at[:, None] for half, middle, at in zip(parts.T[2:], middles, parts.T, strict=False)
+    )
     return torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), -1)
 
 
