@@ -65,6 +65,15 @@ def test_a_view_is_mirrored_cut_and_coloured_by_hand():
     assert not torch.allclose(half, levels, atol=0.05)
 
 
+def test_a_view_is_read_at_the_points_of_affine_grid():
+    numbers = np.random.default_rng(0).random((50, _views.DRAWN))
+    drawn = torch.from_numpy(_views.Drawing().draw(numbers).astype(np.float32))[:, :4]
+    across, down, wide, high = drawn.T
+    places = torch.stack([wide, wide * 0, across, wide * 0, high, down], 1).view(-1, 2, 3)
+    wanted = torch.nn.functional.affine_grid(places, [50, 3, 24, 32], align_corners=False)
+    assert torch.allclose(_views._grid(drawn, 24, 32), wanted, rtol=0, atol=1e-6)
+
+
 def test_views_stay_within_the_picture_and_go_as_far_as_asked():
     drawing = _views.Drawing(area=0.25, mirror=0.5, colour=0.5)
     numbers = np.random.default_rng(0).random((500, _views.DRAWN))

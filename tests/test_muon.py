@@ -9,8 +9,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from pipeline.chain import manifest
 from pipeline.system.optimizers import MUON, least_state
 from pipeline.training import muon, room
+from tests.conftest import SMALL as SIZES
 from tests.conftest import flags_of, gone_on_after_a_kill
+from tests.forked import launched
 from tests.objectives import flags
+from tests.test_negatives import moved
 
 SMALL = {"vocab_size": 60, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -114,6 +117,20 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path):
     status, _, err = run("pretrain", *given, "--output", tmp_path / "adamw")
     assert status == 0, err
     assert manifest.read(tmp_path / "adamw")["outputs"] != record["outputs"]
+
+
+def test_two_processes_move_the_weights_as_one_does(run, chain, data, tmp_path):
+    """The whole gradient is turned, not each process's own: three steps of two with two rows each are those of one with four."""
+    given = ["--parent", chain / "pretrain", "--data", data / "text.jsonl", *SIZES["pretrain"][8:], "--max_steps", "3"]
+    given += ["--optim", MUON]
+    one, two = tmp_path / "one", tmp_path / "two"
+    status, _, err = run("pretrain", *given, "--per_device_train_batch_size", "4", "--output", one)
+    assert status == 0, err
+    launched("pretrain", [*given, "--per_device_train_batch_size", "2", "--output", two], tmp_path)
+    wanted, found = moved(chain / "pretrain", one), moved(chain / "pretrain", two)
+    assert len(wanted) > 15
+    for name, change in wanted.items():
+        assert (found[name] - change).norm() < 1e-3 * change.norm(), name
 
 
 def test_an_adapter_is_not_turned(run, chain, data, tmp_path):

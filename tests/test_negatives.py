@@ -1,14 +1,18 @@
 """Negatives of all processes: two processes take the step that one takes with a batch of both, and see no row of theirs twice."""
 
+import json
+
 import pytest
 from safetensors.torch import load_file
 
 from tests import test_clip
 from tests.conftest import mostly_slow
 from tests.forked import launched
+from tests.test_finetune import flags as of_tasks
 from tests.test_image_objectives import SIZES
 from tests.test_image_objectives import flags as of_pictures
 from tests.test_launch import ONE_STEP
+from tests.test_tasks import parent
 
 CASES = {
     "clip": lambda folder: test_clip.flags(folder),
@@ -42,3 +46,20 @@ def test_two_processes_take_the_step_of_one(run, tmp_path, name):
     assert len(wanted) > 20
     largest = max(float(one.abs().max()) for one in wanted.values())
     assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5 * largest
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_embeddings_as_one_does(run, tmp_path):
+    """The same for `retrieval`, whose rows have equal texts among them."""
+    source = parent(tmp_path / "parent", "mlm")
+    settings = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(settings | dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)))  # fmt: skip
+    more = ["--optim", "sgd", "--learning_rate", "0.5", "--max_steps", "1", "--max_grad_norm", "0"]
+    given = [*of_tasks("retrieval", {"mlm": source}, tmp_path), *more]
+    one, two = tmp_path / "one", tmp_path / "two"
+    status, _, err = run("finetune", *given, "--per_device_train_batch_size", "8", "--output", one)
+    assert status == 0, err
+    assert launched("finetune", [*given, "--per_device_train_batch_size", "4", "--output", two], tmp_path).count("done in") == 1
+    start, wanted, found = (load_file(folder / "model.safetensors") for folder in (source, one, two))
+    largest = max(float((weights - start[f"bert.{name}"]).abs().max()) for name, weights in wanted.items())
+    assert max(float((found[name] - weights).abs().max()) for name, weights in wanted.items()) < 1e-5 * largest

@@ -12,7 +12,7 @@ from pipeline.data.recipe import Rows
 from pipeline.models import tokenization
 from pipeline.system.errors import UserError
 from pipeline.tasks import load
-from pipeline.tasks.retrieval import Ranked
+from pipeline.tasks.retrieval import Ranked, _excluded
 from tests.test_finetune import flags, write_rows
 from tests.test_tasks import ROWS, TEXTS, examples_of
 
@@ -41,7 +41,12 @@ def test_what_belongs_to_a_text_is_no_negative_of_it():
     """Row 2 asks what row 0 asks, so their positives are no negatives of each other; row 1's negative is row 0's positive."""
     batch = batch_of(([1], [5], [7]), ([2], [6], [5]), ([1], [8], [9]))
     assert batch["input_ids"].tolist() == [[1], [2], [1], [5], [6], [8], [7], [5], [9]]
-    assert batch["excluded"].int().tolist() == [[0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 1, 0]]
+    assert batch["positives"].tolist() == [0, 1, 2]
+    wanted = [[0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 1, 0]]
+    assert _excluded(batch["input_ids"].view(1, -1), 3).int().tolist() == wanted
+    assert _excluded(torch.tensor([[1, 5, 7], [2, 6, 5], [1, 8, 9]]), 1).int().tolist() == [  # a row a process
+        [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0],
+    ]  # fmt: skip
 
 
 def _loss(parents):
@@ -50,7 +55,6 @@ def _loss(parents):
 
     _, words, model, made, _ = examples_of("retrieval", parents["mlm"], ROWS["retrieval"][:6])
     batch = TASK.collator(words, None)([{key: value for key, value in row.items() if key != "row"} for row in made])
-    assert not batch["excluded"].any()
     with torch.no_grad():
         loss = TASK.losses(model.eval(), batch)["loss"].item() / TASK.counts(batch)["loss"]
         return loss, *embeddings(model, batch).chunk(2)

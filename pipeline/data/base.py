@@ -47,4 +47,4 @@ EMPTY = Recipe()
 
 def listing(files: Iterable[Path]) -> list[tuple[str, str]]:
     """Return name and sha256 of files; a name is the file's own with the folder that it lies in."""
-    return [("/".join(path.parts[-2:]), hashes.sha256(path)) for path in files]
+    return [(f"{path.parent.name}/{path.name}".lstrip("/"), hashes.sha256(path)) for path in files]

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Collection, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,11 @@ def by_name(paths: Sequence[Path], pictures: Collection[str] = ()) -> tuple[tupl
     Where no other file is left to train on, a name means nothing. Of `pictures`, kinds of files that are one row, only a
     folder tells, which may be that above the folder of a class: `test/cats/1.png`.
     """
-    single = {path for path in paths if path.suffix.lstrip(".").lower() in pictures}
-    above = {path.parent: (path.parent, *(path.parent.parents if path in single else ())) for path in paths}
+
+    def single(path: Path) -> bool:
+        return path.suffix.lstrip(".").lower() in pictures
+
+    above = {path.parent: (path.parent, *(path.parent.parents if single(path) else ())) for path in paths}
     trained = {folder.parent for folders in above.values() for folder in folders if folder.name.lower() == TRAIN}
     outside = {
         parent for parent, folders in above.items()
@@ -65,10 +68,11 @@ def by_name(paths: Sequence[Path], pictures: Collection[str] = ()) -> tuple[tupl
     }  # fmt: skip
 
     def named(path: Path) -> bool:
-        return path.parent in outside or bool(path not in single and _STEM.fullmatch(path.name.partition(".")[0]))
+        return path.parent in outside or bool(not single(path) and _STEM.fullmatch(path.name.partition(".")[0]))
 
-    out = tuple(path for path in paths if named(path))
-    return (tuple(path for path in paths if path not in set(out)), out) if len(out) < len(paths) else (tuple(paths), ())
+    out = [named(path) for path in paths]
+    out = out if not all(out) else [False] * len(out)
+    return tuple(compress(paths, (not one for one in out))), tuple(compress(paths, out))
 
 
 def keys_of(held: bytes) -> list[bytes]:

@@ -78,14 +78,23 @@ class Viewing:
         side = vision.side(self.processor)
         patches = (side // self.noise) ** 2 if self.noise else 0
         first = self.views * DRAWN
-        generators = (np.random.default_rng([self.seed, self.epoch, row[EXAMPLE]]) for row in rows)
-        numbers = np.stack([rng.random(first + patches) for rng in generators])
+        numbers = self._numbers(rows, first + patches)
         drawn = self.drawing.draw(numbers[:, :first].reshape(-1, DRAWN)).astype(np.float32)
         levels = vision.levels(vision.stacked((row["pixels"] for row in rows), side)).repeat(self.views, 1, 1, 1)
         places = torch.from_numpy(drawn).reshape(len(rows), self.views, -1).transpose(0, 1)
         shown = view(levels, places.reshape(len(levels), -1))
         found = {vision.PIXELS: vision.scaled(shown, self.processor)}
         return found | ({"noise": torch.from_numpy(numbers[:, first:].astype(np.float32))} if self.noise else {})
+
+    def _numbers(self, rows: Sequence[Example], count: int) -> np.ndarray:
+        """Return numbers in [0, 1) for each row, (rows, count): those at its own place in the sequence of an epoch."""
+        bits = np.random.PCG64([self.seed, self.epoch])  # a generator for each row would take six times as long
+        rng, found, place = np.random.Generator(bits), np.empty((len(rows), count)), 0
+        for line, row in zip(found, rows, strict=True):
+            bits.advance(row[EXAMPLE] * count - place)
+            rng.random(out=line)
+            place = (row[EXAMPLE] + 1) * count
+        return found
 
     def thumbnails(self, batch: Mapping[str, torch.Tensor]) -> list[list[str]]:
         """Return of each picture of a batch its views as the model is shown them."""
@@ -98,10 +107,7 @@ def view(levels: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """Return views of pictures; levels between 0 and 1, (pictures, 3, side, side), `drawn`: (pictures, 9) by `Drawing.draw`."""
     import torch
 
-    across, down, wide, high = drawn[:, :4].T
-    none = torch.zeros_like(wide)
-    places = torch.stack([torch.stack([wide, none, across], 1), torch.stack([none, high, down], 1)], 1)
-    grid = torch.nn.functional.affine_grid(places, list(levels.shape), align_corners=False)
+    grid = _grid(drawn[:, :4], *levels.shape[2:])
     levels = torch.nn.functional.grid_sample(levels, grid, padding_mode="border", align_corners=False)
     if bool((drawn[:, 4:] == torch.tensor(_PLAIN)).all()):  # as of masked autoencoding, whose steps are short
         return levels
@@ -111,6 +117,20 @@ def view(levels: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     levels = (saturation * levels + (1 - saturation) * _bright(levels)).clamp(0, 1)
     levels = torch.einsum("nij,njhw->nihw", _turned(hue.flatten() * 2 * math.pi), levels).clamp(0, 1)
     return torch.where(grey > 0, _bright(levels).expand_as(levels), levels)
+
+
+def _grid(parts: torch.Tensor, high: int, wide: int) -> torch.Tensor:
+    """Return the points at which parts of pictures, (views, 4), are read; (views, high, wide, 2).
+
+    What `affine_grid` gives, to the bit on a CPU; as a product of matrices it takes six times as long.
+    """
+    import torch
+
+    middles = (torch.linspace(-1, 1, size) * (size - 1) / size for size in (wide, high))
+    across, down = (
+        half[:, None] * middle + at[:, None] for half, middle, at in zip(parts.T[2:], middles, parts.T, strict=False)
+    )
+    return torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), -1)
 
 
 def _bright(levels: torch.Tensor) -> torch.Tensor:

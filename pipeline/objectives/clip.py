@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 
 from pipeline.chain.stage import Against
 from pipeline.data.batches import IDS, pad
+from pipeline.data.negatives import gathered
 from pipeline.evaluation.metrics import Metric
 from pipeline.models import processors, vision
 from pipeline.models.build import build, load
 from pipeline.objectives import Example, Scores, Text
 from pipeline.objectives._views import Drawing, Viewing
 from pipeline.objectives._vision import VisionObjective
-from pipeline.objectives.negatives import gathered
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.chain.stage import Against
+from pipeline.data.negatives import gathered
 from pipeline.evaluation.metrics import Metric
 from pipeline.models.build import build, dropout, load
 from pipeline.models.embedder import embeddings, save_embedder
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.objectives._documents import pieces, sentences
-from pipeline.objectives.negatives import gathered
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
 

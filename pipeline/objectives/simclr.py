@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.chain.stage import Against
+from pipeline.data.negatives import gathered
 from pipeline.evaluation.metrics import Metric
 from pipeline.models import vision
 from pipeline.objectives import Example, Scores
 from pipeline.objectives._views import Drawing, Viewing
 from pipeline.objectives._vision import VisionObjective
 from pipeline.objectives.collator import HELD_OUT_BATCH
-from pipeline.objectives.negatives import gathered
 from pipeline.system.config import option
 
 

@@ -37,24 +37,26 @@ class _Memory:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.path = Path(base) / "tristage" / "hashes.json"
         self.changed = False
+        self.known: dict[str, str] = {}  # path → "size time inode digest", in one text since there may be very many
         try:
-            self.known: dict[str, list[object]] = dict(json.loads(self.path.read_text(encoding="utf-8")))
+            found = dict(json.loads(self.path.read_text(encoding="utf-8")))
+            self.known = {key: str(entry) for key, entry in found.items()}
         except (OSError, ValueError, TypeError):
-            self.known = {}
+            return
 
     def sha256(self, path: Path) -> str:
         key, found = str(path.resolve()), path.stat()
-        mark = [found.st_size, found.st_mtime_ns, found.st_ino]
-        entry = self.known.get(key)
-        if entry and entry[:3] == mark:
-            return str(entry[3])
+        mark = f"{found.st_size} {found.st_mtime_ns} {found.st_ino} "
+        entry = self.known.get(key, "")
+        if entry.startswith(mark):
+            return entry.removeprefix(mark)
         digest = read(path)
         if time.time_ns() - found.st_mtime_ns > _RACY:
             if not self.changed:
                 self.changed = True
                 atexit.register(self.keep)
             self.known.pop(key, None)
-            self.known[key] = [*mark, digest]
+            self.known[key] = mark + digest
         return digest
 
     def keep(self) -> None:

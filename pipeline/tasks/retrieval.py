@@ -1,8 +1,8 @@
 """Embeddings by which a text finds what belongs to it (multiple negatives ranking loss, Henderson et al. 2017, section 4.4).
 
-All other positives of the batch, and all negatives, are what a text must not find: the loss is -log softmax of its cosine
-with its own positive over τ = 0.05, as sentence-transformers trains it. What is equal to the positive, or belongs to an equal
-text, is left out of the sum. Larger batches are harder and better.
+All other positives of the batch, and all negatives, those of other processes among them, are what a text must not find: the
+loss is -log softmax of its cosine with its own positive over τ = 0.05, as sentence-transformers trains it. What is equal to
+the positive, or belongs to an equal text, is left out of the sum. Larger batches are harder and better.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pipeline.data.negatives import gathered
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.evaluation.intervals import Figure, share
@@ -71,16 +72,21 @@ class Retrieval(Embedder):
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of texts that look for their positive."""
-        return {"loss": len(batch["excluded"])}
+        return {"loss": len(batch["positives"])}
 
     def losses(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return -Σ log p(positive | text), over the positives and negatives of the batch."""
+        """Return -Σ log p(positive | text) of the batch's texts, over the positives and negatives of all processes."""
         import torch
 
-        size = len(batch["excluded"])
-        both = embeddings(model, batch)
-        likeness = (both[:size] @ both[size:].T / self.temperature).masked_fill(batch["excluded"], -torch.inf)
-        return {"loss": torch.nn.functional.cross_entropy(likeness, torch.arange(size, device=both.device), reduction="sum")}
+        size, ids = len(batch["positives"]), batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -1)
+        both, (every, start) = embeddings(model, batch), gathered(ids, -1)
+        candidates, first = gathered(both[size:])
+        numbers = torch.unique(every, dim=0, return_inverse=True)[1].view(
+            -1, len(ids)
+        )  # equal where texts are; one line a process
+        excluded = _excluded(numbers, size)[start // len(ids) * size :][:size]
+        likeness = (both[:size] @ candidates.T / self.temperature).masked_fill(excluded, -torch.inf)
+        return {"loss": torch.nn.functional.cross_entropy(likeness, first + batch["positives"], reduction="sum")}
 
     def predict(self, model: Any, tokenizer: Any, rows: Rows, max_length: int) -> list[Prediction]:
         """Return the rank of each text's own positive among those of all rows; of a text without one its embedding."""
@@ -126,21 +132,31 @@ class Retrieval(Embedder):
 
 @dataclass
 class Ranked(Padding):
-    """Pad texts and candidates together, and tell which candidates are no negatives."""
+    """Pad texts and candidates together, and tell which candidate is whose positive."""
 
     def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
-        """Return (n + candidates, length) ids, texts before positives before negatives, and `excluded`, (n, candidates) bool."""
+        """Return (n + candidates, length) ids, texts before positives before negatives, and `positives`, (n,): their numbers."""
         import torch
 
-        names = [name for name in ("positive_ids", "negative_ids") if name in rows[0]]
-        candidates = [row[name] for name in names for row in rows]
-        batch = super().__call__([{"input_ids": ids} for ids in [*(row["input_ids"] for row in rows), *candidates]])
-        excluded = torch.zeros(len(rows), len(candidates), dtype=torch.bool)
-        for one, row in enumerate(rows):
-            belongs = [other["positive_ids"] for other in rows if other["input_ids"] == row["input_ids"]]
-            for two, ids in enumerate(candidates):
-                excluded[one, two] = two != one and ids in belongs
-        return batch | {"excluded": excluded}
+        columns = [name for name in ("input_ids", "positive_ids", "negative_ids") if name in rows[0]]
+        batch = super().__call__([{"input_ids": row[name]} for name in columns for row in rows])
+        return batch | {"positives": torch.arange(len(rows))}
+
+
+def _excluded(numbers: Any, size: int) -> Any:
+    """Return which candidates are no negatives of which texts: those that are a positive of an equal text, but not its own place.
+
+    `numbers`: (processes, size texts before their candidates, the positives first), equal where two of them are;
+    (processes · size, processes · candidates) bool.
+    """
+    import torch
+
+    texts, candidates = numbers[:, :size].flatten(), numbers[:, size:].flatten()
+    positives = numbers[:, size : 2 * size].flatten()
+    equal, found = texts.unsqueeze(1) == texts, positives.unsqueeze(1) == candidates
+    excluded = equal.float() @ found.float() > 0
+    places = torch.arange(candidates.numel(), device=numbers.device).view(len(numbers), -1)[:, :size].flatten()
+    return excluded.scatter(1, places.unsqueeze(1), False)
 
 
 def _candidates(rows: Sequence[Row]) -> tuple[list[str], dict[str, int]]:

@@ -16,9 +16,9 @@ import torch
 from accelerate.utils import gather_object
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
+from pipeline.data import negatives
 from pipeline.data.batches import IDS, prefixes, tokens_read
 from pipeline.models import vision
-from pipeline.objectives import negatives
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
 from pipeline.system.optimizers import MUON

@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 from pipeline.chain import manifest
 from pipeline.data import recipe, types
-from pipeline.evaluation.metrics.reply_loss import shuffled
+from pipeline.evaluation.metrics.reply_loss import EVALUATOR, shuffled
+from pipeline.evaluation.subject import StageModel
 from tests.images import looked_at
 from tests.seeing import PATCHES, flags_of_kto, flags_of_rlhf, reply, rows_of, said
 
@@ -40,6 +42,22 @@ def test_shuffled_pictures_are_those_of_another_row(seen):
     assert [row["images"] for row in found[:5]] == [row["images"] for row in [*rows[1:], rows[0]]]
     assert found[5:] == mixed[5:]  # texts, and what can be exchanged with no other, stay
     assert shuffled([rows[0], rows[0]]) == []
+    twice = [row for row in rows for _ in range(3)]  # several rows about a picture, one after another
+    assert [row["images"] for row in shuffled(twice)] == [row["images"] for row in found[:5] for _ in range(3)]
+
+
+def test_a_model_that_does_not_look_loses_nothing_by_other_pictures(made, seen):
+    """One that looks does: a projector that says the same of whatever patch makes the difference zero."""
+    node = StageModel(str(made / "sft"), "sft")
+    subject = SimpleNamespace(rows=rows_of(seen), chatting=[node], node=node, add_model=lambda *_: None)
+
+    def apart():
+        own, other = (one.figure.items[:, 0] for one in EVALUATOR.measure(subject) if one.metric == "loss")
+        return abs(other - own).max()
+
+    assert apart() > 1e-3
+    node.model.model.multi_modal_projector.linear_2.weight.data.zero_()
+    assert apart() < 1e-5
 
 
 def test_the_loss_is_shown_beside_that_of_shuffled_pictures(run, made, tmp_path):

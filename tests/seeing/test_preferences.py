@@ -8,6 +8,7 @@ import torch
 
 from pipeline.chain import manifest
 from tests.conftest import Fails
+from tests.forked import launched
 from tests.seeing import flags_of_dpo, flags_of_kto, lines, logged, part, same, weights
 
 
@@ -56,3 +57,18 @@ def test_rated_answers_begin_at_even_and_are_kept_and_killed_with_their_pictures
     assert status == 0, err
     assert "goes on from checkpoint-" in out
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "steps"), [("kto", 1), ("apo_zero_unpaired", 3)])
+def test_rated_answers_about_pictures_move_two_processes_as_one(run, made, seen, tmp_path, loss, steps):
+    """At the parent the KL is 0, whichever rows it is estimated from; a loss without it is a mean over rows in each step."""
+    more = ["--method", "full", "--loss_type", loss, "--max_steps", steps, "--optim", "sgd", "--learning_rate", "0.1"]
+    more += ["--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
+    one, two = (flags_of_kto(made, seen, *more, "--output", tmp_path / name) for name in ("one", "two"))
+    status, _, err = run("kto", *one)
+    assert status == 0, err
+    assert launched("kto", [*two, "--per_device_train_batch_size", "2"], tmp_path).count("done in") == 1
+    wanted, found, start = weights(tmp_path / "one"), weights(tmp_path / "two"), weights(made / "sft")
+    assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5
+    assert max(float((wanted[key] - start[key]).abs().max()) for key in wanted) > 1e-3

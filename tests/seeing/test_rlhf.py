@@ -11,6 +11,7 @@ from pipeline.report import batches
 from pipeline.training import chat
 from pipeline.training.policy import PolicyTrainer
 from tests.conftest import Fails
+from tests.forked import launched
 from tests.seeing import (
     COLOURS,
     cell,
@@ -144,3 +145,17 @@ def test_the_token_of_a_picture_is_never_sampled(run, made, seen, tmp_path, monk
     run("rlhf", *flags_of_rlhf(made, seen, "--max_steps", "1", "--output", tmp_path / "out"))
     assert len(sampled) == 8
     assert not any(token in ids for ids in sampled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_two_processes_sample_answers_with_the_pictures_of_their_own_prompts(made, seen, tmp_path, algorithm):
+    """Each process splits what it sampled into batches: at the parent an answer's KL is 0 only with the pictures that it was sampled with."""
+    more = ["--algorithm", algorithm, "--method", "full", "--steps_per_generation", "2", "--gradient_accumulation_steps", "2"]
+    given = flags_of_rlhf(made, seen, *more, "--max_steps", "3", "--output", tmp_path / "two")
+    assert launched("rlhf", given, tmp_path).count("done in") == 1
+    record = manifest.read(tmp_path / "two")
+    assert record["rollouts"]["completions"] == 3 * 2 * 2 * 8
+    assert logged(tmp_path / "two")["kl_per_answer"] == pytest.approx(0, abs=1e-4)
+    assert same(part(made / "sft", "vision_tower"), part(tmp_path / "two", "vision_tower"))
+    assert not same(part(made / "sft", "multi_modal_projector"), part(tmp_path / "two", "multi_modal_projector"))

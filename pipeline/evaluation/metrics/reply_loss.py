@@ -53,19 +53,22 @@ def _measured(model: StageModel, label: str, rows: Sequence[Row], sizes: Sequenc
 
 
 def shuffled(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows, each with the pictures of the next one that has as many; none where no two can be exchanged.
+    """Return the rows, each with the next other pictures that are as many, of whatever row; none where nothing can be exchanged.
 
-    Rows whose pictures are those of the next one, and texts, stay as they are.
+    All rows about the same pictures get the same ones. Texts stay as they are, and so does what has no counterpart.
     """
-    alike: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        alike.setdefault(len(row.get("images", ())), []).append(place)
-    found = list(rows)
-    for count, places in alike.items():
-        if count:
-            for place, other in zip(places, [*places[1:], places[0]], strict=True):
-                found[place] = rows[place] | {"images": rows[other]["images"]}
-    return found if any(one is not row for one, row in zip(found, rows, strict=True)) and found != list(rows) else []
+    shown = {_looks(row): row["images"] for row in rows if row.get("images")}
+    alike: dict[int, list[tuple[str, ...]]] = {}
+    for looks in shown:
+        alike.setdefault(len(looks), []).append(looks)
+    other = {one: after for some in alike.values() for one, after in zip(some, [*some[1:], some[0]], strict=True)}
+    if all(one == after for one, after in other.items()):
+        return []
+    return [row | {"images": shown[other[_looks(row)]]} if row.get("images") else row for row in rows]
+
+
+def _looks(row: Row) -> tuple[str, ...]:
+    return tuple(one["hash"] for one in row["images"])
 
 
 EVALUATOR = ReplyLoss()
