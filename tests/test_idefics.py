@@ -390,6 +390,15 @@ def test_what_the_library_alone_can_not_do():
         library(additional_vocab_size=2)(**given, labels=ids)
 
 
+def test_an_idefics_from_elsewhere_is_refused(run, seen, tmp_path, chain):
+    library().save_pretrained(tmp_path / "other")
+    tokenization.load(str(chain / "pretrain")).save_pretrained(tmp_path / "other")
+    given = ["--parent", tmp_path / "other", "--tower", "frozen", "--data", seen / "chats.jsonl", "--output", tmp_path / "out"]
+    status, out, err = run("sft", *given, "--chat_template", "chatml.jinja")
+    assert status == 2
+    assert "is an Idefics whose config.json has no image_token_id" in out + err
+
+
 def test_the_librarys_chat_template_shows_no_picture_in_its_place(made):
     turns, _, _, processor = asked(made / "sft")
     how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}

@@ -43,6 +43,11 @@ def model_class() -> Any:
 
     class IdeficsForVisionText2Text(transformers.IdeficsForVisionText2Text):  # type: ignore[misc]  # by this name it is saved
         def __init__(self, config: Any) -> None:
+            if getattr(config, "image_token_id", None) is None or config.additional_vocab_size:
+                raise UserError(
+                    "--parent: is an Idefics whose config.json has no image_token_id, or tokens beside its vocabulary (additional_vocab_size); "
+                    "those that `method: cross_attention` makes are read"
+                )
             super().__init__(config)
             self.model.register_forward_pre_hook(_arranged, with_kwargs=True)
 
@@ -205,7 +210,7 @@ def _carry_tower(own: Any, tower: Any) -> None:
     colours = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)[:, :, None, None]
     with torch.no_grad():
         side = tower.config.image_size
-        spread = tower.embeddings(colours.expand(-1, -1, side, side))[:, 1:].std(-1, correction=0).mean()
+        spread = tower.eval().embeddings(colours.expand(-1, -1, side, side))[:, 1:].std(-1, correction=0).mean()
     state[f"{FIRST_NORM}.weight"] = spread.expand(tower.config.hidden_size).clone()
     state[f"{FIRST_NORM}.bias"] = torch.zeros(tower.config.hidden_size)
     own.load_state_dict(state)
