@@ -14,7 +14,7 @@ from data_recipes import scenes
 from data_recipes.scenes import Asked, Scene, Thing
 from pipeline.data.judge import Judge, Question
 
-CONVERSATIONS, ASKED = 12_000, 100  # of which the latter are questions of each rule
+CONVERSATIONS, ASKED = 4_000, 100  # of which the latter are questions of each rule
 MOST = 5  # pictures in a conversation, of which the last may follow four examples
 RULES: dict[str, Callable[[Thing], str]] = {
     "by_colour": lambda thing: f"{thing.colour.capitalize()}.",
