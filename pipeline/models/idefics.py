@@ -41,7 +41,7 @@ def model_class() -> Any:
     """
     import transformers
 
-    class IdeficsForVisionText2Text(transformers.IdeficsForVisionText2Text):  # type: ignore[misc]  # by this name it is saved
+    class IdeficsForVisionText2Text(transformers.IdeficsForVisionText2Text):  # by this name it is saved
         def __init__(self, config: Any) -> None:
             if getattr(config, "image_token_id", None) is None or config.additional_vocab_size:
                 raise UserError(
@@ -56,11 +56,11 @@ def model_class() -> Any:
             """Return a model with random weights."""
             return cls(config)
 
-        def prepare_inputs_for_generation(self, input_ids: Any, **kwargs: Any) -> Any:
+        def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
             """Say of the whole text which picture a token sees: of what is cached the model is not told again."""
             if kwargs.get("image_attention_mask") is None:
                 kwargs["image_attention_mask"] = attended(input_ids, self.config)
-            return super().prepare_inputs_for_generation(input_ids, **kwargs)
+            return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
     return IdeficsForVisionText2Text
 
@@ -132,14 +132,14 @@ def joined(causal: Any, tower: Any, tokenizer: Any, layer: int, sizes: Mapping[s
             f"cross_layer_interval: {sizes['cross_layer_interval']} does not divide the parent's {own.num_hidden_layers} layers, and the "
             "library would have no cross-attention for the last of them"
         )
-    settings = IdeficsConfig(
+    settings: Any = IdeficsConfig(
         **{name: getattr(own, name) for name in (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "initializer_range",
             "max_position_embeddings", "tie_word_embeddings",
         )},
         rms_norm_eps=getattr(own, "rms_norm_eps", 1e-6), rope_parameters=getattr(own, "rope_parameters", None),
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        image_token_id=parts.token_of(tokenizer), use_resampler=True, cross_layer_interval=sizes["cross_layer_interval"],
+        use_resampler=True, cross_layer_interval=sizes["cross_layer_interval"],
         vision_config={
             "embed_dim": seen.hidden_size, "num_hidden_layers": vision.layers_before(seen, layer),
             **{name: getattr(seen, name) for name in (
@@ -151,6 +151,7 @@ def joined(causal: Any, tower: Any, tokenizer: Any, layer: int, sizes: Mapping[s
             "resampler_n_heads": seen.num_attention_heads, "resampler_head_dim": seen.hidden_size // seen.num_attention_heads,
         },
     )  # fmt: skip
+    settings.image_token_id = parts.token_of(tokenizer)  # which the library keeps and does not read
     model = model_class()(settings)
     _carry_text(model, causal)
     _carry_tower(model.model.vision_model, tower)
