@@ -408,3 +408,11 @@ def test_the_librarys_chat_template_shows_no_picture_in_its_place(made):
     assert found["input_ids"][0, -2] == token  # behind all that was said
     processor.tokenizer.bos_token = None
     assert processor.tokenizer.decode(processor(text=[["a"]])["input_ids"][0]) == "Nonea"
+
+
+def test_a_parent_from_elsewhere_is_asked_without_the_tokens_around_a_picture(run, made, seen, tmp_path):
+    """It has no embedding for them, and no record says that it made its tokens."""
+    shutil.copytree(made / "pretrain", tmp_path / "pretrain")
+    (tmp_path / "pretrain" / "manifest.json").unlink()
+    status, _, err = run("sft", *flags(tmp_path, seen, *CROSSES, "--max_steps", "1"))
+    assert status == 0, err
