@@ -4,7 +4,8 @@
 
 Trains on the assistant's tokens alone. LoRA by default, merged at the end; the parent may be any causal model folder
 or hub id. With `tower: frozen` or `trained` the rows may hold pictures: the result is the library's LLaVA (Liu et al. 2023), of
-the parent and the vision transformer that is named by `vision`, or the parent is one already.
+the parent and the vision transformer that is named by `vision`, or the parent is one already. With `method: cross_attention` it is
+its Idefics (Flamingo, Alayrac et al. 2022), in which the parent stays as it is.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class SFT(Stage):
     class Options(seeing.SeeingOptions, AttentionOptions, QuantizedOptions):
         """Options of SFT."""
 
-        method: Literal["lora", "full", "rows", "projector"] = option(  # type: ignore[assignment]  # one way more
+        method: Literal["lora", "full", "rows", "projector", "cross_attention"] = option(  # type: ignore[assignment]  # one way more
             "lora",
-            "lora, full to train every parameter, rows to train nothing but the output rows of some tokens, or projector to train nothing but what makes tokens of a picture's patches",
+            "lora, full to train every parameter, rows to train nothing but the output rows of some tokens, projector to train nothing but what makes tokens of a picture's patches, or cross_attention to train nothing but gated cross-attention to pictures and the resampler before it",
         )
         init: Literal["parent", "random", "random_tower"] = option(  # type: ignore[assignment]  # one way more
             "parent", "parent, or random weights of the same sizes, for a control: of all, or of the vision tower alone"
@@ -62,7 +63,10 @@ class SFT(Stage):
 
     def signature(self, options: Options) -> Signature:
         """Return what is read and given, with pictures or without; UserError where options need a tower that is not there."""
-        needs = {"method: projector": options.method == "projector", "init: random_tower": options.init == "random_tower"}
+        needs = {
+            f"method: {options.method}": options.method in seeing.BRIDGES,
+            "init: random_tower": options.init == "random_tower",
+        }
         faults = [f"{name} is about a model that reads pictures; set tower: frozen or trained" for name in needs if needs[name]]
         if faults and not options.tower:
             raise UserError(*faults)

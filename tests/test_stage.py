@@ -170,7 +170,7 @@ def test_all_faults_at_once_and_nothing_is_harmed(run, tmp_path, chain):
         ("sft", ["--r", "0"], "r: expected at least 1, found 0"),
         ("sft", ["--seed", "2024-01-01"], "seed: expected int, found '2024-01-01'"),
         ("pretrain", ["--num_attention_heads", "3"], "transformers builds no causal model of it"),
-        ("sft", ["--method", "lara"], "method: expected lora or full or rows or projector, found 'lara'"),
+        ("sft", ["--method", "lara"], "method: expected lora or full or rows or projector or cross_attention, found 'lara'"),
         ("sft", ["--init", "zero"], "init: expected parent or random or random_tower, found 'zero'"),
     ],
 )

@@ -43,6 +43,8 @@ class Question(NamedTuple):
 class Judge(ABC):
     """Asks a model about the subject of the rows, and grades what it says; evaluation asks nothing else of a recipe."""
 
+    few_shot = False  # whether its questions are also asked after examples, which are others of their kind with their answers
+
     @abstractmethod
     def questions(self, seed: int) -> Iterable[Question]:
         """Yield the questions, none of which a training row holds; the same ones for the same seed."""

@@ -1,4 +1,4 @@
-"""Pictures of conversations as a model reads them: its own size and levels, and one token for each patch in their places."""
+"""Pictures of conversations as a model reads them: its own size and levels, and in their places a token for each patch, or one alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sight:
 
     images: Any  # the tower's image processor
     token: int  # that stands for a patch
-    patches: int  # of a picture
+    patches: int  # tokens of a picture
     side: int  # of a picture, in pixels
 
     @property
@@ -34,7 +34,7 @@ class Sight:
 
     @classmethod
     def of(cls, config: Any, images: Any) -> Sight:
-        """Return that of a LLaVA by its configuration; UserError where its image processor makes pictures of another size."""
+        """Return that of a model that sees by its configuration; UserError where its image processor makes pictures of another size."""
         found = cls(images, config.image_token_id, llava.num_patches(config), config.vision_config.image_size)
         size = getattr(images, "crop_size", None) if getattr(images, "do_center_crop", False) else images.size
         if not size or (size.height, size.width) != (found.side, found.side):
@@ -45,7 +45,7 @@ class Sight:
 
     @classmethod
     def at(cls, folder: str, config: Any, role: str = "parent") -> Sight:
-        """Return that of a LLaVA by its configuration, with the image processor of a folder or hub id."""
+        """Return that of a model that sees by its configuration, with the image processor of a folder or hub id."""
         return cls.of(config, processors.image_processor(folder, role))
 
     def look(self, cell: Mapping[str, str]) -> bytes:
@@ -53,7 +53,7 @@ class Sight:
         import numpy as np
 
         found = self.images(images=pictures.shown(cell), do_rescale=False, do_normalize=False, return_tensors="np")
-        levels = np.asarray(found[vision.PIXELS][0])
+        levels = np.asarray(getattr(found, vision.PIXELS, found)[0])  # that of Idefics returns them alone
         return bytes(np.clip(np.rint(levels), 0, 255).astype(np.uint8).transpose(1, 2, 0).tobytes())
 
     def seen(self, tokens: Mapping[str, list[int]], cells: Sequence[Mapping[str, str]]) -> dict[str, Any]:

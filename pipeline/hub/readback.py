@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.chain import finished
 from pipeline.hub.upload import Delivery, Hub
-from pipeline.models import processors
+from pipeline.models import idefics, processors
 from pipeline.system import hashes
 from pipeline.system.errors import WorldError
 
@@ -102,11 +102,13 @@ def _inputs(tokenizer: Any) -> list[Any]:
     how: dict[str, Any] = {"return_tensors": "pt", "return_dict": True}
     if processors.of_pictures(tokenizer):  # which is given a picture drawn for each prompt
         drawn = (np.random.default_rng(number).integers(0, 256, (48, 48, 3), np.uint8) for number in range(len(PROMPTS)))
-        if getattr(tokenizer, "chat_template", None):
+        if idefics.made(tokenizer) or getattr(tokenizer, "chat_template", None):
             spoken = [
                 [{"role": "user", "content": [{"type": "image", "image": one}, {"type": "text", "text": text}]}]
                 for text, one in zip(PROMPTS, drawn, strict=True)
             ]
+            if idefics.made(tokenizer):
+                return [tokenizer(text=[idefics.prompt(tokenizer, turns)], return_tensors="pt") for turns in spoken]
             return [tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, **how) for turns in spoken]
         if processors.tokenizer_of(tokenizer):
             return [

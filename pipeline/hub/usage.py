@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.models import idefics
+
 if TYPE_CHECKING:
     from pipeline.hub.card import Subject
 
@@ -86,10 +88,22 @@ def _seeing(repo: str, name: str, prompt: str) -> Iterator[str]:
     yield f'print(processor.decode({_ANSWER[:-3]}[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))'
 
 
+def _crossing(repo: str, name: str, prompt: str) -> Iterator[str]:
+    yield f"from PIL import Image\nfrom transformers import {name}, AutoProcessor"
+    yield f'processor, model = AutoProcessor.from_pretrained({repo}, backend="pil"), {name}.from_pretrained({repo})'
+    yield 'picture = Image.new("RGB", (64, 64), "red")  # or Image.open("a.png").convert("RGB")'
+    yield f'turns = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": {prompt!r}}}]}}]'
+    yield "text = processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)"
+    yield f'before, after = text.removeprefix(processor.tokenizer.bos_token).split("{idefics.MARK}")  # which the processor writes'
+    yield 'inputs = processor(text=[[before, picture, after]], return_tensors="pt")'
+    yield f'print(processor.decode({_ANSWER[:-3]}[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))'
+
+
 def _code(subject: Subject) -> Iterator[str]:
     repo, name = f'"{subject.repo}", revision="{subject.tag}"', subject.auto
     if str(subject.record["family"]) == "vision_language":
-        yield from _seeing(repo, name, (subject.samples or [{"prompt": "What is this?"}])[0]["prompt"][:_PROMPT_CUT])
+        shows = _crossing if subject.config["model_type"] == idefics.TYPE else _seeing
+        yield from shows(repo, name, (subject.samples or [{"prompt": "What is this?"}])[0]["prompt"][:_PROMPT_CUT])
         return
     if str(subject.record["family"]) == "dual_encoder":
         yield from _pairs(repo)

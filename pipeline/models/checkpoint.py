@@ -37,6 +37,10 @@ def writer(config: Any) -> Any:
     """Return the library's class that loads or builds a model which writes: a causal one, or one that also sees."""
     import transformers
 
+    from pipeline.models import idefics
+
+    if config.model_type == idefics.TYPE:
+        return idefics.model_class()
     return getattr(transformers, families.writer(config.model_type))
 
 

@@ -14,6 +14,7 @@ _KINDS = [
     ("ViTMAEForPreTraining", "masked_vision", "AutoModelForPreTraining"),
     ("ForPreTraining", "masked", "AutoModelForPreTraining"),
     ("LlavaForConditionalGeneration", "vision_language", "AutoModelForImageTextToText"),
+    ("IdeficsForVisionText2Text", "vision_language", "AutoModelForImageTextToText"),
     ("ForConditionalGeneration", "seq2seq", "AutoModelForSeq2SeqLM"),
     ("ForSequenceClassification", "classifier", "AutoModelForSequenceClassification"),
     ("ForImageClassification", "image_classifier", "AutoModelForImageClassification"),

@@ -69,6 +69,14 @@ def encoder(parent: str, pooler: bool = True, role: str = "parent") -> Any:
     return model.eval()
 
 
+def layers_before(config: Any, layer: int) -> int:
+    """Return how many layers of an encoder the hidden states of a layer have passed, counted from either end; UserError where there is none."""
+    depth = int(config.num_hidden_layers)
+    if not -depth <= layer <= depth:
+        raise UserError(f"vision_feature_layer: {layer}: the tower has {depth} layers; 0 are its embeddings, -1 is the last")
+    return layer if layer >= 0 else depth + 1 + layer
+
+
 def dual(parent: str) -> Any:
     """Return both towers of a folder or hub id in fp32; UserError for another model."""
     from pipeline.models.build import load
@@ -158,11 +166,18 @@ def patches_beside(config: Any, batch: Mapping[str, Any]) -> int:
     return 0 if config.model_type == "llava" else patches(config, batch)
 
 
+def _reading(body: Any) -> int:
+    """Return how many parameters of a model that sees are asked for each patch."""
+    if hasattr(body, "vision_tower"):
+        return int(body.vision_tower.num_parameters(exclude_embeddings=True))
+    return sum(one.numel() for part in (body.vision_model.encoder, body.perceiver_resampler) for one in part.parameters())
+
+
 def operations(model: Any, batch: Mapping[str, Any]) -> int:
     """Estimate the operations of a step on pictures: six for each parameter and patch, of texts beside them for each token."""
     body = getattr(model, "get_base_model", lambda: model)()
-    if body.config.model_type == "llava":
-        tower = body.model.vision_tower.num_parameters(exclude_embeddings=True)
+    if body.config.model_type in ("llava", "idefics"):
+        tower = _reading(body.model)
         rest = body.num_parameters(exclude_embeddings=True) - tower
         return int(6 * (patches(body.config, batch) * tower + batch["input_ids"].numel() * rest))
     if not hasattr(model, "text_model"):

@@ -56,14 +56,18 @@ def known_by_itself(run: Run, examples: Any, tokenizer: Any) -> None:
     if not _asked(run, PARENT) or not examples:
         return
     if opened := pretrained(run.parents[PARENT]):
-        knows(*opened, _Blind(examples, tokenizer), tokenizer, run.say)
+        size = opened[1].get_input_embeddings().weight.shape[0]
+        knows(*opened, _Blind(examples, tokenizer, size), tokenizer, run.say)
 
 
 class _Blind(Sequence[Any]):
-    """Encoded rows without the tokens of pictures, which a parent that reads texts alone has no embedding for."""
+    """Encoded rows without the tokens of pictures, and those around them, which a parent that reads texts alone has no embedding for.
 
-    def __init__(self, rows: Sequence[Any], tokenizer: Any) -> None:
-        self.rows, self.token = rows, parts.token_of(tokenizer)
+    `size`: of its vocabulary.
+    """
+
+    def __init__(self, rows: Sequence[Any], tokenizer: Any, size: int) -> None:
+        self.rows, self.token, self.size = rows, parts.token_of(tokenizer), size
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,7 +79,8 @@ class _Blind(Sequence[Any]):
         ids = row["input_ids"]
         kept = {key: row[key] for key in ("input_ids", "labels") if key in row}
         return {
-            key: [value for value, one in zip(values, ids, strict=True) if one != self.token] for key, values in kept.items()
+            key: [value for value, one in zip(values, ids, strict=True) if one != self.token and one < self.size]
+            for key, values in kept.items()
         }
 
 

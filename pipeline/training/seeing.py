@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 TOWER = "vision"  # role of a parent
 TOWERS = ("vision", "masked_vision", "dual_encoder")  # families of models that have one
-_PROJECTOR = "multi_modal_projector"
+BRIDGES = ("projector", "cross_attention")  # methods that train nothing but what lies between tower and language model
+_CROSSES = ("method", "cross_attention")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,13 @@ class SeeingOptions(TowerOptions):
         unless=("tower", ""),
         omitted=True,
     )
+    resampler_n_latents: int = option(
+        64, "latents that the perceiver resampler makes of a picture", at_least=1, needs=_CROSSES, omitted=True
+    )
+    resampler_depth: int = option(6, "layers of the perceiver resampler", at_least=1, needs=_CROSSES, omitted=True)
+    cross_layer_interval: int = option(
+        1, "layers of the language model for each gated cross-attention", at_least=1, needs=_CROSSES, omitted=True
+    )
 
 
 def signature(options: Any, plain: Signature, joins: bool = False) -> Signature:
@@ -56,7 +65,7 @@ def signature(options: Any, plain: Signature, joins: bool = False) -> Signature:
 
 def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
     """Return a model that sees: the parent, where it does, else the parent and the tower by role `vision`; UserError where they don't fit."""
-    from pipeline.models import llava
+    from pipeline.models import idefics, llava
 
     options, place = run.options, run.parents.get(TOWER)
     if not options.tower:
@@ -67,28 +76,40 @@ def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
         return model
     if getattr(options, "load_in_4bit", False):
         raise UserError("load_in_4bit: true: is not there for models that read pictures; leave it out")
+    crosses = options.method == _CROSSES[1]
     if llava.sees(model):
         if place:
             raise UserError(f"--vision {place}: the parent has a tower already; leave it out")
+        own = BRIDGES[llava.crosses(model)]
+        if options.method in BRIDGES and options.method != own:
+            raise UserError(
+                f"method: {options.method}: {run.parent} has none; what reads its pictures is trained by method: {own}"
+            )
         llava.settle(tokenizer, model.config)
         if getattr(options, "init", "") == "random_tower":
-            drawn = type(model.model.vision_tower)(model.config.vision_config)
-            model.model.vision_tower.load_state_dict(drawn.state_dict())
+            llava.redraw_tower(model)
         return model
     if not place:
         raise UserError(
             f"--vision is missing: {run.parent} reads texts alone, and `tower: {options.tower}` needs a vision tower"
         )
     tower = llava.tower_of(place)
-    if llava.add_token(tokenizer):
-        run.say(f"adds {llava.TOKEN} to the vocabulary, which stands for a patch of a picture")
+    mark = idefics.MARK if crosses else llava.TOKEN
+    if llava.add_token(tokenizer, mark):
+        run.say(f"adds {mark} to the vocabulary, which stands for a {'picture' if crosses else 'patch of a picture'}")
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     if getattr(options, "init", "") in ("random", "random_tower"):
         tower = type(tower)(tower.config)
-    found = llava.joined(model, tower, tokenizer.image_token_id, options.vision_feature_layer)
+    size = f"{tower.config.image_size} by {tower.config.image_size} pixels"
+    if not crosses:
+        found = llava.joined(model, tower, tokenizer.image_token_id, options.vision_feature_layer)
+        run.say(f"reads pictures of {size} as {llava.num_patches(found.config)} tokens each")
+        return found
+    found = idefics.joined(model, tower, tokenizer, options.vision_feature_layer, dataclasses.asdict(options))
     run.say(
-        f"reads pictures of {tower.config.image_size} by {tower.config.image_size} pixels as {llava.num_patches(found.config)} tokens each"
+        f"reads pictures of {size} as {options.resampler_n_latents} latents each by gated cross-attention; all weights are carried over, "
+        "but the library's Idefics has one norm more, before the first layer of the tower, which is trained with the resampler"
     )
     return found
 
@@ -104,7 +125,7 @@ def sight(run: Run, model: Any) -> Sight | None:
 
 
 def defaults(options: Any) -> dict[str, Any]:
-    """Return keys of the library's class that a model which sees needs: in a batch of texts alone its projector has no gradient."""
+    """Return keys of the library's class that a model which sees needs: in a batch of texts alone some of its parts have no gradient."""
     return {"ddp_find_unused_parameters": True} if options.tower else {}
 
 
@@ -126,28 +147,40 @@ def encoded(eyes: Sight | None, row: Row, tokens: Mapping[str, list[int]]) -> di
 
 
 def settle(model: Any, options: Any) -> None:
-    """Say of each weight of a model that sees whether it is trained, where every parameter, or the projector alone, is."""
-    if not options.tower or options.method not in ("full", "projector"):
+    """Say of each weight of a model that sees whether it is trained, where every parameter, or what lies between its parts, is."""
+    from pipeline.models import idefics, llava
+
+    if not options.tower or options.method not in ("full", *BRIDGES):
         return
     model.requires_grad_(options.method == "full")
-    body = model.model
+    tower, between = llava.tower(model), llava.modules(model).between
     if options.tower == "frozen":
-        body.vision_tower.requires_grad_(False)
-    getattr(body, _PROJECTOR).requires_grad_(True)
+        tower.requires_grad_(False)
+    for part in between:
+        getattr(model.model, part).requires_grad_(True)
+    if options.method == _CROSSES[1]:
+        getattr(tower, idefics.FIRST_NORM).requires_grad_(True)
 
 
 def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
-    """Return peft's configuration of an adapter: on the language model, on the tower where it is trained, beside the projector."""
-    if options.method == "projector":
+    """Return peft's configuration of an adapter: on the language model, and on the tower where it is trained.
+
+    The projector of a LLaVA is trained beside it; cross-attention and resampler, which are as large as a language model, get one.
+    """
+    if options.method in BRIDGES:
         return None
     found = options.adapter(model, tokens)
     if found is None or not options.tower:
         return found
     import torch
 
+    from pipeline.models import llava
+
     named = options.target_modules
     wanted = [] if named == "all-linear" else [named] if isinstance(named, str) else list(named)
-    trained = [f"model.{part}." for part in ("language_model", *(["vision_tower"] if options.tower == "trained" else []))]
+    own, adapts = llava.modules(model), llava.crosses(model)
+    inside = (own.language, *(own.between if adapts else ()), *((own.tower,) if options.tower == "trained" else ()))
+    trained = [f"model.{part}." for part in inside]
     layers = [
         name for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and name.startswith(tuple(trained)) and ".pooler." not in name
@@ -155,7 +188,7 @@ def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
     ]  # fmt: skip
     if not layers:
         raise UserError(f"target_modules: no layer of the model is called {', '.join(wanted)}")
-    found.target_modules, found.modules_to_save = set(layers), [_PROJECTOR]
+    found.target_modules, found.modules_to_save = set(layers), None if adapts else [*own.between]
     return found
 
 
