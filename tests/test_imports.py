@@ -139,6 +139,7 @@ def test_a_first_step_imports_neither_compiler_nor_divided_tensors_nor_trackers(
 
 
 @STANDS_IN
+@pytest.mark.slow  # like the next two, it holds against a version of torch, whatever changes here
 def test_the_compiler_learns_what_was_asked_before_it_came():
     code = """
         import torch
@@ -163,6 +164,7 @@ def test_the_compiler_learns_what_was_asked_before_it_came():
 
 
 @STANDS_IN
+@pytest.mark.slow
 def test_symbolic_shapes_of_numbers_are_what_torch_says_of_them():
     code = """
         import itertools, sys
@@ -189,9 +191,8 @@ def test_symbolic_shapes_of_numbers_are_what_torch_says_of_them():
 
 
 @STANDS_IN
-@pytest.mark.parametrize(
-    "launched", [pytest.param({}, marks=pytest.mark.slow), {"RANK": "0", "WORLD_SIZE": "1"}], ids=["alone", "launched"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launched", [{}, {"RANK": "0", "WORLD_SIZE": "1"}], ids=["alone", "launched"])
 def test_divided_tensors_are_known_in_processes_of_a_launcher(launched):
     code = """
         import torch, trl
