@@ -16,6 +16,7 @@ from pipeline.system.errors import UserError
 
 WRONG = ("../../x",)
 WRONG_TOO = ("missing", 7, None, True, "x", "\x1b[2J", [], [7], {}, {"x": [7]}, 1e400)
+VALUES = pytest.mark.parametrize("values", [WRONG, pytest.param(WRONG_TOO, marks=pytest.mark.slow)], ids=["some", "others"])
 
 
 def places(value, path=()):
@@ -66,7 +67,7 @@ def sealed(folder):
     return altered(record, ("title",), record["title"])
 
 
-@pytest.mark.parametrize("values", [WRONG, pytest.param(WRONG_TOO, marks=pytest.mark.slow)], ids=["some", "others"])
+@VALUES
 @pytest.mark.parametrize("leaves", [manifest.read, sealed])
 def test_a_record_of_any_shape_ends_in_a_plain_line(run, data, received, hub, tmp_path, leaves, values):
     record = leaves(received / "sft")
@@ -87,8 +88,9 @@ def test_a_record_of_any_shape_ends_in_a_plain_line(run, data, received, hub, tm
 SETTINGS = ("compare_objectives", "compare_alignment", "compare_refusals")
 
 
+@VALUES
 @pytest.mark.parametrize("command", SETTINGS)
-def test_settings_of_any_shape_end_in_a_plain_line(run, tmp_path, monkeypatch, command):
+def test_settings_of_any_shape_end_in_a_plain_line(run, tmp_path, monkeypatch, command, values):
     def begun(*given):
         raise UserError("begins to train and to measure")
 
@@ -98,7 +100,7 @@ def test_settings_of_any_shape_end_in_a_plain_line(run, tmp_path, monkeypatch, c
     given = config.read_profile(file)
     wrong = []
     for path in places(given):
-        for value in (*WRONG, *WRONG_TOO):
+        for value in values:
             (tmp_path / "profile" / file.name).write_text(yaml.safe_dump(altered(given, path, value)))
             ended = run(command, "--config", tmp_path / "profile" / file.name, "--runs", tmp_path / "runs")
             if not plain(*ended):

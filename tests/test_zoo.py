@@ -43,6 +43,7 @@ def test_the_zoo_is_large_enough_and_every_fault_tells_how_it_happens():
     assert all(len(case.story) > 10 and case.says for case in faults)
 
 
+@pytest.mark.slow  # for the models of the zoo
 def test_a_stop_for_another_reason_does_not_count(zoo):
     case = next(case for case in cases()[0] if case.kind == "weights")
     ended = zoo.run(case, ours)

@@ -88,7 +88,10 @@ _AROUND: dict[str, _Around] = {
     "transformers.utils.import_utils": _model_files_once,
     "transformers.loss.loss_utils": stand_ins.scipy_when_needed,
     "accelerate.utils.imports": _packages_found_once,
-    "trl.trainer.base_trainer": stand_ins.wandb_when_needed,
+    **dict.fromkeys(
+        ("trl.trainer.base_trainer", "trl.trainer.callbacks", "trl.extras.profiling"), stand_ins.trackers_when_needed
+    ),
+    **{f"trl.trainer.{name}_trainer": stand_ins.trackers_when_needed for name in ("grpo", "rloo", "distillation")},
 }
 # Drivers of accelerators: where there is one, torch is left as it is, since what stands in for its parts has run on CPUs alone.
 _DRIVERS = ("nvidia*", "kfd", "dxg", "accel*")

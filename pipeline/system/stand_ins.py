@@ -1,8 +1,9 @@
-"""Modules that stand for others while somebody imports them, who hardly needs them: scipy's matching of boxes, wandb's run."""
+"""Modules that stand for others while somebody imports them, who hardly needs them: scipy's matching of boxes, trackers."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 import types
@@ -44,20 +45,28 @@ def scipy_when_needed(_: Any) -> Iterator[None]:
         yield
 
 
-class _Wandb(types.ModuleType):
-    """What trl's trainers ask wandb for: its run, of which there is none before somebody imported wandb."""
+class _Tracker(types.ModuleType):
+    """A tracker that is imported when somebody asks it for more than its run, of which there is none before it was imported."""
 
     @property
     def run(self) -> Any:
         """The run of the process, or None."""
-        imported = sys.modules.get("wandb")
+        imported = sys.modules.get(self.__name__)
         return None if imported in (None, self) else getattr(imported, "run", None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or sys.modules.get(self.__name__) is self:
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 @contextlib.contextmanager
-def wandb_when_needed(_: Any) -> Iterator[None]:
-    """Keep trl's trainers from importing wandb where it is installed, for the sake of the cards that they write."""
-    module = _Wandb("wandb")
-    module.__spec__ = importlib.util.find_spec("wandb")
-    with _in_place_of("wandb", module) if module.__spec__ else contextlib.nullcontext():
+def trackers_when_needed(_: Any) -> Iterator[None]:
+    """Keep trl's trainers from importing trackers that are installed, for the sake of the cards and times that they might report."""
+    with contextlib.ExitStack() as stack:
+        for name in ("wandb", "mlflow", "trackio"):
+            module = _Tracker(name)
+            module.__spec__ = importlib.util.find_spec(name)
+            if module.__spec__:
+                stack.enter_context(_in_place_of(name, module))
         yield
