@@ -38,13 +38,6 @@ def image_text(split: str, seed: int) -> Iterator[Row]:
         yield {"image": picture, "text": (entry["name"] or entry["short_name"].replace("_", " ")).lower(), "group": group}
 
 
-def messages(split: str, seed: int) -> Iterator[Row]:
-    """Yield conversations in which a picture alone asks for its name."""
-    for row in image_text(split, seed):
-        turns = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": row["text"]}]
-        yield {"messages": turns, "images": [row["image"]], "group": row["group"]}
-
-
 def _drawn(split: str) -> Iterator[tuple[dict[str, Any], str, dict[str, str]]]:
     """Yield what is known of each emoji of a split, its group and its picture."""
     import resvg_py

@@ -137,8 +137,7 @@ FIGURES: dict[str, list[Figure]] = {
         ("category by prompts - random weights, accuracy: lower end", change("zero_shot", "zero_shot-control", "accuracy", "low"), lambda x: x > 0, "> 0"),
     ],
     "vlm": [
-        ("loss of names with their pictures - with others': upper end", change("sft", "shuffled pictures", "loss", "high"), lambda x: x < 0, "< 0"),
-        ("names written - the most frequent one, ROUGE-L: lower end", change("sft", "most frequent caption", "caption_rouge_l", "low"), lambda x: x > 0, "> 0"),
+        ("loss of captions with their own pictures - with others': upper end", change("sft", "shuffled pictures", "loss", "high"), lambda x: x < 0, "< 0"),
     ],
     "distill": [
         ("held-out loss with the teacher - without it, as long: upper end", change("distill", "distill-alone", "loss", "high"), lambda x: x < 0, "< 0"),

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("PIL.Image", reason="pillow is not installed: make setup-data")
 
-from data_recipes import absent_things, scenes
+from data_recipes import absent_things, scene_captions, scenes
 from data_recipes.scenes import COLOURS, PLACES, RESERVED, SHAPES, Thing
 from pipeline import rewards
 from pipeline.data import pictures
@@ -196,3 +196,14 @@ def test_each_kind_of_question_has_a_figure_of_its_own():
     assert not any(value[kind] for kind in ("colour", "count", "at", "everything", "absent", "apart"))
     assert len(set(found["right_reserved"].groups)) == scenes.ASKED
     assert not right_by_kind.EVALUATOR.applies(SimpleNamespace(**vars(subject) | {"judge": None}))
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_captions_alone_are_those_of_their_pictures(seen, split):
+    rows = list(islice(scene_captions.messages(split, 42), 50))
+    pairs = list(islice(scene_captions.image_text(split, 42), 50))
+    told = [row["messages"][1]["content"] for row in rows] + [row["text"] for row in pairs]
+    assert told == [scenes.caption(scene) for scene in seen]
+    assert all(scenes.is_held_out(scene) == (split == "held_out") for scene in seen)
+    assert all(row["messages"][0] == {"role": "user", "content": [{"type": "image"}]} for row in rows)
+    assert all(len(row["images"]) == 1 for row in rows)

@@ -126,11 +126,10 @@ def _grid(parts: torch.Tensor, high: int, wide: int) -> torch.Tensor:
     """
     import torch
 
-    middles = (torch.linspace(-1, 1, size) * (size - 1) / size for size in (wide, high))
-    across, down = (
-        half[:, None] * middle + at[:, None] for half, middle, at in zip(parts.T[2:], middles, parts.T, strict=False)
-    )
-    return torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), -1)
+    across, down, half_wide, half_high = parts.T.unsqueeze(-1)
+    columns, rows = (torch.linspace(-1, 1, size) * (size - 1) / size for size in (wide, high))  # middles of pixels
+    points = torch.broadcast_tensors((half_wide * columns + across).unsqueeze(1), (half_high * rows + down).unsqueeze(2))
+    return torch.stack(points, -1)
 
 
 def _bright(levels: torch.Tensor) -> torch.Tensor:
