@@ -15,8 +15,7 @@ from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, idefics, llava, parts, tokenization, vision
 from pipeline.system.errors import UserError
 from tests.conftest import Fails, make_quietly, mostly_slow, printed_by_card
-from tests.test_push import head
-from tests.test_seeing import (
+from tests.seeing import (
     SIDE,
     encoded,
     flags,
@@ -30,7 +29,7 @@ from tests.test_seeing import (
     same,
     weights,
 )
-from tests.test_seeing import seen as seen  # a fixture
+from tests.test_push import head
 
 CROSSES = ["--method", "cross_attention", "--resampler_n_latents", "3", "--resampler_depth", "1"]
 NEW = (*idefics.NEW, f"vision_model.{idefics.FIRST_NORM}")
