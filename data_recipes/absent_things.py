@@ -15,7 +15,7 @@ from data_recipes import scenes
 from data_recipes.scenes import Asked, Scene, Thing
 from pipeline.data.judge import Question
 
-PAIRS = PROMPTS = 6_000
+PAIRS, PROMPTS = 24_000, 6_000
 ABSENT, APART = "absent", "apart"
 
 
@@ -60,12 +60,13 @@ def _scene(split: str, rng: random.Random, apart: bool) -> Scene:
 
 
 def _present(split: str, rng: random.Random) -> tuple[Scene, Asked, str]:
-    """Return a scene, a question about it with the right answer, and a wrong one; half ask for a place and are denied wrongly."""
+    """Return a scene, a question about it with the right answer, and a wrong one; half ask for a place and are denied wrongly, a quarter ask how many."""
     scene = scenes.scene_of(rng, split, lambda scene: scenes.only_known(scene) and bool(scenes.answerable(scene, "where")))
     if rng.random() < 0.5:
         thing = rng.choice(scenes.answerable(scene, "where"))
         return scene, scenes.where(thing), scenes.absence(thing.colour, thing.shape)
-    kind = rng.choice([kind for kind, asked in scenes.asked(scene, rng).items() if kind != "where"])
+    others = [kind for kind in scenes.asked(scene, rng) if kind not in ("where", "count")]
+    kind = rng.choice(["count", rng.choice(others)])  # answers to both it and what is missing begin with "There is"
     while True:  # the same question about another scene has another answer, sooner or later
         question, right = scenes.asked(scene, rng)[kind]
         other = scenes.scene_of(rng, split, scenes.only_known)

@@ -25,11 +25,12 @@ COLOURS = {
     "yellow": (240, 205, 40), "purple": (145, 50, 175), "black": (30, 30, 30),
 }  # fmt: skip
 RESERVED = frozenset({("green", "circle"), ("red", "square"), ("blue", "triangle"), ("yellow", "cross"), ("purple", "ring")})
-DESCRIPTIONS, CAPTIONS, CONVERSATIONS, HELD_OUT = 24_000, 24_000, 12_000, 400
+DESCRIPTIONS, CAPTIONS, CONVERSATIONS, HELD_OUT = 24_000, 24_000, 48_000, 400
 ASKED = 100  # scenes of each sort that the judge asks about
 SIDE = 32  # pixels of a picture; a place is a quarter of it
 _FINE = 4  # a picture is drawn so many times larger, and made smaller, so that its edges are smooth
 _SHARE = 0.1  # of the scenes that are held out
+_TALKS = 1 / 4  # of the conversations ask two questions
 _NUMBERS = ("no", "one", "two", "three")
 KINDS = ("colour", "count", "where", "at", "everything")
 OF_A_THING = ("colour", "where", "at")  # kinds of questions about one thing, which may be a reserved pair
@@ -246,14 +247,20 @@ def image_text(split: str, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def messages(split: str, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield conversations about a picture without reserved pairs: a question of each kind, in any order."""
+    """Yield conversations about a picture without reserved pairs: a question, or two."""
     for number, rng in enumerate(_seeded(seed, "messages", split, CONVERSATIONS)):
         scene = scene_of(rng, split, only_known)
         shown = picture(scene, rng, f"{split}-{number}.png")
         turns: list[dict[str, Any]] = []
-        for question, answer in rng.sample(list(found := asked(scene, rng).values()), len(found)):
+        for question, answer in _some(asked(scene, rng), rng):
             turns += [user(question, with_picture=not turns), {"role": "assistant", "content": answer}]
         yield {"messages": turns, "images": [shown]}
+
+
+def _some(found: dict[str, Asked], rng: random.Random) -> list[Asked]:
+    """Return one question, or at times two: what was told before need not be looked for. Places are learned last, and asked for twice as often."""
+    kinds = [*found, "where"] if "where" in found else [*found]
+    return [found[kind] for kind in dict.fromkeys(rng.choices(kinds, k=2 if rng.random() < _TALKS else 1))]
 
 
 def user(question: str, with_picture: bool = True) -> dict[str, Any]:

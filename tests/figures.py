@@ -30,6 +30,12 @@ def change(node: str, against: str, metric: str, part: str = "value") -> Callabl
     )
 
 
+def known(node: str, model: str = "") -> Callable[[dict[str, Any]], float]:
+    """Return a reader of the share of right answers about unseen scenes, the mean over kinds of questions, in a node's table."""
+    kinds = ("colour", "count", "where", "at", "everything")
+    return lambda found: sum(at(node, f"right_{kind}", model)(found) for kind in kinds) / len(kinds)
+
+
 def real(base: str) -> list[Figure]:
     """Return what is promised of a chain on real text, whose base model is called so."""
     return [
@@ -135,6 +141,15 @@ FIGURES: dict[str, list[Figure]] = {
         ("name to picture among unseen emoji, recall at 5 over chance", lambda found: at("pretrain-clip", "text_to_image_at_5")(found) / at("pretrain-clip", "text_to_image_at_5", "chance")(found), lambda x: x >= 15, ">= 15"),
         ("category by prompts - the most frequent one, accuracy: lower end", change("zero_shot", "best guess by frequency", "accuracy", "low"), lambda x: x > 0, "> 0"),
         ("category by prompts - random weights, accuracy: lower end", change("zero_shot", "zero_shot-control", "accuracy", "low"), lambda x: x > 0, "> 0"),
+    ],
+    "vision": [
+        ("right about unseen scenes, mean of the kinds of questions", known("sft"), lambda x: x >= 0.9, ">= 0.9"),
+        ("right about pairs that only pretraining has shown", at("sft", "right_reserved"), lambda x: x >= 0.7, ">= 0.7"),
+        ("all questions, sft - control: lower end", change("sft", "sft-control", "exact_match", "low"), lambda x: x > 0, "> 0"),
+        ("reserved pairs, sft - control: lower end", change("sft", "sft-control", "right_reserved", "low"), lambda x: x > 0, "> 0"),
+        ("dpo says of what is not there that it is not", at("dpo", "right_absent"), lambda x: x >= 0.9, ">= 0.9"),
+        ("dpo says so where colour and shape are apart", at("dpo", "right_apart"), lambda x: x >= 0.9, ">= 0.9"),
+        ("others lost by dpo", lambda found: known("dpo", "sft")(found) - known("dpo")(found), lambda x: x <= 0.02, "<= 0.02"),
     ],
     "vlm": [
         ("loss of captions with their own pictures - with others': upper end", change("sft", "shuffled pictures", "loss", "high"), lambda x: x < 0, "< 0"),
