@@ -21,8 +21,7 @@ ABSENT, APART = "absent", "apart"
 
 def preference(split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield pairs: of every four questions one names colour and shape that are apart, one what is not there at all, two what is."""
-    for number in range(PAIRS if split == "train" else scenes.HELD_OUT):
-        rng = random.Random(f"{seed}/preference/{split}/{number}")
+    for number, rng in enumerate(scenes.seeded(seed, "preference", split, PAIRS)):
         scene, (question, chosen), rejected = _drawn(split, rng, number)
         yield {
             "prompt": [scenes.user(question)],
@@ -34,8 +33,7 @@ def preference(split: str, seed: int) -> Iterator[dict[str, Any]]:
 
 def prompts(split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield questions in the proportions of `preference`, each with its right answer."""
-    for number in range(PROMPTS if split == "train" else scenes.HELD_OUT):
-        rng = random.Random(f"{seed}/prompts/{split}/{number}")
+    for number, rng in enumerate(scenes.seeded(seed, "prompts", split, PROMPTS)):
         scene, (question, answer), _ = _drawn(split, rng, number)
         shown = scenes.picture(scene, rng, f"{split}-{number}.png")
         yield {"prompt": [scenes.user(question)], "answer": answer, "images": [shown]}

@@ -35,8 +35,7 @@ def exchanges(
 
     `shown`: a scene, a generator of random numbers and a name → what is shown of it.
     """
-    for number in range(CONVERSATIONS if split == "train" else scenes.HELD_OUT):
-        rng = random.Random(f"{seed}/few_shot/{split}/{number}")
+    for number, rng in enumerate(scenes.seeded(seed, "few_shot", split, CONVERSATIONS)):
         rule, looks, turns = RULES[rng.choice(list(RULES))], [], []
         for place in range(rng.randint(2, MOST)):
             scene = scene_of(rng, split)

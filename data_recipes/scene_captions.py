@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,16 +15,14 @@ PAIRS, CONVERSATIONS = 6_000, 2_000
 
 def image_text(split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield pictures with captions."""
-    for number in range(PAIRS if split == "train" else scenes.HELD_OUT):
-        rng = random.Random(f"{seed}/captions/{split}/{number}")
+    for number, rng in enumerate(scenes.seeded(seed, "captions", split, PAIRS)):
         scene = scenes.scene_of(rng, split)
         yield {"image": scenes.picture(scene, rng, f"{split}-{number}.png"), "text": scenes.caption(scene)}
 
 
 def messages(split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield conversations of a picture and its caption."""
-    for number in range(CONVERSATIONS if split == "train" else scenes.HELD_OUT):
-        rng = random.Random(f"{seed}/asked/{split}/{number}")
+    for number, rng in enumerate(scenes.seeded(seed, "asked", split, CONVERSATIONS)):
         scene = scenes.scene_of(rng, split)
         turns = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": scenes.caption(scene)}]
         yield {"messages": turns, "images": [scenes.picture(scene, rng, f"{split}-{number}.png")]}

@@ -228,27 +228,27 @@ def absence(colour: str, shape: str) -> str:
     return f"There is no {colour} {shape}."
 
 
-def _seeded(seed: int, kind: str, split: str, size: int) -> Iterator[random.Random]:
+def seeded(seed: int, kind: str, split: str, size: int) -> Iterator[random.Random]:
     """Yield a generator of random numbers for each row of a split; the held-out split has fewer rows."""
     yield from (random.Random(f"{seed}/{kind}/{split}/{number}") for number in range(size if split == "train" else HELD_OUT))
 
 
 def text(split: str, seed: int) -> Iterator[dict[str, str]]:
     """Yield descriptions of scenes, reserved pairs among them."""
-    for rng in _seeded(seed, "text", split, DESCRIPTIONS):
+    for rng in seeded(seed, "text", split, DESCRIPTIONS):
         yield {"text": _described(scene_of(rng, split), rng)}
 
 
 def image_text(split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield pictures with captions, reserved pairs among them."""
-    for number, rng in enumerate(_seeded(seed, "image_text", split, CAPTIONS)):
+    for number, rng in enumerate(seeded(seed, "image_text", split, CAPTIONS)):
         scene = scene_of(rng, split)
         yield {"image": picture(scene, rng, f"{split}-{number}.png"), "text": caption(scene)}
 
 
 def messages(split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield conversations about a picture without reserved pairs: a question, or two."""
-    for number, rng in enumerate(_seeded(seed, "messages", split, CONVERSATIONS)):
+    for number, rng in enumerate(seeded(seed, "messages", split, CONVERSATIONS)):
         scene = scene_of(rng, split, only_known)
         shown = picture(scene, rng, f"{split}-{number}.png")
         turns: list[dict[str, Any]] = []
