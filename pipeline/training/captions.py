@@ -10,7 +10,7 @@ from pipeline.chain.stage import Predictor
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
-from pipeline.evaluation.metrics.reply_loss import SHUFFLED, shuffled
+from pipeline.evaluation.metrics.reply_loss import add_shuffled, shuffled
 from pipeline.evaluation.subject import Options, StageModel, Subject
 from pipeline.models import llava, parts
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
@@ -36,8 +36,7 @@ class Captions(Evaluator):
             return
         said = {model.label: _written(model, rows, longest) for model in subject.chatting if model.sees}
         if others := shuffled(rows):
-            subject.add_model(SHUFFLED, "baseline", f"{subject.node.label}, shown the pictures of other rows")
-            said[SHUFFLED] = _written(subject.node, others, longest)
+            said[add_shuffled(subject)] = _written(subject.node, others, longest)
         known = Counter(_caption(row) for row in subject.training() if is_caption(row))
         if known:
             subject.add_model(FREQUENT, "baseline", "of the training rows")

@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("rouge_score", reason="rouge-score is not installed: make setup-data")
 
+from pipeline.evaluation.metrics.reply_loss import SHUFFLED
 from pipeline.evaluation.subject import StageModel
-from pipeline.training.captions import FREQUENT, SHUFFLED, Captions, is_caption
+from pipeline.training.captions import FREQUENT, Captions, is_caption
 from tests.conftest import last, make_quietly
 from tests.seeing import COLOURS, cell, flags, lines, place, png, reply, said, speaks_of_colours
 

@@ -8,9 +8,10 @@ from typing import Any
 from pipeline.data.judge import Question
 from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
-from pipeline.evaluation.metrics.reply_loss import SHUFFLED
+from pipeline.evaluation.metrics.reply_loss import add_shuffled
 from pipeline.evaluation.subject import Subject
 from pipeline.models.families import ANSWERING
+from pipeline.system.words import counted
 
 SHOTS = (0, 1, 2, 4)
 
@@ -22,7 +23,7 @@ class FewShot(Evaluator):
     metrics = tuple(
         Metric(
             f"exact_match_{count}_shot",
-            f"share of the judge's questions that are answered right after {count} example{'s' * (count != 1)} of their kind",
+            f"share of the judge's questions that are answered right after {counted(count, 'example')} of their kind",
             "share",
             "more",
         )
@@ -40,8 +41,7 @@ class FewShot(Evaluator):
         questions = list(judge.questions(subject.settings.seed))
         asked = {model.label: (model, questions) for model in subject.chatting}
         if subject.node.sees and any(question.images for question in questions):
-            subject.add_model(SHUFFLED, "baseline", f"{subject.node.label}, shown the pictures of other rows")
-            asked[SHUFFLED] = (subject.node, shuffled(questions))
+            asked[add_shuffled(subject)] = (subject.node, shuffled(questions))
         for count, metric in zip(SHOTS, self.metrics, strict=True):
             for label, (model, given) in asked.items():
                 prompts = [prompt(given, place, count) for place in range(len(given))]

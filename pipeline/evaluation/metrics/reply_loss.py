@@ -36,8 +36,7 @@ class ReplyLoss(Evaluator):
         for model in subject.chatting if rows else ():
             yield from _measured(model, model.label, rows, sizes)
         if subject.node.sees and (others := shuffled(rows)):
-            subject.add_model(SHUFFLED, "baseline", f"{subject.node.label}, shown the pictures of other rows")
-            yield from _measured(subject.node, SHUFFLED, others, sizes)
+            yield from _measured(subject.node, add_shuffled(subject), others, sizes)
 
 
 def _measured(model: StageModel, label: str, rows: Sequence[Row], sizes: Sequence[float]) -> Iterator[Measurement]:
@@ -50,6 +49,12 @@ def _measured(model: StageModel, label: str, rows: Sequence[Row], sizes: Sequenc
     nats, tokens = model.nats(encoded), [float(count) for count in num_targets(encoded)]
     yield Measurement(label, "loss", share(nats, tokens))
     yield Measurement(label, "bits_per_byte", share([value / math.log(2) for value in nats], sizes))
+
+
+def add_shuffled(subject: Subject) -> str:
+    """Put the node, shown the pictures of other rows, into its table as a baseline; return its label there."""
+    subject.add_model(SHUFFLED, "baseline", f"{subject.node.label}, shown the pictures of other rows")
+    return SHUFFLED
 
 
 def shuffled(rows: Sequence[Row]) -> list[Row]:
