@@ -79,31 +79,26 @@ def _pairs(repo: str) -> Iterator[str]:
     yield "print(model(**inputs).logits_per_image.softmax(-1))"
 
 
-def _seeing(repo: str, name: str, prompt: str) -> Iterator[str]:
+def _seeing(repo: str, name: str, prompt: str, crosses: bool) -> Iterator[str]:
+    shown = '{"type": "image"}' if crosses else '{"type": "image", "image": picture}'
     yield f"from PIL import Image\nfrom transformers import {name}, AutoProcessor"
     yield f'processor, model = AutoProcessor.from_pretrained({repo}, backend="pil"), {name}.from_pretrained({repo})'
     yield 'picture = Image.new("RGB", (64, 64), "red")  # or Image.open("a.png").convert("RGB")'
-    yield f'turns = [{{"role": "user", "content": [{{"type": "image", "image": picture}}, {{"type": "text", "text": {prompt!r}}}]}}]'
-    yield 'inputs = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")'
-    yield f'print(processor.decode({_ANSWER[:-3]}[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))'
-
-
-def _crossing(repo: str, name: str, prompt: str) -> Iterator[str]:
-    yield f"from PIL import Image\nfrom transformers import {name}, AutoProcessor"
-    yield f'processor, model = AutoProcessor.from_pretrained({repo}, backend="pil"), {name}.from_pretrained({repo})'
-    yield 'picture = Image.new("RGB", (64, 64), "red")  # or Image.open("a.png").convert("RGB")'
-    yield f'turns = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": {prompt!r}}}]}}]'
-    yield "text = processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)"
-    yield f'before, after = text.removeprefix(processor.tokenizer.bos_token).split("{idefics.MARK}")  # which the processor writes'
-    yield 'inputs = processor(text=[[before, picture, after]], return_tensors="pt")'
+    yield f'turns = [{{"role": "user", "content": [{shown}, {{"type": "text", "text": {prompt!r}}}]}}]'
+    if crosses:
+        yield "text = processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)"
+        yield f'before, after = text.removeprefix(processor.tokenizer.bos_token).split("{idefics.MARK}")  # which the processor writes'
+        yield 'inputs = processor(text=[[before, picture, after]], return_tensors="pt")'
+    else:
+        yield 'inputs = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")'
     yield f'print(processor.decode({_ANSWER[:-3]}[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))'
 
 
 def _code(subject: Subject) -> Iterator[str]:
     repo, name = f'"{subject.repo}", revision="{subject.tag}"', subject.auto
     if str(subject.record["family"]) == "vision_language":
-        shows = _crossing if subject.config["model_type"] == idefics.TYPE else _seeing
-        yield from shows(repo, name, (subject.samples or [{"prompt": "What is this?"}])[0]["prompt"][:_PROMPT_CUT])
+        prompt = (subject.samples or [{"prompt": "What is this?"}])[0]["prompt"][:_PROMPT_CUT]
+        yield from _seeing(repo, name, prompt, crosses=subject.config["model_type"] == idefics.TYPE)
         return
     if str(subject.record["family"]) == "dual_encoder":
         yield from _pairs(repo)
