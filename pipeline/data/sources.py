@@ -18,14 +18,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from pipeline.data import encodings
 from pipeline.system.errors import UserError
 from pipeline.system.words import counted
-
-if TYPE_CHECKING:
-    pass
 
 _SHOWN = 10  # faults printed before the rest is only counted
 _MOST = 10_000  # faults after which nothing more is read: that is not the file that was meant

@@ -67,7 +67,7 @@ class Retrieval(Embedder):
             yield {"input_ids": ids.pop("text"), **{f"{side}_ids": value for side, value in ids.items()}, "row": number}
 
     def collator(self, tokenizer: Any, dataset: Any) -> Any:
-        """Return a collator that says which texts of the batch are negatives of which."""
+        """Return a collator that says which of the candidates is whose positive."""
         return Ranked(int(tokenizer.pad_token_id))
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,9 +81,7 @@ class Retrieval(Embedder):
         size, ids = len(batch["positives"]), batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -1)
         both, (every, start) = embeddings(model, batch), gathered(ids, -1)
         candidates, first = gathered(both[size:])
-        numbers = torch.unique(every, dim=0, return_inverse=True)[1].view(
-            -1, len(ids)
-        )  # equal where texts are; one line a process
+        numbers = torch.unique(every, dim=0, return_inverse=True)[1].view(-1, len(ids))  # of texts, a line for each process
         excluded = _excluded(numbers, size)[start // len(ids) * size :][:size]
         likeness = (both[:size] @ candidates.T / self.temperature).masked_fill(excluded, -torch.inf)
         return {"loss": torch.nn.functional.cross_entropy(likeness, first + batch["positives"], reduction="sum")}

@@ -11,13 +11,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.data.batches import pad
 from pipeline.data.tokens import IGNORED, Tokens, answered
-
-if TYPE_CHECKING:
-    pass
 
 KNOWN_ROWS, KNOWN_TOKENS = 8, 2048  # of a causal model's rows, by which it is measured
 _GAP_ROWS, _GAP, _FIRST_GAP = 32, 7, 3  # rows of the others; in masked ones every seventh token is hidden, from the fourth on
