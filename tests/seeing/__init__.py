@@ -3,14 +3,17 @@
 import base64
 import io
 import json
+import shutil
 
 import torch
 
+from pipeline.chain import resume
 from pipeline.data import recipe, shown
 from pipeline.data.sight import Sight
 from pipeline.models import checkpoint, processors, tokenization, vision
-from tests.conftest import make_quietly
+from tests.conftest import Fails, make_quietly, printed_by_card
 from tests.images import Image
+from tests.test_push import head
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 60, 220), "black": (10, 10, 10)}
 SIDE, PATCHES = 16, 4
@@ -118,6 +121,34 @@ def rows_of(seen, kind="messages"):
 
 def logged(folder):
     return json.loads((folder / "log.jsonl").read_text().partition("\n")[0])
+
+
+def killed_ends_as(whole, run, monkeypatch, stage, flags, at):
+    """Kill a stage at a step, start it again, and hold its weights against those of the run in `whole`, which was let alone."""
+    killed = whole.with_name("killed")
+    flags, step = [*flags, "--output", killed], torch.optim.lr_scheduler.LambdaLR.step
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(step, at))
+        assert run(stage, *flags)[0] == 1
+    assert resume.latest(killed)
+    status, out, err = run(stage, *flags)
+    assert status == 0, err
+    assert "goes on from checkpoint-" in out
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+
+
+def pushed(run, hub, made, folder):
+    """Push the SFT, hold its card against what a stranger sees, and return the files on the hub."""
+    shutil.copytree(made / "sft", folder / "runs" / "sft")
+    flagged = ["--hub", "me/any", "--runs", folder / "runs", "--node", "sft", "--names", "{sft: me/any}", "--force", "yes"]
+    status, out, err = run("push", *flagged)
+    assert status == 0, err
+    assert "logits and greedy answers of 3 prompts by AutoModelForImageTextToText" in out
+    files = head(hub, "me/any")
+    card = files["README.md"].data.decode()
+    assert "pipeline_tag: image-text-to-text" in card
+    assert len(printed_by_card(hub, card, folder / "cache")) > 1  # whatever so little training says, its blanks too
+    return files
 
 
 RED, BLUE = cell(png("red")), cell(png("blue"))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.chain import manifest, resume
+from pipeline.chain import manifest
 from pipeline.data.judge import Question
 from pipeline.data.sight import Sight, SightCollator
 from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, idefics, llava, parts, tokenization, vision
 from pipeline.system.errors import UserError
-from tests.conftest import Fails, make_quietly, mostly_slow, printed_by_card
+from tests.conftest import make_quietly, mostly_slow
 from tests.seeing import (
     SIDE,
     encoded,
@@ -22,14 +22,15 @@ from tests.seeing import (
     flags_of_dpo,
     flags_of_kto,
     flags_of_rlhf,
+    killed_ends_as,
     png,
+    pushed,
     reply,
     rows_of,
     said,
     same,
     weights,
 )
-from tests.test_push import head
 
 CROSSES = ["--method", "cross_attention", "--resampler_n_latents", "3", "--resampler_depth", "1"]
 NEW = (*idefics.NEW, f"vision_model.{idefics.FIRST_NORM}")
@@ -248,14 +249,7 @@ def test_training_counts_the_loss_that_the_model_has(made, seen):
 def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, monkeypatch):
     more = [*CROSSES, "--save_steps", "1", "--max_steps", "3"]
     assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "whole"))[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 4))
-        assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
-    assert resume.latest(tmp_path / "killed")
-    status, out, _ = run("sft", *flags(made, seen, *more, "--output", tmp_path / "killed"))
-    assert status == 0
-    assert "goes on from checkpoint-" in out
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+    killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, seen, *more), 4)
 
 
 @pytest.mark.parametrize("stage", mostly_slow(["dpo", "kto", "rlhf"], "dpo"))
@@ -303,14 +297,7 @@ def test_it_is_measured_with_other_pictures_and_reported(run, made, tmp_path):
 
 @pytest.mark.slow
 def test_it_is_pushed_with_its_processor_and_the_code_on_its_card_runs(run, hub, made, tmp_path):
-    shutil.copytree(made / "sft", tmp_path / "runs" / "sft")
-    flagged = ["--hub", "me/any", "--runs", tmp_path / "runs", "--node", "sft", "--names", "{sft: me/any}", "--force", "yes"]
-    status, out, err = run("push", *flagged)
-    assert status == 0, err
-    assert "logits and greedy answers of 3 prompts by AutoModelForImageTextToText" in out
-    card = head(hub, "me/any")["README.md"].data.decode()
-    assert "pipeline_tag: image-text-to-text" in card
-    assert len(printed_by_card(hub, card, tmp_path / "cache")) > 1
+    pushed(run, hub, made, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from pipeline.chain import manifest
-from tests.conftest import Fails
 from tests.forked import launched
-from tests.seeing import flags_of_dpo, flags_of_kto, lines, logged, part, same, weights
+from tests.seeing import flags_of_dpo, flags_of_kto, killed_ends_as, lines, logged, part, same, weights
 
 
 def test_the_first_loss_of_pairs_is_that_of_a_coin_and_the_kept_reference_is_the_parent(run, made, seen, tmp_path):
@@ -50,13 +49,7 @@ def test_rated_answers_begin_at_even_and_are_kept_and_killed_with_their_pictures
     kept, asked = weights(tmp_path / "whole"), weights(tmp_path / "asked")
     assert all(torch.allclose(kept[key], asked[key], atol=2e-4) for key in kept)
     assert same(part(made / "sft", "vision_tower"), part(tmp_path / "whole", "vision_tower"))
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 5))
-        assert run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
-    status, out, err = run("kto", *flags_of_kto(made, seen, *more, "--output", tmp_path / "killed"))
-    assert status == 0, err
-    assert "goes on from checkpoint-" in out
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+    killed_ends_as(tmp_path / "whole", run, monkeypatch, "kto", flags_of_kto(made, seen, *more), 5)
 
 
 @pytest.mark.slow

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from pipeline.chain import manifest, resume
+from pipeline.chain import manifest
 from pipeline.chain.finished import read
 from pipeline.evaluation.subject import StageModel
 from pipeline.models import parts, tokenization
 from pipeline.report import batches
 from pipeline.training import chat
 from pipeline.training.policy import PolicyTrainer
-from tests.conftest import Fails
 from tests.forked import launched
 from tests.seeing import (
     COLOURS,
     cell,
     flags,
     flags_of_rlhf,
+    killed_ends_as,
     lines,
     logged,
     part,
@@ -36,14 +36,7 @@ def test_rewards_killed_end_with_the_same_weights_and_leave_the_tower(run, made,
     more = [*more, "--save_steps", "1", "--max_steps", "4"]
     status, _, err = run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "whole"))
     assert status == 0, err
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 6))
-        assert run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
-    assert resume.latest(tmp_path / "killed")
-    status, out, _ = run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "killed"))
-    assert status == 0
-    assert "goes on from checkpoint-" in out
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+    killed_ends_as(tmp_path / "whole", run, monkeypatch, "rlhf", flags_of_rlhf(made, seen, *more), 6)
     assert logged(tmp_path / "whole")["kl_per_answer"] == pytest.approx(0, abs=1e-4)  # the reference is shown the pictures, too
     assert same(part(made / "sft", "vision_tower"), part(tmp_path / "whole", "vision_tower"))
     assert not same(part(made / "sft", "language_model"), part(tmp_path / "whole", "language_model"))

@@ -5,11 +5,24 @@ import json
 import pytest
 import torch
 
-from pipeline.chain import manifest, resume
+from pipeline.chain import manifest
 from pipeline.models import vision
-from tests.conftest import Fails, mostly_slow
+from tests.conftest import mostly_slow
 from tests.forked import launched
-from tests.seeing import encoded, flags, flags_of_dpo, flags_of_rlhf, lines, opened, part, reply, rows_of, same, weights
+from tests.seeing import (
+    encoded,
+    flags,
+    flags_of_dpo,
+    flags_of_rlhf,
+    killed_ends_as,
+    lines,
+    opened,
+    part,
+    reply,
+    rows_of,
+    same,
+    weights,
+)
 
 
 def test_a_row_with_a_picture_is_dropped_and_never_cut(run, made, seen, tmp_path):
@@ -60,14 +73,7 @@ def test_a_control_has_a_tower_with_random_weights(run, made, seen, tmp_path, pa
 def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, monkeypatch, method):
     more = ["--method", method, "--save_steps", "1", "--max_steps", "3"]
     assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "whole"))[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", Fails(torch.optim.lr_scheduler.LambdaLR.step, 4))
-        assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "killed"))[0] == 1
-    assert resume.latest(tmp_path / "killed")
-    status, out, _ = run("sft", *flags(made, seen, *more, "--output", tmp_path / "killed"))
-    assert status == 0
-    assert "goes on from checkpoint-" in out
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+    killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, seen, *more), 4)
 
 
 @pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "full"))

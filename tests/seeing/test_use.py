@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 
 import pytest
 
@@ -10,10 +9,8 @@ from pipeline.data.judge import Question
 from pipeline.evaluation.subject import StageModel
 from pipeline.models import parts, vision
 from pipeline.system.errors import UserError
-from tests.conftest import printed_by_card
 from tests.images import Image
-from tests.seeing import RED, SIDE, place, png
-from tests.test_push import head
+from tests.seeing import RED, SIDE, place, png, pushed
 
 
 def test_a_finished_model_is_asked_with_its_pictures(made):
@@ -91,13 +88,4 @@ def test_a_model_never_writes_the_token_of_a_picture(made):
 
 @pytest.mark.slow
 def test_it_is_pushed_with_its_processor_and_the_code_on_its_card_runs(run, hub, made, tmp_path):
-    shutil.copytree(made / "sft", tmp_path / "runs" / "sft")
-    flagged = ["--hub", "me/any", "--runs", tmp_path / "runs", "--node", "sft", "--names", "{sft: me/any}", "--force", "yes"]
-    status, out, err = run("push", *flagged)
-    assert status == 0, err
-    assert "logits and greedy answers of 3 prompts by AutoModelForImageTextToText" in out
-    files = head(hub, "me/any")
-    assert {"processor_config.json", "tokenizer.json"} <= set(files)
-    card = files["README.md"].data.decode()
-    assert "pipeline_tag: image-text-to-text" in card
-    assert len(printed_by_card(hub, card, tmp_path / "cache")) > 1  # whatever so little training says, its blanks too
+    assert {"processor_config.json", "tokenizer.json"} <= set(pushed(run, hub, made, tmp_path))
