@@ -69,6 +69,12 @@ def flags_of(name, chain, data, output=None):
     return [*where, "--output", output or chain / name, "--data", data / f"{shape}.jsonl", *SMALL[name]]
 
 
+def without(flag, flags):
+    """Return flags without one and its value."""
+    at = flags.index(flag)
+    return flags[:at] + flags[at + 2 :]
+
+
 def last(flags):
     """Return flags in which a later one replaces an earlier one; a stage's own command line refuses what is given twice."""
     words = list(map(str, flags))

@@ -1,21 +1,14 @@
-"""The life of a stage: what is current, what repeats, what is refused; a person's mistakes end with status 2."""
+"""The life of a stage: what it hands on and records, when it is up to date, when it is made again."""
 
 import json
 import shutil
 
 import pytest
 
-from pipeline.chain import manifest, profile
-from pipeline.data import closure
-from pipeline.data import recipe as recipes
+from pipeline.chain import manifest
 from pipeline.models.tokenization import template_path
 from pipeline.system import hashes
-from tests.conftest import SMALL, flags_of
-
-
-def without(flag, flags):
-    at = flags.index(flag)
-    return flags[:at] + flags[at + 2 :]
+from tests.conftest import SMALL, flags_of, without
 
 
 def test_the_chain_hands_on_whole_models(chain):
@@ -122,93 +115,6 @@ def test_pretraining_goes_on_from_a_parent(run, chain, data, tmp_path):
     assert manifest.read(tmp_path / "more")["parents"][0]["stage"] == "pretrain"
 
 
-def test_a_parent_of_another_family_is_refused(run, tmp_path, data, copy):
-    from transformers import BertConfig, BertForMaskedLM
-
-    BertForMaskedLM(
-        BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    ).save_pretrained(tmp_path / "bert")
-    flags = ["--output", tmp_path / "out", "--data", data / "chats.jsonl", *SMALL["sft"]]
-    status, _, err = run("sft", "--parent", tmp_path / "bert", *flags)
-    assert status == 2
-    assert "BertForMaskedLM is a model of family masked, but sft takes causal" in err
-    record = manifest.read(copy / "pretrain")
-    manifest.write_json(copy / "pretrain" / manifest.NAME, record | {"family": "masked"})
-    status, _, err = run("sft", "--parent", copy / "pretrain", *flags)
-    assert status == 2
-    assert "family masked, but sft takes causal" in err
-    assert not (tmp_path / "out").exists()
-
-
-def test_all_faults_at_once_and_nothing_is_harmed(run, tmp_path, chain):
-    (tmp_path / "sft.yaml").write_text("lerning_rate: 1e-3\nr: many\nmax_steps: soon\nrecipe: world\n")
-    status, _, err = run(
-        "sft", "--config", tmp_path / "sft.yaml", "--parent", tmp_path / "none", "--output", tmp_path / "out", "stray"
-    )
-    lines = err.splitlines()
-    assert status == 2
-    assert "sft: command line: 'stray' belongs to no flag; write --key value" in lines
-    assert f"sft: {tmp_path}/sft.yaml: lerning_rate: unknown key; did you mean learning_rate?" in lines
-    assert f"sft: {tmp_path}/sft.yaml: r: expected int, found 'many'" in lines
-    assert f"sft: {tmp_path}/sft.yaml: max_steps: expected int, found 'soon'" in lines
-    assert any("none: no such folder" in line for line in lines)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "complaint"),
-    [
-        ("pretrain", ["--recipe", "wrold"], "recipe: wrold: no such recipe"),
-        ("pretrain", ["--data", "none.jsonl"], "none.jsonl: no such file"),
-        ("pretrain", ["--config", "none.yaml"], "none.yaml: no such profile file"),
-        ("pretrain", ["--objective", "clm"], "objective: clm: no such objective"),
-        ("pretrain", ["--lr_scheduler_type", "steep"], "refuses the configuration: steep is not a valid SchedulerType"),
-        ("sft", ["--chat_template", "none.jinja"], "chat_template: none.jinja: no such file"),
-        ("sft", ["--max_length", "4"], "no row is left for training"),
-        ("sft", ["--max_length", "1"], "max_length: expected at least 2, found 1"),
-        ("sft", ["--max_length", "128"], "max_length: 128 does not fit the parent, which has 64 positions"),
-        ("sft", ["--r", "0"], "r: expected at least 1, found 0"),
-        ("sft", ["--seed", "2024-01-01"], "seed: expected int, found '2024-01-01'"),
-        ("pretrain", ["--num_attention_heads", "3"], "transformers builds no causal model of it"),
-        ("sft", ["--method", "lara"], "method: expected lora or full or rows or projector or cross_attention, found 'lara'"),
-        ("sft", ["--init", "zero"], "init: expected parent or random or random_tower, found 'zero'"),
-    ],
-)
-def test_bad_input_is_one_plain_line(run, chain, data, tmp_path, name, change, complaint):
-    flags = flags_of(name, chain, data, tmp_path / "out")
-    if change[0] == "--recipe":
-        flags = without("--data", flags)
-    status, _, err = run(name, *flags, *change)
-    assert status == 2, err
-    assert complaint in err
-    assert "Traceback" not in err
-
-
-def test_data_of_the_wrong_type_names_its_columns(run, chain, data, tmp_path):
-    flags = flags_of("dpo", chain, data, tmp_path / "out")
-    flags[flags.index("--data") + 1] = data / "chats.jsonl"
-    status, _, err = run("dpo", *flags)
-    assert status == 2
-    assert "no format of preference: found columns {messages}, expected {" in err
-    assert "{chosen_messages, rejected_messages}" in err
-
-
-def test_a_folder_that_is_not_ours_is_left_alone(run, chain, data, tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    status, _, err = run("sft", *flags_of("sft", chain, data, tmp_path))
-    assert status == 2
-    assert "not empty and not the folder of a node; give another folder or move it away" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_a_typo_that_only_the_library_notices_puts_the_finished_stage_back(run, copy, data):
-    before = manifest.read(copy / "sft")
-    status, out, _ = run("sft", *flags_of("sft", copy, data), "--lr_scheduler_type", "steep")
-    assert status == 2
-    assert "put back what was moved aside" in out
-    assert manifest.read(copy / "sft") == before
-
-
 def test_a_half_finished_stage_on_your_own_data_is_kept_when_it_is_upstream(run, copy, data):
     record = manifest.read(copy / "sft")
     (copy / "sft" / manifest.NAME).unlink()
@@ -225,21 +131,6 @@ def test_the_default_schedule_fits_any_data(run, data, tmp_path):
     assert status == 0, err
     rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert rates[0] > 0
-
-
-def test_a_torn_record_is_named(run, copy, data):
-    (copy / "sft" / manifest.NAME).write_text('{"stage": "sf')
-    status, _, err = run("sft", *flags_of("sft", copy, data))
-    assert status == 2
-    assert "not a whole JSON file" in err
-
-
-def test_an_unfinished_parent_is_refused(run, copy, data, tmp_path):
-    (copy / "pretrain" / manifest.NAME).unlink()
-    manifest.claim(copy / "pretrain", {"inputs": "x"})
-    status, _, err = run("sft", *flags_of("sft", copy, data, tmp_path / "out"))
-    assert status == 2
-    assert "that node is not finished; run it again and it goes on where it was" in err
 
 
 def test_rows_that_do_not_fit_are_counted_in_the_record(run, chain, tmp_path, data):
@@ -301,220 +192,8 @@ def test_evaluation_of_a_chain(run, evaluated, tmp_path):
     assert "none: no finished node; run make first" in err
 
 
-def test_a_mixture_is_not_evaluated(run, copy, data):
-    assert run("pretrain", *flags_of("pretrain", copy, data), "--seed", "7")[0] == 0
-    status, _, err = run("evaluate", "--runs", copy)
-    assert status == 2
-    assert f"{copy / 'sft'}: was made from another pretrain than {copy / 'pretrain'}; make sft again" in err
-
-
-@pytest.mark.parametrize("flag", ["--parent", "--data", "--output", "--max_steps"])
-def test_a_flag_given_twice_is_refused(run, copy, data, flag):
-    flags = flags_of("sft", copy, data)
-    first = flags[flags.index(flag) + 1]
-    status, _, err = run("sft", *flags, f"{flag}=7")
-    assert status == 2
-    assert f"command line: {flag} is given twice: {first} and 7" in err
-
-
 def test_without_a_length_rows_are_as_long_as_the_parent_has_positions(run, chain, data, tmp_path):
     status, out, err = run("sft", *without("--max_length", flags_of("sft", chain, data, tmp_path / "sft")))
     assert status == 0, err
     assert "max_length 64, since the parent has 64 positions" in out
     assert manifest.read(tmp_path / "sft")["outputs"] == manifest.read(chain / "sft")["outputs"]
-
-
-@pytest.fixture
-def written(tmp_path, monkeypatch):
-    """Write the files of a profile `mine`, {name: text}, where profiles lie."""
-    monkeypatch.setattr(profile, "FOLDER", tmp_path / "profiles")
-
-    def write(files):
-        folder = tmp_path / "profiles" / "mine"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / f"{name}.yaml").write_text(text)
-        return folder
-
-    return write
-
-
-TEACHER = """
-import dataclasses
-import json
-import sys
-from pipeline.chain.stage import Stage
-from pipeline.system.config import option
-
-class Distil(Stage):
-    title, about = "Distillation", "A student."
-    takes = {"parent": ("causal",), "teacher": ("causal", "masked")}
-    optional = OPTIONAL
-
-    @dataclasses.dataclass(frozen=True)
-    class Options:
-        weight: float = option(1.0, "of the teacher")
-
-    def train(self, run):
-        run.result.mkdir()
-        (run.result / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **run.parents}))
-
-STAGE = Distil
-"""
-
-
-@pytest.fixture
-def distil(tmp_path, monkeypatch):
-    """A stage with two parents, in a folder of stages of its own; yield what writes it."""
-    from pipeline.chain import stages
-
-    folder = tmp_path / "stages"
-    shutil.copytree(stages.FOLDER, folder, ignore=shutil.ignore_patterns("profiles", "__pycache__"))
-    monkeypatch.setattr(stages, "FOLDER", folder)
-    stages.load.cache_clear()
-
-    def write(optional=()):
-        (folder / "distil.py").write_text(TEACHER.replace("OPTIONAL", repr(optional)))
-        stages.load.cache_clear()
-
-    yield write
-    stages.load.cache_clear()
-
-
-def test_a_parent_by_its_role(run, copy, distil):
-    distil()
-    flags = ["--parent", copy / "sft", "--output", copy / "student"]
-    status, _, err = run("distil", *flags)
-    assert status == 2
-    assert "command line: --teacher is missing; distil needs a causal or masked model" in err
-    status, _, err = run("distil", *flags, "--teacher", copy / "dpo", f"--teacher={copy / 'sft'}")
-    assert status == 2
-    assert f"command line: --teacher is given twice: {copy / 'dpo'} and {copy / 'sft'}" in err
-    status, _, err = run("distil", *flags, "--teacher", copy / "none")
-    assert status == 2
-    assert f"--teacher {copy / 'none'}: no such folder; make none first, or give a model folder or hub id" in err
-    status, _, err = run("distil", *flags, "--teacher", copy / "dpo")
-    assert status == 0, err
-    record = manifest.read(copy / "student")
-    assert [(entry["role"], entry["node"], entry["beside"]) for entry in record["parents"]] == [
-        ("parent", "sft", True),
-        ("teacher", "dpo", True),
-    ]
-    assert record["request"]["parents"]["teacher"] == {"stage": "dpo", "outputs": manifest.read(copy / "dpo")["outputs"]}
-    assert "up to date" in run("distil", *flags, "--teacher", copy / "dpo")[1]
-    out = run("distil", *flags, "--teacher", copy / "pretrain", "--why", "yes")[1]
-    assert "teacher: pretrain" in out
-    before = manifest.read(copy / "dpo")
-    manifest.write_json(copy / "dpo" / manifest.NAME, before | {"family": "vectors"})
-    status, _, err = run("distil", *flags, "--teacher", copy / "dpo")
-    assert status == 2
-    assert "dpo made a model of family vectors, but distil takes causal or masked as its teacher" in err
-
-
-def test_a_role_may_be_left_out_where_the_stage_says_so(run, copy, distil):
-    distil(("teacher",))
-    status, _, err = run("distil", "--parent", copy / "sft", "--output", copy / "student")
-    assert status == 0, err
-    assert [entry["role"] for entry in manifest.read(copy / "student")["parents"]] == ["parent"]
-
-
-def small(name, **others):
-    """The text of a node's file, with the keys of the small chain."""
-    keys = dict(zip((key[2:] for key in SMALL[name][::2]), SMALL[name][1::2], strict=True)) | others
-    return "".join(f"{key}: {value}\n" for key, value in keys.items())
-
-
-def at(folder, copy, name):
-    return ["--config", folder / f"{name}.yaml", "--output", copy / name]
-
-
-def test_overrides_are_kept_upstream_and_shared_with_the_control(run, copy, data, written):
-    """`make sft DATA=… ARGS=…`, then `make`: sft stays, and its control reads the same rows with the same flags."""
-    folder = written({
-        "pretrain": small("pretrain"), "sft": small("sft", parent="pretrain"),
-        "sft-control": "control_of: sft\ninit: random\nmethod: full\nlearning_rate: 1e-3\n",
-    })  # fmt: skip
-    mine = data / "chats.jsonl"
-    status, _, err = run("sft", *at(folder, copy, "sft"), "--data", mine, "--learning_rate", "5e-4", "--warmup_steps", "1")
-    assert status == 0, err
-    status, out, _ = run("sft", *at(folder, copy, "sft"), "--upstream", "yes")
-    assert status == 0
-    assert (
-        f"keeps --learning_rate 0.0005, --warmup_steps 1, --data {mine}, as requested; `make sft` returns to the profile" in out
-    )
-    assert "up to date" in out
-    for upstream in ([], ["--upstream", "yes"]):
-        status, out, err = run("sft", *at(folder, copy, "sft-control"), *upstream)
-        assert status == 0, err
-        assert f"takes --warmup_steps 1, --data {mine} from sft, which it is a control of" in out
-        record = manifest.read(copy / "sft-control")
-        assert record["control_of"] == "sft"
-        assert record["starts_from"] == "random"
-        assert record["recipe"]["data"] == str(mine)
-        assert record["config"]["warmup_steps"] == 1
-        assert record["config"]["learning_rate"] == 1e-3  # its own file
-        assert record["config"]["max_length"] == 64
-        assert record["overrides"] == {"flags": {}, "data": None, "parents": {}}
-    assert "up to date" in out
-
-    shutil.copy(mine, other := folder / "other.jsonl")
-    other.write_text("".join(other.read_text().splitlines(keepends=True)[1:]))
-    assert run("sft", *at(folder, copy, "sft"), "--data", other)[0] == 0
-    status, out, _ = run("sft", *at(folder, copy, "sft-control"), "--upstream", "yes", "--why", "yes")
-    assert status == 0
-    assert f"takes --data {other} from sft" in out
-    assert "warmup_steps: not set, was 1" in out
-    assert "other.jsonl is new" in out
-
-
-def test_what_a_controls_own_file_says_stays_its_own(run, copy, data, written, tmp_path, monkeypatch):
-    folder = written({
-        "pretrain": small("pretrain"), "sft": small("sft", parent="pretrain"),
-        "sft-control": "control_of: sft\ninit: random\nmethod: full\nrecipe: theirs\nmax_steps: 1\n",
-    })  # fmt: skip
-    monkeypatch.setattr(closure, "FOLDER", tmp_path / "recipes")
-    monkeypatch.setattr(recipes, "FOLDER", closure.FOLDER)
-    closure.FOLDER.mkdir()
-    (closure.FOLDER / "theirs.yaml").write_text(f"type: messages\nsources:\n  - files: {data / 'chats.jsonl'}\n")
-    flags = ["--data", data / "chats.jsonl", "--max_steps", "2"]
-    assert run("sft", *at(folder, copy, "sft"), *flags)[0] == 0
-    status, out, _ = run("sft", *at(folder, copy, "sft-control"), "--upstream", "yes", "--why", "yes")
-    assert status == 0
-    assert "takes" not in out
-    status, _, err = run("sft", *at(folder, copy, "sft-control"))
-    assert status == 0, err
-    record = manifest.read(copy / "sft-control")
-    assert record["recipe"]["name"] == "theirs"
-    assert record["config"]["max_steps"] == 1
-    other = tmp_path / "other.jsonl"
-    other.write_text("".join((data / "chats.jsonl").read_text().splitlines(keepends=True)[1:]))
-    status, _, err = run("sft", *at(folder, copy, "sft-control"), "--data", other)  # its own command line comes first
-    assert status == 0, err
-    assert manifest.read(copy / "sft-control")["recipe"]["data"] == str(other)
-
-
-@pytest.mark.slow
-def test_next_is_a_line_that_can_be_run(run, copy, data, written, tmp_path):
-    """The first child in the profile, RUNS with its blanks in quotes; else the evaluation."""
-    import shlex
-
-    folder = written({"pretrain": small("pretrain"), "sft": small("sft", parent="pretrain"), "dpo": small("dpo", parent="sft")})
-    runs = tmp_path / "my runs" / "mine"
-    runs.mkdir(parents=True)
-    shutil.copytree(copy / "pretrain", runs / "pretrain")
-    status, out, err = run("sft", *at(folder, runs, "sft"), "--data", data / "chats.jsonl")
-    assert status == 0, err
-    line = out.partition("; next: ")[2].strip()
-    assert shlex.split(line) == ["make", "PROFILE=mine", f"RUNS={tmp_path / 'my runs'}", "dpo"]
-    status, out, err = run("dpo", *at(folder, runs, "dpo"), "--data", data / "pairs.jsonl")
-    assert status == 0, err
-    line = out.partition("; next: ")[2].strip()
-    assert shlex.split(line) == ["make", "PROFILE=mine", f"RUNS={tmp_path / 'my runs'}", "evaluate"]
-    loose = tmp_path / "a b" / "sft"
-    status, out, err = run("sft", *flags_of("sft", copy, data, loose))
-    assert status == 0, err
-    line = shlex.split(out.partition("; next: ")[2])
-    assert line == ["python", "-m", "pipeline.commands.evaluate", "--runs", str(loose.parent)]
-    status, out, err = run("evaluate", *line[3:], "--rows", "8", "--max_new_tokens", "2", "--resamples", "20")
-    assert status == 0, err
-    assert shlex.split(out.rpartition("; next: ")[2])[-1] == str(loose.parent)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.system import hardware
-from tests import torture
 from tests.prove_gpu import Row
+from tests.torture.chain import built
+from tests.torture.kills import TRIES, strike, uninterrupted
+from tests.torture.outcome import survives
 
 _KILLS = (("steps", "sft"), ("checkpoint save", "pretrain"))
 _APART = 1e-2  # of the largest weight: on an accelerator sums may come in another order
@@ -21,20 +23,19 @@ def rows(place: Path, small: bool) -> Iterator[Row]:
     os.environ["XDG_CACHE_HOME"] = str(place / "cache")
     folder = place / "kills"
     folder.mkdir()
-    house = torture.built(folder, [name for _, name in _KILLS])
-    windows = torture.uninterrupted(house)
+    chain = built(folder, [name for _, name in _KILLS])
+    windows = uninterrupted(chain)
     for number, (phase, name) in enumerate(_KILLS):
         where, rng = folder / f"kill{number}", random.Random(number)
         hit = any(
-            torture.strike(house, phase, name, windows[name].get(phase, 0.01) * 0.8**attempt, where, rng)
-            for attempt in range(torture.TRIES)
+            strike(chain, phase, name, windows[name].get(phase, 0.01) * 0.8**attempt, where, rng) for attempt in range(TRIES)
         )
         if not hit:
-            yield Row(f"{name}, killed: {phase}", f"not hit in {torture.TRIES} tries", "to be hit", False)
+            yield Row(f"{name}, killed: {phase}", f"not hit in {TRIES} tries", "to be hit", False)
             continue
-        wrong = torture.survives(house, name, where)
+        wrong = survives(chain, name, where)
         if hardware.device() == "cuda" and wrong.startswith(("another model", "another log", "other files")):
-            found = apart(house.reference / name, where / name)
+            found = apart(chain.reference / name, where / name)
             yield Row(
                 f"{name}, killed: {phase}",
                 f"resumed, {found:.1e} of the largest weight apart",
