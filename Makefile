@@ -17,10 +17,14 @@ PUBLIC   :=
 FORCE    :=
 ADAPTER  :=
 
+# What stands on the command line, so that a misspelt variable is told and not passed over.
+export GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+
 # Programs find these in the environment, letter by letter: neither make nor a shell reads what is in them.
 LITERAL  := PROFILE RUNS DATA ARGS LAUNCH STAGE STRICT DEEP HUB PUBLIC FORCE ADAPTER RECIPE TEXT CHATS PAIRS BASE KILLS ON HOURS TASKS SHOTS INCLUDE PIP_ARGS CACHE CACHE_GB
 $(foreach name,$(LITERAL),$(eval override $(name) := $$(value $(name))))
 export $(LITERAL)
+export VARIABLES := $(LITERAL) PYTHON
 export GOALS := $(filter-out setup setup-data,$(MAKECMDGOALS))
 
 VENV     := .venv

@@ -60,7 +60,8 @@ def test_a_column_that_changes_its_type_late(tmp_path, place, value):
 def test_columns_that_change_late(tmp_path, place):
     path = tmp_path / "a.jsonl"
     path.write_text(lines(3000) + '{"txt": "a"}\n')
-    assert refused(path) == [f"{path}:3001: no format of text: found columns {{txt}}, expected {{text}} or {{content}}"]
+    assert refused(path) == [f"{path}:3001: no format of text: found columns {{txt}}, expected {{text}} or {{content}}"
+                            "; rename the columns, or name them in a recipe, as in `columns: {mine: text}`"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
@@ -84,7 +85,8 @@ def test_faults_of_all_sources_are_told_at_once(tmp_path, place):
 
 @pytest.mark.parametrize(
     ("lines_of", "said"),
-    [(lambda: lines(3000) + '{"txt": "a"}\n', "/train.jsonl:3001: no format of text: found columns {txt}, expected {text} or {content}"),
+    [(lambda: lines(3000) + '{"txt": "a"}\n', "/train.jsonl:3001: no format of text: found columns {txt}, expected {text} or {content}"
+      "; rename the columns, or name them in a recipe, as in `columns: {mine: text}`"),
      (lambda: "", ": is empty; it holds no row"), (lambda: lines(3000) + '{"text: "a"}\n', "/train.jsonl:3001: not JSON ("),
      (lambda: lines(3000) + '{"text": 5}\n', "/train.jsonl:3001: text is int, not text"),
      (lambda: lines(3000) + '{"text": ["a"]}\n', "/train.jsonl:3001: text is list, not text")],

@@ -66,6 +66,9 @@ def test_an_unknown_profile_and_an_unknown_node_are_refused(tmp_path):
         ),
         (["evalaute"], "there is no such target; did you mean evaluate?"),
         (["DATA=my.jsonl"], "make: ARGS and DATA go to one node: say which, as in make dpo DATA=my.jsonl"),
+        (["sft", "data=my.jsonl"], "make: data=: make has no such variable; did you mean DATA=?"),
+        (["verify", "PROFLE=sanguo"], "verify: PROFLE=: make has no such variable; did you mean PROFILE=?"),
+        (["sft", "OMP_NUM_THREADS=1", "ARGS=--seed '7"], "make: ARGS: \"--seed '7\" can't be split into words"),
         (["sft", "ARGS=--seed '7"], "make: ARGS: \"--seed '7\" can't be split into words"),
     ):
         status, out, err = called(f"RUNS={tmp_path / 'runs'}", *words)

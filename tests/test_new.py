@@ -128,6 +128,20 @@ def test_blanks_quotes_and_brackets_in_names_are_names(run, house, data, tmp_pat
     assert faults_of(house)[0] == []
 
 
+def test_a_mixture_becomes_a_source_for_each_of_its_parts(run, house, data, tmp_path):
+    rows = (data / "chats.jsonl").read_text().splitlines(keepends=True)
+    for name, part in (("a", rows[:60]), ("b", rows[60:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    status, out, err = run("new", "--profile=mine", f"--chats={tmp_path}/a.jsonl=0.7,{tmp_path}/b.jsonl=0.3")
+    assert (status, err) == (0, "")
+    assert f"({len(rows)} as OpenAI messages)" in out
+    parts = [{"files": f"{tmp_path}/a.jsonl", "share": 0.7}, {"files": f"{tmp_path}/b.jsonl", "share": 0.3}]
+    assert yaml.safe_load((house / "recipes" / "mine-chats.yaml").read_text())["sources"] == parts
+    retold = [part | {"holds": "messages"} for part in parts]
+    assert yaml.safe_load((house / "recipes" / "mine-text.yaml").read_text())["sources"] == retold
+    assert faults_of(house)[0] == []
+
+
 def test_all_faults_of_all_files_are_told_at_once_and_nothing_is_written(run, house, data, tmp_path):
     chats = (data / "chats.jsonl").read_text().splitlines()
     chats[6] = '{"messages": "no list"}'

@@ -6,7 +6,7 @@ import lzma
 import pytest
 
 from pipeline.data import files, hubs, recipe, sources
-from pipeline.data.source_recipe import Source
+from pipeline.data.source_recipe import Source, SourceRecipe
 from pipeline.system.errors import UserError
 
 ROWS = [{"text": "Äpfel, 北京"}, {"text": 'two\n"lines"'}]
@@ -143,7 +143,20 @@ def test_an_encoding_is_named_with_the_remedy(tmp_path, encoding, text, name, en
     path.write_bytes(f"text\n{text}\n".encode(encoding) * 20)
     with pytest.raises(UserError) as error:
         rows(path)
-    assert f"; it looks like {name}: `iconv -f {name} -t UTF-8 a.{ending}` converts it" in error.value.faults[0]
+    assert (
+        f"; it looks like {name}: `iconv -f {name} -t UTF-8 {path} > {path.with_name(f'utf-8-a.{ending}')}` converts it"
+        in error.value.faults[0]
+    )
+
+
+def test_a_long_reason_is_written_once(tmp_path):
+    path = tmp_path / "faq.csv"
+    path.write_text("Ask,Say\r\n" + "why,so\r\n" * 30)
+    with pytest.raises(UserError) as error:
+        SourceRecipe("faq", [Source.of(str(path), "messages")], "messages").rows("messages", "train", 42)
+    first, *others = error.value.faults
+    assert first.startswith(f"{path}: row 2: no format of messages: found columns {{Ask, Say}}")
+    assert others == [*(f"{path}: row {number}: the same" for number in range(3, 12)), "... and 20 more faults of this kind"]
 
 
 def test_what_tells_of_a_folder_s_data_is_none(tmp_path):

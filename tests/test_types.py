@@ -54,10 +54,45 @@ def test_an_unknown_format_says_what_was_found_and_expected():
 
 
 @pytest.mark.parametrize(
+    ("type", "row", "remedy"),
+    [("messages", {"Question": "why", " Answer": "so"}, "`columns: { Answer: answer, Question: question}` in a recipe reads it"),
+     ("messages", {"turns": [U, A]}, "`columns: {turns: messages}` in a recipe reads it"),
+     ("messages", {"dialog": [{"from": "human", "value": "Hi"}], "id": 1}, "`columns: {dialog: messages}` in a recipe reads it"),
+     ("messages", {"data": [{"prompt": "Hi", "completion": "Ho"}]}, "if the rows are in data, make a file of that list alone"),
+     ("messages", {"prompt": "Hi", "chosen": "a", "rejected": "b"}, "it is a row of type preference"),
+     ("preference", {"prompt": "Hi", "completion": "Ho"}, "it is a row of type messages"),
+     ("preference", {"question": "Hi", "better": "a", "worse": "b"}, "rename the columns, or name them in a recipe, as in `columns: {mine: chosen}`")],
+)  # fmt: skip
+def test_an_unknown_format_says_what_to_do(type, row, remedy):
+    with pytest.raises(UserError) as error:
+        recognise(row, type, "f:1")
+    assert error.value.faults[0].endswith(f"; {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("type", "row", "reason"),
+    [("messages", {"prompt": "Hi", "completion": None}, "no assistant text"),
+     ("messages", {"instruction": "Hi", "output": None}, "no assistant text"),
+     ("preference", {"prompt": "Hi", "chosen": None, "rejected": "b"}, "empty chosen"),
+     ("feedback", {"prompt": "Hi", "completion": None, "label": True}, "empty completion")],
+)  # fmt: skip
+def test_an_answer_that_is_null_is_an_empty_one(type, row, reason):
+    """As pandas writes an empty cell: a counted drop, and no fault of the file."""
+    assert types.load(type).fault(recognise(row, type, "f:1").convert(row)) == reason
+
+
+def test_what_is_neither_text_nor_messages_is_told_by_its_column():
+    with pytest.raises(Malformed, match=r"^completion is int, neither text nor messages$"):
+        recognise({"prompt": "Hi", "completion": 4}, "messages", "f:1").convert({"prompt": "Hi", "completion": 4})
+    with pytest.raises(Malformed, match=r"^prompt is null, neither text nor messages$"):
+        recognise({"prompt": None, "completion": "a"}, "messages", "f:1").convert({"prompt": None, "completion": "a"})
+
+
+@pytest.mark.parametrize(
     ("type", "row"),
     [("text", {"text": 5}), ("messages", {"messages": "Hi"}), ("messages", {"messages": [{"role": "user"}]}),
      ("messages", {"conversations": [{"from": "martian", "value": "Hi"}]}), ("preference", {"chosen": "a", "rejected": "b"}),
-     ("messages", {"instruction": "Hi", "output": None}), ("prompts", {"prompt": 3}), ("feedback", {"completion": "Ho", "label": True}),
+     ("messages", {"instruction": None, "output": "Hi"}), ("prompts", {"prompt": 3}), ("feedback", {"completion": "Ho", "label": True}),
      *(("feedback", {"prompt": "Hi", "completion": "Ho", "label": label}) for label in (None, 2, -1, 0.5, "maybe", "", [True]))],
 )  # fmt: skip
 def test_malformed_rows_are_refused(type, row):

@@ -5,6 +5,7 @@ make hands its variables over in the environment, so that no shell ever reads wh
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import shlex
@@ -37,6 +38,17 @@ def folder(environment: Mapping[str, str]) -> Path:
     return Path(runs)
 
 
+def misspelt(environment: Mapping[str, str]) -> list[str]:
+    """Return the variables of make's command line that are nearly one which make knows; any other is a program's own."""
+    known = environment.get("VARIABLES", "").split()
+    faults = []
+    for name in environment.get("GIVEN", "").split():
+        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.75)
+        if close and name not in known:
+            faults.append(f"{name}=: make has no such variable; did you mean {close[0]}=?")
+    return faults
+
+
 def goes_to(goal: str, environment: Mapping[str, str]) -> bool:
     """Say whether ARGS and DATA belong to a goal of make: to the first of those on its command line."""
     return goal == (environment.get("GOALS", "").split() or [goal])[0]
@@ -66,6 +78,8 @@ def flags(name: str, command: ModuleType) -> list[str]:
 def main() -> int:
     """Run the command that was named."""
     name = sys.argv[1]
+    if faults := misspelt(os.environ):
+        raise UserError(*faults)
     command = importlib.import_module(f"pipeline.commands.{name.replace('-', '_')}")
     sys.argv = [name, *flags(name, command), *sys.argv[2:]]
     return int(command.main())

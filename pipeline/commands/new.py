@@ -40,7 +40,7 @@ def asked(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         faults.append(f"PROFILE={name}: a name has letters, digits, - and _, as in PROFILE=mine")
     elif (profile.FOLDER / name).exists():
         faults.append(
-            f"PROFILE={name}: stages/profiles/{name} is there already; nothing is overwritten, so give another name or move it away"
+            f"PROFILE={name}: stages/profiles/{name} is there already; nothing is overwritten, so give another name, as in PROFILE=mine, or move it away"
         )
     if not flags.keys() & set(WORDS):
         faults.append("nothing to train on: give TEXT, CHATS or PAIRS, each a file, a glob, a folder or a hub id")

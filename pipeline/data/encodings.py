@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import shlex
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,10 @@ def remedy(path: Path, open: Callable[[Path], IO[bytes]]) -> str:
     if not found and _mostly(head):
         return ""
     found = found or _guess(head)
-    return f"; it looks like {found}: `iconv -f {found} -t UTF-8 {path.name}` converts it" if found else "; convert it to UTF-8"
+    if not found:
+        return "; convert it to UTF-8"
+    old, new = (shlex.quote(str(one)) for one in (path, path.with_name(f"utf-8-{path.name}")))
+    return f"; it looks like {found}: `iconv -f {found} -t UTF-8 {old} > {new}` converts it"
 
 
 def _mostly(head: bytes) -> bool:

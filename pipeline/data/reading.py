@@ -25,7 +25,7 @@ from pipeline.data.rows import Rows
 from pipeline.data.seen import Seen
 from pipeline.data.sources import Faults
 from pipeline.data.types._trees import COLUMN, TREE
-from pipeline.system import cores, process
+from pipeline.system import cores, process, words
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -183,7 +183,7 @@ def _parts(recipe: SourceRecipe, source: Source, seed: int, done: _Done) -> Iter
     with contextlib.closing(cores.each(functools.partial(_part, recipe, source, seed), blocks)) as parts:
         for part in parts:
             yield part
-            progress.tell(lambda: f"{done.rows:,} rows read")
+            progress.tell(lambda: f"{words.counted(done.rows, 'row')} read")
 
 
 def _part(recipe: SourceRecipe, source: Source, seed: int, block: Block) -> _Part:

@@ -25,6 +25,7 @@ from pipeline.system.errors import UserError
 from pipeline.system.words import counted
 
 _SHOWN = 10  # faults printed before the rest is only counted
+_LONG = 80  # characters of a reason that is written once
 _MOST = 10_000  # faults after which nothing more is read: that is not the file that was meant
 _ABOUT = r"(readme|license|licence|changelog|citation)\b.*|dataset_infos?\.json|state\.json"  # names of what is no data
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
@@ -56,11 +57,22 @@ class Faults:
             self.stop()
 
     def stop(self) -> None:
-        """Raise UserError if there was any."""
+        """Raise UserError if there was any; what many rows have in common is told of the first."""
         if self.count:
             rest = self.count - len(self.shown)
             least = "at least " if self.count >= _MOST else ""
-            raise UserError(*self.shown, *([f"... and {least}{rest:,} more faults of this kind"] if rest else []))
+            raise UserError(*_shortened(self.shown), *([f"... and {least}{rest:,} more faults of this kind"] if rest else []))
+
+
+def _shortened(faults: Iterable[str]) -> Iterator[str]:
+    """Yield lines of faults; a long reason that stood in an earlier one is not repeated."""
+    told: set[str] = set()
+    for line in faults:
+        found = re.fullmatch(r"(.+?(?::|: row )\d+): (.+)", line)
+        where, reason = found.groups() if found else ("", line)
+        yield f"{where}: the same" if reason in told else line
+        if found and len(reason) > _LONG:
+            told.add(reason)
 
 
 def opened(path: Path) -> IO[bytes]:

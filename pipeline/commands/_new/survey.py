@@ -33,7 +33,7 @@ class Given:
 
     word: str  # by which it was given
     text: str  # as it was given
-    sources: Sequence[Mapping[str, str]]  # as the YAML recipe names them
+    sources: Sequence[Mapping[str, Any]]  # as the YAML recipe names them
     recipe: SourceRecipe
     train: Rows
     held_out: int
@@ -59,13 +59,23 @@ class Given:
 
 
 def read(word: str, text: str, candidates: Sequence[str]) -> Given:
-    """Return the rows that stand behind a file, glob, folder or hub id, of the first type that fits; UserError with every fault."""
+    """Return the rows of a file, glob, folder or hub id, or a mixture of these, of the first type that fits; UserError with every fault."""
     found = recipes.from_data(text, candidates[0])
     if not isinstance(found, SourceRecipe):
         raise UserError(f"{text}: is a node that hands on rows; name it as `data:` in the file of the node that reads them")
-    source = found.given[0]
-    named = {"hub": text} if source.hub else {"files": text}
-    return _settled(word, text, named, source, _recognised(source, candidates))
+    return _settled(word, text, _named(text, found.given), found.given, _recognised(found.given[0], candidates))
+
+
+def _named(text: str, given: Sequence[Source]) -> list[Mapping[str, Any]]:
+    """Return the sources that a word names as a YAML recipe writes them."""
+    mixed = any(source.share or source.held_out is not None for source in given)
+    names = [part.rpartition("=")[0] for part in text.split(",")] if mixed else [text]
+    return [
+        {"hub" if source.hub else "files": name}
+        | ({"share": source.share} if source.share else {})
+        | ({"held_out": source.held_out} if source.held_out is not None else {})
+        for name, source in zip(names, given, strict=True)
+    ]
 
 
 def retold(word: str, others: Sequence[Given]) -> Given:
@@ -90,9 +100,9 @@ def _recognised(source: Source, candidates: Sequence[str]) -> str:
     return candidates[0]
 
 
-def _settled(word: str, text: str, named: Mapping[str, str], source: Source, type: str) -> Given:
+def _settled(word: str, text: str, named: Sequence[Mapping[str, Any]], given: list[Source], type: str) -> Given:
     """Read the rows, and hold out enough of them where there are few."""
-    found = _measured(word, text, [named], SourceRecipe(text, [source], type))
+    found = _measured(word, text, named, SourceRecipe(text, given, type))
     if found.recipe.named:
         return found
     rows, cut = len(found.train.kept) + found.held_out, 0
@@ -103,10 +113,10 @@ def _settled(word: str, text: str, named: Mapping[str, str], source: Source, typ
     share = min(_MOST, max(source_recipe.HELD_OUT, round(_ENOUGH / rows, 2)))
     if share == source_recipe.HELD_OUT and not cut:
         return found
-    return _measured(word, text, [named], SourceRecipe(text, [source], type, share, cut=cut))
+    return _measured(word, text, named, SourceRecipe(text, given, type, share, cut=cut))
 
 
-def _measured(word: str, text: str, named: Sequence[Mapping[str, str]], recipe: SourceRecipe) -> Given:
+def _measured(word: str, text: str, named: Sequence[Mapping[str, Any]], recipe: SourceRecipe) -> Given:
     train = recipe.rows(recipe.type, "train", _SEED)
     return Given(word, text, named, recipe, train, train.held_out)
 

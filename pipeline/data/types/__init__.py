@@ -185,4 +185,31 @@ def recognise(row: Mapping[str, Any], name: str, where: str, blank: Collection[s
             return found
     wanted = " or ".join(dict.fromkeys("{" + ", ".join(sorted(found.columns.difference(blank))) + "}" for found in formats))
     there = ", ".join(sorted(row.keys() - set(blank)))
-    raise UserError(f"{where}: no format of {name}: found columns {{{there}}}, expected {wanted}")
+    raise UserError(f"{where}: no format of {name}: found columns {{{there}}}, expected {wanted}; {_remedy(row, name)}")
+
+
+def _remedy(row: Mapping[str, Any], name: str) -> str:
+    """Return what can be done about a row that no format of a type fits."""
+    spelt = {column.strip().lower(): column for column in row}
+    for found in load(name).formats:
+        if found.columns and found.columns <= spelt.keys():
+            return f"{_renaming({spelt[column]: column for column in sorted(found.columns)})} reads it"
+    listed = [column for column, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
+    turns = [
+        column
+        for column in listed
+        if {"role", "content"} <= row[column][0].keys() or {"from", "value"} <= row[column][0].keys()
+    ]
+    if turns and any(found.columns == {"messages"} for found in load(name).formats):
+        return f"{_renaming({turns[0]: 'messages'})} reads it"
+    if len(row) == 1 and listed and not turns:
+        return f"if the rows are in {listed[0]}, make a file of that list alone"
+    fitting = [(len(found.columns), other) for other in known() if other != name
+               for found in load(other).formats if found.columns <= row.keys() and (found.when is None or found.when(row))]  # fmt: skip
+    if fitting:
+        return f"it is a row of type {max(fitting)[1]}"
+    return "rename the columns, or name them in a recipe, as in `columns: {mine: " + min(load(name).formats[0].columns) + "}`"
+
+
+def _renaming(names: Mapping[str, str]) -> str:
+    return "`columns: {" + ", ".join(f"{old}: {new}" for old, new in names.items() if old != new) + "}` in a recipe"

@@ -44,8 +44,13 @@ def text(row: Mapping[str, Any], column: str) -> str:
     """Return a column that holds text; Malformed if it holds anything else."""
     value = row[column]
     if not isinstance(value, str):
-        raise Malformed(f"{column} is {type(value).__name__}, not text")
+        raise Malformed(f"{column} is {called(value)}, not text")
     return value
+
+
+def called(value: Any) -> str:
+    """Return the name of a value's type for a message: that of Python, save for null."""
+    return "null" if value is None else type(value).__name__
 
 
 def number(row: Mapping[str, Any], column: str) -> float:
@@ -70,7 +75,7 @@ def turn(role: str, content: Any) -> dict[str, Any]:
     if isinstance(content, list):
         content = "".join(_part(role, part) for part in content)
     if not isinstance(content, str):
-        raise Malformed(f"the {role}'s content is {type(content).__name__}, not text")
+        raise Malformed(f"the {role}'s content is {called(content)}, not text")
     return {"role": role, "content": content}
 
 
@@ -88,7 +93,7 @@ def messages(value: Any) -> Messages:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise Malformed(f"expected a list of messages, found {'an empty one' if value == [] else type(value).__name__}")
+        raise Malformed(f"expected a list of messages, found {'an empty one' if value == [] else called(value)}")
     return [_message(item) for item in value]
 
 
@@ -111,7 +116,7 @@ def _message(item: Any) -> dict[str, Any]:
         found["tool_calls"] = [_call(call) for call in calls]
     if reasoning := next((item[name] for name in _REASONING if item.get(name)), None):
         if not isinstance(reasoning, str):
-            raise Malformed(f"the {role}'s reasoning is {type(reasoning).__name__}, not text")
+            raise Malformed(f"the {role}'s reasoning is {called(reasoning)}, not text")
         found["reasoning_content"] = reasoning
     return found | {name: str(item[name]) for name in ("name", "tool_call_id") if item.get(name)}
 
@@ -155,9 +160,14 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def spoken(value: Any, role: str) -> Messages:
-    """Return messages, or a string as one message of `role`."""
-    return [turn(role, value)] if isinstance(value, str) else messages(value)
+def spoken(row: Mapping[str, Any], column: str, role: str) -> Messages:
+    """Return a column's messages, or its string as one message of `role`; an answer that is null is an empty one."""
+    value = row[column]
+    if isinstance(value, str) or (value is None and role == "assistant"):
+        return [turn(role, value or "")]
+    if not isinstance(value, (list, Mapping)):
+        raise Malformed(f"{column} is {called(value)}, neither text nor messages")
+    return messages(value)
 
 
 def framed(row: Mapping[str, Any], turns: Messages) -> Messages:

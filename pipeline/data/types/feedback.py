@@ -25,7 +25,7 @@ def _rated(answer: str) -> Convert:
     """Return what converts a prompt and an answer, as strings or messages."""
 
     def convert(row: Mapping[str, Any]) -> Row:
-        prompt, completion = spoken(row["prompt"], "user"), spoken(row[answer], "assistant")
+        prompt, completion = spoken(row, "prompt", "user"), spoken(row, answer, "assistant")
         if completion[: len(prompt)] == prompt:  # messages that repeat the prompt
             completion = completion[len(prompt) :]
         return {"prompt": framed(row, prompt), "completion": completion, "label": _thumb(row["label"])}

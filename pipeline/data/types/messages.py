@@ -24,7 +24,7 @@ def _alpaca(question: str, more: str, answer: str) -> Convert:
 
     def convert(row: Mapping[str, Any]) -> Row:
         asked = "\n\n".join(part for part in (text(row, question), row.get(more) or "") if part)
-        return {"messages": framed(row, [turn("user", asked), turn("assistant", row[answer])])}
+        return {"messages": framed(row, [turn("user", asked), *spoken(row, answer, "assistant")])}
 
     return convert
 
@@ -37,7 +37,7 @@ def _two(asked: str, answered: str) -> Format:
     """Return a format of two columns, each a string or messages."""
 
     def convert(row: Mapping[str, Any]) -> Row:
-        return {"messages": framed(row, spoken(row[asked], "user") + spoken(row[answered], "assistant"))}
+        return {"messages": framed(row, spoken(row, asked, "user") + spoken(row, answered, "assistant"))}
 
     return Format(f"{asked} and {answered}", frozenset({asked, answered}), convert, FRAME)
 

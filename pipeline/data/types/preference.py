@@ -24,7 +24,7 @@ def _answers(prompt: str, chosen: str, rejected: str) -> Convert:
     def convert(row: Mapping[str, Any]) -> Row:
         if row.get(prompt) is None:
             return _inside(row, chosen, rejected)
-        asked, sides = spoken(row[prompt], "user"), [spoken(row[side], "assistant") for side in (chosen, rejected)]
+        asked, sides = spoken(row, prompt, "user"), [spoken(row, side, "assistant") for side in (chosen, rejected)]
         if all(side[: len(asked)] == asked for side in sides):
             sides = [side[len(asked) :] for side in sides]
         elif all(

@@ -10,7 +10,7 @@ from pipeline.data.types._columns import FRAME, framed, said, silent, spoken
 from pipeline.data.types._pictures import IMAGE, IMAGES, Conversing, with_pictures
 from pipeline.models import parts
 
-_ASKED = with_pictures(lambda row: {"prompt": framed(row, spoken(row["prompt"], "user"))})
+_ASKED = with_pictures(lambda row: {"prompt": framed(row, spoken(row, "prompt", "user"))})
 
 
 def _prompt(row: Mapping[str, Any]) -> Row:
