@@ -88,8 +88,8 @@ def test_a_profile_that_is_no_mapping_is_refused(tmp_path):
     (tmp_path / "p.yaml").write_text("- a\n- b\n")
     with pytest.raises(UserError, match=r"p.yaml: expected `key: value` lines, found a list"):
         read_profile(tmp_path / "p.yaml")
-    (tmp_path / "q.yaml").write_text("a: [1\n")
-    with pytest.raises(UserError, match=r"q.yaml: not YAML"):
+    (tmp_path / "q.yaml").write_text("a: 1\n  b: 2\n")
+    with pytest.raises(UserError, match=r"q.yaml: not YAML: mapping values are not allowed here \(line 2, column 4\)$"):
         read_profile(tmp_path / "q.yaml")
 
 

@@ -134,6 +134,20 @@ def test_what_is_refused(tmp_path, text, words):
     refused(written(tmp_path / "p", pretrain="", sft="parent: pretrain", x=text), *words)
 
 
+def test_a_broken_file_is_no_missing_node_and_a_control_repeats_no_fault(tmp_path):
+    (tmp_path / "pretrain.yaml").write_text("recipe: world\n  max_steps: 2\n")
+    (tmp_path / "sft.yaml").write_text("parent: pretran\nlerning_rate: 1\n")
+    (tmp_path / "sft-control.yaml").write_text("control_of: sft\ninit: random\n")
+    (tmp_path / "dpo.yaml").write_text("parent: pretrain\n")
+    with pytest.raises(UserError) as error:
+        profile.load(tmp_path)
+    assert error.value.faults == (
+        f"{tmp_path}/pretrain.yaml: not YAML: mapping values are not allowed here (line 2, column 12)",
+        f"{tmp_path}/sft.yaml: parent: pretran: no such node, folder or hub id; did you mean pretrain?",
+        f"{tmp_path}/sft.yaml: lerning_rate: unknown key; did you mean learning_rate?",
+    )
+
+
 def test_all_faults_of_a_graph_at_once(tmp_path):
     faults = refused(written(tmp_path / "p", a="stage: sfd", b="stage: dpp", evaluat="stage: sft\nparent: nobody"))
     assert len(faults) == 3

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -180,9 +180,10 @@ def _controlled(file: Path, name: str) -> Node:
 
 
 def load(folder: Path) -> Profile:
-    """Return a profile, parents first; UserError with every fault of the graph."""
+    """Return a profile, parents first; UserError with every fault of the graph, and then of its nodes' keys, too."""
     faults: list[str] = []
     found: dict[str, Node] = {}
+    known: set[str] = set()  # nodes, those whose file is broken among them
     for file in sorted(folder.glob("*.yaml"), key=lambda path: path.stem):
         if file.name in _settings_files():
             continue
@@ -191,22 +192,33 @@ def load(folder: Path) -> Profile:
                 f"{file}: a node can't be named {file.stem}, since `make {file.stem}` is something else; rename the file"
             )
             continue
+        known.add(file.stem)
         try:
             found[file.stem] = read_node(file)
         except UserError as error:
             faults += [fault for fault in error.faults if fault not in faults]
     for node in found.values():
-        faults += [f"{node.file}: {role}: {name}: no such node, folder or hub id; nodes are {', '.join(found)}"
-                   for role, name in node.parents.items() if not _stands_for_something(name, found)]  # fmt: skip
+        faults += [f"{node.file}: {role}: {name}: no such node, folder or hub id; {_nearest(name, known - {node.name})}"
+                   for role, name in node.parents.items() if role in node.own and not _stands_for_something(name, known)]  # fmt: skip
     if not found and not faults:
         faults.append(f"{folder}: no node: it holds no YAML file of a stage")
     if faults:
-        raise UserError(*faults)
+        raise UserError(*dict.fromkeys([*faults, *(fault for node in found.values() for fault in _faults_of_keys(node))]))
     unresolved = _fill_in(found)
     return Profile(folder, _ordered(folder, found), unresolved)
 
 
-def _stands_for_something(name: str, nodes: Mapping[str, Node]) -> bool:
+def _faults_of_keys(node: Node) -> list[str]:
+    library = node.stage.library_of(node.settings)
+    return config.check(node.settings, node.origins, node.stage.Options, library, ignores=node.stage.ignores)
+
+
+def _nearest(name: str, nodes: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, nodes, n=1)
+    return f"did you mean {close[0]}?" if close else f"nodes are {', '.join(sorted(nodes))}"
+
+
+def _stands_for_something(name: str, nodes: Collection[str]) -> bool:
     return name in nodes or "/" in name or Path(name).exists()
 
 

@@ -128,6 +128,14 @@ def named_in(text: str, values: Mapping[str, Any]) -> str:
     return f" ({', '.join(found)})" if found else ""
 
 
+def _complaint(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """Return what a parser of YAML complains of, with line and column where it tells them."""
+    if not isinstance(error, yaml.MarkedYAMLError) or not error.problem_mark:
+        return " ".join(str(error).split())
+    where = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return f"{', '.join(filter(None, [error.context, error.problem]))} ({where})"
+
+
 def read_profile(path: Path) -> dict[str, Any]:
     """Return the flat mapping in a profile; UserError if the file is missing, not YAML or not a mapping."""
     try:
@@ -135,7 +143,7 @@ def read_profile(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such profile file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not YAML: {_complaint(error)}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
