@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 TYPE = "idefics"
-AROUND, TOKEN = "<fake_token_around_image>", "<image>"  # that the library's processor writes for a picture, each by its name
-MARK = f"{AROUND}{TOKEN}{AROUND}"
+AROUND = "<fake_token_around_image>"
+MARK = f"{AROUND}{parts.TOKEN}{AROUND}"  # that the library's processor writes for a picture
 NEW = ("gated_cross_attn_layers", "perceiver_resampler")  # parts that neither the causal model nor the tower has
 _LANGUAGE = ("embed_tokens.", "layers.", "norm.")
 FIRST_NORM = "pre_layrnorm"  # of the tower, as the library spells it; a ViT has none
@@ -217,7 +217,7 @@ def _carry_tower(own: Any, tower: Any) -> None:
     own.load_state_dict(state)
 
 
-def processor(tokenizer: Any, images: Any) -> Any:
+def processor(tokenizer: Any, images: Any, _: Any) -> Any:
     """Return the library's processor: a prompt is a list of texts and pictures, before which it writes the bos_token itself."""
     from transformers import IdeficsImageProcessorPil, IdeficsProcessor
 

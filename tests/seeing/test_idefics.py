@@ -12,7 +12,7 @@ from pipeline.chain import manifest
 from pipeline.data.judge import Question
 from pipeline.data.sight import Sight, SightCollator
 from pipeline.evaluation.subject import StageModel
-from pipeline.models import checkpoint, idefics, llava, parts, tokenization, vision
+from pipeline.models import checkpoint, idefics, parts, tokenization, vision, vision_language
 from pipeline.system.errors import UserError
 from tests.conftest import make_quietly, mostly_slow
 from tests.seeing import (
@@ -57,13 +57,13 @@ def llama(**sizes):
 def tokenizer_of(folder):
     tokenizer = tokenization.load(str(folder))
     tokenization.set_template(tokenizer, "chatml.jinja", str(folder))
-    llava.add_token(tokenizer, idefics.MARK)
+    vision_language.add_token(tokenizer, idefics.MARK)
     return tokenizer
 
 
 def put_together(causal, seen, tokenizer, layer=-1, interval=2):
     sizes = {"cross_layer_interval": interval, "resampler_n_latents": 3, "resampler_depth": 2}
-    return idefics.joined(causal, llava.tower_of(str(seen / "tower")), tokenizer, layer, sizes).eval()
+    return idefics.joined(causal, vision.encoder(str(seen / "tower")), tokenizer, layer, sizes).eval()
 
 
 def open_gates(model):
@@ -103,7 +103,7 @@ def test_with_shut_gates_it_says_what_its_parent_says(chain, seen, sizes):
 
 @pytest.mark.parametrize("layer", [-1, -2, 0])
 def test_the_tower_is_carried_over_but_for_a_norm_that_a_vit_has_not(chain, seen, layer):
-    tower = llava.tower_of(str(seen / "tower"))
+    tower = vision.encoder(str(seen / "tower"))
     with torch.no_grad():
         tower.embeddings.patch_embeddings.projection.bias.normal_()
     sizes = {"cross_layer_interval": 1, "resampler_n_latents": 3, "resampler_depth": 1}
@@ -342,7 +342,7 @@ def test_a_template_that_the_librarys_processor_would_not_write_is_refused(chain
         put_together(llama(), seen, tokenizer)
     tokenizer = tokenizer_of(chain / "pretrain")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
-    llava.add_token(tokenizer, idefics.MARK)
+    vision_language.add_token(tokenizer, idefics.MARK)
     with pytest.raises(UserError, match="does not begin with the tokenizer's bos_token"):
         put_together(llama(), seen, tokenizer)
 
@@ -389,7 +389,7 @@ def test_the_librarys_chat_template_shows_no_picture_in_its_place(made):
     turns, _, _, processor = asked(made / "sft")
     how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     found = processor.apply_chat_template(turns[:1], chat_template=processor.tokenizer.chat_template, **how)
-    token = processor.tokenizer.convert_tokens_to_ids(idefics.TOKEN)
+    token = processor.tokenizer.convert_tokens_to_ids(parts.TOKEN)
     assert (found["input_ids"] == token).sum() == 2
     assert found["input_ids"][0, -2] == token  # behind all that was said
     processor.tokenizer.bos_token = None
