@@ -42,14 +42,17 @@ class SeeingOptions(TowerOptions):
         -2,
         "layer of the tower whose patches are read, from its last one on, where a new model is put together",
         unless=("tower", ""),
+        beside=TOWER,
         omitted=True,
     )
     resampler_n_latents: int = option(
-        64, "latents that the perceiver resampler makes of a picture", at_least=1, needs=_CROSSES, omitted=True
+        64, "latents that the perceiver resampler makes of a picture", at_least=1, needs=_CROSSES, beside=TOWER, omitted=True
     )
-    resampler_depth: int = option(6, "layers of the perceiver resampler", at_least=1, needs=_CROSSES, omitted=True)
+    resampler_depth: int = option(
+        6, "layers of the perceiver resampler", at_least=1, needs=_CROSSES, beside=TOWER, omitted=True
+    )
     cross_layer_interval: int = option(
-        1, "layers of the language model for each gated cross-attention", at_least=1, needs=_CROSSES, omitted=True
+        1, "layers of the language model for each gated cross-attention", at_least=1, needs=_CROSSES, beside=TOWER, omitted=True
     )
 
 

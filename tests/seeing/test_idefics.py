@@ -317,6 +317,15 @@ def test_what_does_not_fit_is_told_in_a_line(run, made, seen, tmp_path, parent, 
     assert fault in out + err
 
 
+def test_options_that_nothing_would_read_are_told_at_once(run, made, seen, tmp_path):
+    more = [*CROSSES, "--tower", "trained", "--vision_feature_layer", "-1", "--output", tmp_path / "out"]
+    status, out, err = run("sft", *flags(made, seen, *more, parent="sft"))
+    assert status == 2
+    assert "tower: trained: method: cross_attention trains nothing but what lies between" in out + err
+    for key in ("resampler_n_latents", "resampler_depth", "vision_feature_layer"):
+        assert f"command line: {key}: is read only with --vision; leave it out" in out + err
+
+
 def test_a_causal_model_that_idefics_can_not_hold_is_refused(chain, seen):
     from transformers import GraniteConfig, GraniteForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 

@@ -102,6 +102,7 @@ def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, s
         ("sft", ["--vision", "{made}/pretrain"], "but sft takes vision or masked_vision or dual_encoder as its vision"),
         ("sft", ["--vision_feature_layer", "-9"], "vision_feature_layer: -9: the tower has 2 layers"),
         ("sft", ["--method", "rows"], "method: rows trains tokens by name"),
+        ("sft", ["--method", "projector", "--tower", "trained"], "tower: trained: method: projector trains nothing but"),
         ("dpo", ["--parent", "{made}/pretrain", "--data", "{seen}/pairs.jsonl"], "but dpo takes vision_language as its parent"),
         ("rlhf", ["--tower", ""], "sft made a model of family vision_language, but rlhf takes causal as its parent"),
         ("rlhf", ["--use_vllm", "true"], "use_vllm: true: samples without the pictures of a prompt"),
