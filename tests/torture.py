@@ -3,7 +3,7 @@
     python -m tests.torture 100 [NODE ...]
 
 One uninterrupted chain is the measure: the nodes of a small profile, among them one of each family, some of two
-parents, and two that read pictures. Each kill then starts one node anew on the same parents, waits for a file or a line of output to appear, waits
+parents, and three that read pictures. Each kill then starts one node anew on the same parents, waits for a file or a line of output to appear, waits
 a random part of the time that this phase takes, and sends SIGKILL to the whole process group. What is left on disk
 tells whether the phase was hit; if not, the try is repeated and counted as a miss. Nothing in pipeline/ knows of this,
 and which phases a node has is read from what its stage declares.
@@ -60,6 +60,8 @@ NODES = {
     "clip": f"stage: pretrain\nrecipe: scenes\nobjective: clip\nobjective_options: {{image_size: 32, patch_size: 16}}\n{SIZES}",
     "see": "stage: sft\nrecipe: scenes\nparent: pretrain\nvision: clip\ntower: frozen\nchat_template: chatml.jinja\n"
            f"per_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 16\n{SAVES}",
+    "cross": "stage: sft\nrecipe: scenes\nparent: pretrain\nvision: clip\ntower: frozen\nmethod: cross_attention\nresampler_n_latents: 4\n"
+             f"resampler_depth: 1\nchat_template: chatml.jinja\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 16\n{SAVES}",
     "dpo": f"release: yes\n{SHORT}",
     "distill": f"parent: imitate\nteacher: pretrain\nmethod: lora\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 12\n{SAVES}",
     "distill-chat": "parent: sft\nteacher: dpo\nreads: prompts\nmethod: lora\nmax_completion_length: 8\nmax_length: 128\n"

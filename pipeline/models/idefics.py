@@ -66,20 +66,28 @@ def model_class() -> Any:
 
 
 def _arranged(body: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what the library's model is called with: pictures by rows, and which of them a token sees."""
+    """Return what the library's model is called with: the latents of pictures by rows, and which of them a token sees.
+
+    Rows with fewer pictures than others, and texts alone, have latents of zeros, which nothing sees and nothing is computed for.
+    """
     import torch
 
     ids, pixels, config = named["input_ids"], named.get(vision.PIXELS), body.config
     if named.get("image_attention_mask") is None:
         named["image_attention_mask"] = attended(ids, config)
-    if pixels is not None and pixels.dim() == 4:
-        counts = (ids == config.image_token_id).sum(1)
-        there = torch.arange(max(1, int(counts.max())), device=ids.device) < counts[:, None]
-        named[vision.PIXELS] = pixels.new_zeros(*there.shape, *pixels.shape[1:])
-        named[vision.PIXELS][there] = pixels
-    elif pixels is None and named.get("perceiver_embeddings") is None:  # of texts alone, in which nothing sees them
-        sizes = (len(ids), 1, config.perceiver_config.resampler_n_latents, config.vision_config.embed_dim)
-        named["perceiver_embeddings"] = torch.zeros(sizes, device=ids.device, dtype=body.dtype)
+    if named.get("perceiver_embeddings") is not None or (pixels is not None and pixels.dim() != 4):
+        return given, named
+    counts = (ids == config.image_token_id).sum(1)
+    there = torch.arange(max(1, int(counts.max())), device=ids.device) < counts[:, None]
+    # The library's mask is the lowest number of the latents' precision, which autocast would round to -inf where they are in fp32.
+    device = ids.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else body.dtype
+    sizes = (*there.shape, config.perceiver_config.resampler_n_latents, config.vision_config.embed_dim)
+    latents = torch.zeros(sizes, device=ids.device, dtype=dtype)
+    if pixels is not None:
+        seen = body.vision_model(pixel_values=named.pop(vision.PIXELS).to(body.dtype)).last_hidden_state
+        latents[there] = body.perceiver_resampler(seen).to(latents.dtype)
+    named["perceiver_embeddings"] = latents
     return given, named
 
 

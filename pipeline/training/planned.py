@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from transformers import TrainerCallback
 
@@ -120,7 +122,7 @@ class _Probe:
     def __init__(self, trainer: Any, request: Request, total: int) -> None:
         self.trainer, self.request, self.total = trainer, request, total
         self.found: dict[str, Any] = {}
-        self.row: Any = None  # the number of the longest row
+        self.rows: tuple[Any, Any] = (None, None)  # the numbers of the longest row, and of that which holds most beside its ids
         self.sampled: list[Any] = []  # batches spread over the run
         self.left = _LARGEST * trainer.args.gradient_accumulation_steps
         self.clock = time.monotonic()
@@ -146,7 +148,7 @@ class _Probe:
         self.left -= 1
         if not self.left:
             self.trainer.training_step = self.step
-        batch, _ = self._batch(self.row, self.trainer.args.per_device_train_batch_size)
+        batch, _ = self._batch(self.trainer.args.per_device_train_batch_size)
         return self.step(model, batch, self.trainer._get_num_items_in_batch([batch], self.trainer.args.device))
 
     def _as_it_is(self, model: Any, inputs: Any, items: Any) -> tuple[Step, float, float]:
@@ -158,15 +160,15 @@ class _Probe:
         """Follow the step on few rows; return that of the whole batch and the mean operations of a batch."""
         trainer = self.trainer
         rows = _order(trainer, self.total)
-        longest = self.row = rows[int(np.argmax(_lengths(trainer.train_dataset, rows)))]
+        self.rows = _largest(trainer.train_dataset, rows)
         if trainer.args.gradient_accumulation_steps > 1:  # gradients are there when the largest step is taken
-            self._taken(model, longest, 1)
+            self._taken(model, 1)
         if batch <= max(_ROWS):
-            found, shape = self._taken(model, longest, batch)
+            found, shape = self._taken(model, batch)
             whole = found
         else:
-            few, _ = self._taken(model, longest, _ROWS[0])
-            found, shape = self._taken(model, longest, _ROWS[1])
+            few, _ = self._taken(model, _ROWS[0])
+            found, shape = self._taken(model, _ROWS[1])
             whole = extrapolated(few, found, (batch - _ROWS[0]) / (_ROWS[1] - _ROWS[0]))
             self.found["smaller"] = {}
             while (half := batch // 2) >= 1 and batch > 1:
@@ -175,17 +177,25 @@ class _Probe:
                 self.found["smaller"][batch] = one.peak
         model.zero_grad(set_to_none=True)
         self.sampled = _sampled(trainer, rows)
-        shapes = [_shape(one) for one in self.sampled]
-        ids, squares = (statistics.fmean(one[at] for one in shapes) for at in (0, 1))
+        shapes = [self._shape(one) for one in self.sampled]
+        work, squares = (statistics.fmean(one[at] for one in shapes) for at in (0, 1))
         self.found["longest"] = shape[2]
-        return whole, found.linear / shape[0] * ids, found.attention / shape[1] * squares
+        return whole, found.linear / shape[0] * work, found.attention / shape[1] * squares
 
-    def _batch(self, row: Any, count: int) -> tuple[Any, tuple[int, int, int]]:
-        inputs = self.trainer.data_collator([self.trainer.train_dataset[int(row)] for _ in range(count)])
-        return inputs, _shape(inputs)
+    def _batch(self, count: int) -> tuple[Any, tuple[float, int, int]]:
+        """Return a batch of the largest rows: as long as the longest, and with as much beside the ids as any has."""
+        longest, fullest = self.rows
+        rows = [longest] * (count - 1) + [fullest if count > 1 else longest]
+        inputs = self.trainer.data_collator([self.trainer.train_dataset[int(row)] for row in rows])
+        return inputs, self._shape(inputs)
 
-    def _taken(self, model: Any, row: Any, count: int) -> tuple[Step, tuple[int, int, int]]:
-        inputs, shape = self._batch(row, count)
+    def _shape(self, batch: Any) -> tuple[float, int, int]:
+        """Return the operations of a batch as the trainer estimates them, the sum of its rows' squared lengths, and the longest row."""
+        ids, squares, longest = _shape(batch)
+        return self.trainer.floating_point_ops(batch) or ids, squares, longest
+
+    def _taken(self, model: Any, count: int) -> tuple[Step, tuple[float, int, int]]:
+        inputs, shape = self._batch(count)
         items = self.trainer._get_num_items_in_batch([inputs], self.trainer.args.device)
         if self.trainer.args.gradient_accumulation_steps == 1:
             model.zero_grad(set_to_none=True)
@@ -257,19 +267,30 @@ def _order(trainer: Any, steps: int) -> list[Any]:
     return list(trainer._get_train_sampler())[:first]
 
 
-def _lengths(dataset: Any, rows: Sequence[int]) -> np.ndarray:
-    """Return how many ids each of the rows has."""
+def _largest(dataset: Any, rows: Sequence[int]) -> tuple[int, int]:
+    """Return which of the rows has the most ids, and which the most bytes beside them."""
     if not hasattr(dataset, "column_names"):
-        return np.array([sum(len(value) for key, value in dataset[row].items() if key.endswith("ids")) for row in rows])
+        ids = [sum(len(value) for key, value in dataset[row].items() if key.endswith("ids")) for row in rows]
+        return (rows[int(np.argmax(ids))],) * 2
+    kinds = dataset.features.arrow_schema
+    columns = (
+        [one.name for one in kinds if one.name.endswith("ids")],
+        [one.name for one in kinds if pa.types.is_binary(one.type)],
+    )
+    longest, fullest = (rows[int(np.argmax(_lengths(dataset, names)[np.asarray(rows)]))] for names in columns)
+    return longest, fullest if columns[1] else longest
+
+
+def _lengths(dataset: Any, columns: Sequence[str]) -> np.ndarray:
+    """Return how many ids, or bytes, each row of a data set has in columns."""
     total = np.zeros(len(dataset), np.int64)
-    columns = [name for name in dataset.column_names if name.endswith("ids")]
     arrow = dataset.select_columns(columns).with_format("arrow")
     for start in range(0, len(dataset), _PART):
         table = arrow[start : start + _PART]
         for name in columns:
-            found = table[name].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-            total[start : start + _PART] += found
-    return np.asarray(total[np.asarray(rows)])
+            measure = pc.binary_length if pa.types.is_binary(table[name].type) else pc.list_value_length
+            total[start : start + _PART] += measure(table[name]).to_numpy()
+    return total
 
 
 def _sampled(trainer: Any, rows: Sequence[int]) -> list[Any]:

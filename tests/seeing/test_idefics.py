@@ -29,6 +29,7 @@ from tests.seeing import (
     rows_of,
     said,
     same,
+    two_train_as_one,
     weights,
 )
 
@@ -250,6 +251,24 @@ def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, mo
     more = [*CROSSES, "--save_steps", "1", "--max_steps", "3"]
     assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "whole"))[0] == 0
     killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, seen, *more), 4)
+
+
+@pytest.mark.parametrize("method", mostly_slow(["cross_attention", "lora"], "cross_attention"))
+def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, seen, tmp_path, method):
+    two_train_as_one(run, made, seen, tmp_path, "perceiver_resampler", "--method", method)
+
+
+@pytest.mark.parametrize("method", ["cross_attention", "lora"])
+def test_a_step_in_bf16_is_that_in_fp32_but_for_rounding(run, made, seen, tmp_path, method):
+    """Tokens before the first picture see none, and the library masks all of their latents."""
+    losses = {}
+    for name, more in (("fp32", []), ("bf16", ["--bf16", "true", "--use_cpu", "true"])):
+        more = [*more, "--method", method, "--logging_steps", "1", "--output", tmp_path / name]
+        status, _, err = run("sft", *flags(made, seen, *more, parent="sft"))
+        assert status == 0, err
+        losses[name] = [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        assert all(bool(torch.isfinite(one).all()) for one in weights(tmp_path / name).values())
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.02)
 
 
 @pytest.mark.parametrize("stage", mostly_slow(["dpo", "kto", "rlhf"], "dpo"))

@@ -8,20 +8,17 @@ import torch
 from pipeline.chain import manifest
 from pipeline.models import vision
 from tests.conftest import mostly_slow
-from tests.forked import launched
 from tests.seeing import (
     encoded,
     flags,
     flags_of_dpo,
     flags_of_rlhf,
     killed_ends_as,
-    lines,
     opened,
     part,
-    reply,
     rows_of,
     same,
-    weights,
+    two_train_as_one,
 )
 
 
@@ -78,20 +75,7 @@ def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, mo
 
 @pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "full"))
 def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, seen, tmp_path, method):
-    """A row a process: in most steps one process has no picture, or neither has, and the projector has no gradient there."""
-    rows = [json.loads(line) for line in (seen / "chats.jsonl").read_text().splitlines()][:8]
-    rows += [{"messages": [{"role": "user", "content": f"{number}?"}, reply("It is red.")]} for number in range(8)]
-    more = ["--data", lines(tmp_path / "mixed.jsonl", rows), "--method", method, "--max_steps", "6", "--optim", "sgd"]
-    more += ["--learning_rate", "0.1", "--lr_scheduler_type", "constant"]
-    one = flags(made, seen, *more, "--per_device_train_batch_size", "2", "--output", tmp_path / "one", parent="sft")
-    status, _, err = run("sft", *one)
-    assert status == 0, err
-    two = flags(made, seen, *more, "--per_device_train_batch_size", "1", "--output", tmp_path / "two", parent="sft")
-    assert launched("sft", two, tmp_path).count("done in") == 1
-    wanted, found, start = weights(tmp_path / "one"), weights(tmp_path / "two"), weights(made / "sft")
-    assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5
-    assert not same(part(made / "sft", "multi_modal_projector"), part(tmp_path / "two", "multi_modal_projector"))
-    assert max(float((wanted[key] - start[key]).abs().max()) for key in wanted) > 1e-3
+    two_train_as_one(run, made, seen, tmp_path, "multi_modal_projector", "--method", method)
 
 
 @pytest.mark.parametrize(
