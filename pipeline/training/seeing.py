@@ -161,6 +161,8 @@ def settle(model: Any, options: Any) -> None:
         tower.requires_grad_(False)
     for part in between:
         getattr(model.model, part).requires_grad_(True)
+    if options.method == BRIDGES[0]:
+        model.enable_input_require_grads()  # through a batch of texts alone, too, of which the projector makes nothing
     if options.method == _CROSSES[1]:
         getattr(tower, idefics.FIRST_NORM).requires_grad_(True)
 

@@ -25,13 +25,13 @@ NEW = {
 def written(folder, made, seen, method):
     """Write a profile of one node; return its folder and the same as flags."""
     rows = [json.loads(line) for line in (seen / "chats.jsonl").read_text().splitlines()][:12]
-    rows += [{"messages": [{"role": "user", "content": f"{number}? " * 12}, reply("It is red.")]} for number in range(10, 22)]
+    rows += [{"messages": [{"role": "user", "content": f"{number}? " * 8}, reply("It is red.")]} for number in range(10, 22)]
     lines(folder / "mixed.jsonl", rows)
     (folder / "mixed.yaml").write_text(f"type: messages\nsources:\n  - files: {folder / 'mixed.jsonl'}\n")
     settings = {
         "parent": str(made / "pretrain"), "vision": str(seen / "tower"), "tower": "frozen", "method": method, **BRIDGE[method],
         "recipe": str(folder / "mixed.yaml"), "chat_template": "chatml.jinja", "max_length": 64, "per_device_train_batch_size": 4,
-        "num_train_epochs": 1,
+        "max_steps": 5,
     }  # fmt: skip
     (folder / "nodes").mkdir()
     (folder / "nodes" / "sft.yaml").write_text(yaml.safe_dump(settings))

@@ -73,7 +73,7 @@ def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, mo
     killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, seen, *more), 4)
 
 
-@pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "full"))
+@pytest.mark.parametrize("method", mostly_slow(["lora", "full", "projector"], "projector"))
 def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, seen, tmp_path, method):
     two_train_as_one(run, made, seen, tmp_path, "multi_modal_projector", "--method", method)
 
