@@ -162,9 +162,18 @@ def settle(model: Any, options: Any) -> None:
     for part in between:
         getattr(model.model, part).requires_grad_(True)
     if options.method == BRIDGES[0]:
-        model.enable_input_require_grads()  # through a batch of texts alone, too, of which the projector makes nothing
+        _reached_by_texts(model, getattr(model.model, between[0]))
     if options.method == _CROSSES[1]:
         getattr(tower, idefics.FIRST_NORM).requires_grad_(True)
+
+
+def _reached_by_texts(model: Any, part: Any) -> None:
+    """Let a part that is trained alone have a gradient of zeros in a batch of texts, which has nothing else to go back to."""
+
+    def hook(_: Any, __: Any, found: Any) -> Any:
+        return found + 0 * sum(one.sum() for one in part.parameters()).to(found.dtype)
+
+    model.get_input_embeddings().register_forward_hook(hook)
 
 
 def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
