@@ -79,11 +79,8 @@ def _arranged(body: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple
         return given, named
     counts = (ids == config.image_token_id).sum(1)
     there = torch.arange(max(1, int(counts.max())), device=ids.device) < counts[:, None]
-    # The library's mask is the lowest number of the latents' precision, which autocast would round to -inf where they are in fp32.
-    device = ids.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else body.dtype
     sizes = (*there.shape, config.perceiver_config.resampler_n_latents, config.vision_config.embed_dim)
-    latents = torch.zeros(sizes, device=ids.device, dtype=dtype)
+    latents = torch.zeros(sizes, device=ids.device, dtype=body.dtype)
     if pixels is not None:
         seen = body.vision_model(pixel_values=named.pop(vision.PIXELS).to(body.dtype)).last_hidden_state
         latents[there] = body.perceiver_resampler(seen).to(latents.dtype)
