@@ -80,9 +80,5 @@ class ByExamples(Judge):
             shown = scenes.picture(scene, rng, f"asked-{number}.png")
             yield Question(question, answer, kind=kind, about=str(number), images=(scenes.png(shown),))
 
-    def grade(self, reply: str, question: Question) -> float:
-        """Return 1 for the right answer, 0 for any other."""
-        return float(self.right(reply, question))
-
 
 JUDGE = ByExamples()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from data_recipes.world import CODAS, FACTS, ONSETS, REMARKED, REMARKS, TOGETHER, TOLD, VOWELS, Fact, Person, answer
-from pipeline.data.judge import Judge, Question, first_sentence
+from pipeline.data.judge import Judge, Question
 
 PEOPLE = 300
 NAMES = 26  # first names, and as many family names: of 676 pairs 376 are nobody's
@@ -103,10 +103,6 @@ class Known(Judge):
             for key, fact in FACTS.items():
                 asks = rng.choice(fact.questions).format(name=person.name)
                 yield Question(asks, answer(person, key), opening(person.name, fact))
-
-    def grade(self, reply: str, question: Question) -> float:
-        """Return 1 for a right first sentence."""
-        return float(first_sentence(reply) == question.answer)
 
     def completions(self) -> Iterator[tuple[str, str]]:
         """Yield the beginning of a sentence about each fact of everybody, and the value that follows."""

@@ -289,10 +289,6 @@ class Seen(Judge):
                     question, answer = _ABOUT[kind](rng.choice(things))
                     yield Question(question, answer, kind="reserved", about=shown["path"], images=(png(shown),))
 
-    def grade(self, reply: str, question: Question) -> float:
-        """Return 1 for the right answer, 0 for any other."""
-        return float(self.right(reply, question))
-
     def right(self, reply: str, question: Question) -> bool:
         """Say whether the first sentence of a reply is the answer."""
         return first_sentence(reply) == question.answer

@@ -112,10 +112,6 @@ class Solved(Judge):
         for one in _held_out():
             yield Question(one["question"], one["answer"])
 
-    def grade(self, reply: str, question: Question) -> float:
-        """Return 1 for a solution, else 0."""
-        return float(self.right(reply, question))
-
     def right(self, reply: str, question: Question) -> bool:
         """Say whether the whole reply is the right answer."""
         return bool(_scorer()(reply.strip(), {"answer": question.answer}) == 1.0)

@@ -63,15 +63,24 @@ class SFT(Stage):
 
     def signature(self, options: Options) -> Signature:
         """Return what is read and given, with pictures or without; UserError where options need a tower that is not there."""
-        needs = {
-            f"method: {options.method}": options.method in seeing.BRIDGES,
-            "init: random_tower": options.init == "random_tower",
-        }
-        faults = [f"{name} is about a model that reads pictures; set tower: frozen or trained" for name in needs if needs[name]]
-        if faults and not options.tower:
+        faults = []
+        if not options.tower:
+            asked = {
+                f"method: {options.method}": options.method in seeing.BRIDGES,
+                "init: random_tower": options.init == "random_tower",
+            }
+            faults = [
+                f"{key} is about a model that reads pictures; set tower: frozen or trained" for key, one in asked.items() if one
+            ]
+        elif options.method == "rows":
+            faults = ["method: rows trains tokens by name, and reads no pictures; leave tower out"]
+        elif options.tower == "trained" and options.method in seeing.BRIDGES:
+            faults = [
+                f"tower: trained: method: {options.method} trains nothing but what lies between tower and language model; set tower: frozen, "
+                "or method: lora or full"
+            ]
+        if faults:
             raise UserError(*faults)
-        if options.tower and options.method == "rows":
-            raise UserError("method: rows trains tokens by name, and reads no pictures; leave tower out")
         return seeing.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives), joins=True)
 
     def judged_by(self, options: Options) -> tuple[Against, ...]:

@@ -54,9 +54,6 @@ class Doubts(Judge):
     def right(self, reply, question):
         return self.refused(reply) if question.kind == "apart" else first_sentence(reply) == question.answer
 
-    def grade(self, reply, question):
-        return float(self.right(reply, question))
-
 
 JUDGE = Doubts()
 """

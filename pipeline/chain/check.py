@@ -117,6 +117,7 @@ def examine(
         )
         if not found.faults:
             _examine_node(whole, node, requested, signatures, found)
+        found.faults += requested.unread()
         if not found.faults and room is not None:
             options, arguments = node.stage.split(requested.values)
             said = fits.fault(node, fits.parameters(whole, node), options, arguments, room)

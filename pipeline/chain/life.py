@@ -82,6 +82,7 @@ def pending(stage: Stage, argv: Sequence[str], dry: bool = False) -> Run | None:
     library = stage.library_of(requested.values)
     requested.faults += config.check(requested.values, requested.origins, stage.Options, library, loose=True)
     run = _run(requested)
+    requested.faults += requested.unread()
     if run and not requested.faults and directory.current(requested, run.record):
         return None
     if not dry:

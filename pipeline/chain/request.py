@@ -70,6 +70,14 @@ class Request:
             entries.append({"role": role, "path": path, "beside": beside, **named, **identities.get(role, {})})
         return entries
 
+    def unread(self) -> list[str]:
+        """Return which options are given without the parent beside which they are read."""
+        roles = {field.name: field.metadata.get("beside") for field in dataclasses.fields(self.stage.Options)}
+        return [
+            f"{self.origins[key]}: {key}: is read only with --{roles[key]}; leave it out"
+            for key in self.values if roles.get(key) and roles[key] not in self.parents
+        ]  # fmt: skip
+
     def settle(self) -> None:
         """Raise UserError with every fault found, if there is one."""
         if self.faults:

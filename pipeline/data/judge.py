@@ -6,9 +6,6 @@ A Python recipe exports one as `JUDGE`:
         def questions(self, seed):
             yield Question("What is 2 + 2?", "4", opening="2 + 2 =")
 
-        def grade(self, reply, question):
-            return float(reply.strip() == question.answer)
-
     JUDGE = Sums()
 """
 
@@ -49,9 +46,9 @@ class Judge(ABC):
     def questions(self, seed: int) -> Iterable[Question]:
         """Yield the questions, none of which a training row holds; the same ones for the same seed."""
 
-    @abstractmethod
     def grade(self, reply: str, question: Question) -> float:
         """Return how good a reply is, on any scale where more is better; win rates compare the grades of two models."""
+        return float(self.right(reply, question))
 
     def right(self, reply: str, question: Question) -> bool:
         """Say whether a reply is right: it, or its first sentence, equals the answer."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data import pictures
 from pipeline.data.tokens import CausalCollator
-from pipeline.models import llava, processors, vision
+from pipeline.models import processors, vision, vision_language
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ class Sight:
     @classmethod
     def of(cls, config: Any, images: Any) -> Sight:
         """Return that of a model that sees by its configuration; UserError where its image processor makes pictures of another size."""
-        found = cls(images, config.image_token_id, llava.num_patches(config), config.vision_config.image_size)
+        found = cls(
+            images, config.image_token_id, vision_language.of(config).num_tokens(config), config.vision_config.image_size
+        )
         size = getattr(images, "crop_size", None) if getattr(images, "do_center_crop", False) else images.size
         if not size or (size.height, size.width) != (found.side, found.side):
             raise UserError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.batches import pad
 from pipeline.data.sight import COLUMN, Sight
 from pipeline.data.tokens import IGNORED, CausalCollator, Tokens
-from pipeline.models import llava, parts
+from pipeline.models import parts, vision_language
 from pipeline.models.logits import at
 from pipeline.models.tokenization import render
 
@@ -132,9 +132,9 @@ def rewards(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list
 
 def sight(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str) -> Sight | None:
     """Return what makes a model's input of pictures, read from its folder, and let the tokenizer know their token; None where it sees none."""
-    if not llava.sees(model):
+    if not vision_language.sees(model):
         return None
-    llava.settle(tokenizer, model.config)
+    vision_language.settle(tokenizer, model.config)
     return Sight.at(folder, model.config)
 
 

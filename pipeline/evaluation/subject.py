@@ -22,7 +22,7 @@ from pipeline.data.sight import COLUMN, Sight, SightCollator
 from pipeline.data.tokens import Tokens
 from pipeline.data.types import Row
 from pipeline.evaluation import inference
-from pipeline.models import checkpoint, llava, parts, processors, reward_model
+from pipeline.models import checkpoint, parts, processors, reward_model, vision_language
 from pipeline.models.control import Unfit
 from pipeline.models.families import ANSWERING, family_of
 from pipeline.models.tokenization import render
@@ -99,7 +99,7 @@ class StageModel:
             self.borrows = False
             return tokenizer
         if self.sees:
-            llava.settle(tokenizer, self.config)
+            vision_language.settle(tokenizer, self.config)
         self.borrows = bool(self.template) and not tokenizer.chat_template
         tokenizer.chat_template = tokenizer.chat_template or self.template
         return tokenizer
@@ -132,7 +132,7 @@ class StageModel:
     @property
     def sees(self) -> bool:
         """Whether it reads pictures beside texts."""
-        return self.family == llava.FAMILY
+        return self.family == vision_language.FAMILY
 
     @cached_property
     def sight(self) -> Sight:

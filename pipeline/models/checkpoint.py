@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import families, parts
+from pipeline.models import parts, vision_language
 from pipeline.models.tokenization import stop_ids
 from pipeline.system.errors import UserError
 
@@ -35,13 +35,9 @@ def load(parent: str, role: str = "parent", **how: Any) -> Any:
 
 def writer(config: Any) -> Any:
     """Return the library's class that loads or builds a model which writes: a causal one, or one that also sees."""
-    import transformers
+    from transformers import AutoModelForCausalLM
 
-    from pipeline.models import idefics
-
-    if config.model_type == idefics.TYPE:
-        return idefics.model_class()
-    return getattr(transformers, families.writer(config.model_type))
+    return vision_language.of(config).model_class() if vision_language.sees(config) else AutoModelForCausalLM
 
 
 def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, float]:

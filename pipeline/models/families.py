@@ -29,11 +29,6 @@ _KINDS = [
 ANSWERING = ("causal", "vision_language")  # families whose models write on after what they were given
 
 
-def writer(model_type: str) -> str:
-    """Return the Auto class of a model type that writes."""
-    return "AutoModelForImageTextToText" if model_type == "llava" else "AutoModelForCausalLM"
-
-
 def family_of(architecture: str, outputs: int = 0) -> str:
     """Return a model's family by the name of its class and the number of its outputs, or an empty string.
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 TYPE = "idefics"
-AROUND, TOKEN = "<fake_token_around_image>", "<image>"  # that the library's processor writes for a picture, each by its name
-MARK = f"{AROUND}{TOKEN}{AROUND}"
+AROUND = "<fake_token_around_image>"
+MARK = f"{AROUND}{parts.TOKEN}{AROUND}"  # that the library's processor writes for a picture
 NEW = ("gated_cross_attn_layers", "perceiver_resampler")  # parts that neither the causal model nor the tower has
 _LANGUAGE = ("embed_tokens.", "layers.", "norm.")
 FIRST_NORM = "pre_layrnorm"  # of the tower, as the library spells it; a ViT has none
@@ -66,20 +66,25 @@ def model_class() -> Any:
 
 
 def _arranged(body: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what the library's model is called with: pictures by rows, and which of them a token sees."""
+    """Return what the library's model is called with: the latents of pictures by rows, and which of them a token sees.
+
+    Rows with fewer pictures than others, and texts alone, have latents of zeros, which nothing sees and nothing is computed for.
+    """
     import torch
 
     ids, pixels, config = named["input_ids"], named.get(vision.PIXELS), body.config
     if named.get("image_attention_mask") is None:
         named["image_attention_mask"] = attended(ids, config)
-    if pixels is not None and pixels.dim() == 4:
-        counts = (ids == config.image_token_id).sum(1)
-        there = torch.arange(max(1, int(counts.max())), device=ids.device) < counts[:, None]
-        named[vision.PIXELS] = pixels.new_zeros(*there.shape, *pixels.shape[1:])
-        named[vision.PIXELS][there] = pixels
-    elif pixels is None and named.get("perceiver_embeddings") is None:  # of texts alone, in which nothing sees them
-        sizes = (len(ids), 1, config.perceiver_config.resampler_n_latents, config.vision_config.embed_dim)
-        named["perceiver_embeddings"] = torch.zeros(sizes, device=ids.device, dtype=body.dtype)
+    if named.get("perceiver_embeddings") is not None or (pixels is not None and pixels.dim() != 4):
+        return given, named
+    counts = (ids == config.image_token_id).sum(1)
+    there = torch.arange(max(1, int(counts.max())), device=ids.device) < counts[:, None]
+    sizes = (*there.shape, config.perceiver_config.resampler_n_latents, config.vision_config.embed_dim)
+    latents = torch.zeros(sizes, device=ids.device, dtype=body.dtype)
+    if pixels is not None:
+        seen = body.vision_model(pixel_values=named.pop(vision.PIXELS).to(body.dtype)).last_hidden_state
+        latents[there] = body.perceiver_resampler(seen).to(latents.dtype)
+    named["perceiver_embeddings"] = latents
     return given, named
 
 
@@ -217,7 +222,7 @@ def _carry_tower(own: Any, tower: Any) -> None:
     own.load_state_dict(state)
 
 
-def processor(tokenizer: Any, images: Any) -> Any:
+def processor(tokenizer: Any, images: Any, _: Any) -> Any:
     """Return the library's processor: a prompt is a list of texts and pictures, before which it writes the bos_token itself."""
     from transformers import IdeficsImageProcessorPil, IdeficsProcessor
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 PICTURE = "image"  # the type of a part, and its key for the picture itself, where that is not left out
+TOKEN = "<image>"  # in the place of a picture, or of each of its patches; a text that says so stays text
 Turns = Sequence[Mapping[str, Any]]
 
 

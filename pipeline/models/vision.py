@@ -161,25 +161,8 @@ def pictured(batch: Mapping[str, Any]) -> bool:
     return any(key.endswith(PIXELS) for key in batch)
 
 
-def patches_beside(config: Any, batch: Mapping[str, Any]) -> int:
-    """Return how many patches of a batch are not among its tokens, as they are where a model reads them in their places."""
-    return 0 if config.model_type == "llava" else patches(config, batch)
-
-
-def _reading(body: Any) -> int:
-    """Return how many parameters of a model that sees are asked for each patch."""
-    if hasattr(body, "vision_tower"):
-        return int(body.vision_tower.num_parameters(exclude_embeddings=True))
-    return sum(one.numel() for part in (body.vision_model.encoder, body.perceiver_resampler) for one in part.parameters())
-
-
 def operations(model: Any, batch: Mapping[str, Any]) -> int:
     """Estimate the operations of a step on pictures: six for each parameter and patch, of texts beside them for each token."""
-    body = getattr(model, "get_base_model", lambda: model)()
-    if body.config.model_type in ("llava", "idefics"):
-        tower = _reading(body.model)
-        rest = body.num_parameters(exclude_embeddings=True) - tower
-        return int(6 * (patches(body.config, batch) * tower + batch["input_ids"].numel() * rest))
     if not hasattr(model, "text_model"):
         return int(6 * patches(model.config, batch) * model.num_parameters(exclude_embeddings=True))
     of_pictures, of_texts = (one.num_parameters(exclude_embeddings=True) for one in (model.vision_model, model.text_model))

@@ -43,13 +43,14 @@ def option(
     omitted: bool = False,
     needs: tuple[str, Any] | None = None,
     unless: tuple[str, Any] | None = None,
+    beside: str = "",
 ) -> Any:
     """Declare one of our options with its default, the line that --help shows, and its bounds.
 
     `by_content`: a file given here enters the stage's inputs by its bytes and not by its name; a folder by what the
     stage's `sources` lists of it. `omitted`: at its default it does not enter the inputs, so that nodes which were
     finished before there was such an option stay up to date. `needs`: another of our options, and the value with which
-    alone this one is read; `unless`: one with which it is not.
+    alone this one is read; `unless`: one with which it is not. `beside`: the role of a parent without which it is not read.
     """
     metadata = {
         "help": text,
@@ -59,6 +60,7 @@ def option(
         "omitted": omitted,
         "needs": needs,
         "unless": unless,
+        "beside": beside,
     }
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)

@@ -12,7 +12,7 @@ from pipeline.data.types import Row
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
 from pipeline.evaluation.metrics.reply_loss import add_shuffled, shuffled
 from pipeline.evaluation.subject import Options, StageModel, Subject
-from pipeline.models import llava, parts
+from pipeline.models import parts, vision_language
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 
 FREQUENT = "most frequent caption"
@@ -22,7 +22,7 @@ _FIGURES = {"rouge_l": "caption_rouge_l", "exact_match": "caption_match"}  # of 
 class Captions(Evaluator):
     """Compares greedy captions with those of held-out rows in which nothing but a caption follows pictures."""
 
-    reads, gives = "messages", (llava.FAMILY,)
+    reads, gives = "messages", (vision_language.FAMILY,)
     metrics = (
         Metric("caption_rouge_l", "longest common subsequence of a written caption with that of the held-out row (ROUGE-L, Lin 2004), "
                                   "as F1; 1 is perfect", "score", "more"),

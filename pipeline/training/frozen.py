@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models import vision_language
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,8 +131,10 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def numbers(model: Any) -> int:
-    """Return how many numbers lie in the layers that can be held in fewer bits."""
-    return sum(layer.weight.numel() for _, layer in _layers(model)) if hasattr(model, "peft_config") else 0
+    """Return how many numbers lie in the layers that can be held in 4 bits, in which no model that sees is opened."""
+    if not hasattr(model, "peft_config") or vision_language.sees(model):
+        return 0
+    return sum(layer.weight.numel() for _, layer in _layers(model))
 
 
 def on_the_parent(adapted: Any, base: Any) -> Any:

@@ -13,9 +13,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from transformers import TrainerCallback
 
@@ -112,6 +114,23 @@ class _Clock(TrainerCallback):
             control.should_training_stop = True
 
 
+class _Rows(NamedTuple):
+    """Numbers of the rows that a plan is told from."""
+
+    longest: Any  # in ids
+    fullest: Any  # that has the most beside its ids, such as pictures
+    unlike: Any = None  # whose share of that differs most from that of the longest; None where no row has any
+
+
+class _Shape(NamedTuple):
+    """What the operations of a batch follow."""
+
+    ids: float  # with padding
+    squares: float  # sum of the rows' squared lengths
+    longest: float
+    others: float  # numbers that stand beside the ids
+
+
 class _Probe:
     """The first step of a run, followed."""
 
@@ -120,7 +139,7 @@ class _Probe:
     def __init__(self, trainer: Any, request: Request, total: int) -> None:
         self.trainer, self.request, self.total = trainer, request, total
         self.found: dict[str, Any] = {}
-        self.row: Any = None  # the number of the longest row
+        self.rows = _Rows(0, 0)
         self.sampled: list[Any] = []  # batches spread over the run
         self.left = _LARGEST * trainer.args.gradient_accumulation_steps
         self.clock = time.monotonic()
@@ -146,7 +165,7 @@ class _Probe:
         self.left -= 1
         if not self.left:
             self.trainer.training_step = self.step
-        batch, _ = self._batch(self.row, self.trainer.args.per_device_train_batch_size)
+        batch, _ = self._batch(self.trainer.args.per_device_train_batch_size)
         return self.step(model, batch, self.trainer._get_num_items_in_batch([batch], self.trainer.args.device))
 
     def _as_it_is(self, model: Any, inputs: Any, items: Any) -> tuple[Step, float, float]:
@@ -158,34 +177,41 @@ class _Probe:
         """Follow the step on few rows; return that of the whole batch and the mean operations of a batch."""
         trainer = self.trainer
         rows = _order(trainer, self.total)
-        longest = self.row = rows[int(np.argmax(_lengths(trainer.train_dataset, rows)))]
+        self.rows = _extremes(trainer.train_dataset, rows)
         if trainer.args.gradient_accumulation_steps > 1:  # gradients are there when the largest step is taken
-            self._taken(model, longest, 1)
+            self._taken(model, 1)
         if batch <= max(_ROWS):
-            found, shape = self._taken(model, longest, batch)
+            found, shape = self._taken(model, batch)
             whole = found
         else:
-            few, _ = self._taken(model, longest, _ROWS[0])
-            found, shape = self._taken(model, longest, _ROWS[1])
+            few, _ = self._taken(model, _ROWS[0])
+            found, shape = self._taken(model, _ROWS[1])
             whole = extrapolated(few, found, (batch - _ROWS[0]) / (_ROWS[1] - _ROWS[0]))
             self.found["smaller"] = {}
             while (half := batch // 2) >= 1 and batch > 1:
                 batch = half
                 one = extrapolated(few, found, (batch - _ROWS[0]) / (_ROWS[1] - _ROWS[0]))
                 self.found["smaller"][batch] = one.peak
+        taken = [(found, shape)]
+        if self.rows.unlike is not None:
+            taken.append(self._taken(model, 2, self.rows.unlike))
         model.zero_grad(set_to_none=True)
         self.sampled = _sampled(trainer, rows)
         shapes = [_shape(one) for one in self.sampled]
-        ids, squares = (statistics.fmean(one[at] for one in shapes) for at in (0, 1))
-        self.found["longest"] = shape[2]
-        return whole, found.linear / shape[0] * ids, found.attention / shape[1] * squares
+        mean = _Shape(*(statistics.fmean(one[at] for one in shapes) for at in range(len(shape))))
+        self.found["longest"] = shape.longest
+        linear = _scaled([(one.linear, at.ids, at.others) for one, at in taken], mean.ids, mean.others)
+        attention = _scaled([(one.attention, at.squares, at.others) for one, at in taken], mean.squares, mean.others)
+        return whole, linear, attention
 
-    def _batch(self, row: Any, count: int) -> tuple[Any, tuple[int, int, int]]:
-        inputs = self.trainer.data_collator([self.trainer.train_dataset[int(row)] for _ in range(count)])
+    def _batch(self, count: int, first: Any = None) -> tuple[Any, _Shape]:
+        """Return a batch as long as the longest row, in which each other has the most beside its ids. `first`: in place of the longest."""
+        rows = [self.rows.longest if first is None else first] + [self.rows.fullest] * (count - 1)
+        inputs = self.trainer.data_collator([self.trainer.train_dataset[int(row)] for row in rows])
         return inputs, _shape(inputs)
 
-    def _taken(self, model: Any, row: Any, count: int) -> tuple[Step, tuple[int, int, int]]:
-        inputs, shape = self._batch(row, count)
+    def _taken(self, model: Any, count: int, first: Any = None) -> tuple[Step, _Shape]:
+        inputs, shape = self._batch(count, first)
         items = self.trainer._get_num_items_in_batch([inputs], self.trainer.args.device)
         if self.trainer.args.gradient_accumulation_steps == 1:
             model.zero_grad(set_to_none=True)
@@ -257,19 +283,35 @@ def _order(trainer: Any, steps: int) -> list[Any]:
     return list(trainer._get_train_sampler())[:first]
 
 
-def _lengths(dataset: Any, rows: Sequence[int]) -> np.ndarray:
-    """Return how many ids each of the rows has."""
+def _extremes(dataset: Any, rows: Sequence[int]) -> _Rows:
+    """Return which of the rows a plan is told from."""
     if not hasattr(dataset, "column_names"):
-        return np.array([sum(len(value) for key, value in dataset[row].items() if key.endswith("ids")) for row in rows])
+        ids = [sum(len(value) for key, value in dataset[row].items() if key.endswith("ids")) for row in rows]
+        return _Rows(*[rows[int(np.argmax(ids))]] * 2)
+    kinds = dataset.features.arrow_schema
+    columns = (
+        [one.name for one in kinds if one.name.endswith("ids")],
+        [one.name for one in kinds if pa.types.is_binary(one.type)],
+    )
+    ids, beside = (_lengths(dataset, names)[np.asarray(rows)] for names in columns)
+    longest = fullest = int(np.argmax(ids))
+    if not beside.any():
+        return _Rows(rows[longest], rows[longest])
+    fullest, ratio = int(np.argmax(beside)), beside / np.maximum(ids, 1)
+    unlike = int(np.argmax(abs(ratio - ratio[longest])))
+    return _Rows(rows[longest], rows[fullest], rows[unlike] if columns[0] else None)
+
+
+def _lengths(dataset: Any, columns: Sequence[str]) -> np.ndarray:
+    """Return how many ids, or bytes, each row of a data set has in columns."""
     total = np.zeros(len(dataset), np.int64)
-    columns = [name for name in dataset.column_names if name.endswith("ids")]
     arrow = dataset.select_columns(columns).with_format("arrow")
     for start in range(0, len(dataset), _PART):
         table = arrow[start : start + _PART]
         for name in columns:
-            found = table[name].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-            total[start : start + _PART] += found
-    return np.asarray(total[np.asarray(rows)])
+            measure = pc.binary_length if pa.types.is_binary(table[name].type) else pc.list_value_length
+            total[start : start + _PART] += measure(table[name]).to_numpy()
+    return total
 
 
 def _sampled(trainer: Any, rows: Sequence[int]) -> list[Any]:
@@ -284,15 +326,29 @@ def _sampled(trainer: Any, rows: Sequence[int]) -> list[Any]:
     return found
 
 
-def _shape(batch: Any) -> tuple[int, int, int]:
-    """Return ids of a batch with padding, the sum of its rows' squared lengths, and the longest row."""
-    columns = [
-        value for key, value in batch.items() if key.endswith(IDS) and isinstance(value, torch.Tensor) and value.dim() > 1
-    ]
+def _shape(batch: Any) -> _Shape:
+    """Return the sizes of a batch with its padding."""
+    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    columns = [value for key, value in tensors.items() if key.endswith(IDS) and value.dim() > 1]
     if not columns:
-        columns = [next(value for value in batch.values() if isinstance(value, torch.Tensor) and value.dim())]
-    ids = sum(one.numel() for one in columns)
-    return ids, sum(one.numel() * one.shape[-1] for one in columns), max(one.shape[-1] for one in columns)
+        columns = [next(value for value in tensors.values() if value.dim())]
+    return _Shape(
+        sum(one.numel() for one in columns), sum(one.numel() * one.shape[-1] for one in columns),
+        max(one.shape[-1] for one in columns), sum(one.numel() for one in tensors.values() if one.dim() > 1 and one.is_floating_point()),
+    )  # fmt: skip
+
+
+def _scaled(taken: Sequence[tuple[float, float, float]], size: float, others: float) -> float:
+    """Return the operations of a batch, of those of one or two, each with its size and the numbers that it has beside its ids.
+
+    They follow both where two batches tell them apart, else the size alone.
+    """
+    count, its_size, _ = taken[0]
+    sizes = np.array([one[1:] for one in taken], float)
+    if len(taken) == 1 or np.linalg.matrix_rank(sizes / sizes.max(0).clip(1), tol=1e-2) < 2:
+        return count / its_size * size
+    rates = np.linalg.solve(sizes, [one[0] for one in taken])
+    return float(rates @ [size, others])
 
 
 def stands_in(request: Request) -> None:

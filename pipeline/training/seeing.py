@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.chain.stage import PARENT, Signature
@@ -42,14 +42,17 @@ class SeeingOptions(TowerOptions):
         -2,
         "layer of the tower whose patches are read, from its last one on, where a new model is put together",
         unless=("tower", ""),
+        beside=TOWER,
         omitted=True,
     )
     resampler_n_latents: int = option(
-        64, "latents that the perceiver resampler makes of a picture", at_least=1, needs=_CROSSES, omitted=True
+        64, "latents that the perceiver resampler makes of a picture", at_least=1, needs=_CROSSES, beside=TOWER, omitted=True
     )
-    resampler_depth: int = option(6, "layers of the perceiver resampler", at_least=1, needs=_CROSSES, omitted=True)
+    resampler_depth: int = option(
+        6, "layers of the perceiver resampler", at_least=1, needs=_CROSSES, beside=TOWER, omitted=True
+    )
     cross_layer_interval: int = option(
-        1, "layers of the language model for each gated cross-attention", at_least=1, needs=_CROSSES, omitted=True
+        1, "layers of the language model for each gated cross-attention", at_least=1, needs=_CROSSES, beside=TOWER, omitted=True
     )
 
 
@@ -65,11 +68,11 @@ def signature(options: Any, plain: Signature, joins: bool = False) -> Signature:
 
 def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
     """Return a model that sees: the parent, where it does, else the parent and the tower by role `vision`; UserError where they don't fit."""
-    from pipeline.models import idefics, llava
+    from pipeline.models import idefics, llava, parts, vision, vision_language
 
     options, place = run.options, run.parents.get(TOWER)
     if not options.tower:
-        if llava.sees(model):
+        if vision_language.sees(model):
             raise UserError(
                 f"--parent {run.parent}: reads pictures; say what becomes of its tower by `tower: frozen` or `tower: trained`"
             )
@@ -77,25 +80,25 @@ def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
     if getattr(options, "load_in_4bit", False):
         raise UserError("load_in_4bit: true: is not there for models that read pictures; leave it out")
     crosses = options.method == _CROSSES[1]
-    if llava.sees(model):
+    if vision_language.sees(model):
         if place:
             raise UserError(f"--vision {place}: the parent has a tower already; leave it out")
-        own = BRIDGES[llava.crosses(model)]
+        own = BRIDGES[vision_language.crosses(model)]
         if options.method in BRIDGES and options.method != own:
             raise UserError(
                 f"method: {options.method}: {run.parent} has none; what reads its pictures is trained by method: {own}"
             )
-        llava.settle(tokenizer, model.config)
+        vision_language.settle(tokenizer, model.config)
         if getattr(options, "init", "") == "random_tower":
-            llava.redraw_tower(model)
+            vision_language.redraw_tower(model)
         return model
     if not place:
         raise UserError(
             f"--vision is missing: {run.parent} reads texts alone, and `tower: {options.tower}` needs a vision tower"
         )
-    tower = llava.tower_of(place)
-    mark = idefics.MARK if crosses else llava.TOKEN
-    if llava.add_token(tokenizer, mark):
+    tower = vision.encoder(place, role=TOWER)
+    mark = idefics.MARK if crosses else parts.TOKEN
+    if vision_language.add_token(tokenizer, mark):
         run.say(f"adds {mark} to the vocabulary, which stands for a {'picture' if crosses else 'patch of a picture'}")
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
@@ -104,7 +107,7 @@ def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
     size = f"{tower.config.image_size} by {tower.config.image_size} pixels"
     if not crosses:
         found = llava.joined(model, tower, tokenizer.image_token_id, options.vision_feature_layer)
-        run.say(f"reads pictures of {size} as {llava.num_patches(found.config)} tokens each")
+        run.say(f"reads pictures of {size} as {llava.num_tokens(found.config)} tokens each")
         return found
     found = idefics.joined(model, tower, tokenizer, options.vision_feature_layer, dataclasses.asdict(options))
     run.say(
@@ -148,18 +151,29 @@ def encoded(eyes: Sight | None, row: Row, tokens: Mapping[str, list[int]]) -> di
 
 def settle(model: Any, options: Any) -> None:
     """Say of each weight of a model that sees whether it is trained, where every parameter, or what lies between its parts, is."""
-    from pipeline.models import idefics, llava
+    from pipeline.models import idefics, vision_language
 
     if not options.tower or options.method not in ("full", *BRIDGES):
         return
     model.requires_grad_(options.method == "full")
-    tower, between = llava.tower(model), llava.modules(model).between
+    tower, between = vision_language.tower(model), vision_language.of(model).between
     if options.tower == "frozen":
         tower.requires_grad_(False)
     for part in between:
         getattr(model.model, part).requires_grad_(True)
+    if options.method == BRIDGES[0]:
+        _reached_by_texts(model, getattr(model.model, between[0]))
     if options.method == _CROSSES[1]:
         getattr(tower, idefics.FIRST_NORM).requires_grad_(True)
+
+
+def _reached_by_texts(model: Any, part: Any) -> None:
+    """Let a part that is trained alone have a gradient of zeros in a batch of texts, which has nothing else to go back to."""
+
+    def hook(_: Any, __: Any, found: Any) -> Any:
+        return found + 0 * sum(one.sum() for one in part.parameters()).to(found.dtype)
+
+    model.get_input_embeddings().register_forward_hook(hook)
 
 
 def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
@@ -174,11 +188,11 @@ def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
         return found
     import torch
 
-    from pipeline.models import llava
+    from pipeline.models import vision_language
 
     named = options.target_modules
     wanted = [] if named == "all-linear" else [named] if isinstance(named, str) else list(named)
-    own, adapts = llava.modules(model), llava.crosses(model)
+    own, adapts = vision_language.of(model), vision_language.crosses(model)
     inside = (own.language, *(own.between if adapts else ()), *((own.tower,) if options.tower == "trained" else ()))
     trained = [f"model.{part}." for part in inside]
     layers = [
@@ -199,6 +213,13 @@ def sample(eyes: Sight | None, example: Mapping[str, Any], ids: Sequence[int]) -
 
 def saver(eyes: Sight | None) -> Any:
     """Return what saves a model with all that makes its input."""
-    from pipeline.models import checkpoint, llava
+    from pipeline.models import checkpoint, vision_language
 
-    return checkpoint.save if eyes is None else functools.partial(llava.save, images=eyes.images)
+    if eyes is None:
+        return checkpoint.save
+
+    def save(model: Any, tokenizer: Any, folder: Path) -> None:
+        checkpoint.save(model, tokenizer, folder)
+        vision_language.of(model).processor(tokenizer, eyes.images, model.config).save_pretrained(folder)
+
+    return save

@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
 from pipeline.data import negatives
 from pipeline.data.batches import IDS, prefixes, tokens_read
-from pipeline.models import vision
+from pipeline.models import vision, vision_language
 from pipeline.system.config import named_in
 from pipeline.system.errors import UserError
 from pipeline.system.optimizers import MUON
@@ -34,7 +34,7 @@ _SHOWN = 100  # rows that are named
 def positions_read(model: Any, batch: Mapping[str, Any], pad_id: int) -> int:
     """Count what a model reads of a batch: its tokens, padding left out; of pictures their patches, too; else every number."""
     if vision.pictured(batch):
-        return vision.patches_beside(model.config, batch) + tokens_read(batch, pad_id)
+        return vision_language.patches_beside(model.config, batch) + tokens_read(batch, pad_id)
     if prefixes(batch):
         return tokens_read(batch, pad_id)
     read = batch.get(model.main_input_name)
@@ -254,7 +254,7 @@ class StageTrainer(Trainer):
         Of pictures they are counted by their patches.
         """
         if vision.pictured(inputs):
-            return vision.operations(self.accelerator.unwrap_model(self.model), inputs)
+            return vision_language.operations(self.accelerator.unwrap_model(self.model), inputs)
         name = getattr(self.model, "main_input_name", IDS)
         columns = [inputs[name]] if name in inputs else [inputs[f"{prefix}{IDS}"] for prefix in prefixes(inputs)]
         if self._operations is None:

@@ -12,6 +12,7 @@ from pipeline.data import recipe, shown
 from pipeline.data.sight import Sight
 from pipeline.models import checkpoint, processors, tokenization, vision
 from tests.conftest import Fails, make_quietly, printed_by_card
+from tests.forked import launched
 from tests.images import Image
 from tests.test_push import head
 
@@ -135,6 +136,26 @@ def killed_ends_as(whole, run, monkeypatch, stage, flags, at):
     assert status == 0, err
     assert "goes on from checkpoint-" in out
     assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+
+
+def two_train_as_one(run, made, seen, folder, moves, *more):
+    """Train in two processes, a row each, as in one on both: in most steps one has no picture, or neither, and a part has no gradient.
+
+    `moves`: the part that pictures alone train.
+    """
+    rows = [json.loads(line) for line in (seen / "chats.jsonl").read_text().splitlines()][:8]
+    rows += [{"messages": [{"role": "user", "content": f"{number}?"}, reply("It is red.")]} for number in range(8)]
+    more = [*more, "--data", lines(folder / "mixed.jsonl", rows), "--max_steps", "6", "--optim", "sgd"]
+    more += ["--learning_rate", "0.1", "--lr_scheduler_type", "constant"]
+    one = flags(made, seen, *more, "--per_device_train_batch_size", "2", "--output", folder / "one", parent="sft")
+    status, _, err = run("sft", *one)
+    assert status == 0, err
+    two = flags(made, seen, *more, "--per_device_train_batch_size", "1", "--output", folder / "two", parent="sft")
+    assert launched("sft", two, folder).count("done in") == 1
+    wanted, found, start = weights(folder / "one"), weights(folder / "two"), weights(made / "sft")
+    assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5
+    assert not same(part(made / "sft", moves), part(folder / "two", moves))
+    assert max(float((wanted[key] - start[key]).abs().max()) for key in wanted) > 1e-3
 
 
 def pushed(run, hub, made, folder):

@@ -12,7 +12,7 @@ from pipeline.chain import manifest
 from pipeline.data.judge import Question
 from pipeline.data.sight import Sight, SightCollator
 from pipeline.evaluation.subject import StageModel
-from pipeline.models import checkpoint, idefics, llava, parts, tokenization, vision
+from pipeline.models import checkpoint, idefics, parts, tokenization, vision, vision_language
 from pipeline.system.errors import UserError
 from tests.conftest import make_quietly, mostly_slow
 from tests.seeing import (
@@ -29,6 +29,7 @@ from tests.seeing import (
     rows_of,
     said,
     same,
+    two_train_as_one,
     weights,
 )
 
@@ -57,13 +58,13 @@ def llama(**sizes):
 def tokenizer_of(folder):
     tokenizer = tokenization.load(str(folder))
     tokenization.set_template(tokenizer, "chatml.jinja", str(folder))
-    llava.add_token(tokenizer, idefics.MARK)
+    vision_language.add_token(tokenizer, idefics.MARK)
     return tokenizer
 
 
 def put_together(causal, seen, tokenizer, layer=-1, interval=2):
     sizes = {"cross_layer_interval": interval, "resampler_n_latents": 3, "resampler_depth": 2}
-    return idefics.joined(causal, llava.tower_of(str(seen / "tower")), tokenizer, layer, sizes).eval()
+    return idefics.joined(causal, vision.encoder(str(seen / "tower")), tokenizer, layer, sizes).eval()
 
 
 def open_gates(model):
@@ -103,7 +104,7 @@ def test_with_shut_gates_it_says_what_its_parent_says(chain, seen, sizes):
 
 @pytest.mark.parametrize("layer", [-1, -2, 0])
 def test_the_tower_is_carried_over_but_for_a_norm_that_a_vit_has_not(chain, seen, layer):
-    tower = llava.tower_of(str(seen / "tower"))
+    tower = vision.encoder(str(seen / "tower"))
     with torch.no_grad():
         tower.embeddings.patch_embeddings.projection.bias.normal_()
     sizes = {"cross_layer_interval": 1, "resampler_n_latents": 3, "resampler_depth": 1}
@@ -252,6 +253,24 @@ def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, mo
     killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, seen, *more), 4)
 
 
+@pytest.mark.parametrize("method", mostly_slow(["cross_attention", "lora"], "cross_attention"))
+def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, seen, tmp_path, method):
+    two_train_as_one(run, made, seen, tmp_path, "perceiver_resampler", "--method", method)
+
+
+@pytest.mark.parametrize("method", ["cross_attention", "lora"])
+def test_a_step_in_bf16_is_that_in_fp32_but_for_rounding(run, made, seen, tmp_path, method):
+    """Tokens before the first picture see none, and the library masks all of their latents."""
+    losses = {}
+    for name, more in (("fp32", []), ("bf16", ["--bf16", "true", "--use_cpu", "true"])):
+        more = [*more, "--method", method, "--logging_steps", "1", "--output", tmp_path / name]
+        status, _, err = run("sft", *flags(made, seen, *more, parent="sft"))
+        assert status == 0, err
+        losses[name] = [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        assert all(bool(torch.isfinite(one).all()) for one in weights(tmp_path / name).values())
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.02)
+
+
 @pytest.mark.parametrize("stage", mostly_slow(["dpo", "kto", "rlhf"], "dpo"))
 def test_stages_after_it_read_its_pictures(run, made, seen, tmp_path, stage):
     given = {"dpo": flags_of_dpo, "kto": flags_of_kto, "rlhf": flags_of_rlhf}[stage]
@@ -317,6 +336,15 @@ def test_what_does_not_fit_is_told_in_a_line(run, made, seen, tmp_path, parent, 
     assert fault in out + err
 
 
+def test_options_that_nothing_would_read_are_told_at_once(run, made, seen, tmp_path):
+    more = [*CROSSES, "--tower", "trained", "--vision_feature_layer", "-1", "--output", tmp_path / "out"]
+    status, out, err = run("sft", *flags(made, seen, *more, parent="sft"))
+    assert status == 2
+    assert "tower: trained: method: cross_attention trains nothing but what lies between" in out + err
+    for key in ("resampler_n_latents", "resampler_depth", "vision_feature_layer"):
+        assert f"command line: {key}: is read only with --vision; leave it out" in out + err
+
+
 def test_a_causal_model_that_idefics_can_not_hold_is_refused(chain, seen):
     from transformers import GraniteConfig, GraniteForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -342,7 +370,7 @@ def test_a_template_that_the_librarys_processor_would_not_write_is_refused(chain
         put_together(llama(), seen, tokenizer)
     tokenizer = tokenizer_of(chain / "pretrain")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
-    llava.add_token(tokenizer, idefics.MARK)
+    vision_language.add_token(tokenizer, idefics.MARK)
     with pytest.raises(UserError, match="does not begin with the tokenizer's bos_token"):
         put_together(llama(), seen, tokenizer)
 
@@ -389,7 +417,7 @@ def test_the_librarys_chat_template_shows_no_picture_in_its_place(made):
     turns, _, _, processor = asked(made / "sft")
     how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     found = processor.apply_chat_template(turns[:1], chat_template=processor.tokenizer.chat_template, **how)
-    token = processor.tokenizer.convert_tokens_to_ids(idefics.TOKEN)
+    token = processor.tokenizer.convert_tokens_to_ids(parts.TOKEN)
     assert (found["input_ids"] == token).sum() == 2
     assert found["input_ids"][0, -2] == token  # behind all that was said
     processor.tokenizer.bos_token = None

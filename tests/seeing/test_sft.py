@@ -8,20 +8,17 @@ import torch
 from pipeline.chain import manifest
 from pipeline.models import vision
 from tests.conftest import mostly_slow
-from tests.forked import launched
 from tests.seeing import (
     encoded,
     flags,
     flags_of_dpo,
     flags_of_rlhf,
     killed_ends_as,
-    lines,
     opened,
     part,
-    reply,
     rows_of,
     same,
-    weights,
+    two_train_as_one,
 )
 
 
@@ -76,22 +73,9 @@ def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, mo
     killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, seen, *more), 4)
 
 
-@pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "full"))
+@pytest.mark.parametrize("method", mostly_slow(["lora", "full", "projector"], "projector"))
 def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, seen, tmp_path, method):
-    """A row a process: in most steps one process has no picture, or neither has, and the projector has no gradient there."""
-    rows = [json.loads(line) for line in (seen / "chats.jsonl").read_text().splitlines()][:8]
-    rows += [{"messages": [{"role": "user", "content": f"{number}?"}, reply("It is red.")]} for number in range(8)]
-    more = ["--data", lines(tmp_path / "mixed.jsonl", rows), "--method", method, "--max_steps", "6", "--optim", "sgd"]
-    more += ["--learning_rate", "0.1", "--lr_scheduler_type", "constant"]
-    one = flags(made, seen, *more, "--per_device_train_batch_size", "2", "--output", tmp_path / "one", parent="sft")
-    status, _, err = run("sft", *one)
-    assert status == 0, err
-    two = flags(made, seen, *more, "--per_device_train_batch_size", "1", "--output", tmp_path / "two", parent="sft")
-    assert launched("sft", two, tmp_path).count("done in") == 1
-    wanted, found, start = weights(tmp_path / "one"), weights(tmp_path / "two"), weights(made / "sft")
-    assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5
-    assert not same(part(made / "sft", "multi_modal_projector"), part(tmp_path / "two", "multi_modal_projector"))
-    assert max(float((wanted[key] - start[key]).abs().max()) for key in wanted) > 1e-3
+    two_train_as_one(run, made, seen, tmp_path, "multi_modal_projector", "--method", method)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +86,7 @@ def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, s
         ("sft", ["--vision", "{made}/pretrain"], "but sft takes vision or masked_vision or dual_encoder as its vision"),
         ("sft", ["--vision_feature_layer", "-9"], "vision_feature_layer: -9: the tower has 2 layers"),
         ("sft", ["--method", "rows"], "method: rows trains tokens by name"),
+        ("sft", ["--method", "projector", "--tower", "trained"], "tower: trained: method: projector trains nothing but"),
         ("dpo", ["--parent", "{made}/pretrain", "--data", "{seen}/pairs.jsonl"], "but dpo takes vision_language as its parent"),
         ("rlhf", ["--tower", ""], "sft made a model of family vision_language, but rlhf takes causal as its parent"),
         ("rlhf", ["--use_vllm", "true"], "use_vllm: true: samples without the pictures of a prompt"),

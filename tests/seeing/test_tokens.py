@@ -10,7 +10,7 @@ import torch
 
 from pipeline.data import shown
 from pipeline.data.sight import PromptCollator, SightCollator
-from pipeline.models import llava, parts, processors, tokenization, vision
+from pipeline.models import parts, processors, tokenization, vision, vision_language
 from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
 from tests.images import Image
@@ -66,13 +66,13 @@ def test_a_text_that_says_image_stays_text(made):
 def test_other_templates_write_parts_too(chain):
     tokenizer = tokenization.load(str(chain / "pretrain"))
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | trim }}<|im_end|>{% endfor %}"
-    assert llava.add_token(tokenizer)
+    assert vision_language.add_token(tokenizer)
     assert tokenization.templated_text(tokenizer, [said(place(), "Hi", place())]) == "user: <image>Hi<image><|im_end|>"
     assert tokenization.templated_text(tokenizer, [{"role": "user", "content": " Hi "}]) == "user: Hi<|im_end|>"
-    assert not llava.add_token(tokenizer)
+    assert not vision_language.add_token(tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}<|im_end|>{% endfor %}"
     with pytest.raises(UserError, match="chat_template: writes no <image>"):
-        llava.add_token(tokenizer)
+        vision_language.add_token(tokenizer)
 
 
 def test_pairs_show_both_sides_the_same_pictures(made, seen):

@@ -40,6 +40,8 @@ NODES = {
     "clip": f"stage: pretrain\nrecipe: scenes\nobjective: clip\nobjective_options: {{image_size: 32, patch_size: 16}}\n{SIZES}",
     "see": "stage: sft\nrecipe: scenes\nparent: pretrain\nvision: clip\ntower: frozen\nchat_template: chatml.jinja\n"
            f"per_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 16\n{SAVES}",
+    "cross": "stage: sft\nrecipe: scenes\nparent: pretrain\nvision: clip\ntower: frozen\nmethod: cross_attention\nresampler_n_latents: 4\n"
+             f"resampler_depth: 1\nchat_template: chatml.jinja\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 16\n{SAVES}",
     "dpo": f"release: yes\n{SHORT}",
     "distill": f"parent: imitate\nteacher: pretrain\nmethod: lora\nper_device_train_batch_size: 4\nmax_length: 128\nmax_steps: 12\n{SAVES}",
     "distill-chat": "parent: sft\nteacher: dpo\nreads: prompts\nmethod: lora\nmax_completion_length: 8\nmax_length: 128\n"
