@@ -26,7 +26,7 @@ COLOURS = {
 }  # fmt: skip
 RESERVED = frozenset({("green", "circle"), ("red", "square"), ("blue", "triangle"), ("yellow", "cross"), ("purple", "ring")})
 DESCRIPTIONS, CAPTIONS, CONVERSATIONS, HELD_OUT = 24_000, 24_000, 48_000, 400
-ASKED = 100  # scenes of each sort that the judge asks about
+ASKED = 300  # scenes of each sort that the judge asks about
 SIDE = 32  # pixels of a picture; a place is a quarter of it
 _FINE = 4  # a picture is drawn so many times larger, and made smaller, so that its edges are smooth
 _SHARE = 0.1  # of the scenes that are held out

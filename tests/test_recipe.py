@@ -154,6 +154,34 @@ def test_a_python_recipe(tmp_path):
         _ = PythonRecipe(path).judge
 
 
+COUNTED = """
+from pathlib import Path
+
+FILES = lambda: [Path({words!r})]
+
+def text(split, seed):
+    with Path({calls!r}).open("a") as file:
+        file.write(split[0])
+    yield {{"text": Path({words!r}).read_text()}}
+    yield {{"dropped": "too odd"}}
+"""
+
+
+def test_a_python_recipe_is_asked_for_its_rows_once(tmp_path):
+    path, calls, words = tmp_path / "counted.py", tmp_path / "calls", tmp_path / "words"
+    words.write_text("a")
+    path.write_text(COUNTED.format(words=str(words), calls=str(calls)))
+    asked = [("train", 1), ("train", 1), ("held_out", 1), ("train", 2), ("held_out", 1)]
+    found = [PythonRecipe(path).rows("text", *one) for one in asked]
+    assert [(list(rows.kept), rows.dropped) for rows in found] == [([{"text": "a"}], {"too odd": 1})] * len(asked)
+    assert calls.read_text() == "tht"
+    words.write_text("b")
+    assert list(PythonRecipe(path).rows("text", "train", 1).kept) == [{"text": "b"}]
+    path.write_text(path.read_text().replace("too odd", "too long"))
+    assert PythonRecipe(path).rows("text", "train", 1).dropped == {"too long": 1}
+    assert calls.read_text() == "thttt"
+
+
 JUDGE = """
 from pipeline.data.judge import Judge, Question
 

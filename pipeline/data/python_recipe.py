@@ -10,17 +10,21 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import json
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
-from pipeline.data import closure
+from pipeline.data import closure, kept
 from pipeline.data import types as dataset_types
 from pipeline.data.base import Recipe, listing
 from pipeline.data.judge import Judge
 from pipeline.data.rows import Rows
 from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
+
+_ROWS, _DROPPED = "rows.arrow", "dropped.json"  # of an entry of the cache
 
 
 class PythonRecipe(Recipe):
@@ -46,10 +50,20 @@ class PythonRecipe(Recipe):
         return listing([*closure.files(self.path), *self._files()])
 
     def rows(self, type: str, split: str, seed: int) -> Rows:
-        """Return what the module's function for this type yields."""
-        result = Rows(name=self.name, identity=cache.key(self.digest(type), type, split, seed))
-        result.clean(self._function(type)(split, seed), type)
-        return result.usable(split)
+        """Return what the module's function for this type yields; it is asked once for all nodes and runs, by the digest."""
+        identity = cache.key(self.digest(type), type, split, seed)
+
+        def make(folder: Path) -> None:
+            drawn, writer = Rows(), kept.Writer(folder / _ROWS)
+            for _, row in drawn.sift(self._function(type)(split, seed), type):
+                writer.add(row, "")
+            writer.close()
+            (folder / _DROPPED).write_text(json.dumps(drawn.dropped), encoding="utf-8")
+
+        folder = cache.made(f"rows-{identity}", make)
+        dropped = Counter(json.loads((folder / _DROPPED).read_text(encoding="utf-8")))
+        rows, _ = kept.load(folder / _ROWS, self.name)
+        return Rows(rows, dropped, name=self.name, identity=identity).usable(split)
 
     def _function(self, type: str) -> dataset_types.Generate:
         if type not in self.types():

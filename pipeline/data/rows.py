@@ -90,14 +90,14 @@ class Rows:
         """Keep rows on disk, and count by reason those that can't be used; a row may say itself why, under `dropped`."""
 
         def write(writer: kept.Writer) -> None:
-            for number, row in self._usable(rows, type):
+            for number, row in self.sift(rows, type):
                 writer.add(row, f"{file}: row {number}" if file else "")
 
         self.kept, origins = kept.spooled(write, self.name)
         self.origins = origins if file else []
 
-    def _usable(self, rows: Iterable[Row], type: str) -> Iterator[tuple[int, Row]]:
-        """Yield the rows of use, each with its number among all, from 1 on; count the others."""
+    def sift(self, rows: Iterable[Row], type: str) -> Iterator[tuple[int, Row]]:
+        """Yield the rows that can be used, each with its number among all, from 1 on; count the others by reason."""
         fault = types.load(type).fault
         for number, row in enumerate(rows, start=1):
             reason = row.get("dropped") or fault(row)

@@ -1,8 +1,8 @@
-"""A finished Llama model with a byte-level BPE as one GGUF file, written by ggml's own package `gguf`, and read back.
+"""A finished Llama or Qwen3 model with a byte-level BPE as one GGUF file, written by ggml's own package `gguf`, and read back.
 
 llama.cpp's converter (convert_hf_to_gguf.py) is on no package registry from its authors, and it refuses a tokenizer
-whose hash it does not know, which is every tokenizer trained here. For this family little remains to be done: the
-package names the tensors, and llama.cpp's rotary embeddings want the rows of queries and keys in another order.
+whose hash it does not know, which is every tokenizer trained here. For these families little remains to be done: the
+package names the tensors, and llama.cpp's rotary embeddings want the rows of Llama's queries and keys in another order.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.system.errors import UserError
 
 TYPES = ("f32", "f16")
+_PAIRED = {"llama": True, "qwen3": False}  # model types, and whether llama.cpp rotates rows that stand side by side
 _SPLITTER = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}  # what llama.cpp calls gpt-2
 
 
@@ -29,13 +30,12 @@ def fits(folder: Path) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     splitter = {key: (tokenizer["pre_tokenizer"] or {}).get(key) for key in _SPLITTER}
     rope = settings.get("rope_parameters") or {}
-    other = "only Llama's with plain rotary embeddings and no biases is written; llama.cpp's convert_hf_to_gguf.py knows others"
+    other = "only Llama's and Qwen3's with plain rotary embeddings, no biases and no window are written; llama.cpp's convert_hf_to_gguf.py knows others"
     faults = []
     if (
-        settings["model_type"] != "llama"
+        settings["model_type"] not in _PAIRED
         or rope.get("rope_type") != "default"
-        or settings["attention_bias"]
-        or settings["mlp_bias"]
+        or any(settings.get(key) for key in ("attention_bias", "mlp_bias", "use_sliding_window"))
     ):
         faults.append(f"{folder / 'config.json'}: {settings['model_type']}: {other}")
     if tokenizer["model"]["type"] != "BPE" or splitter != _SPLITTER or tokenizer["normalizer"]:
@@ -52,7 +52,7 @@ def write(folder: Path, path: Path, kind: str) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     settings: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    writer: Any = gguf.GGUFWriter(path, "llama")
+    writer: Any = gguf.GGUFWriter(path, settings.model_type)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if kind == "f32" else gguf.LlamaFileType.MOSTLY_F16)
     writer.add_name(folder.name)
     writer.add_vocab_size(settings.vocab_size)
@@ -68,13 +68,13 @@ def write(folder: Path, path: Path, kind: str) -> None:
     writer.add_rope_freq_base(settings.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(settings.rms_norm_eps)
     _vocabulary(writer, folder, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), settings.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, settings.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[settings.model_type.upper()], settings.num_hidden_layers)
     heads = {"q_proj": settings.num_attention_heads, "k_proj": settings.num_key_value_heads}
     for name, weights in sorted(load_file(folder / "model.safetensors").items()):
         if name == "lm_head.weight" and settings.tie_word_embeddings:
             continue
         projection = name.split(".")[-2]
-        if projection in heads:
+        if projection in heads and _PAIRED[settings.model_type]:
             weights = _paired(weights, heads[projection])
         kept = np.float16 if kind == "f16" and weights.ndim > 1 else np.float32
         writer.add_tensor(names.get_name(name, (".weight",)), np.ascontiguousarray(weights, kept))
