@@ -110,6 +110,7 @@ FIGURES: dict[str, list[Figure]] = {
     ],
     "classics": [
         ("bits per byte, base - unigram: upper end", change("pretrain", "unigram", "bits_per_byte", "high"), lambda x: x < 0, "< 0"),
+        ("bits per byte, 5-gram - base", lambda found: -change("pretrain", "5-gram", "bits_per_byte")(found), lambda x: x >= 0.08, ">= 0.08"),
         ("SFT's replies' loss against the control: upper end", change("sft", "sft-control", "loss", "high"), lambda x: x < 0, "< 0"),
         *real("pretrain"),
     ],
