@@ -19,6 +19,7 @@ ADAPTER  :=
 
 # What stands on the command line, so that a misspelt variable is told and not passed over.
 export GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+export CHOSEN := $(filter-out file,$(firstword $(origin PROFILE)))
 
 # Programs find these in the environment, letter by letter: neither make nor a shell reads what is in them.
 LITERAL  := PROFILE RUNS DATA ARGS LAUNCH STAGE STRICT DEEP HUB PUBLIC FORCE ADAPTER RECIPE TEXT CHATS PAIRS BASE KILLS ON HOURS TASKS SHOTS INCLUDE PIP_ARGS CACHE CACHE_GB

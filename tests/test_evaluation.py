@@ -125,7 +125,7 @@ def measured(**scores):
 
 
 def test_a_node_is_compared_with_every_other_model():
-    models = {"mine": {"role": "node", "asked": ""}, "theirs": {"role": "parent", "asked": "asked by the chat template of mine"},
+    models = {"mine": {"role": "node", "asked": ""}, "theirs": {"role": "parent", "asked": "prompted through the chat template of mine"},
               "silent": {"role": "control", "asked": ""}}  # fmt: skip
     found = measured(chance=[0.5] * 40, theirs=[1.0, 0.0] * 20, mine=[1.0] * 40)
     judged_by = (Against("wins", "even chances"), Against("right", "parent"), Against("right", "chance"))
@@ -168,7 +168,7 @@ def test_a_difference_says_its_unit_and_what_it_means(metric, low, value, high, 
 
 
 def test_the_table_shows_every_figure_of_a_node_and_nothing_beside_another_text():
-    models = {"mine": {"role": "node", "asked": ""}, "base": {"role": "parent", "asked": "asked by plain text"}}
+    models = {"mine": {"role": "node", "asked": ""}, "base": {"role": "parent", "asked": "prompted with plain text"}}
     losses = {"mine": [1.0, 3.0], "base": [2.0, 5.0]}
     found = measured(mine=[1.0, 0.0], base=[0.0, 0.0]) | {
         "loss": {label: Measurement(label, "loss", share(values)) for label, values in losses.items()}
@@ -180,7 +180,7 @@ def test_the_table_shows_every_figure_of_a_node_and_nothing_beside_another_text(
     assert text.count("2 held-out conversations of world") == 2  # a table for each node
     assert "50.0% [0.0, 100.0]" in text
     assert "base (parent)" in text
-    assert "base: asked by plain text" in text
+    assert "base: prompted with plain text" in text
     assert "3.500 [2.000, 5.000]" in text
     assert "<- judged by this" in text
     assert "left out: rows that are too long (3)" in text
@@ -205,7 +205,7 @@ def test_a_chain_is_measured_node_by_node(evaluated, run):
     assert {metric: list(of) for metric, of in nodes["sft"]["figures"].items()} == {
         "loss": ["sft", "pretrain"], "bits_per_byte": ["sft", "pretrain"],
     }  # fmt: skip
-    assert nodes["sft"]["models"]["pretrain"] == {"role": "parent", "asked": "asked by the chat template of sft"}
+    assert nodes["sft"]["models"]["pretrain"] == {"role": "parent", "asked": "prompted through the chat template of sft"}
     counted = nodes["pretrain"]["models"]["5-gram"]
     assert set(counted) == {"role", "asked", "seconds"}  # what a clock tells stands by itself
     assert re.fullmatch(r"counted over [\d,]+ tokens of the training text", counted["asked"])
@@ -321,7 +321,7 @@ def test_a_base_model_is_asked_by_plain_text_too():
     base = Fake("base", ["What?", "What?"], ["2. It is 3.", "4."], own=False)
     figures, added = asked(metrics.load("exact_match"), node, base)
     assert figures == {"mine": 0.5, "base": 0.0, "base, plain text": 1.0}
-    assert added == {"base, plain text": ("parent", "asked by plain text that it goes on from")}
+    assert added == {"base, plain text": ("parent", "prompted with plain text to continue")}
     assert asked(metrics.load("exact_match"), base, node) == ({}, {})  # of a node that does not chat nothing is asked
 
 

@@ -141,6 +141,19 @@ def test_clean_removes_only_what_carries_our_record(tmp_path, chain):
     assert "RUNS: is empty; name a folder" in err
 
 
+def test_clean_of_a_profile_leaves_the_others(tmp_path, chain):
+    for name in ("tiny", "other"):
+        shutil.copytree(chain / "sft", tmp_path / "runs" / name / "sft")
+    status, _, err = called("clean", f"RUNS={tmp_path / 'runs'}", "PROFILE=classic")
+    assert status == 2, "a profile that has not run is no request to remove all that have"
+    assert f"PROFILE=classic: {tmp_path / 'runs'} holds no such profile; there are other, tiny" in err
+    status, out, err = called("clean", f"RUNS={tmp_path / 'runs'}", "PROFILE=tiny")
+    assert status == 0, err
+    assert "tiny: 1 node removed" in out
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+    assert (tmp_path / "runs" / "other" / "sft" / "model.safetensors").is_file()
+
+
 def test_the_next_line_runs_as_it_is_printed(tmp_path):
     runs = tmp_path / "a 'b' $(c)"
     node = SimpleNamespace(output=runs / "tiny" / "dpo", name="dpo", record={"profile": "tiny"})

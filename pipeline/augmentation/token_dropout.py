@@ -1,4 +1,4 @@
-"""Token dropout: tokens of a text are hidden at random, so that no single one decides (Bowman et al. 2016, section 3.2).
+"""Token dropout: tokens of a text are masked at random, so that no single one decides (Bowman et al. 2016, section 3.2).
 
 A hidden token becomes the mask token, or the unknown one where a tokenizer has no mask. Positions stay as they are, so targets
 of single tokens stay theirs.

@@ -1,4 +1,4 @@
-"""Work of a node that is no training, kept on disk block by block, so that a kill loses one block at most.
+"""Work of a node other than training, kept on disk block by block, so that a kill loses one block at most.
 
 A block is one JSON file, written at once and with a digest of its content. Its mark says what it was made from, so that
 one that was made from anything else, such as other weights, can be told and made again.

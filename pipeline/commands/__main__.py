@@ -64,6 +64,8 @@ def flags(name: str, command: ModuleType) -> list[str]:
         found += [f"--config={file}"] if file.is_file() else []
     if "OUT" in command.MAKE.values():
         given["OUT"] = str(runs / profile.find(named).name)
+    if "CHOSEN" in command.MAKE.values():  # the profile, where somebody named it
+        given["CHOSEN"] = named if os.environ.get("CHOSEN") else ""
     if "OUTS" in command.MAKE.values():  # RUNS may name several folders
         several = [str(runs)] if runs.is_dir() else words(str(runs), "RUNS")
         given["OUTS"] = shlex.join(str(Path(one) / profile.find(named).name) for one in several)

@@ -1,4 +1,4 @@
-"""Run zero- and few-shot benchmarks on a node and on what it is held against, by lm-evaluation-harness.
+"""Run zero- and few-shot benchmarks of lm-evaluation-harness on a node, its parent and its controls.
 
     python -m pipeline.commands.benchmark --runs runs/tiny --node sft --tasks world_facts --shots 0,1,5 [--include FOLDER]
 

@@ -25,9 +25,7 @@ from pipeline.system.errors import Stopped, UserError
 
 MAKE = {"runs": "OUT", "node": "STAGE"}
 ALL = "all"
-HELP = (
-    "/image PATH, /reset, /system TEXT, /node NAME, /all, /set NAME VALUE, /help; Ctrl-C ends an answer, an empty line the chat"
-)
+HELP = "/image PATH, /reset, /system TEXT, /node NAME, /all, /set NAME VALUE, /help; Ctrl-C ends an answer, an empty line ends the chat"
 SAMPLING: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "temperature": (float, lambda value: value >= 0, "at least 0, which is greedy"),
     "top_p": (float, lambda value: 0 < value <= 1, "above 0 and at most 1"),

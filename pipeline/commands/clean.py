@@ -1,6 +1,6 @@
-"""Remove what tristage wrote under RUNS: folders that carry its record, and nothing else.
+"""Remove what tristage wrote under RUNS, or of one PROFILE there: folders that carry its record, and nothing else.
 
-    python -m pipeline.commands.clean --runs runs
+    python -m pipeline.commands.clean --runs runs --profile tiny
 
 A folder that another program left there stays, whatever its files are called.
 """
@@ -20,9 +20,10 @@ from pipeline.system import config, process
 from pipeline.system.errors import UserError
 from pipeline.system.lock import Lock
 from pipeline.system.process import say
+from pipeline.system.words import counted
 from pipeline.training import references
 
-MAKE = {"runs": "RUNS"}
+MAKE = {"runs": "RUNS", "profile": "CHOSEN"}
 _PAGES = ("evaluate.json", "report.html", PASSED)
 
 
@@ -71,19 +72,26 @@ def clean(folder: Path) -> int:
 
 def main() -> int:
     """Clean one folder of runs, and say what stays."""
-    flags, faults = config.only(("runs",), sys.argv[1:])
+    flags, faults = config.only(("runs", "profile"), sys.argv[1:])
     runs = Path(str(flags.get("runs", "runs")))
     if faults:
         raise UserError(*faults)
     if not runs.is_dir():
         say("clean", f"{runs}: there is no such folder")
         return 0
-    removed = sum(clean(folder) for folder in sorted(runs.iterdir()) if folder.is_dir() and not folder.is_symlink())
+    folders = [folder for folder in sorted(runs.iterdir()) if folder.is_dir() and not folder.is_symlink()]
+    if name := Path(str(flags.get("profile", ""))).name:
+        if name not in (there := [folder.name for folder in folders]):
+            raise UserError(f"PROFILE={name}: {runs} holds no such profile; there are {', '.join(there) or 'none'}")
+        removed = clean(runs / name)
+        say("clean", f"{runs / name}: {counted(removed, 'node')} removed")
+        return 0
+    removed = sum(map(clean, folders))
     left = sorted(path.name for path in runs.iterdir())
     if removed and not left:
         runs.rmdir()
     kept = f"; stays, since it is not ours: {', '.join(left[:5])}" if left else ""
-    say("clean", f"{runs}: {removed} nodes removed{kept}")
+    say("clean", f"{runs}: {counted(removed, 'node')} removed{kept}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Hold aligned models against the one that they all come from, in one table: better answers, kept knowledge, distance, cost.
+"""Compare aligned models with the one that they all come from, in one table: better answers, kept knowledge, distance, cost.
 
     python -m pipeline.commands.compare_alignment --config stages/profiles/feedback/compare_alignment.yaml --runs runs
 

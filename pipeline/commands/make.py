@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.chain import life, profile, request
+from pipeline.chain import life, profile, request, stages
 from pipeline.commands.__main__ import folder, goes_to, words
 from pipeline.system import process, signals
 from pipeline.system.errors import UserError
@@ -103,6 +103,11 @@ def goals(chosen: profile.Profile, goal: str) -> list[str]:
     of_kind = [name for name, node in chosen.nodes.items() if node.kind == goal and not node.control_of]
     if of_kind:
         return of_kind
+    if goal in stages.known():
+        raise UserError(
+            f"make {goal}: profile {chosen.name} has no such node; {goal} is a stage, so write {chosen.folder / f'{goal}.yaml'}, or "
+            f"run it by itself: python stages/{goal}.py --data FILE --parent DIR --output DIR"
+        )
     close = difflib.get_close_matches(goal, [*chosen.nodes, *profile.targets()], n=1)
     remedy = f"did you mean {close[0]}?" if close else "`make help` lists both"
     raise UserError(f"make {goal}: profile {chosen.name} has no such node, and there is no such target; {remedy}")

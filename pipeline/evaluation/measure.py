@@ -138,7 +138,7 @@ def _block(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:
     described: list[Metric] = [metric for evaluator in fitting for metric in evaluator.metrics]
     for model in subject.compared[1:]:
         if getattr(model, "borrows", False):
-            subject.models[model.label]["asked"] = f"asked by the chat template of {node.name}"
+            subject.models[model.label]["asked"] = f"prompted through the chat template of {node.name}"
     return {
         "stage": node.kind, "title": node.title, "of": subject.about,
         "rows": subject.count,

@@ -1,4 +1,4 @@
-"""Rewards against KL: what a policy gained in reward for how far it went from its parent, and from where on a reward was gamed.
+"""Rewards against KL: what a policy gained for its distance from its parent, and from where on it games a reward.
 
 Gao, Schulman and Hilton 2023: a policy that is trained against a model of a preference raises that model's score on and on,
 while what the model stands for rises, stands still and falls.

@@ -1,4 +1,4 @@
-"""What is printed is text: whatever stands in rows, prompts, labels and answers moves no cursor, and no secret is shown."""
+"""Printed text stays text: nothing in rows, prompts, labels and answers moves the cursor, and no secret is shown."""
 
 from __future__ import annotations
 

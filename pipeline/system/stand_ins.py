@@ -1,4 +1,4 @@
-"""Modules that stand for others while somebody imports them, who hardly needs them: scipy's matching of boxes, trackers."""
+"""Stand-ins for modules that a library imports and hardly uses: scipy's assignment solver, experiment trackers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""torch's compiler is imported by who compiles: it takes as long as the rest of torch, and sympy and torch's shards with it.
+"""Defers the import of torch's compiler until something compiles: it takes as long as the rest of torch, and brings sympy.
 
-What asks to be left out of compiled code, or to be taken into it whole, imports the compiler to say so. As long as nobody else
-did, nothing is compiled; what was asked meanwhile is told to the compiler once there is one.
+Functions that are excluded from compiled code, or taken into it whole, import the compiler only to register themselves. Here
+they are noted instead, and registered once something else has imported it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""torch's divided tensors are imported by processes of a launcher, which alone can divide a model; sympy comes with them."""
+"""Defers the import of DTensor, and of sympy with it, to processes of a launcher, the only ones that can shard a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training held to the parent by one of trl's trainers: the parent is asked once about all answers, and answers alone are scored."""
+"""Training with a reference by trl's trainers: the parent's log-probabilities are computed once, and answers alone are scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an augmentation adds to a run: further rows beside those for training, and examples varied anew in each epoch."""
+"""What an augmentation adds to a run: further training rows, and examples that vary in each epoch."""
 
 from __future__ import annotations
 

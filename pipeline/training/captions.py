@@ -1,4 +1,4 @@
-"""Captions: what a model that sees writes of a picture alone, held against the held-out caption, and written of new pictures."""
+"""Captions: what a vision-language model writes about a picture alone, compared with held-out captions, or of new pictures."""
 
 from __future__ import annotations
 

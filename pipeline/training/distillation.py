@@ -1,4 +1,4 @@
-"""Distillation: a student learns what a teacher thinks of every next token, on rows that are given or on its own answers."""
+"""Distillation: a student learns its teacher's distribution of every next token, on given rows or on its own answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a first step would do, told by the gradient of the first rows before any step is taken.
+"""Faults that the gradient of the first rows shows before any step is taken.
 
 An optimizer of Adam's kind moves every weight by about the learning rate, so to first order a step changes the loss by the rate
 times the sum of the gradient's absolute values. Where that is thousands of times the loss itself, the step leaves the region in

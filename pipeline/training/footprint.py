@@ -1,4 +1,4 @@
-"""How much memory a step holds at its peak, told from the same step on fewer rows.
+"""Peak memory of a training step, extrapolated from the same step on fewer rows.
 
 The sizes of all tensors that a step makes are followed operation by operation, and the operations are counted. Steps on two
 rows and on three run the same operations, so each tensor grows by a constant from row to row: the curve of any number of rows,

@@ -1,4 +1,4 @@
-"""What every stage does with a trainer: go on from the newest checkpoint, show progress, record, save whole."""
+"""What every stage does with a trainer: resume from the newest checkpoint, show progress, record, save the whole model."""
 
 from __future__ import annotations
 

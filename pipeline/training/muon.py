@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): the matrices of the layers move along orthogonal matrices, everything else as AdamW moves it.
+"""Muon (Jordan et al. 2024): orthogonalised updates for the layers' matrices, AdamW for everything else.
 
 For a matrix W with gradient G, rate η and decay λ, as Liu et al. 2025 (arXiv:2502.16982, equation 4) scale it so that AdamW's rates
 serve both:

@@ -1,4 +1,4 @@
-"""Pairs made of the answers that a model gave to one prompt: the best and the worst by their scores."""
+"""Preference pairs from the answers that a model gave to one prompt: the best and the worst by score."""
 
 from __future__ import annotations
 

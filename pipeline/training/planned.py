@@ -1,4 +1,4 @@
-"""What a node's training will take, found out by its own trainer: `planned` stands in place of `train` while a plan is made.
+"""What a node's training will take, measured by its own trainer: `planned` replaces `train` while a plan is made.
 
 The first step is followed on two rows and on three, as long as the longest that the run will read, and what the whole batch
 holds is told from them (`footprint.py`). Then a few steps are taken as they are, and timed.

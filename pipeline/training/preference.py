@@ -1,4 +1,4 @@
-"""Training on pairs of answers by trl's losses: prompts are read once, answers alone scored, the parent asked once."""
+"""Training on pairs by trl's losses: prompts are read once, answers alone scored, reference log-probabilities computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers to held-out prompts are worth by the rewards that a node was trained with, the parent's beside them."""
+"""Rewards of sampled answers to held-out prompts, by the rewards that a node was trained with, beside the parent's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of answers: the head is asked at answers alone, and what two sides of a pair share is read once.
+"""Log-probabilities of answers: the head runs at answer tokens alone, and the shared prefix of a pair is read once.
 
 trl's fused head scores every position of a batch unless Triton is there, prompts and padding among them, and its pairs
 hold each prompt twice.

@@ -1,4 +1,4 @@
-"""What stages share that train a model which sees: its tower, what of it is trained, and how its rows are encoded."""
+"""What stages share that train vision-language models: the tower, which weights are trained, and how rows are encoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounds of rejection sampling: answers are sampled from the model as it is, the best that pass are learned from, and so on.
+"""Rounds of rejection sampling: sample answers from the current model, train on the best that pass, repeat.
 
 Dong et al. 2023 (RAFT), algorithm 1; Gulcehre et al. 2023 (ReST), who call sampling the grow step and training the improve
 step. One trainer serves all rounds, each of which is an epoch of it, so that checkpoints, log and schedule are those of

@@ -1,4 +1,4 @@
-"""Training on answers with a thumb up or down by trl's losses: answers alone scored, the parent asked once.
+"""Training on rated answers, thumbs up or down, by trl's losses: answers alone scored, reference log-probabilities computed once.
 
 Each row may have another row's answer beside its own, from which the KL to the parent is estimated; the parent's
 log-probability of that one is kept, too.

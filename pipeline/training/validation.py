@@ -1,4 +1,4 @@
-"""Rows that are looked at while a model trains, and never trained on: a share of the training rows, or files of their own."""
+"""Validation rows, evaluated while a model trains and never trained on: a share of the training rows, or files of their own."""
 
 from __future__ import annotations
 

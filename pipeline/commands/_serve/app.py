@@ -71,6 +71,13 @@ def build(model: Model) -> FastAPI:
     def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    _answer_errors(app)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Give every error the body and status that OpenAI's API has for it."""
+
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
         return JSONResponse(error.body, error.status)
@@ -88,8 +95,6 @@ def build(model: Model) -> FastAPI:
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse(_failure(error), 500)
-
-    return app
 
 
 def _head(prefix: str, kind: str, name: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class ExactMatch(Evaluator):
             yield Measurement(model.label, "exact_match", _right(judge, replies, questions))
             if model.borrows and all(question.opening for question in questions):
                 label = f"{model.label}, plain text"
-                subject.add_model(label, subject.models[model.label]["role"], "asked by plain text that it goes on from")
+                subject.add_model(label, subject.models[model.label]["role"], "prompted with plain text to continue")
                 texts = _continued(model, questions, subject.settings.max_new_tokens)
                 yield Measurement(label, "exact_match", _right(judge, texts, questions))
 
