@@ -294,11 +294,10 @@ def _extremes(dataset: Any, rows: Sequence[int]) -> _Rows:
         [one.name for one in kinds if pa.types.is_binary(one.type)],
     )
     ids, beside = (_lengths(dataset, names)[np.asarray(rows)] for names in columns)
-    longest = fullest = int(np.argmax(ids))
+    longest, fullest, share = int(np.argmax(ids)), int(np.argmax(beside)), beside / np.maximum(ids, 1)
     if not beside.any():
         return _Rows(rows[longest], rows[longest])
-    fullest, ratio = int(np.argmax(beside)), beside / np.maximum(ids, 1)
-    unlike = int(np.argmax(abs(ratio - ratio[longest])))
+    unlike = int(np.argmax(abs(share - share[longest])))
     return _Rows(rows[longest], rows[fullest], rows[unlike] if columns[0] else None)
 
 
