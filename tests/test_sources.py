@@ -6,6 +6,7 @@ import lzma
 import pytest
 
 from pipeline.data import files, hubs, recipe, sources
+from pipeline.data.paths import Paths
 from pipeline.data.source_recipe import Source
 from pipeline.system.errors import UserError
 
@@ -155,3 +156,34 @@ def test_what_tells_of_a_folder_s_data_is_none(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(jsonl())
     assert rows(tmp_path) == ROWS
     assert rows(tmp_path / "README.md") == [{"text": "# About"}]
+
+
+def test_very_many_paths_take_little_memory_and_are_what_they_were(tmp_path):
+    import tracemalloc
+
+    given = [tmp_path / f"photos of {number % 7}" / f"{number:06}-äé北.png" for number in range(2000)]
+    found = Paths(given)
+    assert list(found) == given
+    assert (len(found), found[0], found[-1], found[7]) == (2000, given[0], given[-1], given[7])
+    assert list(found[3:9:2]) == given[3:9:2]
+    with pytest.raises(IndexError):
+        found[2000]
+    assert not Paths([])
+
+    def size(make):
+        tracemalloc.start()
+        held = make(tmp_path / "photos" / f"{number:06}.png" for number in range(2000))
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return taken / len(held)
+
+    assert size(Paths) < len(str(tmp_path)) + 40 < size(list)
+
+
+def test_a_folder_without_a_split_by_name_is_held_once(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"text {number}")
+    source = Source.of(str(tmp_path), "text")
+    ((side, held_out),) = source.sides
+    assert side.files is source.files
+    assert not held_out

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.data.convert import Converter
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.files import Block
 from pipeline.data.mixture import Part
+from pipeline.data.paths import Paths
 from pipeline.data.rows import SPLITS, Rows
 from pipeline.data.types import Row
 from pipeline.data.types.text import cut
@@ -33,7 +34,7 @@ HELD_OUT = 0.05  # of the rows, where a recipe doesn't say
 class Source:
     """One source of a YAML recipe or of --data."""
 
-    files: tuple[Path, ...] = ()
+    files: Sequence[Path] = ()
     hub: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     holds: str = ""  # dataset type of its rows, where it is another than the recipe's
@@ -43,14 +44,14 @@ class Source:
     share: float = 0.0  # of the training tokens, before all shares are made to add up to 1; 0: rows are read as they are
     held_out: bool | None = None  # whether all of it is held out; None: the files that are named as a split
     skipped: str = ""  # in words, the files of its folder that can't be read
-    beside: tuple[Path, ...] = ()  # files that its tables may name, as they name pictures
+    beside: Sequence[Path] = ()  # files that its tables may name, as they name pictures
 
     @classmethod
     def of(cls, pattern: str, type: str, **more: Any) -> Source:
         """Return the files of a path, a folder or a glob that rows of a type are read from; UserError if there is none."""
         kind = types.load(type)
         found, beside = sources.apart(sources.expand(pattern, kind.kinds), kind.beside)
-        return cls(files=found, beside=beside, skipped=sources.skipped(pattern, kind.kinds), **more)
+        return cls(files=Paths(found), beside=Paths(beside), skipped=sources.skipped(pattern, kind.kinds), **more)
 
     @functools.cached_property
     def sides(self) -> list[tuple[Source, bool]]:
@@ -69,7 +70,7 @@ class Source:
 
     def raw(self, documents: Documents | None = None, notes: list[str] | None = None) -> Iterator[sources.Raw]:
         """Yield the raw rows with where each comes from."""
-        return hubs.read(**self.hub) if self.hub else files.read(list(self.files), documents, notes)
+        return hubs.read(**self.hub) if self.hub else files.read(self.files, documents, notes)
 
     def blocks(self, documents: Documents | None, begin: Any, at_once: int) -> Iterator[Block]:
         """Yield the raw rows in blocks of at most `at_once`, from the place behind one of them on."""
