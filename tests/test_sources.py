@@ -187,3 +187,21 @@ def test_a_folder_without_a_split_by_name_is_held_once(tmp_path):
     ((side, held_out),) = source.sides
     assert side.files is source.files
     assert not held_out
+
+
+def test_a_record_names_a_large_folder_as_one(tmp_path, monkeypatch):
+    from pipeline.data import source_recipe
+
+    monkeypatch.setattr(source_recipe, "_NAMED", 3)
+    for name, count in (("many", 4), ("few", 3)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number}")
+    given = recipe.from_data(str(tmp_path), "text")
+    before = given.digest("text"), given.contents()
+    assert [name for name, _ in before[1]] == ["few/0.txt", "few/1.txt", "few/2.txt", "many: 4 files"]
+    (tmp_path / "many" / "2.txt").write_text("another")
+    after = given.digest("text"), given.contents()
+    assert after[0] != before[0]
+    assert after[1][:3] == before[1][:3]
+    assert after[1][3][1] != before[1][3][1]
