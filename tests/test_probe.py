@@ -211,7 +211,11 @@ def test_a_sum_of_objectives_is_held_against_each_of_its_parts():
     table = {name: {"right": (rng.random(800) < share).astype(float).tolist(), "parts": []} for name, share in shares.items()}
     table["fusion"]["parts"] = ["mlm", "contrastive", "rtd"]  # the last of which was not compared
     over = {name: compare_objectives.over_parts(name, table, groups, 500) for name in table}
-    assert {name: list(found) for name, found in over.items()} == {"mlm": [], "contrastive": [], "fusion": ["mlm", "contrastive"]}
+    assert {name: list(found) for name, found in over.items()} == {
+        "mlm": [],
+        "contrastive": [],
+        "fusion": ["mlm", "contrastive"],
+    }
     right = {name: np.mean(found["right"]) for name, found in table.items()}
     for part, gain in over["fusion"].items():
         assert gain["value"] == pytest.approx(right["fusion"] - right[part])
