@@ -121,7 +121,7 @@ class Finetuning(TaskStage):
         reads = options.chosen.reads
         if not options.validation_data or not types.load(reads).beside:
             return {}
-        return {"validation_data": hashes.digest(Source.of(options.validation_data, reads).identity())}
+        return {"validation_data": hashes.streamed(Source.of(options.validation_data, reads).identity())}
 
     def modules(self, options: Options) -> list[Path]:
         """Return the files of the task and of the augmentation."""

@@ -67,3 +67,11 @@ def test_a_home_that_cannot_be_written_is_no_fault(tmp_path, monkeypatch):
     found = hashes._Memory()
     found.sha256(old(tmp_path / "a", "a"))
     found.keep()
+
+
+def test_what_is_read_once_has_the_digest_of_lists():
+    rows = [[f"photos/{number}.png", f"äé北 {number}"] for number in range(50)]
+    value = [False, [], rows, {"b": [1, 2.5], "a": None}, "text"]
+    lazy = [False, iter([]), iter(rows), {"b": [1, 2.5], "a": None}, "text"]
+    assert hashes.streamed(lazy) == hashes.streamed(value) == hashes.digest(value)
+    assert hashes.streamed([iter(rows[1:])]) != hashes.digest([rows])

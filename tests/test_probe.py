@@ -204,6 +204,31 @@ def test_objectives_are_compared(tmp_path):
     assert "node: names no file beside it" in done.stderr
 
 
+def test_a_sum_of_objectives_is_held_against_each_of_its_parts():
+    rng = np.random.default_rng(0)
+    groups = [f"play {number // 20}" for number in range(800)]
+    shares = {"mlm": 0.5, "contrastive": 0.7, "fusion": 0.7}
+    table = {name: {"right": (rng.random(800) < share).astype(float).tolist(), "parts": []} for name, share in shares.items()}
+    table["fusion"]["parts"] = ["mlm", "contrastive", "rtd"]  # the last of which was not compared
+    over = {name: compare_objectives.over_parts(name, table, groups, 500) for name in table}
+    assert {name: list(found) for name, found in over.items()} == {
+        "mlm": [],
+        "contrastive": [],
+        "fusion": ["mlm", "contrastive"],
+    }
+    right = {name: np.mean(found["right"]) for name, found in table.items()}
+    for part, gain in over["fusion"].items():
+        assert gain["value"] == pytest.approx(right["fusion"] - right[part])
+        assert gain["n"] == 40  # plays
+    assert over["fusion"]["mlm"]["low"] > 0.1
+    assert over["fusion"]["contrastive"]["low"] < 0 < over["fusion"]["contrastive"]["high"]
+    said = list(compare_objectives.rendered({"objectives": {}, "over": over}))
+    assert [line.strip() for line in said[2:]] == [
+        f"`fusion` over `{part}` alone, points of the probe, paired: {compare_objectives.interval(gain)}"
+        for part, gain in over["fusion"].items()
+    ]
+
+
 def test_every_play_has_its_kind():
     from data_recipes import plays
 

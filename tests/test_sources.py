@@ -6,6 +6,7 @@ import lzma
 import pytest
 
 from pipeline.data import files, hubs, recipe, sources
+from pipeline.data.paths import Paths
 from pipeline.data.source_recipe import Source, SourceRecipe
 from pipeline.system.errors import UserError
 
@@ -168,3 +169,52 @@ def test_what_tells_of_a_folder_s_data_is_none(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(jsonl())
     assert rows(tmp_path) == ROWS
     assert rows(tmp_path / "README.md") == [{"text": "# About"}]
+
+
+def test_very_many_paths_take_little_memory_and_are_what_they_were(tmp_path):
+    import tracemalloc
+
+    given = [tmp_path / f"photos of {number % 7}" / f"{number:06}-äé北.png" for number in range(2000)]
+    found = Paths(given)
+    assert list(found) == given
+    assert (len(found), found[0], found[-1], found[7]) == (2000, given[0], given[-1], given[7])
+    assert list(found[3:9:2]) == given[3:9:2]
+    with pytest.raises(IndexError):
+        found[2000]
+    assert not Paths([])
+
+    def size(make):
+        tracemalloc.start()
+        held = make(tmp_path / "photos" / f"{number:06}.png" for number in range(2000))
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return taken / len(held)
+
+    assert size(Paths) < len(str(tmp_path)) + 40 < size(list)
+
+
+def test_a_folder_without_a_split_by_name_is_held_once(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"text {number}")
+    source = Source.of(str(tmp_path), "text")
+    ((side, held_out),) = source.sides
+    assert side.files is source.files
+    assert not held_out
+
+
+def test_a_record_names_a_large_folder_as_one(tmp_path, monkeypatch):
+    from pipeline.data import source_recipe
+
+    monkeypatch.setattr(source_recipe, "_NAMED", 3)
+    for name, count in (("many", 4), ("few", 3)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number}")
+    given = recipe.from_data(str(tmp_path), "text")
+    before = given.digest("text"), given.contents()
+    assert [name for name, _ in before[1]] == ["few/0.txt", "few/1.txt", "few/2.txt", "many: 4 files"]
+    (tmp_path / "many" / "2.txt").write_text("another")
+    after = given.digest("text"), given.contents()
+    assert after[0] != before[0]
+    assert after[1][:3] == before[1][:3]
+    assert after[1][3][1] != before[1][3][1]

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import objectives
 from pipeline.chain import manifest, profile
 from pipeline.chain.profile import Node
@@ -111,7 +113,19 @@ def compared(options: Options, node: Node, output: Path) -> dict[str, Any]:
     for name in options.objectives:
         table[name] = row(trained(name, options, node, output), options, labelled)
         say("compare", f"{name}: {line(name, table[name])}")
-    return {"objectives": table, "flops": options.flops, "items": len(texts), "groups": len(set(groups))}
+    over = {name: over_parts(name, table, groups, options.resamples) for name in options.objectives}
+    return {"objectives": table, "flops": options.flops, "items": len(texts), "groups": len(set(groups)), "over": over}
+
+
+def over_parts(
+    name: str, table: Mapping[str, Mapping[str, Any]], groups: Sequence[str], resamples: int
+) -> dict[str, dict[str, Any]]:
+    """Return by how much more often a sum of objectives is right in the probe than each of its parts that the table has."""
+    from pipeline.evaluation.probe import Probe
+
+    own, others = table[name], {part: table[part] for part in table[name]["parts"] if part in table}
+    right = {part: Probe(np.array(found["right"]), np.array(groups)) for part, found in {name: own, **others}.items()}
+    return {part: dataclasses.asdict(right[name].accuracy(right[part], resamples)) for part in others}
 
 
 def row(folder: Path, options: Options, labelled: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,7 +136,7 @@ def row(folder: Path, options: Options, labelled: list[dict[str, Any]]) -> dict[
     kept = folder.with_suffix(".json")
     inputs = hashes.digest([record["outputs"], labelled, options.rows, options.resamples, CONTROLS, probe.FOLDS, probe.REPEATS])
     done = manifest.read(kept.parent, kept.name)
-    if done and done["inputs"] == inputs:
+    if done and done["inputs"] == inputs and "right" in done:  # which older ones lack
         return done
     texts, labels, groups = ([row[key] for row in labelled] for key in ("text", "label", "group"))
     learned = probe.classify(features(folder, record, texts), labels, groups)
@@ -135,6 +149,7 @@ def row(folder: Path, options: Options, labelled: list[dict[str, Any]]) -> dict[
         "probe": dataclasses.asdict(learned.accuracy(resamples=options.resamples)),
         "random": dataclasses.asdict(control.accuracy(resamples=options.resamples)),
         "gain": dataclasses.asdict(learned.accuracy(control, options.resamples)),
+        "right": learned.right.tolist(), "parts": list(record["config"]["objective_options"].get("parts", ())),
     }  # fmt: skip
     manifest.write_json(kept, found)
     return found
@@ -164,11 +179,16 @@ def line(name: str, found: dict[str, Any]) -> str:
 
 
 def rendered(summary: dict[str, Any]) -> Iterable[str]:
-    """Yield the table as Markdown."""
+    """Yield the table as Markdown, and what sums of objectives have over their parts."""
     yield "| objective | steps | seconds | tokens/s | training loss | held out | probe, % right | over random weights, points |"
     yield "|---|---|---|---|---|---|---|---|"
     for name, found in summary["objectives"].items():
         yield line(name, found)
+    yield from (
+        f"\n`{name}` over `{part}` alone, points of the probe, paired: {interval(gain)}"
+        for name, parts in summary["over"].items()
+        for part, gain in parts.items()
+    )
 
 
 def asked(argv: Sequence[str]) -> tuple[Options, Node, Path]:

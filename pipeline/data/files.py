@@ -113,7 +113,7 @@ def blocks(
     """
     first, place = begin or (0, None)
     small = None
-    for number, path in enumerate(paths[first:], start=first):
+    for number, path in enumerate(itertools.islice(paths, first, None), start=first):
         for block in _blocks(path, documents, place, by_line, at_once):
             block.after = [number, block.after] if block.after is not None else [number + 1, None]
             if small is not None:

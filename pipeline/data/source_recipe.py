@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from pipeline.data.convert import Converter
 from pipeline.data.documents import DOCUMENT, LARGE, Documents
 from pipeline.data.files import Block
 from pipeline.data.mixture import Part
+from pipeline.data.paths import Paths
 from pipeline.data.rows import SPLITS, Rows
 from pipeline.data.types import Row
 from pipeline.data.types.text import cut
@@ -27,13 +28,14 @@ from pipeline.system import cache, hashes
 from pipeline.system.errors import UserError
 
 HELD_OUT = 0.05  # of the rows, where a recipe doesn't say
+_NAMED = 1000  # files of a folder, beyond which a record does not name each
 
 
 @dataclass(frozen=True)
 class Source:
     """One source of a YAML recipe or of --data."""
 
-    files: tuple[Path, ...] = ()
+    files: Sequence[Path] = ()
     hub: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     holds: str = ""  # dataset type of its rows, where it is another than the recipe's
@@ -43,14 +45,14 @@ class Source:
     share: float = 0.0  # of the training tokens, before all shares are made to add up to 1; 0: rows are read as they are
     held_out: bool | None = None  # whether all of it is held out; None: the files that are named as a split
     skipped: str = ""  # in words, the files of its folder that can't be read
-    beside: tuple[Path, ...] = ()  # files that its tables may name, as they name pictures
+    beside: Sequence[Path] = ()  # files that its tables may name, as they name pictures
 
     @classmethod
     def of(cls, pattern: str, type: str, **more: Any) -> Source:
         """Return the files of a path, a folder or a glob that rows of a type are read from; UserError if there is none."""
         kind = types.load(type)
         found, beside = sources.apart(sources.expand(pattern, kind.kinds), kind.beside)
-        return cls(files=found, beside=beside, skipped=sources.skipped(pattern, kind.kinds), **more)
+        return cls(files=Paths(found), beside=Paths(beside), skipped=sources.skipped(pattern, kind.kinds), **more)
 
     @functools.cached_property
     def sides(self) -> list[tuple[Source, bool]]:
@@ -69,7 +71,7 @@ class Source:
 
     def raw(self, documents: Documents | None = None, notes: list[str] | None = None) -> Iterator[sources.Raw]:
         """Yield the raw rows with where each comes from."""
-        return hubs.read(**self.hub) if self.hub else files.read(list(self.files), documents, notes)
+        return hubs.read(**self.hub) if self.hub else files.read(self.files, documents, notes)
 
     def blocks(self, documents: Documents | None, begin: Any, at_once: int) -> Iterator[Block]:
         """Yield the raw rows in blocks of at most `at_once`, from the place behind one of them on."""
@@ -79,7 +81,7 @@ class Source:
         faults = sources.Faults(math.inf)
         numbered = ((raw, number) for number, raw in enumerate(self.raw(), start=1))
         try:
-            yield from files.listed(Path(self.name), islice(numbered, begin or 0, None), faults, at_once)
+            yield from files.listed(Path(self.name), itertools.islice(numbered, begin or 0, None), faults, at_once)
         except UserError as error:
             for fault in error.faults:
                 faults.add(fault)
@@ -96,16 +98,26 @@ class Source:
         return bool(self.hub) and not Path(self.hub["name"]).is_dir()
 
     def identity(self) -> Any:
-        """Return what stands for the source's content in a digest: a hub's revision, or the files' sums."""
+        """Return what stands for the source's content in a digest by `hashes.streamed`: a hub's revision, or the files' sums."""
         folder = Path(self.hub.get("name", ""))
         if self.hub and folder.is_dir():
             how = {key: value for key, value in self.hub.items() if key != "name"}
             return [how, self.held_out, hashes.outputs(hashes.files(folder))]
         if self.hub:
             return [self.hub, self.held_out]
-        found = [[out, [[_told_by(path), hashes.sha256(path)] for path in source.files]] for source, out in self.sides]
+        found = [[out, ([_told_by(path), hashes.sha256(path)] for path in source.files)] for source, out in self.sides]
         told = {os.path.relpath(path, self.files[0].parent): hashes.sha256(path) for path in self.beside}
         return [*found, *([told] if told else [])]
+
+
+def _told(files: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """Yield name and sha256 of files; of a folder of very many, how many there are and the digest of their listing."""
+    for folder, group in itertools.groupby(files, key=lambda path: path.parent):
+        entries = listing(group)
+        if len(entries) > _NAMED:
+            yield f"{folder.name}: {len(entries):,} files", hashes.digest(entries)
+        else:
+            yield from entries
 
 
 def _told_by(path: Path) -> str:
@@ -157,12 +169,12 @@ class SourceRecipe(Recipe):
         whole = self.type != "text" or self.cut or self.separator or not any(source.large for source in self.given)
         how = [*([self.cut] if self.cut else []), *([{"separator": self.separator}] if self.separator else [])]
         how += [{"split": "prompt"}, *([] if whole else [{"document": DOCUMENT}])]
-        return hashes.digest([identities, self.type, self.held_out, self.deduplicate, *how])
+        return hashes.streamed([identities, self.type, self.held_out, self.deduplicate, *how])
 
     def contents(self) -> list[tuple[str, str]]:
-        """Return the files; a hub data set is named with its revision."""
+        """Return the files, those of a large folder as one; a hub data set is named with its revision."""
         hubs = [(str(source.hub["name"]), str(source.hub.get("revision", ""))) for source in self.given if source.hub]
-        return hubs + [entry for source in self.given for entry in listing(source.files)]
+        return hubs + [entry for source in self.given for entry in _told(source.files)]
 
     def types(self) -> list[str]:
         """Return the one type that the recipe names."""

@@ -245,18 +245,18 @@ def expand(pattern: str, kinds: Collection[str] = KINDS) -> list[Path]:
     return found
 
 
-def apart(files: Sequence[Path], beside: Collection[str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def apart(files: Sequence[Path], beside: Collection[str]) -> tuple[Sequence[Path], Sequence[Path]]:
     """Return the files that hold rows, and those of some kinds which a table names that lies in their folder or above it.
 
     What a table may name counts as content, also where the table is the only file that was given.
     """
     if not beside:
-        return tuple(files), ()
+        return files, ()
     tables = [path for path in files if kind(path) not in beside]
     folders = {path.parent for path in tables if kind(path) != ARCHIVE}  # which holds itself what its rows name
-    alone = tuple(path for path in files if kind(path) in beside and not folders.intersection(path.parents))
+    alone = [path for path in files if kind(path) in beside and not folders.intersection(path.parents)]
     named = {item for folder in folders for item in folder.rglob("*") if kind(item) in beside and item.is_file()}
-    return tuple(sorted([*tables, *alone])), tuple(sorted(named))
+    return sorted([*tables, *alone]), sorted(named)
 
 
 def skipped(pattern: str, kinds: Collection[str] = KINDS) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data import kept
+from pipeline.data.paths import Paths
 from pipeline.data.rows import SPLITS
 from pipeline.data.types import Row
 
@@ -50,7 +51,7 @@ def out(key: bytes, share: float) -> bool:
     return int.from_bytes(key[:4]) < share * 2**32
 
 
-def by_name(paths: Sequence[Path], pictures: Collection[str] = ()) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def by_name(paths: Sequence[Path], pictures: Collection[str] = ()) -> tuple[Sequence[Path], Sequence[Path]]:
     """Return the files for training, and those that are named as a split to hold out: `test-0.parquet`, `test/0.parquet`.
 
     Where no other file is left to train on, a name means nothing. Of `pictures`, kinds of files that are one row, only a
@@ -71,8 +72,9 @@ def by_name(paths: Sequence[Path], pictures: Collection[str] = ()) -> tuple[tupl
         return path.parent in outside or bool(not single(path) and _STEM.fullmatch(path.name.partition(".")[0]))
 
     out = [named(path) for path in paths]
-    out = out if not all(out) else [False] * len(out)
-    return tuple(compress(paths, (not one for one in out))), tuple(compress(paths, out))
+    if all(out) or not any(out):
+        return paths, ()
+    return Paths(compress(paths, (not one for one in out))), Paths(compress(paths, out))
 
 
 def keys_of(held: bytes) -> list[bytes]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,31 @@ RECORD, CLAIM, LOG = "manifest.json", "claim.json", "log.jsonl"  # what a node's
 
 def digest(value: Any) -> str:
     """Return the sha256 of a JSON value in canonical form, in hex."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def streamed(value: Any) -> str:
+    """Return the `digest` of a value in whose lists iterators may stand for lists; these are read once, an item at a time."""
+    found = hashlib.sha256()
+    for piece in _pieces(value):
+        found.update(piece.encode())
+    return found.hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Yield the canonical form of a value, of the item of a list or iterator by itself."""
+    if not isinstance(value, (list, Iterator)):
+        yield _canonical(value)
+        return
+    yield "["
+    for number, item in enumerate(value):
+        yield "," * bool(number)
+        yield from _pieces(item)
+    yield "]"
 
 
 def read(path: Path) -> str:
