@@ -172,7 +172,7 @@ def test_clean_removes_it(dpo, run, tmp_path):
     assert files(tmp_path / "runs" / "mine")
     status, out, _ = run("clean", "--runs", tmp_path / "runs")
     assert status == 0
-    assert "1 nodes removed" in out
+    assert "1 node removed" in out
     assert not (tmp_path / "runs").exists()
 
 

@@ -66,7 +66,8 @@ def test_wrong_columns_are_all_reported(tmp_path):
     with pytest.raises(UserError) as error:
         given.rows("messages", "train", 1)
     assert error.value.faults[0].endswith(
-        "or {prompt, response} or {answer, question} or {question, response} or {image, text} or {caption, image}"
+        "or {prompt, response} or {answer, question} or {question, response} or {image, text} or {caption, image}; "
+        "rename the columns, or name them in a recipe, as in `columns: {mine: messages}`"
     )
     assert len(error.value.faults) == 11
 

@@ -185,10 +185,10 @@ def recognise(row: Mapping[str, Any], name: str, where: str, blank: Collection[s
             return found
     wanted = " or ".join(dict.fromkeys("{" + ", ".join(sorted(found.columns.difference(blank))) + "}" for found in formats))
     there = ", ".join(sorted(row.keys() - set(blank)))
-    raise UserError(f"{where}: no format of {name}: found columns {{{there}}}, expected {wanted}; {_remedy(row, name)}")
+    raise UserError(f"{where}: no format of {name}: found columns {{{there}}}, expected {wanted}; {_remedy(row, name, blank)}")
 
 
-def _remedy(row: Mapping[str, Any], name: str) -> str:
+def _remedy(row: Mapping[str, Any], name: str, blank: Collection[str]) -> str:
     """Return what can be done about a row that no format of a type fits."""
     spelt = {column.strip().lower(): column for column in row}
     for found in load(name).formats:
@@ -208,7 +208,8 @@ def _remedy(row: Mapping[str, Any], name: str) -> str:
                for found in load(other).formats if found.columns <= row.keys() and (found.when is None or found.when(row))]  # fmt: skip
     if fitting:
         return f"it is a row of type {max(fitting)[1]}"
-    return "rename the columns, or name them in a recipe, as in `columns: {mine: " + min(load(name).formats[0].columns) + "}`"
+    column = min(load(name).formats[0].columns.difference(blank))
+    return f"rename the columns, or name them in a recipe, as in `columns: {{mine: {column}}}`"
 
 
 def _renaming(names: Mapping[str, str]) -> str:
