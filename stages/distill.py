@@ -107,7 +107,7 @@ class Distillation(Stage):
     def _read(self, run: Run, rows: Rows, tokenizer: Any, model: Any, teacher: Any) -> Batches:
         from pipeline.data import shown, tokens
         from pipeline.models import tokenization
-        from pipeline.training import distillation, guards, policy
+        from pipeline.training import attention, distillation, guards, policy
         from pipeline.training.loop import prepare
         from pipeline.training.parents import known
 
@@ -135,7 +135,7 @@ class Distillation(Stage):
             guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
         known(run, teacher, dataset, tokenizer, TEACHER)
         sample = {"input_ids": dataset[0]["input_ids"]}
-        if tokens.keeps_apart(model) and tokens.keeps_apart(teacher):
+        if attention.keeps_apart(model) and attention.keeps_apart(teacher):
             dataset = tokens.pack(dataset, options.max_length, run.say)
         return Batches(dataset, tokens.CausalCollator(pad_id), sample)
 

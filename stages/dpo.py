@@ -9,7 +9,6 @@ computed once and kept (pipeline/training/references.py); else it is asked in ea
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
+from pipeline.system.words import meant
 from pipeline.training import seeing
 from pipeline.training.chat import QuantizedOptions
 from pipeline.training.references import kept_and_moved
@@ -57,8 +57,7 @@ def check_losses(arguments: Any) -> None:
     faults = []
     for name in arguments.loss_type:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+            remedy = meant(name, known, f"known are {', '.join(sorted(known))}")
             faults.append(f"loss_type: no such loss: {name}; {remedy}")
     smoothing, read = arguments.label_smoothing, [name for name in arguments.loss_type if name in SMOOTHED]
     if smoothing and not read:

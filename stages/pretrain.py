@@ -162,7 +162,7 @@ class Pretraining(Stage):
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the objective's examples: packed where the model keeps documents apart, else numbered."""
         from pipeline.data import tokens
-        from pipeline.training import guards
+        from pipeline.training import attention, guards
         from pipeline.training.loop import prepare, streamed
 
         options: Pretraining.Options = run.options
@@ -185,7 +185,7 @@ class Pretraining(Stage):
         dataset = prepare(run, rows, examples, tokenizer, *settings, by_part=objective.by_row)
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         collator = objective.collator(tokenizer, dataset, run.seed)
-        packs = objective.packs and tokens.keeps_apart(model)
+        packs = objective.packs and attention.keeps_apart(model)
         if rows.stream:
             return Batches(streamed(run, rows, examples, options.max_length if packs else 0), collator, {})
         dataset = tokens.pack(dataset, options.max_length, run.say) if packs else tokens.numbered(dataset)

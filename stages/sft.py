@@ -122,7 +122,7 @@ class SFT(Stage):
         """Return conversations, the assistant's tokens being the targets; packed where the model keeps them apart."""
         from pipeline.data import shown, sight, tokens
         from pipeline.models import tokenization
-        from pipeline.training import guards
+        from pipeline.training import attention, guards
         from pipeline.training.chat import row_length
         from pipeline.training.loop import prepare
 
@@ -144,7 +144,7 @@ class SFT(Stage):
         sample = seeing.sample(eyes, dataset[0], dataset[0]["input_ids"])
         if eyes:  # whose rows are not packed
             return Batches(dataset, sight.SightCollator(eyes, int(tokenizer.pad_token_id)), sample)
-        if tokens.keeps_apart(model):
+        if attention.keeps_apart(model):
             dataset = tokens.pack(dataset, longest, run.say)
         return Batches(dataset, tokens.CausalCollator(int(tokenizer.pad_token_id)), sample)
 

@@ -8,9 +8,8 @@ import types
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlamaModel
+from transformers import LlamaModel, OPTConfig, OPTForCausalLM
 
-from pipeline.data import tokens
 from pipeline.data.tokens import CausalCollator
 from pipeline.system.errors import UserError
 from pipeline.training import attention
@@ -56,10 +55,19 @@ def test_rows_of_compiled_code_have_one_shape():
     assert CausalCollator(0, length=9)([{"input_ids": [1, 2], "labels": [1, 2]}])["input_ids"].shape == (1, 2)
 
 
+def test_a_model_that_lets_documents_see_each_other_is_found_out():
+    torch.manual_seed(0)
+    opt = OPTForCausalLM(
+        OPTConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64, word_embed_proj_dim=32)
+    )
+    assert attention.keeps_apart(llama())
+    assert not attention.keeps_apart(opt)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_the_influence_of_another_document_is_none_or_large(rows):
-    assert tokens.influence(llama(), rows) == 0
-    assert tokens.influence(forgetful(), rows) == 1
+    assert attention.influence(llama(), rows) == 0
+    assert attention.influence(forgetful(), rows) == 1
 
 
 @pytest.mark.parametrize(("made", "kernel", "device", "refused"), [

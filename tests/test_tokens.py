@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipeline.data import tokens
 from pipeline.data.batches import pad
@@ -165,15 +165,6 @@ def test_packed_equals_unpacked():
     together.pop("position_ids")  # what would happen without them
     with torch.no_grad():
         assert abs(model(**together, use_cache=False).loss.item() - losses[0]) > 1e-3
-
-
-def test_a_model_that_lets_documents_see_each_other_is_found_out():
-    torch.manual_seed(0)
-    opt = OPTForCausalLM(
-        OPTConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64, word_embed_proj_dim=32)
-    )
-    assert tokens.keeps_apart(llama())
-    assert not tokens.keeps_apart(opt)
 
 
 def test_a_template_whose_tokens_are_new_adds_them(tmp_path):

@@ -11,7 +11,6 @@ A parent may be left out where exactly one node of the profile fits.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from pipeline.chain import stages
 from pipeline.chain.stage import DATA, ROWS, Signature, Stage
 from pipeline.system import config
 from pipeline.system.errors import UserError
+from pipeline.system.words import meant
 
 FOLDER = ROOT / "stages" / "profiles"
 
@@ -113,8 +113,7 @@ def find(name: str) -> Path:
     for folder in (FOLDER / name, Path(name)):
         if name and folder.is_dir() and any(folder.glob("*.yaml")):
             return folder
-    close = difflib.get_close_matches(name, names(), n=2)
-    remedy = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names())}"
+    remedy = meant(name, names(), f"there are {', '.join(names())}", most=2)
     raise UserError(f"PROFILE={name}: no such profile in stages/profiles; {remedy}; `make new` writes one for your own files")
 
 
@@ -214,8 +213,7 @@ def _faults_of_keys(node: Node) -> list[str]:
 
 
 def _nearest(name: str, nodes: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, nodes, n=1)
-    return f"did you mean {close[0]}?" if close else f"nodes are {', '.join(sorted(nodes))}"
+    return meant(name, nodes, f"nodes are {', '.join(sorted(nodes))}")
 
 
 def _stands_for_something(name: str, nodes: Collection[str]) -> bool:

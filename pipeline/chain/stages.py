@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import sys
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from pipeline import ROOT
 from pipeline.chain.stage import Stage
 from pipeline.system.errors import UserError
+from pipeline.system.words import meant
 
 FOLDER = ROOT / "stages"
 
@@ -23,8 +23,7 @@ def known() -> list[str]:
 def script(kind: str) -> Path:
     """Return the script of a kind; UserError naming the nearest ones if there is none."""
     if kind not in known():
-        close = difflib.get_close_matches(kind, known(), n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(known())}"
+        remedy = meant(kind, known(), f"known are {', '.join(known())}")
         raise UserError(f"stage: {kind}: no such script in stages/; {remedy}")
     return FOLDER / f"{kind}.py"
 

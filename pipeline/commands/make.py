@@ -6,7 +6,6 @@ in a process of its own. ARGS and DATA go to the one node that is the goal.
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from pipeline.chain import life, profile, request, stages
 from pipeline.commands.__main__ import folder, goes_to, words
 from pipeline.system import process, signals
 from pipeline.system.errors import UserError
+from pipeline.system.words import meant
 
 MAKE: dict[str, str] = {}  # it reads the variables of make itself
 
@@ -108,8 +108,7 @@ def goals(chosen: profile.Profile, goal: str) -> list[str]:
             f"make {goal}: profile {chosen.name} has no such node; {goal} is a stage, so write {chosen.folder / f'{goal}.yaml'}, or "
             f"run it by itself: python stages/{goal}.py --data FILE --parent DIR --output DIR"
         )
-    close = difflib.get_close_matches(goal, [*chosen.nodes, *profile.targets()], n=1)
-    remedy = f"did you mean {close[0]}?" if close else "`make help` lists both"
+    remedy = meant(goal, [*chosen.nodes, *profile.targets()], "`make help` lists both")
     raise UserError(f"make {goal}: profile {chosen.name} has no such node, and there is no such target; {remedy}")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
-import difflib
 import enum
 import functools
 import importlib
@@ -26,6 +25,7 @@ import yaml
 
 from pipeline.system.arguments import RESERVED, SENSIBLE, inherited, unread
 from pipeline.system.errors import UserError
+from pipeline.system.words import meant
 
 _MOST_VALUES = 100_000  # of a YAML file, aliases written out
 
@@ -282,13 +282,9 @@ def check(
         elif key not in known:
             if loose and library:
                 continue
-            close = difflib.get_close_matches(key, [name for name in known if name not in reserved], n=1)
-            remedy = (
-                f"; did you mean {close[0]}?"
-                if close
-                else "; known are our options" + (f" and those of {library}" if library else "")
-            )
-            faults.append(f"{where}: {key}: unknown key{remedy}")
+            every = "known are our options" + (f" and those of {library}" if library else "")
+            remedy = meant(key, [name for name in known if name not in reserved], every)
+            faults.append(f"{where}: {key}: unknown key; {remedy}")
         elif not fits(value, known[key]) and (key in ours or not fits([value], known[key])):  # trl makes a list of one name
             faults.append(f"{where}: {key}: expected {_named(known[key])}, found {value!r}")
         elif choices.get(key) and value is not None and value not in choices[key]:

@@ -19,7 +19,7 @@ def rows(place: Path, small: bool) -> Iterator[Row]:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from pipeline.data.tokens import influence
+    from pipeline.training.attention import influence
 
     wide, length = (64, 128) if small else (1024, 4096)
     config = LlamaConfig(

@@ -26,6 +26,7 @@ def identities(folder: Path, said: Sequence[str]) -> Iterator[tuple[str, float, 
 
     from pipeline.data import tokens
     from pipeline.models import checkpoint, tokenization
+    from pipeline.training import attention
 
     tokenizer, model = tokenization.load(str(folder)), checkpoint.load(str(folder)).eval()
     ids = [found[: 8 + number * 6][:_TOKENS] for number, found in enumerate(tokens.text_ids(said, tokenizer)) if len(found) > 8]
@@ -35,7 +36,7 @@ def identities(folder: Path, said: Sequence[str]) -> Iterator[tuple[str, float, 
     with torch.no_grad():
         alone = [model(input_ids=row[None], use_cache=False).logits[0] for row in rows]
         largest = max(float(logits.abs().max()) for logits in alone)
-        if tokens.keeps_apart(model):
+        if attention.keeps_apart(model):
             yield "packed = unpacked", _packed(model, rows, alone) / largest, _LOGITS
         yield "left padding = right padding", _padded(model, rows, int(tokenizer.pad_token_id)) / largest, _LOGITS
         yield "greedy answers with cache = without (tokens that differ)", _cached(model, rows, int(tokenizer.pad_token_id)), 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pipeline.commands._forked import answered
 from pipeline.system import hardware
 from pipeline.system.config import read_yaml
 from pipeline.system.errors import UserError
+from pipeline.system.words import meant
 
 _FILE = Path(__file__).with_name("devices.yaml")
 UTILISATION = 0.40  # share of a device's peak that a well-made run reaches, where nobody measured it: 38 to 43% for Llama 3
@@ -48,8 +48,7 @@ def chosen(name: str) -> Machine:
     match = re.fullmatch(r"(.+?)(?:x(\d+))?", name.lower())
     device = match[1] if match else name
     if device not in table:
-        close = difflib.get_close_matches(device, table, n=3, cutoff=0.4)
-        remedy = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(table)}."
+        remedy = meant(device, table, f"known are {', '.join(table)}.", most=3, cutoff=0.4)
         raise UserError(
             f"ON={name}: no such device; {remedy} A count may follow, as in ON=h100x8; {_FILE.name} holds the table"
         )
