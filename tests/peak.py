@@ -81,6 +81,7 @@ def reached(size, folder):
         hidden,
     ]
     flags += ["--num_hidden_layers", layers, "--num_attention_heads", heads, "--save_strategy", "'no'"]
+    flags += ["--architecture", "llama", "--optim", "adamw_torch_fused"]
     try:
         make_quietly("pretrain", *flags, "--max_steps", WARM + STEPS + WATCHED + 1)
     finally:

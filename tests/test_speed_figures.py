@@ -73,6 +73,7 @@ def test_start(before, chain, data, tmp_path):
 TINY = ROOT / "stages" / "profiles" / "tiny"
 SIZES = ["--hidden_size", 128, "--num_hidden_layers", 4, "--num_attention_heads", 4, "--max_length", 256]
 BATCH = ["--per_device_train_batch_size", 8]
+ADAMW = ["--architecture", "llama", "--optim", "adamw_torch_fused"]  # as the bare loops have it
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def nodes(tmp_path_factory):
 
     def flags(name):
         return {
-            "pretrain": ["--config", TINY / "pretrain.yaml"],
+            "pretrain": ["--config", TINY / "pretrain.yaml", *ADAMW],
             "pretrain-mlm": ["--objective", "mlm", "--vocab_size", 1024, "--learning_rate", 1e-3, *SIZES, *BATCH],
             "sft": ["--config", TINY / "sft.yaml", "--parent", node("pretrain")] if name == "sft" else [],
         }[name]
@@ -110,7 +111,7 @@ def settings(name, nodes, texts):
     """Return of a comparison the stage, its flags, the loss of a bare loop and where its model comes from."""
     mlm = ["--vocab_size", 1024, "--learning_rate", 1e-3, *SIZES, *BATCH]
     return {
-        "causal": lambda: ("pretrain", ["--config", TINY / "pretrain.yaml"], bare_loops.plain),
+        "causal": lambda: ("pretrain", ["--config", TINY / "pretrain.yaml", *ADAMW], bare_loops.plain),
         "mlm": lambda: ("pretrain", ["--objective", "mlm", *mlm], bare_loops.masked),
         "pairs": lambda: ("pretrain", ["--objective", "mlm_nsp", *mlm], bare_loops.paired),
         "sft": lambda: (

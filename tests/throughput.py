@@ -78,11 +78,12 @@ class Turn(TrainerCallback):
 
 
 class Material:
-    """Rows, model and arguments of profile tiny's pretraining."""
+    """Rows, sizes and arguments of profile tiny's pretraining, as a Llama by AdamW: neither loop beside ours has Muon."""
 
     def __init__(self, folder, steps=STEPS):
         self.stage, self.folder, self.steps = stages.load("pretrain"), folder, steps
         self.profile = read_profile(ROOT / "stages" / "profiles" / "tiny" / "pretrain.yaml")
+        self.profile |= {"architecture": "llama", "optim": "adamw_torch_fused", "learning_rate": 3e-3}
         rows = recipe.load("world").rows("text", "train", 42).kept[:4000]
         self.tokenizer = tokenization.train(
             (row["text"] for row in rows), self.profile["vocab_size"], self.profile["max_length"]
