@@ -68,7 +68,7 @@ class Model:
         self.tokenizer: Any = tokenization.load(folder)
         self.model = checkpoint.load(folder).to(hardware.device()).eval()
         self.model.config.use_cache = True
-        self.eyes = inference.sight(self.model, self.tokenizer, folder)
+        self.image_inputs = inference.load_image_inputs(self.model, self.tokenizer, folder)
         self.positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         checkpoint.ends_answers(self.model.generation_config, self.tokenizer)
         self._thread = InferenceThread()
@@ -78,11 +78,11 @@ class Model:
         if isinstance(asked, AskedChat):
             if not self.tokenizer.chat_template:
                 raise Refused(f"{self.name} has no chat template; ask it by /v1/completions", "model")
-            if not self.eyes and any(message.shows for message in asked.messages):
+            if not self.image_inputs and any(message.shows for message in asked.messages):
                 raise Refused(f"messages: content: {TEXTS_ALONE}", "messages")
             turns = [message.turn() for message in asked.messages]
             try:
-                return inference.prompt(self.model, self.tokenizer, self.eyes, turns)
+                return inference.prompt(self.model, self.tokenizer, self.image_inputs, turns)
             except UserError as error:
                 raise Refused(f"the chat template can't render these messages: {'; '.join(error.faults)}", "messages") from None
         given = asked.prompt

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.data.types import Malformed
-from pipeline.data.types._pictures import seen
+from pipeline.data.types._pictures import message_picture
 
 
 class Refused(Exception):
@@ -149,7 +149,7 @@ def _shown(part: _Picture) -> dict[str, str]:
     if not part.image_url.url.startswith("data:"):
         raise Refused("image_url: a picture is sent as a data URL (data:image/png;base64,…); no address is fetched", "messages")
     try:
-        cell = seen(part.image_url.url)
+        cell = message_picture(part.image_url.url)
     except Malformed as error:
         raise Refused(str(error), "messages") from None
     if "fault" in cell:

@@ -10,7 +10,7 @@ from pipeline.evaluation.subject import StageModel
 from pipeline.models import parts, vision
 from pipeline.system.errors import UserError
 from tests.images import Image
-from tests.seeing import RED, SIDE, place, png, pushed
+from tests.vision_language import RED, SIDE, place, png, pushed
 
 
 def test_a_finished_model_is_asked_with_its_pictures(made):
@@ -79,7 +79,7 @@ def test_chat_shows_a_picture_with_the_next_message(made, tmp_path, capsys):
 def test_a_model_never_writes_the_token_of_a_picture(made):
     """A sampled answer with it would ask for a picture that is not there."""
     node = StageModel(str(made / "sft"), "sft")
-    token = node.sight.token
+    token = node.image_inputs.image_token_id
     assert json.loads((made / "sft" / "generation_config.json").read_text())["suppress_tokens"] == [token]
     found = node.replies([[{"role": "user", "content": f"{number}?"}] for number in range(60)], 30, seed=1)
     assert sum(len(reply.ids) for reply in found) > 1000
