@@ -132,7 +132,7 @@ class DPO(Stage):
         """Return prompts with both sides, their answers ending with the token that ends an answer."""
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-        from pipeline.data import shown, sides, tokens
+        from pipeline.data import shown, sides, token_tables, tokens
         from pipeline.data.image_inputs import ImagePromptCollator
         from pipeline.training import guards
         from pipeline.training.alignment import answers_end
@@ -155,7 +155,7 @@ class DPO(Stage):
         dataset = prepare(run, rows, examples, tokenizer, *vision_language.encoding_settings(image_inputs, longest))
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         answers_end(dataset, ["chosen_ids", "rejected_ids"], tokenizer)
-        dataset = dataset.add_column("length", tokens.pair_lengths(dataset))  # for sampling by length
+        dataset = dataset.add_column("length", token_tables.pair_lengths(dataset))  # for sampling by length
         sample = vision_language.sample_columns(image_inputs, dataset[0], dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"])
         collator: Any = DataCollatorForPreference(
             int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")

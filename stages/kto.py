@@ -62,7 +62,7 @@ def _arranged(run: Run, dataset: Dataset, arguments: Any, longest: int) -> Datas
     from accelerate import PartialState
     from datasets import Dataset
 
-    from pipeline.data import tokens
+    from pipeline.data import token_tables
 
     cut, path = 0, run.output / ".data" / "order.arrow"
 
@@ -80,7 +80,7 @@ def _arranged(run: Run, dataset: Dataset, arguments: Any, longest: int) -> Datas
 
     with PartialState().main_process_first():
         if run.main:
-            tokens.write(rows(), path)
+            token_tables.write(rows(), path)
     if cut:
         run.say(f"{cut:,} answers are cut at max_length {longest} where they stand after another prompt, for the KL alone")
     return Dataset.from_file(str(path))

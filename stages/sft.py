@@ -19,7 +19,7 @@ from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
 from pipeline.chain.starter import Facts, Lines
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, CausalCollator
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.system import config
@@ -123,7 +123,7 @@ class SFT(Stage):
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return conversations, the assistant's tokens being the targets; packed where the model keeps them apart."""
-        from pipeline.data import shown, tokens
+        from pipeline.data import packing, shown, tokens
         from pipeline.data.image_inputs import ImageCollator
         from pipeline.models import tokenization
         from pipeline.training import attention, guards
@@ -149,8 +149,8 @@ class SFT(Stage):
         if image_inputs:  # whose rows are not packed
             return Batches(dataset, ImageCollator(image_inputs, int(tokenizer.pad_token_id)), sample)
         if attention.keeps_apart(model):
-            dataset = tokens.pack(dataset, longest, run.say)
-        return Batches(dataset, tokens.CausalCollator(int(tokenizer.pad_token_id)), sample)
+            dataset = packing.pack(dataset, longest, run.say)
+        return Batches(dataset, CausalCollator(int(tokenizer.pad_token_id)), sample)
 
     def train(self, run: Run) -> None:
         """Train the adapter, or every parameter."""

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline import objectives
-from pipeline.data import tokens
+from pipeline.data import token_tables
 from pipeline.objectives import Text
 from tests.conftest import SMALL
 
@@ -20,7 +20,7 @@ ROWS = [
 
 
 def write_rows(rows, path=None):
-    return tokens.write(rows, path or Path(tempfile.mkdtemp()) / "rows.arrow")
+    return token_tables.write(rows, path or Path(tempfile.mkdtemp()) / "rows.arrow")
 
 
 def text_of(tokenizer, rows=ROWS, max_length=64):

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaModel, OPTConfig, OPTForCausalLM
 
-from pipeline.data.tokens import CausalCollator
+from pipeline.data.batches import CausalCollator
 from pipeline.system.errors import UserError
 from pipeline.training import attention
 from tests.conftest import flags_of

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline import objectives
-from pipeline.data import tokens
+from pipeline.data import token_tables, tokens
 from pipeline.data.batches import pad
 from pipeline.models import tokenization
 from pipeline.objectives._documents import spans
@@ -363,7 +363,7 @@ def test_words_are_drawn_kept_and_reached_as_the_paper_says(tokenizers, tmp_path
     rows = [
         {"input_ids": rng.choice([usual, rare, 9, 10], 40, p=[0.81, 0.01, 0.09, 0.09]).tolist(), "row": 0} for _ in range(300)
     ]
-    dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(rows, tmp_path / "rows.arrow"))
     batch = objectives.load("skipgram", {"threshold": 0.09}).collator(words, dataset, 1)(list(dataset))
     drawn = np.bincount(batch["input_ids"][:, 1:].flatten(), minlength=len(words))
     assert drawn[usual] / drawn[9] == pytest.approx(9**0.75, rel=0.1)
@@ -393,7 +393,7 @@ def test_choices_depend_on_seed_epoch_and_example_alone(tokenizers, tmp_path, na
     objective = objectives.load(name)
     tokenizer = tokenizers[objective.tokenizer_type]
     rows = list(objective.examples(text_of(tokenizer)))
-    dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(rows, tmp_path / "rows.arrow"))
 
     def made(*places, seed=1, epoch=0):
         """Each example as it is in a batch with others, without its padding."""
@@ -420,7 +420,7 @@ def test_choices_depend_on_seed_epoch_and_example_alone(tokenizers, tmp_path, na
 
 def test_stretches_depend_on_seed_epoch_and_example_alone(tokenizers, tmp_path):
     words, objective = tokenizers["wordpiece"], objectives.load("contrastive", {"crop": 0.4})
-    dataset = tokens.numbered(write_rows(list(objective.examples(text_of(words))), tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(list(objective.examples(text_of(words))), tmp_path / "rows.arrow"))
 
     def made(*places, seed=1, epoch=0):
         collator = objective.collator(words, dataset, seed)
@@ -448,7 +448,7 @@ def test_every_architecture_reads_the_longest_row(tokenizers, tmp_path, name, ar
     rows = list(
         objective.examples(text_of(tokenizer, rows=[{"text": row["text"] + row["text"]} for row in ROWS], max_length=32))
     )
-    dataset = tokens.numbered(write_rows(rows, tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(rows, tmp_path / "rows.arrow"))
     model = objective.build_model(
         tokenizer, architecture, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32
     )
@@ -474,7 +474,7 @@ def test_every_architecture_reads_the_longest_row(tokenizers, tmp_path, name, ar
 def test_pretraining_goes_without_dropout(tokenizers, tmp_path, name, architecture):
     objective = objectives.load(name)
     tokenizer = tokenizers[objective.tokenizer_type]
-    dataset = tokens.numbered(write_rows(list(objective.examples(text_of(tokenizer))), tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(list(objective.examples(text_of(tokenizer))), tmp_path / "rows.arrow"))
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
     model = objective.build_model(tokenizer, architecture, **sizes).train()
     batch = objective.collator(tokenizer, dataset, 1)([dataset[0], dataset[1]])
@@ -491,7 +491,7 @@ def test_every_score_is_described_by_a_metric(tokenizers, tmp_path, name):
     """What `scores` gives is declared in `metrics`, with a sentence, and so is what is compared with chance."""
     objective = objectives.load(name)
     tokenizer = tokenizers[objective.tokenizer_type]
-    dataset = tokens.numbered(write_rows(list(objective.examples(text_of(tokenizer))), tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(list(objective.examples(text_of(tokenizer))), tmp_path / "rows.arrow"))
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64}
     model = objective.build_model(tokenizer, objective.architectures[0], **sizes).eval()
     collator = objective.collator(tokenizer, dataset, 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data import pictures
-from pipeline.data.tokens import CausalCollator
+from pipeline.data.batches import CausalCollator
 from pipeline.models import processors, vision, vision_language
 from pipeline.system.errors import UserError
 

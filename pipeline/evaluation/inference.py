@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.batches import pad
+from pipeline.data.batches import CausalCollator, pad
 from pipeline.data.image_inputs import PIXEL_COLUMN, ImageInputs
-from pipeline.data.tokens import IGNORED, CausalCollator, Tokens
+from pipeline.data.tokens import IGNORED, Tokens
 from pipeline.models import parts, vision_language
 from pipeline.models.logits import at
 from pipeline.models.tokenization import render
