@@ -1,9 +1,11 @@
-"""The small texts that objectives are tested on, and the flags that pretrain on them."""
+"""The small texts that objectives are tested on, random numbers by hand, and the flags that pretrain on them."""
 
 import json
 import tempfile
 from collections import Counter
 from pathlib import Path
+
+import numpy as np
 
 from pipeline import objectives
 from pipeline.data import token_tables
@@ -17,6 +19,20 @@ ROWS = [
     for b in ("owl", "ant", "bee")
     for c in ("hen", "cow", "fox", "elk", "eel", "pig", "ram", "hare", "lynx", "newt")
 ]
+
+
+class Scripted:
+    """A generator of random numbers that says what the test tells it to."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def __getattr__(self, name):
+        return lambda *_, **__: np.array(self.answers.pop(0)) if isinstance(self.answers[0], list) else self.answers.pop(0)
+
+
+def shown(found, *keys):
+    return {key: list(found[key]) for key in keys}
 
 
 def write_rows(rows, path=None):
