@@ -288,7 +288,7 @@ def test_stages_after_it_read_its_pictures(run, made, picture_data, tmp_path, st
 def test_chat_and_server_show_it_pictures(made, tmp_path):
     pytest.importorskip("fastapi")
     from pipeline.commands._serve.answers import Model
-    from pipeline.commands._serve.asked import AskedChat
+    from pipeline.commands._serve.requests import ChatRequest
     from pipeline.commands.chat import Chat
 
     (tmp_path / "red.png").write_bytes(png("red"))
@@ -302,7 +302,7 @@ def test_chat_and_server_show_it_pictures(made, tmp_path):
     url = f"data:image/png;base64,{cell_of(png('red'))['bytes']}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Which?"}]
     ids, beside = Model("sft", str(made / "sft")).prompt(
-        AskedChat.model_validate({"model": "sft", "messages": [{"role": "user", "content": content}]})
+        ChatRequest.model_validate({"model": "sft", "messages": [{"role": "user", "content": content}]})
     )
     assert ids == wanted.prompt(turns)["input_ids"]
     assert beside[vision.PIXELS].shape == (1, 3, SIDE, SIDE)

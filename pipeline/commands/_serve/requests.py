@@ -41,7 +41,7 @@ class _StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
-class _Asked(BaseModel):
+class _Request(BaseModel):
     """Fields that both endpoints have."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -75,7 +75,7 @@ class _Asked(BaseModel):
         return given
 
     @model_validator(mode="after")
-    def _options(self) -> _Asked:
+    def _options(self) -> _Request:
         if self.stream_options and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
         return self
@@ -163,7 +163,7 @@ class _Format(BaseModel):
     type: Literal["text"]
 
 
-class AskedChat(_Asked):
+class ChatRequest(_Request):
     """A request to /v1/chat/completions."""
 
     messages: Annotated[list[_Message], Field(min_length=1)]
@@ -191,7 +191,7 @@ class AskedChat(_Asked):
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
 
-class AskedText(_Asked):
+class CompletionRequest(_Request):
     """A request to /v1/completions: text, or ids of tokens, to be gone on from."""
 
     prompt: Str | list[Str] | list[int]
