@@ -132,9 +132,9 @@ def rewards(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list
 
 def load_image_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str) -> ImageInputs | None:
     """Return what makes a model's input of pictures, read from its folder, and let the tokenizer know their token; None where it sees none."""
-    if not vision_language.sees(model):
+    if not vision_language.reads_images(model):
         return None
-    vision_language.settle(tokenizer, model.config)
+    vision_language.name_image_token(tokenizer, model.config)
     return ImageInputs.from_folder(folder, model.config)
 
 
@@ -149,7 +149,7 @@ def prompt(
     `turns`: messages, whose parts hold their pictures. `image_inputs`: by `load_image_inputs`.
     """
     if image_inputs is None:
-        return render(tokenizer, parts.blind(turns), answer_next=True), {}
+        return render(tokenizer, parts.texts_alone(turns), answer_next=True), {}
     encoded = image_inputs.add_images(
         {"input_ids": render(tokenizer, parts.bare(turns), answer_next=True)}, parts.pictures(turns)
     )

@@ -99,7 +99,7 @@ class StageModel:
             self.borrows = False
             return tokenizer
         if self.sees:
-            vision_language.settle(tokenizer, self.config)
+            vision_language.name_image_token(tokenizer, self.config)
         self.borrows = bool(self.template) and not tokenizer.chat_template
         tokenizer.chat_template = tokenizer.chat_template or self.template
         return tokenizer
@@ -148,7 +148,7 @@ class StageModel:
         return (
             self.image_inputs.add_images(encode(parts.bare(turns)), parts.pictures(turns))
             if self.sees
-            else dict(encode(parts.blind(turns)))
+            else dict(encode(parts.texts_alone(turns)))
         )
 
     def nats(self, rows: Sequence[Tokens]) -> list[float]:

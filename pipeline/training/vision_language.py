@@ -80,12 +80,12 @@ def signature(options: Any, plain: Signature, joins: bool = False) -> Signature:
 
 
 def build_model(run: Run, tokenizer: Any, model: Any) -> Any:
-    """Return a model that sees: the parent, where it does, else the parent and the tower by role `vision`; UserError where they don't fit."""
+    """Return a vision-language model: the parent, where it does, else the parent and the tower by role `vision`; UserError where they don't fit."""
     from pipeline.models import idefics, llava, parts, vision, vision_language
 
     options, place = run.options, run.parents.get(TOWER)
     if not options.tower:
-        if vision_language.sees(model):
+        if vision_language.reads_images(model):
             raise UserError(
                 f"--parent {run.parent}: reads pictures; say what becomes of its tower by `tower: frozen` or `tower: trained`"
             )
@@ -93,17 +93,17 @@ def build_model(run: Run, tokenizer: Any, model: Any) -> Any:
     if getattr(options, "load_in_4bit", False):
         raise UserError("load_in_4bit: true: is not there for models that read pictures; leave it out")
     crosses = options.method == _CROSS_ATTENTION[1]
-    if vision_language.sees(model):
+    if vision_language.reads_images(model):
         if place:
             raise UserError(f"--vision {place}: the parent has a tower already; leave it out")
-        own = CONNECTOR_METHODS[vision_language.crosses(model)]
+        own = CONNECTOR_METHODS[vision_language.uses_cross_attention(model)]
         if options.method in CONNECTOR_METHODS and options.method != own:
             raise UserError(
                 f"method: {options.method}: {run.parent} has none; what reads its pictures is trained by method: {own}"
             )
-        vision_language.settle(tokenizer, model.config)
+        vision_language.name_image_token(tokenizer, model.config)
         if getattr(options, "init", "") == "random_tower":
-            vision_language.redraw_tower(model)
+            vision_language.reinitialize_tower(model)
         return model
     if not place:
         raise UserError(
@@ -163,19 +163,19 @@ def add_images(image_inputs: ImageInputs | None, row: Row, tokens: Mapping[str, 
 
 
 def set_trainable(model: Any, options: Any) -> None:
-    """Say of each weight of a model that sees whether it is trained, where every parameter, or what lies between its parts, is."""
+    """Say of each weight of a vision-language model whether it is trained, where every parameter, or what lies between its parts, is."""
     from pipeline.models import idefics, vision_language
 
     if not options.tower or options.method not in ("full", *CONNECTOR_METHODS):
         return
     model.requires_grad_(options.method == "full")
-    tower, between = vision_language.tower(model), vision_language.of(model).between
+    tower, connector = vision_language.tower(model), vision_language.of(model).connector
     if options.tower == "frozen":
         tower.requires_grad_(False)
-    for part in between:
+    for part in connector:
         getattr(model.model, part).requires_grad_(True)
     if options.method == CONNECTOR_METHODS[0]:
-        _add_zero_gradient(model, getattr(model.model, between[0]))
+        _add_zero_gradient(model, getattr(model.model, connector[0]))
     if options.method == _CROSS_ATTENTION[1]:
         getattr(tower, idefics.FIRST_NORM).requires_grad_(True)
 
@@ -205,8 +205,8 @@ def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
 
     named = options.target_modules
     wanted = [] if named == "all-linear" else [named] if isinstance(named, str) else list(named)
-    own, adapts = vision_language.of(model), vision_language.crosses(model)
-    inside = (own.language, *(own.between if adapts else ()), *((own.tower,) if options.tower == "trained" else ()))
+    own, adapts = vision_language.of(model), vision_language.uses_cross_attention(model)
+    inside = (own.language, *(own.connector if adapts else ()), *((own.tower,) if options.tower == "trained" else ()))
     trained = [f"model.{part}." for part in inside]
     layers = [
         name for name, module in model.named_modules()
@@ -215,7 +215,7 @@ def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
     ]  # fmt: skip
     if not layers:
         raise UserError(f"target_modules: no layer of the model is called {', '.join(wanted)}")
-    found.target_modules, found.modules_to_save = set(layers), None if adapts else [*own.between]
+    found.target_modules, found.modules_to_save = set(layers), None if adapts else [*own.connector]
     return found
 
 

@@ -46,7 +46,7 @@ def test_the_order_of_pictures_is_that_of_their_places():
     filled = parts.filled(found["messages"], found["images"])
     assert [one["bytes"] for one in parts.pictures(filled[2:])] == wanted[1:]
     assert parts.bare(filled) == found["messages"]
-    assert parts.blind(filled)[2]["content"] == "and"
+    assert parts.texts_alone(filled)[2]["content"] == "and"
 
 
 @pytest.mark.parametrize(
