@@ -52,7 +52,7 @@ class Abstention(Stage):
         """Solve for the rows, choose the layer and write the model."""
         import torch
 
-        from pipeline.data import tokens
+        from pipeline.data.batches import CausalCollator
         from pipeline.models import checkpoint, confidence_layer, tokenization
         from pipeline.training.adapter import AdapterOptions
         from pipeline.training.output_rows import balance, begin_rows, settle_rows
@@ -64,7 +64,7 @@ class Abstention(Stage):
         tokenizer, model = tokenization.load(run.parent), checkpoint.load(run.parent).eval()
         ids = begin_rows(AdapterOptions(method="rows", rows=options.rows), tokenizer, model)
         dataset = _encoded(run, rows, tokenizer, model.config.max_position_embeddings)
-        collator = tokens.CausalCollator(int(tokenizer.pad_token_id))
+        collator = CausalCollator(int(tokenizer.pad_token_id))
         settle_rows(model, dataset, collator, ids)
         model, refusals = confidence_layer.append(model).eval(), torch.tensor(ids)
         states, labels = _answers(model, dataset, collator)

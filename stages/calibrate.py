@@ -47,6 +47,7 @@ class Calibration(Stage):
         import torch
 
         from pipeline.data import tokens
+        from pipeline.data.batches import CausalCollator
         from pipeline.models import checkpoint, tokenization
         from pipeline.training.output_rows import balance, least_factors
 
@@ -64,7 +65,7 @@ class Calibration(Stage):
         encoded = [tokens.encode_messages(turns, tokenizer) for turns in answers]
         found: list[float | None] = []
         for start in range(0, len(encoded), _BATCH):
-            batch = tokens.CausalCollator(int(tokenizer.pad_token_id))(encoded[start : start + _BATCH])
+            batch = CausalCollator(int(tokenizer.pad_token_id))(encoded[start : start + _BATCH])
             labels = batch.pop("labels")[:, 1:]
             with torch.no_grad():
                 logits = model(**batch, use_cache=False).logits[:, :-1]

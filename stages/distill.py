@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import PARENT, Against, Signature, Stage
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, CausalCollator
 from pipeline.data.recipe import Rows
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
@@ -105,7 +105,7 @@ class Distillation(Stage):
         return self._read(run, rows, tokenizer, model, checkpoint.load(run.parents[TEACHER], TEACHER))
 
     def _read(self, run: Run, rows: Rows, tokenizer: Any, model: Any, teacher: Any) -> Batches:
-        from pipeline.data import shown, tokens
+        from pipeline.data import packing, shown, tokens
         from pipeline.models import tokenization
         from pipeline.training import attention, distillation, guards, policy
         from pipeline.training.loop import prepare
@@ -136,8 +136,8 @@ class Distillation(Stage):
         known(run, teacher, dataset, tokenizer, TEACHER)
         sample = {"input_ids": dataset[0]["input_ids"]}
         if attention.keeps_apart(model) and attention.keeps_apart(teacher):
-            dataset = tokens.pack(dataset, options.max_length, run.say)
-        return Batches(dataset, tokens.CausalCollator(pad_id), sample)
+            dataset = packing.pack(dataset, options.max_length, run.say)
+        return Batches(dataset, CausalCollator(pad_id), sample)
 
     def train(self, run: Run) -> None:
         """Train the student, or an adapter of it, on given rows or on its own answers."""

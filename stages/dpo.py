@@ -26,7 +26,7 @@ from pipeline.data.types import Row
 from pipeline.system.config import read_profile
 from pipeline.system.errors import UserError
 from pipeline.system.words import meant
-from pipeline.training import seeing
+from pipeline.training import vision_language
 from pipeline.training.chat import QuantizedOptions
 from pipeline.training.references import kept_and_moved
 
@@ -87,12 +87,12 @@ class DPO(Stage):
     takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal", "vision_language")}
 
     @dataclass(frozen=True)
-    class Options(seeing.TowerOptions, QuantizedOptions):
+    class Options(vision_language.TowerOptions, QuantizedOptions):
         """Options of DPO."""
 
     def signature(self, options: Options) -> Signature:
         """Return what is read and given, with pictures or without."""
-        return seeing.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives))
+        return vision_language.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives))
 
     def length(self, row: Row, tokenizer: Any) -> int:
         """Return the tokens of the prompt and the longer side in the chat template."""
@@ -132,18 +132,19 @@ class DPO(Stage):
         """Return prompts with both sides, their answers ending with the token that ends an answer."""
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-        from pipeline.data import shown, sides, sight, tokens
+        from pipeline.data import shown, sides, token_tables, tokens
+        from pipeline.data.image_inputs import ImagePromptCollator
         from pipeline.training import guards
         from pipeline.training.alignment import answers_end
         from pipeline.training.chat import row_length
         from pipeline.training.loop import prepare
 
-        longest, eyes = row_length(run, model), seeing.sight(run, model)
+        longest, image_inputs = row_length(run, model), vision_language.load_image_inputs(run, model)
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             pairs = tokens.pieces(
                 part.kept,
-                lambda row: seeing.encoded(eyes, row, shown.pair(row, tokenizer)),
+                lambda row: vision_language.add_images(image_inputs, row, shown.pair(row, tokenizer)),
                 longest,
                 False,
                 part.dropped_by_encoding,
@@ -151,15 +152,15 @@ class DPO(Stage):
             )
             return sides.differing(pairs, part.dropped_by_encoding)
 
-        dataset = prepare(run, rows, examples, tokenizer, *seeing.settings(eyes, longest))
+        dataset = prepare(run, rows, examples, tokenizer, *vision_language.encoding_settings(image_inputs, longest))
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         answers_end(dataset, ["chosen_ids", "rejected_ids"], tokenizer)
-        dataset = dataset.add_column("length", tokens.pair_lengths(dataset))  # for sampling by length
-        sample = seeing.sample(eyes, dataset[0], dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"])
+        dataset = dataset.add_column("length", token_tables.pair_lengths(dataset))  # for sampling by length
+        sample = vision_language.sample_columns(image_inputs, dataset[0], dataset[0]["prompt_ids"] + dataset[0]["chosen_ids"])
         collator: Any = DataCollatorForPreference(
             int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")
         )
-        collator = sight.PromptCollator(eyes, collator, answers=2) if eyes else collator
+        collator = ImagePromptCollator(image_inputs, collator, answers=2) if image_inputs else collator
         return Batches(dataset, collator, sample)
 
     def train(self, run: Run) -> None:
@@ -171,22 +172,24 @@ class DPO(Stage):
         from pipeline.training.loop import DEFAULTS, FORCED, fit, hand_over
         from pipeline.training.preference import PreferenceTrainer
 
-        arguments = run.library_arguments(**DEFAULTS | seeing.defaults(run.options) | run.arguments | FORCED)
+        arguments = run.library_arguments(**DEFAULTS | vision_language.default_arguments(run.options) | run.arguments | FORCED)
         check_losses(arguments)
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
-        model = seeing.put_together(run, tokenizer, model)
-        seeing.settle(model, run.options)
+        model = vision_language.build_model(run, tokenizer, model)
+        vision_language.set_trainable(model, run.options)
         without_dropout(run, model, arguments)
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
         trainer = PreferenceTrainer(
             run, model, arguments, BY_ROW, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer,
-            peft_config=seeing.adapter(model, run.options, ()),
+            peft_config=vision_language.adapter(model, run.options, ()),
         )  # fmt: skip
         fit(run, trainer, rows)
-        hand_over(run, trainer, tokenizer, made.sample, seeing.saver(seeing.sight(run, model)))
+        hand_over(
+            run, trainer, tokenizer, made.sample, vision_language.save_function(vision_language.load_image_inputs(run, model))
+        )
 
 
 STAGE = DPO

@@ -140,7 +140,7 @@ class Finetuning(TaskStage):
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the task's examples, in the order and number of one epoch."""
-        from pipeline.data import tokens
+        from pipeline.data import token_tables
         from pipeline.training import augmented, guards
         from pipeline.training.loop import prepare
 
@@ -164,7 +164,7 @@ class Finetuning(TaskStage):
             collator = augmented.collator(varied, run, collator, tokenizer)
         sample = task.sample(dataset, tokenizer)
         dataset = task.arrange(dataset, run.seed)
-        return Batches(tokens.numbered(dataset) if varied else dataset, collator, sample)
+        return Batches(token_tables.numbered(dataset) if varied else dataset, collator, sample)
 
     def train(self, run: Run) -> None:
         """Train, then predict every held-out row with the model as anybody would load it."""

@@ -27,7 +27,7 @@ from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.data.tokens import Tokens
 from pipeline.system.errors import UserError
-from pipeline.training import seeing
+from pipeline.training import vision_language
 from pipeline.training.chat import QuantizedOptions
 from pipeline.training.references import kept_and_moved
 
@@ -62,7 +62,7 @@ def _arranged(run: Run, dataset: Dataset, arguments: Any, longest: int) -> Datas
     from accelerate import PartialState
     from datasets import Dataset
 
-    from pipeline.data import tokens
+    from pipeline.data import token_tables
 
     cut, path = 0, run.output / ".data" / "order.arrow"
 
@@ -80,7 +80,7 @@ def _arranged(run: Run, dataset: Dataset, arguments: Any, longest: int) -> Datas
 
     with PartialState().main_process_first():
         if run.main:
-            tokens.write(rows(), path)
+            token_tables.write(rows(), path)
     if cut:
         run.say(f"{cut:,} answers are cut at max_length {longest} where they stand after another prompt, for the KL alone")
     return Dataset.from_file(str(path))
@@ -129,12 +129,12 @@ class KTO(Stage):
     takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal", "vision_language")}
 
     @dataclass(frozen=True)
-    class Options(seeing.TowerOptions, QuantizedOptions):
+    class Options(vision_language.TowerOptions, QuantizedOptions):
         """Options of KTO."""
 
     def signature(self, options: Options) -> Signature:
         """Return what is read and given, with pictures or without."""
-        return seeing.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives))
+        return vision_language.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives))
 
     def note(self, options: Any) -> str:
         """Return what the batch holds beside what is shown."""
@@ -144,7 +144,7 @@ class KTO(Stage):
         """Return the library's arguments; UserError where the KL could not be estimated from a batch."""
         from pipeline.training.loop import DEFAULTS, FORCED
 
-        arguments = run.library_arguments(**DEFAULTS | seeing.defaults(run.options) | run.arguments | FORCED)
+        arguments = run.library_arguments(**DEFAULTS | vision_language.default_arguments(run.options) | run.arguments | FORCED)
         if faults := kept_and_moved(arguments):
             raise UserError(*faults)
         if arguments.loss_type not in ("kto", "apo_zero_unpaired"):
@@ -171,18 +171,23 @@ class KTO(Stage):
         """Return rated answers in an order by seed, each with another row's answer beside it."""
         from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-        from pipeline.data import shown, sight, tokens
+        from pipeline.data import shown, tokens
+        from pipeline.data.image_inputs import ImagePromptCollator
         from pipeline.training import guards
         from pipeline.training.alignment import answers_end
         from pipeline.training.chat import row_length
         from pipeline.training.loop import prepare
 
-        arguments, longest, eyes = self.arguments(run), row_length(run, model), seeing.sight(run, model)
+        arguments, longest, image_inputs = (
+            self.arguments(run),
+            row_length(run, model),
+            vision_language.load_image_inputs(run, model),
+        )
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             encoded = tokens.pieces(
                 part.kept,
-                lambda row: seeing.encoded(eyes, row, shown.answers(row, tokenizer, ["completion"])),
+                lambda row: vision_language.add_images(image_inputs, row, shown.answers(row, tokenizer, ["completion"])),
                 longest,
                 False,
                 part.dropped_by_encoding,
@@ -190,18 +195,20 @@ class KTO(Stage):
             )
             return (row | {"label": int(part.kept[row["row"]]["label"])} for row in encoded)
 
-        dataset = prepare(run, rows, examples, tokenizer, *seeing.settings(eyes, longest))
+        dataset = prepare(run, rows, examples, tokenizer, *vision_language.encoding_settings(image_inputs, longest))
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         both_kinds(dataset["label"], rows.dropped + rows.dropped_by_encoding)
         order = array("q", range(len(dataset)))
         random.Random(f"{run.seed}/order").shuffle(order)
         dataset = _arranged(run, dataset.select(order), arguments, longest)
         answers_end(dataset, ["completion_ids"], tokenizer)
-        sample = seeing.sample(eyes, dataset[0], dataset[0]["prompt_ids"] + dataset[0]["completion_ids"])
+        sample = vision_language.sample_columns(
+            image_inputs, dataset[0], dataset[0]["prompt_ids"] + dataset[0]["completion_ids"]
+        )
         collator: Any = DataCollatorForUnpairedPreference(
             int(tokenizer.pad_token_id), longest, pad_to_multiple_of=run.arguments.get("pad_to_multiple_of")
         )
-        return Batches(dataset, sight.PromptCollator(eyes, collator) if eyes else collator, sample)
+        return Batches(dataset, ImagePromptCollator(image_inputs, collator) if image_inputs else collator, sample)
 
     def train(self, run: Run) -> None:
         """Train the adapter, or every parameter, against what the parent says."""
@@ -216,18 +223,20 @@ class KTO(Stage):
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
-        model = seeing.put_together(run, tokenizer, model)
-        seeing.settle(model, run.options)
+        model = vision_language.build_model(run, tokenizer, model)
+        vision_language.set_trainable(model, run.options)
         without_dropout(run, model, arguments)
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
         balance(run, arguments, made.dataset["label"])
         trainer = ThumbsTrainer(
             run, model, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer,
-            peft_config=seeing.adapter(model, run.options, ()),
+            peft_config=vision_language.adapter(model, run.options, ()),
         )  # fmt: skip
         fit(run, trainer, rows)
-        hand_over(run, trainer, tokenizer, made.sample, seeing.saver(seeing.sight(run, model)))
+        hand_over(
+            run, trainer, tokenizer, made.sample, vision_language.save_function(vision_language.load_image_inputs(run, model))
+        )
 
 
 STAGE = KTO

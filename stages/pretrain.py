@@ -161,7 +161,7 @@ class Pretraining(Stage):
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return the objective's examples: packed where the model keeps documents apart, else numbered."""
-        from pipeline.data import tokens
+        from pipeline.data import packing, token_tables
         from pipeline.training import attention, guards
         from pipeline.training.loop import prepare, streamed
 
@@ -188,7 +188,7 @@ class Pretraining(Stage):
         packs = objective.packs and attention.keeps_apart(model)
         if rows.stream:
             return Batches(streamed(run, rows, examples, options.max_length if packs else 0), collator, {})
-        dataset = tokens.pack(dataset, options.max_length, run.say) if packs else tokens.numbered(dataset)
+        dataset = packing.pack(dataset, options.max_length, run.say) if packs else token_tables.numbered(dataset)
         return Batches(dataset, collator, {})
 
     def train(self, run: Run) -> None:

@@ -27,7 +27,7 @@ from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
-from pipeline.training import rewarded, seeing
+from pipeline.training import rewarded, vision_language
 from pipeline.training.rewarded import ROLE, UNREAD, RewardedStage, RewardOptions
 
 _CLASSES = {"rloo": ("trl.RLOOConfig", "RLOOTrainer"), "grpo": ("trl.GRPOConfig", "GRPOTrainer")}
@@ -47,7 +47,7 @@ class RLHF(RewardedStage):
     primary = (Against("win_rate", "even chances"), Against("sampled_reward", "parent"))
 
     @dataclass(frozen=True)
-    class Options(RewardOptions, seeing.TowerOptions):
+    class Options(RewardOptions, vision_language.TowerOptions):
         """Those of every chat stage, the rewards, and which method."""
 
         algorithm: Literal["rloo", "grpo"] = option("rloo", "rloo or grpo")
@@ -66,7 +66,7 @@ class RLHF(RewardedStage):
                 "rewards: a reward model reads no pictures, and tower says that prompts hold some; give rules alone"
             )
         plain = replace(found, takes={**found.takes, PARENT: ("causal",)})
-        return seeing.signature(options, plain) if options.tower else plain
+        return vision_language.signature(options, plain) if options.tower else plain
 
     def note(self, options: Any) -> str:
         """Return why no token counts."""
@@ -79,7 +79,7 @@ class RLHF(RewardedStage):
         """Return prompts that leave room for an answer, each as often as it is answered."""
         from pipeline.training.policy import PromptOrder, prompts
 
-        return prompts(run, rows, tokenizer, model, PromptOrder, seeing.sight(run, model))
+        return prompts(run, rows, tokenizer, model, PromptOrder, vision_language.load_image_inputs(run, model))
 
     def train(self, run: Run) -> None:
         """Sample, score and learn; the model without the adapter, or a frozen copy of it, is the reference."""
@@ -98,29 +98,29 @@ class RLHF(RewardedStage):
             """The algorithm's trainer of trl, with our prompts and rewards."""
 
         arguments = run.library_arguments(
-            **DEFAULTS | seeing.defaults(run.options) | run.arguments | FORCED | {"disable_dropout": True}
+            **DEFAULTS | vision_language.default_arguments(run.options) | run.arguments | FORCED | {"disable_dropout": True}
         )
         if arguments.sync_ref_model:
             raise UserError("sync_ref_model: the reference is the parent, which stays as it is; leave it out")
-        seeing.samples(arguments, run.options)
+        vision_language.check_sampling(arguments, run.options)
         mixture = Mixture(rewarded.parts(run.options, run.parents.get(ROLE, "")))
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
-        model = seeing.put_together(run, tokenizer, model)
-        seeing.settle(model, run.options)
+        model = vision_language.build_model(run, tokenizer, model)
+        vision_language.set_trainable(model, run.options)
         guards.ends(tokenizer)
         model.generation_config = checkpoint.generation(tokenizer)  # a new template brings an end token of its own
         made = self.batches(run, rows, tokenizer, model)
-        eyes = seeing.sight(run, model)
+        image_inputs = vision_language.load_image_inputs(run, model)
         trainer = Policy(
-            model, mixture, arguments, rows.kept, eyes, train_dataset=made.dataset, processing_class=tokenizer,
-            peft_config=seeing.adapter(model, run.options, ()),
+            model, mixture, arguments, rows.kept, image_inputs, train_dataset=made.dataset, processing_class=tokenizer,
+            peft_config=vision_language.adapter(model, run.options, ()),
         )  # fmt: skip
         with no_dropout(trainer.model):
             fit(run, trainer, rows)
         run.record["rollouts"] = dict(totals(run.output))
-        hand_over(run, trainer, tokenizer, made.sample, seeing.saver(eyes))
+        hand_over(run, trainer, tokenizer, made.sample, vision_language.save_function(image_inputs))
 
 
 STAGE = RLHF

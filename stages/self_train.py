@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import Against
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, CausalCollator
 from pipeline.data.recipe import Rows
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
@@ -68,7 +68,6 @@ class SelfTraining(RewardedStage):
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return what the rounds learn from, as many rows as the steps of a round read."""
-        from pipeline.data import tokens
         from pipeline.models.tokenization import render
         from pipeline.training import guards
         from pipeline.training.answers import fitting
@@ -89,7 +88,7 @@ class SelfTraining(RewardedStage):
         length = arguments.max_steps // run.options.rounds * rows_of_a_step(arguments)
         dataset = Rounds(run, prompts, tokenizer, length, lambda: open_parent(run).model)
         sample = {"input_ids": encoded[0]["input_ids"]}
-        return Batches(dataset, tokens.CausalCollator(int(tokenizer.pad_token_id)), sample, in_order)
+        return Batches(dataset, CausalCollator(int(tokenizer.pad_token_id)), sample, in_order)
 
     def train(self, run: Run) -> None:
         """Train the adapter, or every parameter, for all rounds."""

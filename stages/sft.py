@@ -19,13 +19,13 @@ from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
 from pipeline.chain.stage import PARENT, Against, Predictor, Signature, Stage
 from pipeline.chain.starter import Facts, Lines
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, CausalCollator
 from pipeline.data.recipe import Rows
 from pipeline.data.types import Row
 from pipeline.system import config
 from pipeline.system.config import option
 from pipeline.system.errors import UserError
-from pipeline.training import seeing
+from pipeline.training import vision_language
 from pipeline.training.attention import AttentionOptions
 from pipeline.training.chat import QuantizedOptions
 
@@ -39,8 +39,11 @@ class SFT(Stage):
     about = "A chat model: fine-tuned on conversations, on the assistant's tokens alone."
     reads = "messages"
     given_as = "chats"
-    takes: ClassVar[dict[str, tuple[str, ...]]] = {PARENT: ("causal", "vision_language"), seeing.TOWER: seeing.TOWERS}
-    optional = (seeing.TOWER,)
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {
+        PARENT: ("causal", "vision_language"),
+        vision_language.TOWER: vision_language.TOWER_FAMILIES,
+    }
+    optional = (vision_language.TOWER,)
     library = "trl.SFTConfig"
     defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-4}
     ignores: ClassVar[dict[str, str]] = {
@@ -50,7 +53,7 @@ class SFT(Stage):
     primary = (Against("exact_match", "parent"), Against("loss", "parent"))
 
     @dataclass(frozen=True)
-    class Options(seeing.SeeingOptions, AttentionOptions, QuantizedOptions):
+    class Options(vision_language.VisionLanguageOptions, AttentionOptions, QuantizedOptions):
         """Options of SFT."""
 
         method: Literal["lora", "full", "rows", "projector", "cross_attention"] = option(  # type: ignore[assignment]  # one way more
@@ -66,7 +69,7 @@ class SFT(Stage):
         faults = []
         if not options.tower:
             asked = {
-                f"method: {options.method}": options.method in seeing.BRIDGES,
+                f"method: {options.method}": options.method in vision_language.CONNECTOR_METHODS,
                 "init: random_tower": options.init == "random_tower",
             }
             faults = [
@@ -74,14 +77,14 @@ class SFT(Stage):
             ]
         elif options.method == "rows":
             faults = ["method: rows trains tokens by name, and reads no pictures; leave tower out"]
-        elif options.tower == "trained" and options.method in seeing.BRIDGES:
+        elif options.tower == "trained" and options.method in vision_language.CONNECTOR_METHODS:
             faults = [
                 f"tower: trained: method: {options.method} trains nothing but what lies between tower and language model; set tower: frozen, "
                 "or method: lora or full"
             ]
         if faults:
             raise UserError(*faults)
-        return seeing.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives), joins=True)
+        return vision_language.signature(options, Signature(self.reads, {PARENT: ("causal",)}, self.gives), joins=True)
 
     def judged_by(self, options: Options) -> tuple[Against, ...]:
         """Return right answers and the loss, against the parent; of a model that sees also against other pictures than the right ones."""
@@ -120,33 +123,34 @@ class SFT(Stage):
 
     def batches(self, run: Run, rows: Rows, tokenizer: Any, model: Any) -> Batches:
         """Return conversations, the assistant's tokens being the targets; packed where the model keeps them apart."""
-        from pipeline.data import shown, sight, tokens
+        from pipeline.data import packing, shown, tokens
+        from pipeline.data.image_inputs import ImageCollator
         from pipeline.models import tokenization
         from pipeline.training import attention, guards
         from pipeline.training.chat import row_length
         from pipeline.training.loop import prepare
 
-        longest, eyes = row_length(run, model), seeing.sight(run, model)
+        longest, image_inputs = row_length(run, model), vision_language.load_image_inputs(run, model)
 
         def examples(part: Rows) -> Iterator[dict[str, Any]]:
             return tokens.pieces(
                 part.kept,
-                lambda row: seeing.encoded(eyes, row, shown.conversation(row["messages"], tokenizer)),
+                lambda row: vision_language.add_images(image_inputs, row, shown.conversation(row["messages"], tokenizer)),
                 longest,
                 False,
                 part.dropped_by_encoding,
                 part.too_long,
             )
 
-        dataset = prepare(run, rows, examples, tokenizer, *seeing.settings(eyes, longest))
+        dataset = prepare(run, rows, examples, tokenizer, *vision_language.encoding_settings(image_inputs, longest))
         guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
         guards.stops(dataset, tokenizer, tokenization.end_token(tokenizer))
-        sample = seeing.sample(eyes, dataset[0], dataset[0]["input_ids"])
-        if eyes:  # whose rows are not packed
-            return Batches(dataset, sight.SightCollator(eyes, int(tokenizer.pad_token_id)), sample)
+        sample = vision_language.sample_columns(image_inputs, dataset[0], dataset[0]["input_ids"])
+        if image_inputs:  # whose rows are not packed
+            return Batches(dataset, ImageCollator(image_inputs, int(tokenizer.pad_token_id)), sample)
         if attention.keeps_apart(model):
-            dataset = tokens.pack(dataset, longest, run.say)
-        return Batches(dataset, tokens.CausalCollator(int(tokenizer.pad_token_id)), sample)
+            dataset = packing.pack(dataset, longest, run.say)
+        return Batches(dataset, CausalCollator(int(tokenizer.pad_token_id)), sample)
 
     def train(self, run: Run) -> None:
         """Train the adapter, or every parameter."""
@@ -164,12 +168,13 @@ class SFT(Stage):
             """trl's trainer, watched for a loss that is not finite."""
 
         arguments = run.library_arguments(
-            **DEFAULTS | seeing.defaults(run.options) | run.arguments | FORCED, dataset_kwargs={"skip_prepare_dataset": True}
+            **DEFAULTS | vision_language.default_arguments(run.options) | run.arguments | FORCED,
+            dataset_kwargs={"skip_prepare_dataset": True},
         )
         rows = self.rows(run)
         set_seed(run.seed)
         tokenizer, model = open_parent(run)
-        model = seeing.put_together(run, tokenizer, model)
+        model = vision_language.build_model(run, tokenizer, model)
         named, alone = begin_rows(run.options, tokenizer, model), run.options.method == "rows"
         arguments.max_length = row_length(run, model)
         made = self.batches(run, rows, tokenizer, model)
@@ -177,8 +182,8 @@ class SFT(Stage):
         if alone:
             settle_rows(model, made.dataset, made.collator, named)
         markers = [] if alone else turn_markers(tokenizer, made.sample["input_ids"])
-        seeing.settle(model, run.options)
-        adapter = seeing.adapter(model, run.options, sorted({*named, *markers}))
+        vision_language.set_trainable(model, run.options)
+        adapter = vision_language.adapter(model, run.options, sorted({*named, *markers}))
         trainer = Conversations(
             model, arguments, data_collator=made.collator, train_dataset=made.dataset, processing_class=tokenizer, peft_config=adapter
         )  # fmt: skip
@@ -186,7 +191,9 @@ class SFT(Stage):
         trained: Any = trainer.model
         scoring.score_answers_alone(trained.get_base_model() if adapter else trained)
         fit(run, trainer, rows)
-        hand_over(run, trainer, tokenizer, made.sample, seeing.saver(seeing.sight(run, model)))
+        hand_over(
+            run, trainer, tokenizer, made.sample, vision_language.save_function(vision_language.load_image_inputs(run, model))
+        )
 
 
 STAGE = SFT

@@ -1,12 +1,14 @@
-"""The small texts that objectives are tested on, and the flags that pretrain on them."""
+"""The small texts that objectives are tested on, random numbers by hand, and the flags that pretrain on them."""
 
 import json
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from pipeline import objectives
-from pipeline.data import tokens
+from pipeline.data import token_tables
 from pipeline.objectives import Text
 from tests.conftest import SMALL
 
@@ -19,8 +21,22 @@ ROWS = [
 ]
 
 
+class Scripted:
+    """A generator of random numbers that says what the test tells it to."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def __getattr__(self, name):
+        return lambda *_, **__: np.array(self.answers.pop(0)) if isinstance(self.answers[0], list) else self.answers.pop(0)
+
+
+def shown(found, *keys):
+    return {key: list(found[key]) for key in keys}
+
+
 def write_rows(rows, path=None):
-    return tokens.write(rows, path or Path(tempfile.mkdtemp()) / "rows.arrow")
+    return token_tables.write(rows, path or Path(tempfile.mkdtemp()) / "rows.arrow")
 
 
 def text_of(tokenizer, rows=ROWS, max_length=64):

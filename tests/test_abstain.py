@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from pipeline.chain import finished, manifest
 from pipeline.commands.compare_refusals import Scores, refused_at
 from pipeline.data import recipe
-from pipeline.data.tokens import CausalCollator, encode_messages
+from pipeline.data.batches import CausalCollator
+from pipeline.data.tokens import encode_messages
 from pipeline.evaluation import measure
 from pipeline.evaluation.metrics import refusals
 from pipeline.evaluation.subject import Options

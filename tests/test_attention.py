@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 from transformers import LlamaModel, OPTConfig, OPTForCausalLM
 
-from pipeline.data.tokens import CausalCollator
+from pipeline.data.batches import CausalCollator
 from pipeline.system.errors import UserError
 from pipeline.training import attention
 from tests.conftest import flags_of
-from tests.test_tokens import llama
+from tests.test_batches import llama
 
 ROWS = [
     {"input_ids": [3, 9, 4, 1, 5, 6, 7], "labels": [-100, 9, 4, 1, -100, 6, 7], "seq_lengths": [4, 3]},

@@ -71,7 +71,7 @@ def test_the_divergence_by_hand():
 
 
 def batch_of(rows):
-    from pipeline.data.tokens import CausalCollator
+    from pipeline.data.batches import CausalCollator
 
     return CausalCollator(0)([{"input_ids": ids, "labels": [-100, *ids[1:]], "seq_lengths": [len(ids)]} for ids in rows])
 

@@ -8,7 +8,7 @@ import torch
 
 from pipeline import objectives
 from pipeline.chain import manifest
-from pipeline.data import tokens
+from pipeline.data import token_tables
 from pipeline.models import tokenization, vision
 from pipeline.objectives import Text
 from pipeline.system.errors import UserError
@@ -38,7 +38,7 @@ def batch_of(kind, objective, processor, tmp_path):
     else:
         said = [{"text": f"the cat sat on mat {n} and a dog ran far away"} for n in range(8)]
         made = list(objective.examples(Text(said, processor, 32, "en", 1, Counter(), Counter())))
-    dataset = tokens.numbered(write_rows(made, tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(made, tmp_path / "rows.arrow"))
     return objective.collator(processor, dataset, 1)([dataset[number] for number in range(8)])
 
 
@@ -89,7 +89,7 @@ def test_the_trunk_is_one_and_heads_are_each_parts_own(kind):
 
 def test_each_part_reads_the_rows_as_it_does_alone(tmp_path):
     objective, processor, _model = of_images()
-    dataset = tokens.numbered(write_rows(examples(8), tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(examples(8), tmp_path / "rows.arrow"))
     rows = [dataset[number] for number in range(4)]
     collator = objective.collator(processor, dataset, 1)
     collator.epoch = 3

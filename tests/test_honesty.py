@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from data_recipes import apart, apart_2, apart_3, known, names, strangers
 from data_recipes.world import FACTS
 from pipeline.chain import finished
+from pipeline.data.batches import CausalCollator
 from pipeline.data.judge import Question
-from pipeline.data.tokens import CausalCollator, encode_messages
+from pipeline.data.tokens import encode_messages
 from pipeline.evaluation import measure
 from pipeline.evaluation.metrics import refusals
 from pipeline.evaluation.subject import Options

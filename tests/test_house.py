@@ -163,7 +163,9 @@ def test_what_knows_of_pictures_is_listed():
     """A modality lies in a few files that say so: the list in docs/architecture.md is all of them."""
     told = (ROOT / "docs/architecture.md").read_text().partition("## What knows of pictures")[2].partition("\n## ")[0]
     listed = set(re.findall(r"`((?:pipeline|stages)/[\w/]+\.py)`", told))
-    knows = re.compile(r"PIL|PIXELS|PICTURES|pixels|pixel_values|\w*Image\w*|image_\w+|raw_pixels|pictured")
+    knows = re.compile(
+        r"PIL|PIXELS|PICTURES|pixels|pixel_values|PIXEL_COLUMN|pixels_\w+|\w*Image\w*|image_\w+|raw_pixels|pictured"
+    )
     found = {
         path.relative_to(ROOT).as_posix()
         for path in [*modules(), *(ROOT / "stages").glob("*.py")]

@@ -11,7 +11,7 @@ import torch
 
 from pipeline import objectives
 from pipeline.chain import manifest
-from pipeline.data import pictures, tokens
+from pipeline.data import pictures, token_tables
 from pipeline.models import processors, vision
 from pipeline.objectives import Text, _views, mae, simclr
 from pipeline.system.errors import UserError
@@ -114,7 +114,7 @@ def test_views_find_each_other_by_hand():
 @pytest.mark.parametrize("name", NAMES)
 def test_choices_depend_on_seed_epoch_and_example_alone(tmp_path, name):
     objective = objectives.load(name)
-    dataset = tokens.numbered(write_rows(examples(), tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(examples(), tmp_path / "rows.arrow"))
 
     def made(*places, seed=1, epoch=0):
         collator = objective.collator(vision.new_processor(32), dataset, seed)
@@ -160,7 +160,7 @@ def test_a_new_autoencoder_knows_where_its_patches_are():
 
 def test_hidden_patches_and_their_targets_are_the_models_own(tmp_path):
     objective, model = autoencoder()
-    dataset = tokens.numbered(write_rows(examples(6), tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(examples(6), tmp_path / "rows.arrow"))
     batch = objective.collator(vision.new_processor(32), dataset, 1)([dataset[number] for number in range(6)])
     with torch.no_grad():
         found = model(**batch)
@@ -230,7 +230,7 @@ def test_accumulation_is_exact(tmp_path, one_step):
 
     from pipeline.training.trainer import ObjectiveTrainer
 
-    dataset = tokens.numbered(write_rows(examples(), tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(examples(), tmp_path / "rows.arrow"))
     norms = []
     for size, parts in ((8, 1), (2, 4)):
         set_seed(1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import ROOT
-from pipeline.system import imports, undivided
+from pipeline.system import deferred_dtensor, imports
 from tests.conftest import flags_of, last
 
 HEAVY = ("torch._dynamo", "torch.distributed.tensor", "sympy", "wandb", "trackio", "scipy")
@@ -115,7 +115,7 @@ def test_what_is_settled_is_not_searched_again():
 def run(code, **environment):
     """Run code in a process of its own in which imports are quick, and return what it prints, word by word."""
     code = f"import importlib.metadata\ntheirs = importlib.metadata.packages_distributions\nfrom pipeline.system import imports\nimports.quicken()\n{textwrap.dedent(code)}"
-    around = {key: value for key, value in os.environ.items() if not key.startswith(undivided._LAUNCHED)}
+    around = {key: value for key, value in os.environ.items() if not key.startswith(deferred_dtensor._LAUNCHED)}
     around |= {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=around, stdout=subprocess.PIPE, text=True, check=True
@@ -157,8 +157,8 @@ def test_the_compiler_learns_what_was_asked_before_it_came():
         compiled = torch.compile(lambda x: marked(x + 1) + 1, backend=lambda graph, _: graphs.append(graph) or graph.forward)
         print(float(compiled(torch.zeros(1))), len(graphs), any(seen))
         from torch._dynamo import trace_rules
-        from pipeline.system import uncompiled
-        print(id(whole) in trace_rules._allowed_callable_ids, uncompiled._left_out, uncompiled._taken_whole)
+        from pipeline.system import deferred_compiler
+        print(id(whole) in trace_rules._allowed_callable_ids, deferred_compiler._left_out, deferred_compiler._taken_whole)
     """
     assert run(code) == ["False", "1.798", "0.899", "3.0", "2", "False", "True", "[]", "[]"]
 
@@ -169,11 +169,11 @@ def test_symbolic_shapes_of_numbers_are_what_torch_says_of_them():
     code = """
         import itertools, sys
         import torch
-        from pipeline.system import uncompiled
-        ours = dict(vars(sys.modules[uncompiled._SHAPES]))
+        from pipeline.system import deferred_compiler
+        ours = dict(vars(sys.modules[deferred_compiler._SHAPES]))
         assert "sympy" not in sys.modules
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
-        theirs = sys.modules[uncompiled._SHAPES]
+        theirs = sys.modules[deferred_compiler._SHAPES]
         assert ShapeEnv is theirs.ShapeEnv and torch.fx.experimental.symbolic_shapes is theirs
         values = (True, False, 3, 0, (2, 3), torch.Size([2, 3]), (2,), ShapeEnv().create_unbacked_symint())
         def said(function, *given):
@@ -181,7 +181,7 @@ def test_symbolic_shapes_of_numbers_are_what_torch_says_of_them():
                 return repr(function(*given))
             except Exception:
                 return "raised"
-        for name in uncompiled._OF_NUMBERS:
+        for name in deferred_compiler._OF_NUMBERS:
             for given in [(value,) for value in values] + list(itertools.product(values[:-1], repeat=2)):
                 them = said(getattr(theirs, name), *given)
                 assert them in ("raised", said(ours[name], *given)), (name, given, them)

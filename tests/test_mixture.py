@@ -6,14 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.data import mixture, recipe, tokens
+from pipeline.data import mixture, packing, recipe, token_tables
 from pipeline.data.mixture import Part
 from pipeline.system.errors import UserError
 
 
 def examples(tmp_path, sizes, column="input_ids"):
     rows = [{column: [number] * length, "row": number} for number, length in enumerate(sizes)]
-    return tokens.write(rows, tmp_path / "examples.arrow")
+    return token_tables.write(rows, tmp_path / "examples.arrow")
 
 
 @pytest.mark.parametrize("shares", [(0.7, 0.3), (1, 3), (0.02, 0.98), (0.5, 0.5)])
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_mixture_and_packing_keeps_it_apart_from_ot
     )
     assert one["row"][:] == again["row"][:]
     assert one["row"][:] != other["row"][:]
-    whole, packed = tokens.pack(dataset, 40), tokens.pack(one, 40)
+    whole, packed = packing.pack(dataset, 40), packing.pack(one, 40)
     assert sum(map(len, whole["input_ids"][:])) == 600
     got = Counter(number < 20 for row in packed["input_ids"][:] for number in row)
     assert got[True] == got[False] == 300

@@ -8,7 +8,7 @@ import torch
 
 from pipeline import objectives
 from pipeline.chain import manifest, resume
-from pipeline.data import tokens
+from pipeline.data import token_tables
 from pipeline.objectives import rtd
 from pipeline.training import outcome
 from tests.conftest import SMALL, Fails, mostly_slow
@@ -115,7 +115,7 @@ def test_accumulation_is_exact(tokenizers, tmp_path, monkeypatch, one_step, name
     objective = objectives.load(name)
     tokenizer = tokenizers[objective.tokenizer_type]
     text = text_of(tokenizer, rows=ROWS[:24], max_length=48)
-    dataset = tokens.numbered(write_rows(list(objective.examples(text)), tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(write_rows(list(objective.examples(text)), tmp_path / "rows.arrow"))
     if name == "rtd":  # the samples of one batch of 8 are not those of four of 2
         monkeypatch.setattr(torch.distributions.Categorical, "sample", lambda self: self.probs.argmax(-1))
     norms = []

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from pipeline import ROOT
-from pipeline.data import kept, shards, tokens
+from pipeline.data import kept, packing, shards, tokens
 from pipeline.data.rows import Rows
 from pipeline.models import tokenization
 from pipeline.system import cores
@@ -69,7 +69,7 @@ def test_shards_hold_what_one_file_would_and_go_on_after_a_kill(tokenizer, tmp_p
     assert (len(seen), told[-1]) == (calls, "its tokens are kept from before; nothing is tokenised")
     assert again.dropped_by_encoding == given.dropped_by_encoding
     assert again.truncated == given.truncated
-    assert tokens.pack(found, 32)[:] == tokens.pack(shards.encoded(rows(), encode, "", tmp_path / "none", told.append), 32)[:]
+    assert packing.pack(found, 32)[:] == packing.pack(shards.encoded(rows(), encode, "", tmp_path / "none", told.append), 32)[:]
 
 
 def test_on_several_cores_the_examples_and_what_is_counted_are_the_same(tokenizer, tmp_path, monkeypatch):

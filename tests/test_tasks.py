@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import objectives, tasks
-from pipeline.data import tokens
+from pipeline.data import token_tables, tokens
 from pipeline.data.recipe import Rows
 from pipeline.models import tokenization
 from pipeline.models.prompt import add_prompt
@@ -86,7 +86,7 @@ def examples_of(name, folder, rows=None, max_length=32, **options):
 
 def column(name, path, folder, rows=None, **options):
     task, tokenizer, model, made, _ = examples_of(name, folder, rows, **options)
-    return task, tokenizer, model, tokens.numbered(tokens.write(made, path))
+    return task, tokenizer, model, token_tables.numbered(token_tables.write(made, path))
 
 
 # Each by hand: what a row becomes.
@@ -223,7 +223,7 @@ def test_every_family_is_taken_or_refused_in_words(parents, tmp_path, name, sour
 
     guards.agree(words, model)
     made = list(task.examples(Rows(kept=ROWS[name][:24]), words, 32, list(model.config.id2label.values())))
-    dataset = tokens.numbered(tokens.write(made, tmp_path / "rows.arrow"))
+    dataset = token_tables.numbered(token_tables.write(made, tmp_path / "rows.arrow"))
     columns = [key for key in dataset.column_names if key not in ("row", "example")]
     batch = task.collator(words, dataset)([{key: row[key] for key in columns} for row in dataset.select(range(4))])
     loss = task.losses(model, batch)["loss"]
@@ -268,7 +268,7 @@ def test_the_body_is_the_parents_and_each_strategy_trains_all_that_it_says(paren
         model = strategies.chosen(strategy, model, 1, 4, 8, prompt)
         assert all(token not in prompt for row in made for token in row.get("labels", []))
         assert all(row["input_ids"].count(token) == 1 for row in made for token in prompt)
-        dataset = tokens.numbered(tokens.write(made, parents[source] / f"{name}-{strategy}.arrow"))
+        dataset = token_tables.numbered(token_tables.write(made, parents[source] / f"{name}-{strategy}.arrow"))
         columns = [key for key in dataset.column_names if key not in ("row", "example", "token_type_ids")]
         task.losses(model, task.collator(words, dataset)([{key: row[key] for key in columns} for row in dataset]))[
             "loss"

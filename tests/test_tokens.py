@@ -1,17 +1,12 @@
 import os
 import signal
 from collections import Counter
-from itertools import chain
 
-import numpy as np
 import pytest
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from pipeline.data import tokens
-from pipeline.data.batches import pad
-from pipeline.data.tokens import CausalCollator, encode_messages, encode_pair, encode_text, pieces
+from pipeline.data.tokens import encode_messages, encode_pair, encode_text, pieces
 from pipeline.models import tokenization
 from pipeline.system.errors import UserError
 
@@ -89,84 +84,6 @@ def test_a_pair_shares_its_prompt_and_both_sides_end(tokenizer):
     assert spell(tokenizer, encoded["rejected_ids"]) == "HoĠho<|im_end|>"
 
 
-def test_packed_batch_by_hand():
-    """Two documents in the first row, one in the second, which is padded: positions begin again, padding apart."""
-    rows = [
-        {"input_ids": [7, 8, 9, 5, 6], "labels": [_, 8, 9, _, 6], "seq_lengths": [3, 2]},
-        {"input_ids": [4, 3, 2], "labels": [_, 3, 2], "seq_lengths": [3]},
-    ]
-    batch = CausalCollator(pad_id=1)(rows)
-    assert {key: value.tolist() for key, value in batch.items()} == {
-        "input_ids": [[7, 8, 9, 5, 6], [4, 3, 2, 1, 1]],
-        "labels": [[_, 8, 9, _, 6], [_, 3, 2, _, _]],
-        "position_ids": [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]],
-    }
-
-
-def test_unpacked_batch_by_hand():
-    rows = [{"input_ids": [7, 8, 9], "labels": [_, 8, 9]}, {"input_ids": [4, 3], "labels": [_, 3]}]
-    batch = CausalCollator(pad_id=1)(rows)
-    assert {key: value.tolist() for key, value in batch.items()} == {
-        "input_ids": [[7, 8, 9], [4, 3, 1]],
-        "labels": [[_, 8, 9], [_, 3, _]],
-        "attention_mask": [[1, 1, 1], [1, 1, 0]],
-    }
-
-
-def test_padding_by_hand():
-    """Whatever a column holds: ids get the padding token, labels -100, segments 0, and numbers stay numbers."""
-    rows = [
-        {"input_ids": [7, 8, 9], "labels": [_, 8, 9], "token_type_ids": [0, 1, 1], "pair": 1},
-        {"input_ids": [4], "labels": [_], "token_type_ids": [0], "pair": 0},
-    ]
-    assert {key: value.tolist() for key, value in pad(rows, 1).items()} == {
-        "input_ids": [[7, 8, 9], [4, 1, 1]],
-        "labels": [[_, 8, 9], [_, _, _]],
-        "token_type_ids": [[0, 1, 1], [0, 0, 0]],
-        "pair": [1, 0],
-        "attention_mask": [[1, 1, 1], [1, 0, 0]],
-    }
-
-
-def test_packing_by_hand():
-    documents = [[1, 2, 3], [4, 5], [6, 7], [8]]
-    labels = [[_, *ids[1:]] for ids in documents]
-    dataset = Dataset.from_dict({"input_ids": documents, "labels": labels, "row": [40, 50, 60, 70]})
-    packed = {
-        "input_ids": [[1, 2, 3, 8], [4, 5, 6, 7]],
-        "labels": [[_, 2, 3, _], [_, 5, _, 7]],
-        "row": [[40, 70], [50, 60]],
-        "seq_lengths": [[3, 1], [2, 2]],
-    }
-    assert tokens.pack(dataset, 4)[:] == packed
-    assert (
-        tokens.pack(Dataset.from_dict({key: values + values for key, values in dataset[:].items()}).select(range(4, 8)), 4)[:]
-        == packed
-    )  # a slice of a larger table
-
-
-def llama():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-    )
-
-
-def test_packed_equals_unpacked():
-    """The same documents give the same loss in one packed row as each in a row of its own."""
-    model = llama().eval()
-    documents = [[3, 9, 4, 1], [5, 6, 7], [2, 8, 10, 11, 12]]
-    rows = [{"input_ids": ids, "labels": [_, *ids[1:]]} for ids in documents]
-    packed = {"input_ids": [*chain(*documents)], "labels": [*chain(*(row["labels"] for row in rows))], "seq_lengths": [4, 3, 5]}
-    apart, together = CausalCollator(0)(rows), CausalCollator(0)([packed])
-    with torch.no_grad():
-        losses = [model(**batch, use_cache=False).loss.item() for batch in (apart, together)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    together.pop("position_ids")  # what would happen without them
-    with torch.no_grad():
-        assert abs(model(**together, use_cache=False).loss.item() - losses[0]) > 1e-3
-
-
 def test_a_template_whose_tokens_are_new_adds_them(tmp_path):
     made = tokenization.train(["x"], 260, 64)
     (tmp_path / "t.jinja").write_text(NO_TAGS.replace("im_end", "turn_end"))
@@ -206,14 +123,6 @@ def test_lengths_of_what_is_too_long_say_what_would_keep_it():
     assert all(length <= tokens.rounded(length) < 1.07 * length + 1 for length in range(1, 5000))
 
 
-def test_lengths_of_pairs_are_those_of_each(tmp_path):
-    rows = [
-        {"prompt_ids": [1] * (n % 5), "chosen_ids": [2] * (n % 7), "rejected_ids": [3] * (n % 3), "row": n} for n in range(2500)
-    ]
-    dataset = tokens.write(rows, tmp_path / "a.arrow").select(range(2499, -1, -1))
-    assert tokens.pair_lengths(dataset).tolist() == [tokens.pair_length(row) for row in rows[::-1]]
-
-
 def test_a_fork_of_a_process_that_encoded_on_all_cores_encodes_too(tokenizer, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # as pipeline.system.process has it
     texts = ["A cat saw a dog. "] * 1000
@@ -223,15 +132,3 @@ def test_a_fork_of_a_process_that_encoded_on_all_cores_encodes_too(tokenizer, mo
         signal.alarm(60)  # the library's threads are not in a fork: who waits for them waits for ever
         os._exit(tokens.text_ids(texts, tokenizer) != expected)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_numbers_with_fractions_are_kept_as_they_are(tmp_path):
-    rows = [
-        {"values": [0.5, 2.25], "ids": [1, 2], "weight": 0.5},
-        {"values": np.array([-1.75], np.float32), "ids": [3], "weight": 1.0},
-    ]
-    found = tokens.write(rows, tmp_path / "rows.arrow")
-    assert [found[0]["values"], found[1]["values"]] == [[0.5, 2.25], [-1.75]]
-    assert [found[0]["ids"], found[1]["ids"]] == [[1, 2], [3]]
-    with pytest.raises(ValueError, match="truncated"):
-        tokens.write([{"values": [1, 2]}, {"values": [1.5]}], tmp_path / "mixed.arrow")

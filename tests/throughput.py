@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 from pipeline import ROOT, objectives
 from pipeline.chain import stages
 from pipeline.chain.run import Run
-from pipeline.data import recipe, tokens
+from pipeline.data import packing, recipe, token_tables
 from pipeline.models import tokenization
 from pipeline.objectives import Text
 from pipeline.system import hardware
@@ -91,7 +91,7 @@ class Material:
         self.objective = objectives.load("causal")
         text = Text(rows, self.tokenizer, self.profile["max_length"], "en", 1, Counter(), Counter())
         encoded = self.objective.examples(text)
-        packed = tokens.pack(tokens.write(encoded, folder / "rows.arrow"), self.profile["max_length"])
+        packed = packing.pack(token_tables.write(encoded, folder / "rows.arrow"), self.profile["max_length"])
         packed = packed.shuffle(seed=0)  # packing leaves the shorter rows last, and both loops shall pad alike
         self.size = self.profile["per_device_train_batch_size"]
         self.rows = packed.select(range(steps * self.size))

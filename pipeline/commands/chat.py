@@ -52,7 +52,7 @@ class Speaker:
             raise UserError(f"{node.folder}: has no chat template; only a chat model can be talked to")
         self.model: Any = checkpoint.load(str(node.folder)).to(hardware.device()).eval()
         self.model.config.use_cache = True
-        self.eyes = inference.sight(self.model, self.tokenizer, str(node.folder))
+        self.image_inputs = inference.load_image_inputs(self.model, self.tokenizer, str(node.folder))
         checkpoint.ends_answers(self.model.generation_config, self.tokenizer)  # a borrowed template's end, too
 
     def answer(self, system: str, said: Any, given: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Speaker:
 
         turns = [*self.turns, {"role": "user", "content": said}]
         ids, beside = prompt(
-            self.model, self.tokenizer, self.eyes, [{"role": "system", "content": system}] * bool(system) + turns
+            self.model, self.tokenizer, self.image_inputs, [{"role": "system", "content": system}] * bool(system) + turns
         )
         room = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", len(ids) + _LONGEST)) - len(ids)
         if room < 1:
@@ -163,7 +163,7 @@ class Chat:
         """Let a picture go with the next message; UserError where there is none, or nobody who could see it."""
         from pipeline.data import pictures
 
-        if not any(speaker.eyes for speaker in self.speakers):
+        if not any(speaker.image_inputs for speaker in self.speakers):
             raise UserError(
                 f"/image: {', '.join(speaker.name for speaker in self.speakers)}: reads texts alone, and sees no picture"
             )

@@ -1,4 +1,4 @@
-"""What a trainer reads, and padding, by which rows of different lengths become one tensor."""
+"""What a trainer reads: batches, the collator of causal models, and padding, by which rows of different lengths become one tensor."""
 
 from __future__ import annotations
 
@@ -23,6 +23,49 @@ class Batches:
     collator: Callable[[list[Any]], Mapping[str, Any]]  # examples → a batch
     sample: Mapping[str, Any]  # the columns of the first example before packing
     sampler: Callable[[Any, Any], Any] | None = None  # arguments, data set → its order, where it isn't the stock Trainer's
+
+
+@dataclass
+class CausalCollator:
+    """Batch rows for a causal model.
+
+    Packed rows (with `seq_lengths`) get position ids that begin again with each document and no
+    attention mask, which is how transformers keeps documents apart; padding is one more document.
+    Other rows get an attention mask. Result: (batch, length) int64 `input_ids`, `labels` (-100 where
+    nothing is learned) and `position_ids` or `attention_mask`. With `flat` packed rows become one row, without padding.
+    `length`: that packed rows are padded to, where batches must all have the same shape.
+    """
+
+    pad_id: int
+    flat: bool = False
+    length: int = 0
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate rows of different lengths, padded on the right."""
+        import torch
+
+        longest = max(len(row["input_ids"]) for row in rows)
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+        packed = "seq_lengths" in rows[0]
+        if packed:
+            rows, longest = self._shaped(rows, longest)
+        extra = batch.setdefault("position_ids" if packed else "attention_mask", [])
+        for row in rows:
+            padding = longest - len(row["input_ids"])
+            batch["input_ids"].append(list(row["input_ids"]) + [self.pad_id] * padding)
+            batch["labels"].append(list(row["labels"]) + [IGNORED] * padding)
+            if packed:
+                extra.append([position for length in [*row["seq_lengths"], padding] for position in range(length)])
+            else:
+                extra.append([1] * len(row["input_ids"]) + [0] * padding)
+        return {key: torch.tensor(values) for key, values in batch.items()}
+
+    def _shaped(self, rows: Sequence[dict[str, Any]], longest: int) -> tuple[Sequence[dict[str, Any]], int]:
+        """Return packed rows as they are to be batched, and the length of a row."""
+        if not self.flat:
+            return rows, max(longest, self.length)
+        joined = {key: [value for row in rows for value in row[key]] for key in ("input_ids", "labels", "seq_lengths")}
+        return [joined], max(len(joined["input_ids"]), self.length * len(rows))
 
 
 def pad(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:

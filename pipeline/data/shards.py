@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.kept import spans
 from pipeline.data.rows import Rows
-from pipeline.data.tokens import tables, write_tables
+from pipeline.data.token_tables import tables, write_tables
 from pipeline.system import cache, cores
 from pipeline.system.process import Progress
 

@@ -1,16 +1,12 @@
-"""Rows → tokens: rendering, masks, packing row by row, and the batches that a causal model reads."""
+"""Rows → tokens: ids and labels of texts, conversations and answers, in pieces that fit the model."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,13 +17,8 @@ from pipeline.models.chat_template import Writer
 from pipeline.models.control import common
 from pipeline.models.logits import IGNORED
 from pipeline.models.tokenization import stop_ids
-from pipeline.system import cache
-from pipeline.system.process import Progress
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    import torch
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 Tokens = dict[str, list[int]]
@@ -230,182 +221,7 @@ def text_pieces(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_len
             yield {"input_ids": piece, "labels": labels, "row": number}
 
 
-def write(tokens: Iterable[dict[str, Any]], path: Path) -> Dataset:
-    """Write token rows to an Arrow file, in batches, and open it as a data set that lies on disk."""
-    import datasets
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tables(tables(tokens), path)
-    return datasets.Dataset.from_file(str(path))
-
-
-def tables(tokens: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
-    """Yield token rows in tables, whose columns are those of the first row."""
-    rows = iter(tokens)
-    if first := next(rows, None):
-        schema = _features(first).arrow_schema
-        for batch in batched(itertools.chain([first], rows), _length):
-            yield _table(batch, schema)
-
-
-def write_tables(tables: Iterator[pa.Table], path: Path) -> int:
-    """Write tables to an Arrow file with the columns of the first, each as a record batch; return how many rows they have."""
-    import pyarrow as pa
-
-    first, number = next(tables, _table([], _features(None).arrow_schema)), 0
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
-        for table in itertools.chain([first], tables):
-            stream.write_table(table.cast(first.schema).combine_chunks())
-            number += len(table)
-    return number
-
-
-def table(tokens: Iterable[dict[str, Any]]) -> Dataset:
-    """Return token rows as a data set in memory; for as many as a chunk of a stream has."""
-    import datasets
-
-    rows = list(tokens)
-    return datasets.Dataset(_table(rows, _features(rows[0] if rows else None).arrow_schema))
-
-
-def _features(first: Mapping[str, Any] | None) -> Any:
-    """Return the columns of token rows by the first of them."""
-    import datasets
-
-    kinds = {int: datasets.Value("int32"), float: datasets.Value("float32"), bytes: datasets.Value("binary")}
-
-    def kind(value: Any) -> Any:
-        numbers = float if np.asarray(value).dtype.kind == "f" and len(value) else int  # an empty list is one of ids
-        return datasets.List(kinds[numbers])
-
-    found = first or {"input_ids": []}
-    return datasets.Features({key: kinds.get(type(value)) or kind(value) for key, value in found.items()})
-
-
-def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> pa.Table:
-    import pyarrow as pa
-
-    # Given the type at once, pyarrow cuts fractions to whole numbers without a word; a cast raises.
-    columns = [pa.array([row[name] for row in rows]).cast(schema.field(name).type) for name in schema.names]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _length(row: Mapping[str, Any]) -> int:
-    return sum(len(value) for value in row.values() if not isinstance(value, (int, float)))
-
-
 def pair_length(tokens: Tokens) -> int:
     """Return the tokens of a prompt and the longest answer to it."""
     answers = [len(ids) for column, ids in tokens.items() if column.endswith("_ids") and column != "prompt_ids"]
     return len(tokens["prompt_ids"]) + max(answers)
-
-
-def pair_lengths(dataset: Dataset) -> np.ndarray:
-    """Return `pair_length` of each row; (rows,) int64, without a Python object for any of them."""
-    columns = [name for name in dataset.column_names if name.endswith("_ids")]
-    arrow, found = dataset.select_columns(columns).with_format("arrow"), []
-    for start in range(0, len(dataset), _BATCH):
-        table = arrow[start : start + _BATCH]
-        lengths = {name: table[name].combine_chunks().value_lengths().to_numpy() for name in columns}
-        prompt = lengths.pop("prompt_ids")
-        found.append(prompt + np.maximum.reduce(list(lengths.values())))
-    return np.concatenate(found).astype(np.int64)
-
-
-def pack(dataset: Dataset, max_length: int, say: Callable[[str], Any] = str) -> Dataset:
-    """Pack documents into rows of at most `max_length` tokens by best fit among a thousand of them.
-
-    `seq_lengths` tells the documents of a row apart, `row` says which row of the recipe each was made from. The result
-    lies beside the file of the data set, if it has one, and is made once.
-    """
-    import datasets
-    import pyarrow as pa
-
-    if not dataset.cache_files:
-        return datasets.Dataset(pa.concat_tables(_packed(dataset, max_length, say)))
-    path = Path(dataset.cache_files[0]["filename"]).with_name(f"packed-{max_length}{_selected(dataset)}.arrow")
-    cache.once(path, lambda partial: write_tables(_packed(dataset, max_length, say), partial))
-    return datasets.Dataset.from_file(str(path))
-
-
-def _selected(dataset: Dataset) -> str:
-    """Return what tells a selection of examples from another; empty where it is all of them."""
-    chosen = dataset._indices
-    return f"-{hashlib.sha256(chosen.column(0).to_numpy().tobytes()).hexdigest()[:16]}" if chosen is not None else ""
-
-
-def _packed(dataset: Dataset, max_length: int, say: Callable[[str], Any]) -> Iterator[pa.Table]:
-    """Yield tables of packed rows, each made from a thousand documents."""
-    import datasets
-    import pyarrow as pa
-    from trl.data_utils import pack_dataset
-
-    arrow, progress = dataset.with_format("arrow"), Progress(say)
-    for start in range(0, len(dataset), _BATCH):
-        progress.tell(lambda: f"packs: {start:,} of {len(dataset):,} pieces of text")  # noqa: B023
-        table = arrow[start : start + _BATCH]
-        table = table.take(pa.array(np.arange(len(table))))  # a slice keeps the offsets that it has in the whole
-        lengths = table["input_ids"].combine_chunks().value_lengths().to_numpy()
-        # The number of a document is repeated for each of its tokens, since packing cuts all columns alike.
-        spread = _with_rows(table, np.repeat(table["row"].to_numpy(), lengths), lengths)
-        packed = pack_dataset(datasets.Dataset(spread), max_length, strategy="bfd").with_format("arrow")[:]
-        lengths = packed["seq_lengths"].combine_chunks()
-        tokens, numbers = lengths.flatten().to_numpy(), packed["row"].combine_chunks().flatten().to_numpy()
-        yield _with_rows(packed, numbers[np.cumsum(tokens) - tokens], lengths.value_lengths().to_numpy())
-
-
-def numbered(dataset: Dataset) -> Dataset:
-    """Return the examples with a number each, so that what is drawn for one depends on nothing else."""
-    return dataset.add_column("example", np.arange(len(dataset)))
-
-
-def _with_rows(table: pa.Table, numbers: np.ndarray, lengths: np.ndarray) -> pa.Table:
-    """Return the table with lists of row numbers, of the given lengths, in the column `row`."""
-    import pyarrow as pa
-
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    rows = pa.ListArray.from_arrays(pa.array(offsets), pa.array(numbers, pa.int32()))
-    return table.set_column(table.schema.get_field_index("row"), "row", rows)
-
-
-@dataclass
-class CausalCollator:
-    """Batch rows for a causal model.
-
-    Packed rows (with `seq_lengths`) get position ids that begin again with each document and no
-    attention mask, which is how transformers keeps documents apart; padding is one more document.
-    Other rows get an attention mask. Result: (batch, length) int64 `input_ids`, `labels` (-100 where
-    nothing is learned) and `position_ids` or `attention_mask`. With `flat` packed rows become one row, without padding.
-    `length`: that packed rows are padded to, where batches must all have the same shape.
-    """
-
-    pad_id: int
-    flat: bool = False
-    length: int = 0
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate rows of different lengths, padded on the right."""
-        import torch
-
-        longest = max(len(row["input_ids"]) for row in rows)
-        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-        packed = "seq_lengths" in rows[0]
-        if packed:
-            rows, longest = self._shaped(rows, longest)
-        extra = batch.setdefault("position_ids" if packed else "attention_mask", [])
-        for row in rows:
-            padding = longest - len(row["input_ids"])
-            batch["input_ids"].append(list(row["input_ids"]) + [self.pad_id] * padding)
-            batch["labels"].append(list(row["labels"]) + [IGNORED] * padding)
-            if packed:
-                extra.append([position for length in [*row["seq_lengths"], padding] for position in range(length)])
-            else:
-                extra.append([1] * len(row["input_ids"]) + [0] * padding)
-        return {key: torch.tensor(values) for key, values in batch.items()}
-
-    def _shaped(self, rows: Sequence[dict[str, Any]], longest: int) -> tuple[Sequence[dict[str, Any]], int]:
-        """Return packed rows as they are to be batched, and the length of a row."""
-        if not self.flat:
-            return rows, max(longest, self.length)
-        joined = {key: [value for row in rows for value in row[key]] for key in ("input_ids", "labels", "seq_lengths")}
-        return [joined], max(len(joined["input_ids"]), self.length * len(rows))

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.batches import pad
-from pipeline.data.sight import COLUMN, Sight
-from pipeline.data.tokens import IGNORED, CausalCollator, Tokens
+from pipeline.data.batches import CausalCollator, pad
+from pipeline.data.image_inputs import PIXEL_COLUMN, ImageInputs
+from pipeline.data.tokens import IGNORED, Tokens
 from pipeline.models import parts, vision_language
 from pipeline.models.logits import at
 from pipeline.models.tokenization import render
@@ -130,25 +130,32 @@ def rewards(model: PreTrainedModel, rows: Sequence[Tokens], pad_id: int) -> list
     return found
 
 
-def sight(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str) -> Sight | None:
+def load_image_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str) -> ImageInputs | None:
     """Return what makes a model's input of pictures, read from its folder, and let the tokenizer know their token; None where it sees none."""
-    if not vision_language.sees(model):
+    if not vision_language.reads_images(model):
         return None
-    vision_language.settle(tokenizer, model.config)
-    return Sight.at(folder, model.config)
+    vision_language.name_image_token(tokenizer, model.config)
+    return ImageInputs.from_folder(folder, model.config)
 
 
 def prompt(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eyes: Sight | None, turns: Sequence[Mapping[str, Any]]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_inputs: ImageInputs | None,
+    turns: Sequence[Mapping[str, Any]],
 ) -> tuple[list[int], dict[str, torch.Tensor]]:
     """Return the ids by which the next answer of a conversation is asked for, and its pictures where the model sees.
 
-    `turns`: messages, whose parts hold their pictures. `eyes`: by `sight`.
+    `turns`: messages, whose parts hold their pictures. `image_inputs`: by `load_image_inputs`.
     """
-    if eyes is None:
-        return render(tokenizer, parts.blind(turns), answer_next=True), {}
-    seen = eyes.seen({"input_ids": render(tokenizer, parts.bare(turns), answer_next=True)}, parts.pictures(turns))
-    return seen["input_ids"], {name: value.to(model.device) for name, value in eyes.columns([seen[COLUMN]]).items()}
+    if image_inputs is None:
+        return render(tokenizer, parts.texts_alone(turns), answer_next=True), {}
+    encoded = image_inputs.add_images(
+        {"input_ids": render(tokenizer, parts.bare(turns), answer_next=True)}, parts.pictures(turns)
+    )
+    return encoded["input_ids"], {
+        name: value.to(model.device) for name, value in image_inputs.columns([encoded[PIXEL_COLUMN]]).items()
+    }
 
 
 def num_targets(rows: Sequence[Tokens]) -> list[int]:

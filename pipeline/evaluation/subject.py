@@ -16,9 +16,9 @@ from pipeline.chain.finished import Finished
 from pipeline.chain.stage import Stage
 from pipeline.data import recipe as recipes
 from pipeline.data import types
+from pipeline.data.image_inputs import PIXEL_COLUMN, ImageCollator, ImageInputs
 from pipeline.data.judge import Judge
 from pipeline.data.recipe import Recipe
-from pipeline.data.sight import COLUMN, Sight, SightCollator
 from pipeline.data.tokens import Tokens
 from pipeline.data.types import Row
 from pipeline.evaluation import inference
@@ -99,7 +99,7 @@ class StageModel:
             self.borrows = False
             return tokenizer
         if self.sees:
-            vision_language.settle(tokenizer, self.config)
+            vision_language.name_image_token(tokenizer, self.config)
         self.borrows = bool(self.template) and not tokenizer.chat_template
         tokenizer.chat_template = tokenizer.chat_template or self.template
         return tokenizer
@@ -135,9 +135,9 @@ class StageModel:
         return self.family == vision_language.FAMILY
 
     @cached_property
-    def sight(self) -> Sight:
+    def image_inputs(self) -> ImageInputs:
         """What makes its input of the pictures of a conversation, where it sees."""
-        return Sight.at(self.where, self.config)
+        return ImageInputs.from_folder(self.where, self.config)
 
     def prompt(self, turns: Turns, encode: Callable[[Turns], Mapping[str, list[int]]] | None = None) -> dict[str, Any]:
         """Return an encoded conversation, its pictures under `pixels`; without them where it sees none.
@@ -146,13 +146,15 @@ class StageModel:
         """
         encode = encode or (lambda given: {"input_ids": render(self.tokenizer, given, answer_next=True)})
         return (
-            self.sight.seen(encode(parts.bare(turns)), parts.pictures(turns)) if self.sees else dict(encode(parts.blind(turns)))
+            self.image_inputs.add_images(encode(parts.bare(turns)), parts.pictures(turns))
+            if self.sees
+            else dict(encode(parts.texts_alone(turns)))
         )
 
     def nats(self, rows: Sequence[Tokens]) -> list[float]:
         """Return −Σ log p of the rows' targets."""
         pad_id = int(self.tokenizer.pad_token_id)
-        return inference.nats(self.model, rows, pad_id, SightCollator(self.sight, pad_id) if self.sees else None)
+        return inference.nats(self.model, rows, pad_id, ImageCollator(self.image_inputs, pad_id) if self.sees else None)
 
     def rewards(self, rows: Sequence[Tokens]) -> list[float]:
         """Return its scores of rows, where it is a reward model."""
@@ -162,20 +164,20 @@ class StageModel:
         """Return a reply to each conversation: greedy, or sampled with a seed."""
         given = [self.prompt(turns) for turns in prompts]
         return self.continued(
-            [one["input_ids"] for one in given], max_new_tokens, seed, [one.get(COLUMN, b"") for one in given]
+            [one["input_ids"] for one in given], max_new_tokens, seed, [one.get(PIXEL_COLUMN, b"") for one in given]
         )
 
     def continued(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None, looks: Sequence[bytes] = ()
+        self, prompts: Sequence[list[int]], max_new_tokens: int, seed: int | None = None, pixels: Sequence[bytes] = ()
     ) -> list[inference.Reply]:
-        """Return what it writes after each prompt (ids), asked once and remembered; `looks`: the pictures of each."""
+        """Return what it writes after each prompt (ids), asked once and remembered; `pixels`: the pictures of each."""
 
         def beside(places: Sequence[int]) -> dict[str, Any]:
-            return self.sight.columns([looks[place] for place in places])
+            return self.image_inputs.columns([pixels[place] for place in places])
 
-        key = json.dumps([prompts, max_new_tokens, seed, [hashes.digest([one.hex()]) for one in looks if one]])
+        key = json.dumps([prompts, max_new_tokens, seed, [hashes.digest([one.hex()]) for one in pixels if one]])
         if key not in self._replies:
-            more = [beside] if any(looks) else []
+            more = [beside] if any(pixels) else []
             self._replies[key] = inference.replies(self.model, self.tokenizer, prompts, max_new_tokens, seed, *more)
         return self._replies[key]
 

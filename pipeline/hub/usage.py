@@ -79,7 +79,7 @@ def _pairs(repo: str) -> Iterator[str]:
     yield "print(model(**inputs).logits_per_image.softmax(-1))"
 
 
-def _seeing(repo: str, name: str, prompt: str, crosses: bool) -> Iterator[str]:
+def _vision_language(repo: str, name: str, prompt: str, crosses: bool) -> Iterator[str]:
     shown = '{"type": "image"}' if crosses else '{"type": "image", "image": picture}'
     yield f"from PIL import Image\nfrom transformers import {name}, AutoProcessor"
     yield f'processor, model = AutoProcessor.from_pretrained({repo}, backend="pil"), {name}.from_pretrained({repo})'
@@ -98,7 +98,7 @@ def _code(subject: Subject) -> Iterator[str]:
     repo, name = f'"{subject.repo}", revision="{subject.tag}"', subject.auto
     if str(subject.record["family"]) == "vision_language":
         prompt = (subject.samples or [{"prompt": "What is this?"}])[0]["prompt"][:_PROMPT_CUT]
-        yield from _seeing(repo, name, prompt, crosses=subject.config["model_type"] == idefics.TYPE)
+        yield from _vision_language(repo, name, prompt, crosses=subject.config["model_type"] == idefics.TYPE)
         return
     if str(subject.record["family"]) == "dual_encoder":
         yield from _pairs(repo)

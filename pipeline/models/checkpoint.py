@@ -37,7 +37,7 @@ def writer(config: Any) -> Any:
     """Return the library's class that loads or builds a model which writes: a causal one, or one that also sees."""
     from transformers import AutoModelForCausalLM
 
-    return vision_language.of(config).model_class() if vision_language.sees(config) else AutoModelForCausalLM
+    return vision_language.of(config).model_class() if vision_language.reads_images(config) else AutoModelForCausalLM
 
 
 def merge(model: Any, sample: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, float]:

@@ -66,6 +66,6 @@ def bare(turns: Turns) -> list[dict[str, Any]]:
     ]
 
 
-def blind(turns: Turns) -> list[dict[str, Any]]:
+def texts_alone(turns: Turns) -> list[dict[str, Any]]:
     """Return a conversation as it is read by a model that sees no picture: texts alone."""
     return [{**turn, "content": words(turn["content"])} for turn in turns]

@@ -17,12 +17,12 @@ FAMILY = "vision_language"
 
 
 class Class(NamedTuple):
-    """What the library calls the parts of a model that sees, and what is made for it."""
+    """What the library calls the parts of a vision-language model, and what is made for it."""
 
     tower: str
-    between: tuple[str, ...]  # tower and language model
+    connector: tuple[str, ...]  # what lies between tower and language model
     language: str
-    of_patches: tuple[str, ...]  # that are asked for each patch of a picture
+    patch_modules: tuple[str, ...]  # that are asked for each patch of a picture
     num_tokens: Callable[[Any], int]  # of a picture
     processor: Callable[[Any, Any, Any], Any]
     model_class: Callable[[], Any]
@@ -43,34 +43,34 @@ _PROBE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text
 _PARTS = (Path(__file__).parent / "templates" / "parts.jinja").read_text(encoding="utf-8")
 
 
-def sees(model: Any) -> bool:
-    """Say whether a model, or its configuration, is one that sees."""
+def reads_images(model: Any) -> bool:
+    """Say whether a model, or its configuration, is a vision-language model."""
     return getattr(model, "config", model).model_type in _CLASSES
 
 
-def crosses(model: Any) -> bool:
-    """Say whether a model that sees, or its configuration, reads pictures by cross-attention, and not in the places of tokens."""
+def uses_cross_attention(model: Any) -> bool:
+    """Say whether a vision-language model, or its configuration, reads pictures by cross-attention, and not in the places of tokens."""
     return bool(getattr(model, "config", model).model_type == idefics.TYPE)
 
 
 def of(model: Any) -> Class:
-    """Return what is known of the class of a model that sees, or of its configuration."""
+    """Return what is known of the class of a vision-language model, or of its configuration."""
     return _CLASSES[getattr(model, "config", model).model_type]
 
 
 def tower(model: Any) -> Any:
-    """Return the part of a model that sees which reads pictures."""
+    """Return the part of a vision-language model that reads pictures."""
     return getattr(model.model, of(model).tower)
 
 
-def redraw_tower(model: Any) -> None:
-    """Give the tower of a model that sees random weights."""
+def reinitialize_tower(model: Any) -> None:
+    """Give the tower of a vision-language model random weights."""
     own = tower(model)
-    drawn = tower(type(model)(model.config)) if crosses(model) else type(own)(model.config.vision_config)
+    drawn = tower(type(model)(model.config)) if uses_cross_attention(model) else type(own)(model.config.vision_config)
     own.load_state_dict(drawn.state_dict())
 
 
-def settle(tokenizer: Any, config: Any) -> None:
+def name_image_token(tokenizer: Any, config: Any) -> None:
     """Let a tokenizer know by name which token stands for the patches of a picture, as that of an older folder may not."""
     if parts.token_of(tokenizer) is None:
         tokenizer._set_model_specific_special_tokens({"image_token": tokenizer.convert_ids_to_tokens(config.image_token_id)})
@@ -105,15 +105,15 @@ def _writes_parts(tokenizer: Any, mark: str) -> bool:
 
 def patches_beside(config: Any, batch: Mapping[str, Any]) -> int:
     """Return how many patches of a batch are not among its tokens, as they are where a model reads them in their places."""
-    return 0 if sees(config) and not crosses(config) else vision.patches(config, batch)
+    return 0 if reads_images(config) and not uses_cross_attention(config) else vision.patches(config, batch)
 
 
 def operations(model: Any, batch: Mapping[str, Any]) -> int:
     """Estimate the operations of a step on pictures: six for each parameter and patch, of texts beside them for each token."""
     body = getattr(model, "get_base_model", lambda: model)()
-    if not sees(body):
+    if not reads_images(body):
         return vision.operations(model, batch)
-    reading = [body.model.get_submodule(name) for name in of(body).of_patches]
+    reading = [body.model.get_submodule(name) for name in of(body).patch_modules]
     of_patches = sum(one.numel() for part in reading for one in part.parameters())
     rest = body.num_parameters(exclude_embeddings=True) - of_patches
     return int(6 * (vision.patches(body.config, batch) * of_patches + batch["input_ids"].numel() * rest))

@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline.chain.stage import Against
 from pipeline.data.kept import spans
-from pipeline.data.tokens import IGNORED, write
+from pipeline.data.token_tables import write
+from pipeline.data.tokens import IGNORED
 from pipeline.evaluation.metrics import Metric
 from pipeline.models.build import build, load, one_of
 from pipeline.models.logits import at, summed, token_scores

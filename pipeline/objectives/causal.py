@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.data import tokens
+from pipeline.data.batches import CausalCollator
 from pipeline.models.logits import num_targets, token_nats, token_scores
 from pipeline.objectives import Example, Objective, Scores, Text
 from pipeline.system.errors import UserError
@@ -56,9 +57,9 @@ class Causal(Objective):
         """Yield documents with their begin and end tokens; the pieces of a long one overlap by a token."""
         yield from tokens.text_pieces(text.rows, text.tokenizer, text.max_length)
 
-    def collator(self, tokenizer: Any, dataset: Any, seed: int) -> tokens.CausalCollator:
+    def collator(self, tokenizer: Any, dataset: Any, seed: int) -> CausalCollator:
         """Return the collator for packed rows."""
-        return tokens.CausalCollator(int(tokenizer.pad_token_id))
+        return CausalCollator(int(tokenizer.pad_token_id))
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of targets."""

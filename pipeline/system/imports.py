@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from pipeline.system import stand_ins, uncompiled, undivided
+from pipeline.system import deferred_compiler, deferred_dtensor, stand_ins
 
 
 def quicken() -> None:
@@ -101,7 +101,7 @@ _DRIVERS = ("nvidia*", "kfd", "dxg", "accel*")
 def known() -> tuple[dict[str, _Around], ...]:
     """Return what modules are run within on this machine."""
     own = sys.platform == "linux" and not any(True for name in _DRIVERS for _ in Path("/dev").glob(name))
-    return (_AROUND, uncompiled.AROUND, undivided.AROUND) if own else (_AROUND,)
+    return (_AROUND, deferred_compiler.AROUND, deferred_dtensor.AROUND) if own else (_AROUND,)
 
 
 class _Finder(MetaPathFinder):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.data.batches import pad
-from pipeline.data.sight import COLUMN
+from pipeline.data.image_inputs import PIXEL_COLUMN
 from pipeline.data.tokens import answered
 from pipeline.training import references, scoring
 from pipeline.training.alignment import AlignmentTrainer
@@ -87,8 +87,8 @@ class AnchoredTrainer(AlignmentTrainer):
     def _pictures(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the pictures of rows as often as each has answers; nothing where the model reads none."""
         collator = getattr(self.data_collator, "collator", self.data_collator)
-        eyes = getattr(collator, "sight", None)
-        return eyes.columns([row[COLUMN] for row in rows] * len(self.columns)) if eyes else {}
+        image_inputs = getattr(collator, "image_inputs", None)
+        return image_inputs.columns([row[PIXEL_COLUMN] for row in rows] * len(self.columns)) if image_inputs else {}
 
     def _parent_scores(self, rows: Sequence[dict[str, Any]]) -> references.Values:
         """Return the parent's log-probability of every token of the rows' answers."""

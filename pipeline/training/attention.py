@@ -33,7 +33,7 @@ def choose(run: Run, model: Any, collator: Any, longest: int) -> None:
     Flash kernels tell the documents of one long row apart, and not those of several rows. Compiled code wants every batch to
     have the same shape. Raises UserError where the library can't have the kernel.
     """
-    from pipeline.data.tokens import CausalCollator
+    from pipeline.data.batches import CausalCollator
 
     if name := run.options.attn_implementation:
         try:

@@ -132,7 +132,7 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 def numbers(model: Any) -> int:
     """Return how many numbers lie in the layers that can be held in 4 bits, in which no model that sees is opened."""
-    if not hasattr(model, "peft_config") or vision_language.sees(model):
+    if not hasattr(model, "peft_config") or vision_language.reads_images(model):
         return 0
     return sum(layer.weight.numel() for _, layer in _layers(model))
 

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.chain import directory, resume
 from pipeline.chain.run import Run
-from pipeline.data import doubts, mixture, shards, tokens, types
+from pipeline.data import doubts, mixture, shards, token_tables, types
 from pipeline.data.ranges import told
 from pipeline.data.recipe import Rows
 from pipeline.data.rows import length_for
@@ -104,7 +104,7 @@ def _sampled(run: Run, rows: Rows, encode: shards.Encode) -> Any:
     run.say(
         f"{run.recipe.name}: streamed; of a sample of {counted(len(rows.kept) + rows.held_out, 'row')} ({said}) {rows.held_out:,} are held out; dropped: {lost}"
     )
-    return tokens.table(encode(Rows(rows.kept[:_FIRST], name=rows.name)))
+    return token_tables.table(encode(Rows(rows.kept[:_FIRST], name=rows.name)))
 
 
 def streamed(run: Run, rows: Rows, encode: shards.Encode, packed: int) -> Streamed:

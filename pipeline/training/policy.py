@@ -22,14 +22,14 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from pipeline.data import shown
 from pipeline.data.batches import Batches, pad
-from pipeline.data.sight import COLUMN, PromptCollator, Sight, of_batch
+from pipeline.data.image_inputs import PIXEL_COLUMN, ImageInputs, ImagePromptCollator, pixels_of_batch
 from pipeline.data.tokens import pieces
 from pipeline.data.types import Row
 from pipeline.models.tokenization import render, stop_ids
 from pipeline.rewards import Completion
 from pipeline.rewards.mixture import Mixture
 from pipeline.system.errors import UserError
-from pipeline.training import guards, seeing
+from pipeline.training import guards, vision_language
 from pipeline.training.chat import row_length
 from pipeline.training.loop import prepare
 from pipeline.training.trainer import StageTrainer
@@ -72,10 +72,12 @@ class PromptOrder(RepeatSampler):
                     yield from itertools.repeat(index, self.mini_repeat_count)
 
 
-def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[PromptOrder], eyes: Sight | None = None) -> Batches:
+def prompts(
+    run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[PromptOrder], image_inputs: ImageInputs | None = None
+) -> Batches:
     """Return prompts that leave `max_completion_length` tokens for an answer; UserError where no position is left for one.
 
-    `eyes`: what encodes their pictures, where the model reads any.
+    `image_inputs`: what encodes their pictures, where the model reads any.
     """
     answer, whole = int(run.arguments["max_completion_length"]), row_length(run, model)
     if answer >= whole:
@@ -84,20 +86,22 @@ def prompts(run: Run, rows: Rows, tokenizer: Any, model: Any, order: type[Prompt
     def encoded(part: Rows) -> Iterator[dict[str, Any]]:
         return pieces(
             part.kept,
-            lambda row: seeing.encoded(eyes, row, {"input_ids": render(tokenizer, row["prompt"], answer_next=True)}),
+            lambda row: vision_language.add_images(
+                image_inputs, row, {"input_ids": render(tokenizer, row["prompt"], answer_next=True)}
+            ),
             whole - answer,
             False,
             part.dropped_by_encoding,
             part.too_long,
         )
 
-    dataset = prepare(run, rows, encoded, tokenizer, *seeing.settings(eyes, whole - answer))
+    dataset = prepare(run, rows, encoded, tokenizer, *vision_language.encoding_settings(image_inputs, whole - answer))
     guards.learns(dataset, rows.dropped + rows.dropped_by_encoding)
     shown.asked(rows.kept, tokenizer)
     dataset = dataset.add_column(PROMPT, dataset.select_columns("row").with_format("numpy")[:]["row"])
-    sample = seeing.sample(eyes, dataset[0], dataset[0]["input_ids"])
+    sample = vision_language.sample_columns(image_inputs, dataset[0], dataset[0]["input_ids"])
     collator: Any = partial(pad, pad_id=int(tokenizer.pad_token_id))
-    return Batches(dataset, PromptCollator(eyes, collator) if eyes else collator, sample, order)
+    return Batches(dataset, ImagePromptCollator(image_inputs, collator) if image_inputs else collator, sample, order)
 
 
 class PromptTrainer(StageTrainer):
@@ -138,13 +142,19 @@ class PolicyTrainer(PromptTrainer):
     _step: int  # trl's, backward passes so far
 
     def __init__(
-        self, model: Any, rewards: Mixture, arguments: Any, rows: Sequence[Row], eyes: Sight | None = None, **named: Any
+        self,
+        model: Any,
+        rewards: Mixture,
+        arguments: Any,
+        rows: Sequence[Row],
+        image_inputs: ImageInputs | None = None,
+        **named: Any,
     ) -> None:
-        """`rows`: those of the recipe, in which what rewards need stands, too; `eyes`: what makes a model's input of their pictures.
+        """`rows`: those of the recipe, in which what rewards need stands, too; `image_inputs`: what makes a model's input of their pictures.
 
         Without an adapter the reference is a copy of the model as it is now; trl would read it from a path again.
         """
-        self.rewards, self.eyes = rewards, eyes
+        self.rewards, self.image_inputs = rewards, image_inputs
         self._shown: dict[str, Any] = {}  # pictures of the prompts that are being answered
         self._since, self._before = Counter[str](), Counter[str]()  # since the last log, and before that
         self._failed = Counter[str]()  # failures that were logged
@@ -161,7 +171,7 @@ class PolicyTrainer(PromptTrainer):
 
     def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Let trl sample and score with the pictures that were prepared, and keep them beside the answers, of which it makes batches."""
-        self._shown = self.eyes.of_prompts([item[COLUMN] for item in inputs]) if self.eyes else {}
+        self._shown = self.image_inputs.prompt_columns([item[PIXEL_COLUMN] for item in inputs]) if self.image_inputs else {}
         self._shown = {name: self._prepare_input(value) for name, value in self._shown.items()}
         found = super()._generate_and_score_completions(inputs)
         shown, self._shown = self._shown, {}
@@ -259,7 +269,8 @@ class PolicyTrainer(PromptTrainer):
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         before = 2 + (self.beta != 0)
         return int(
-            super().floating_point_ops({"input_ids": ids, **of_batch(batch)}) * (1 + before / 3 / self.args.num_iterations)
+            super().floating_point_ops({"input_ids": ids, **pixels_of_batch(batch)})
+            * (1 + before / 3 / self.args.num_iterations)
         )
 
 

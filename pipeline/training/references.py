@@ -87,7 +87,7 @@ def digest(dataset: Any, columns: Sequence[str], depends: Mapping[str, Any]) -> 
     import torch
 
     from pipeline.chain import manifest
-    from pipeline.data.sight import COLUMN
+    from pipeline.data.image_inputs import PIXEL_COLUMN
 
     versions = manifest.versions()
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
@@ -98,8 +98,8 @@ def digest(dataset: Any, columns: Sequence[str], depends: Mapping[str, Any]) -> 
         ids = table[name].combine_chunks()
         for numbers in (ids.value_lengths(), ids.flatten()):
             total.update(numbers.to_numpy().tobytes())
-    for row in dataset if COLUMN in dataset.column_names else ():
-        total.update(len(row[COLUMN]).to_bytes(8, "little") + row[COLUMN])
+    for row in dataset if PIXEL_COLUMN in dataset.column_names else ():
+        total.update(len(row[PIXEL_COLUMN]).to_bytes(8, "little") + row[PIXEL_COLUMN])
     return total.hexdigest()
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.data import sight
+from pipeline.data.image_inputs import pixels_once_per_pair
 from pipeline.data.tokens import IGNORED
 
 _CLOSE = 1e-3  # nats between both ways of reading the first pairs; another mask than the one that was meant moves them more
@@ -62,7 +62,7 @@ def score_answers_alone(model: Any, joins: Callable[[], bool] = lambda: False) -
         scored = targets != IGNORED
         if joins():
             joined, places = join(columns["input_ids"], columns["attention_mask"])
-            columns |= sight.of_one_side(columns) | joined | {"attention_mask": _additive(model, joined["attention_mask"])}
+            columns |= pixels_once_per_pair(columns) | joined | {"attention_mask": _additive(model, joined["attention_mask"])}
         else:
             places = torch.arange(labels.numel(), device=labels.device).view(labels.shape)
         wanted = places[:, :-1][scored]

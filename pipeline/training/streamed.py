@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.chain import manifest
-from pipeline.data import stream, tokens
+from pipeline.data import packing, stream, token_tables
 from pipeline.data.mixture import Got
 from pipeline.data.shards import Encode
 from pipeline.data.stream import Place, Stream
@@ -166,9 +166,9 @@ class Streamed(torch.utils.data.Dataset[Any]):
         """Return the examples of a chunk, packed or not, shuffled by its place alone."""
         chunk = self.stream.chunk(pool, place, process, self.processes)
         rows = chunk.rows
-        dataset = tokens.table(self.encode(rows))
+        dataset = token_tables.table(self.encode(rows))
         if self.packed and len(dataset):
-            dataset = tokens.pack(dataset, self.packed)
+            dataset = packing.pack(dataset, self.packed)
         order = np.random.default_rng([self.stream.seed, pool, *place, process]).permutation(len(dataset))
         kept = len(rows.kept) - rows.dropped_by_encoding.total()
         counted = {name: getattr(rows, name) for name in _COUNTED}

@@ -1,1 +1,1 @@
-"""What `make serve` is made of: what may be asked, the generation of an answer, the routes."""
+"""What `make serve` is made of: the requests that it accepts, the generation of an answer, the routes."""

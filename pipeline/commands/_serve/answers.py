@@ -13,7 +13,7 @@ import torch
 from transformers import LogitsProcessor
 from transformers.cli.serving.utils import DirectStreamer, InferenceThread
 
-from pipeline.commands._serve.asked import TEXTS_ALONE, AskedChat, AskedText, Refused
+from pipeline.commands._serve.requests import TEXTS_ALONE, ChatRequest, CompletionRequest, Refused
 from pipeline.data import tokens
 from pipeline.evaluation import inference
 from pipeline.models import checkpoint, tokenization
@@ -68,24 +68,24 @@ class Model:
         self.tokenizer: Any = tokenization.load(folder)
         self.model = checkpoint.load(folder).to(hardware.device()).eval()
         self.model.config.use_cache = True
-        self.eyes = inference.sight(self.model, self.tokenizer, folder)
+        self.image_inputs = inference.load_image_inputs(self.model, self.tokenizer, folder)
         self.positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         checkpoint.ends_answers(self.model.generation_config, self.tokenizer)
         self._thread = InferenceThread()
 
-    def prompt(self, asked: AskedChat | AskedText) -> tuple[list[int], dict[str, torch.Tensor]]:
+    def prompt(self, request: ChatRequest | CompletionRequest) -> tuple[list[int], dict[str, torch.Tensor]]:
         """Return the tokens before the answer, and the pictures in their places; Refused where there can be none."""
-        if isinstance(asked, AskedChat):
+        if isinstance(request, ChatRequest):
             if not self.tokenizer.chat_template:
                 raise Refused(f"{self.name} has no chat template; ask it by /v1/completions", "model")
-            if not self.eyes and any(message.shows for message in asked.messages):
+            if not self.image_inputs and any(message.shows for message in request.messages):
                 raise Refused(f"messages: content: {TEXTS_ALONE}", "messages")
-            turns = [message.turn() for message in asked.messages]
+            turns = [message.turn() for message in request.messages]
             try:
-                return inference.prompt(self.model, self.tokenizer, self.eyes, turns)
+                return inference.prompt(self.model, self.tokenizer, self.image_inputs, turns)
             except UserError as error:
                 raise Refused(f"the chat template can't render these messages: {'; '.join(error.faults)}", "messages") from None
-        given = asked.prompt
+        given = request.prompt
         size = len(self.tokenizer)
         if isinstance(given, list) and isinstance(given[0], int):
             if any(not 0 <= int(token) < size for token in given):
@@ -94,23 +94,23 @@ class Model:
         text = given if isinstance(given, str) else str(given[0])
         return tokens.encode_text({"text": text}, self.tokenizer)["input_ids"][:-1], {}  # as pretraining began each text
 
-    def settings(self, asked: AskedChat | AskedText, read: int) -> Any:
+    def settings(self, request: ChatRequest | CompletionRequest, read: int) -> Any:
         """Return the node's own generation settings with what was asked for; Refused where the context is too short."""
         room = self.positions - read if self.positions else LONGEST
-        if room < 1 or (asked.longest or 0) > room:
-            wanted = f"{read + (asked.longest or 0)} tokens ({read} in the prompt, {asked.longest or 0} for the answer)"
+        if room < 1 or (request.longest or 0) > room:
+            wanted = f"{read + (request.longest or 0)} tokens ({read} in the prompt, {request.longest or 0} for the answer)"
             raise Refused(
                 f"This model's maximum context length is {self.positions} tokens, but {wanted} were requested",
-                asked.longest_name if room > 0 else ("messages" if isinstance(asked, AskedChat) else "prompt"),
+                request.longest_name if room > 0 else ("messages" if isinstance(request, ChatRequest) else "prompt"),
                 "context_length_exceeded",
             )
         found = copy.deepcopy(self.model.generation_config)
-        found.max_new_tokens = asked.longest or min(room, LONGEST)
-        if asked.temperature is not None or asked.top_p is not None:
-            found.do_sample = asked.temperature != 0
-            found.temperature, found.top_p, found.top_k = asked.temperature or 1.0, asked.top_p or 1.0, 0
-        if asked.logit_bias:
-            found.sequence_bias = self._biases(asked.logit_bias)
+        found.max_new_tokens = request.longest or min(room, LONGEST)
+        if request.temperature is not None or request.top_p is not None:
+            found.do_sample = request.temperature != 0
+            found.temperature, found.top_p, found.top_k = request.temperature or 1.0, request.top_p or 1.0, 0
+        if request.logit_bias:
+            found.sequence_bias = self._biases(request.logit_bias)
         return found
 
     def _biases(self, given: dict[str, float]) -> list[Any]:
@@ -120,7 +120,7 @@ class Model:
         return [[[int(token)], float(bias)] for token, bias in given.items()]
 
     async def stream(
-        self, asked: AskedChat | AskedText, ids: list[int], beside: Mapping[str, Any], settings: Any, answer: Answer
+        self, request: ChatRequest | CompletionRequest, ids: list[int], beside: Mapping[str, Any], settings: Any, answer: Answer
     ) -> AsyncIterator[str]:
         """Yield an answer piece by piece, up to a string that ends it, and keep count in `answer`; `beside`: pictures.
 
@@ -128,9 +128,9 @@ class Model:
         """
         queue: asyncio.Queue[Any] = asyncio.Queue()
         streamer = _Streamer(self.tokenizer._tokenizer, asyncio.get_running_loop(), queue)
-        done = self._thread.async_submit(self._generate, asked, ids, beside, settings, streamer)
+        done = self._thread.async_submit(self._generate, request, ids, beside, settings, streamer)
         done.add_done_callback(lambda ended: queue.put_nowait(ended.exception()))
-        held, stops = "", asked.stops
+        held, stops = "", request.stops
         keep = max(map(len, stops), default=1) - 1  # letters that may be the beginning of a string that ends it
         try:
             piece = await queue.get()
@@ -161,14 +161,19 @@ class Model:
             streamer.cancel()
 
     def _generate(
-        self, asked: AskedChat | AskedText, ids: list[int], beside: Mapping[str, Any], settings: Any, streamer: _Streamer
+        self,
+        request: ChatRequest | CompletionRequest,
+        ids: list[int],
+        beside: Mapping[str, Any],
+        settings: Any,
+        streamer: _Streamer,
     ) -> None:
         """Generate, on the thread of inference."""
         if streamer._cancelled.is_set():
             return
-        torch.manual_seed((secrets.randbits(63) if asked.seed is None else asked.seed) % 2**63)
+        torch.manual_seed((secrets.randbits(63) if request.seed is None else request.seed) % 2**63)
         row = torch.tensor([ids], device=self.model.device)
-        penalties = _Penalties(len(ids), asked.frequency_penalty or 0.0, asked.presence_penalty or 0.0)
+        penalties = _Penalties(len(ids), request.frequency_penalty or 0.0, request.presence_penalty or 0.0)
         with torch.no_grad():
             self.model.generate(
                 row, attention_mask=torch.ones_like(row), generation_config=settings, streamer=streamer, **beside,

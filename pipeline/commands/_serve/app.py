@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from pipeline.commands._serve.answers import Answer, Model
-from pipeline.commands._serve.asked import AskedChat, AskedText, Refused, refusal
+from pipeline.commands._serve.requests import ChatRequest, CompletionRequest, Refused, refusal
 
 
 def build(model: Model) -> FastAPI:
@@ -28,35 +28,35 @@ def build(model: Model) -> FastAPI:
         if name != model.name:
             raise Refused(f"The model '{name}' does not exist; this server has '{model.name}'", "model", "model_not_found", 404)
 
-    async def answered(asked: AskedChat | AskedText, form: Callable[..., dict[str, Any]]) -> Any:
-        known(asked.model)
-        ids, beside = model.prompt(asked)
-        settings, answer = model.settings(asked, len(ids)), Answer(len(ids))
-        pieces = model.stream(asked, ids, beside, settings, answer)
-        if asked.stream:
-            return StreamingResponse(_events(asked, form, pieces, answer), media_type="text/event-stream")
+    async def answered(request: ChatRequest | CompletionRequest, form: Callable[..., dict[str, Any]]) -> Any:
+        known(request.model)
+        ids, beside = model.prompt(request)
+        settings, answer = model.settings(request, len(ids)), Answer(len(ids))
+        pieces = model.stream(request, ids, beside, settings, answer)
+        if request.stream:
+            return StreamingResponse(_events(request, form, pieces, answer), media_type="text/event-stream")
         text = "".join([piece async for piece in pieces])
         return JSONResponse(form(text, answer.reason) | {"usage": answer.usage})
 
     @app.post("/v1/chat/completions")
-    async def chat(asked: AskedChat) -> Any:
-        head = _head("chatcmpl", "chat.completion.chunk" if asked.stream else "chat.completion", model.name)
+    async def chat(request: ChatRequest) -> Any:
+        head = _head("chatcmpl", "chat.completion.chunk" if request.stream else "chat.completion", model.name)
 
         def form(text: str | None, reason: str | None) -> dict[str, Any]:
-            said = {"role": "assistant", "content": text} if not asked.stream else {} if text is None else {"content": text}
-            kind = "delta" if asked.stream else "message"
+            said = {"role": "assistant", "content": text} if not request.stream else {} if text is None else {"content": text}
+            kind = "delta" if request.stream else "message"
             return head | {"choices": [{"index": 0, kind: said, "logprobs": None, "finish_reason": reason}]}
 
-        return await answered(asked, form)
+        return await answered(request, form)
 
     @app.post("/v1/completions")
-    async def complete(asked: AskedText) -> Any:
+    async def complete(request: CompletionRequest) -> Any:
         head = _head("cmpl", "text_completion", model.name)
 
         def form(text: str | None, reason: str | None) -> dict[str, Any]:
             return head | {"choices": [{"index": 0, "text": text or "", "logprobs": None, "finish_reason": reason}]}
 
-        return await answered(asked, form)
+        return await answered(request, form)
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
@@ -108,11 +108,11 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 async def _events(
-    asked: AskedChat | AskedText, form: Callable[..., dict[str, Any]], pieces: AsyncIterator[str], answer: Answer
+    request: ChatRequest | CompletionRequest, form: Callable[..., dict[str, Any]], pieces: AsyncIterator[str], answer: Answer
 ) -> AsyncIterator[str]:
     """Yield the events of a stream: who speaks, the pieces, why it ended, the usage if it was asked for, [DONE]."""
-    usage = {"usage": None} if asked.stream_options and asked.stream_options.include_usage else {}
-    if isinstance(asked, AskedChat):
+    usage = {"usage": None} if request.stream_options and request.stream_options.include_usage else {}
+    if isinstance(request, ChatRequest):
         first = form("", None) | usage
         first["choices"][0]["delta"]["role"] = "assistant"
         yield _event(first)

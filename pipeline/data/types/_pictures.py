@@ -117,7 +117,7 @@ def _tagged(value: Any, found: list[Any]) -> Any:
     return before
 
 
-def seen(value: Any) -> dict[str, str]:
+def message_picture(value: Any) -> dict[str, str]:
     """Return what a row holds of a picture that a message has, also as a data URL; Malformed where it has none."""
     if isinstance(value, str):
         head = _DATA.match(value)
@@ -181,18 +181,18 @@ def with_pictures(convert: Convert) -> Convert:
                 if isinstance(turns, list):  # no label
                     one[key], found = _restored(turns, given, column)
                     images += found
-            one[IMAGES] = [seen(picture) for picture in [*images, *column]]
+            one[IMAGES] = [message_picture(picture) for picture in [*images, *column]]
         return made
 
     return converted
 
 
-def sighted(formats: Sequence[Format]) -> tuple[Format, ...]:
+def with_picture_formats(formats: Sequence[Format]) -> tuple[Format, ...]:
     """Return formats of conversations that also read the pictures in them."""
     return tuple(one._replace(convert=with_pictures(one.convert), more=one.more | {IMAGE, IMAGES}) for one in formats)
 
 
-class Conversing(DatasetType):
+class Conversations(DatasetType):
     """Messages in which pictures may stand: {"type": "image"} is the place of one, and the n-th place has the n-th of `images`."""
 
     beside = sources.PICTURES

@@ -9,7 +9,7 @@ from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, Format, Malformed, Messages, Row
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, said, silent, spoken, thumb
-from pipeline.data.types._pictures import IMAGES, Conversing, sighted
+from pipeline.data.types._pictures import IMAGES, Conversations, with_picture_formats
 from pipeline.models import parts
 
 
@@ -45,14 +45,14 @@ def _conversation(column: str) -> Convert:
     return convert
 
 
-class Feedback(Conversing):
+class Feedback(Conversations):
     """A prompt, one answer, and whether somebody liked it."""
 
     columns = "`prompt` and `completion`, each a list of messages, and `label`, whether the answer was liked"
     items = "rated answers"
     asks = ("prompt",)
     matters: ClassVar[Mapping[str, str]] = MATTERS
-    formats = sighted((
+    formats = with_picture_formats((
         Format("prompt, completion and label", frozenset({"prompt", "completion", "label"}), _rated("completion"), FRAME),
         Format("prompt, response and label", frozenset({"prompt", "response", "label"}), _rated("response"), FRAME),
         Format("completion and label", frozenset({"completion", "label"}), _conversation("completion"), FRAME),

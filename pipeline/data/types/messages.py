@@ -14,7 +14,7 @@ from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, Format, Row
 from pipeline.data.types import Messages as Turns
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, silent, spoken, text, turn
-from pipeline.data.types._pictures import IMAGE, IMAGES, TEXTS, Conversing, seen, sighted
+from pipeline.data.types._pictures import IMAGE, IMAGES, TEXTS, Conversations, message_picture, with_picture_formats
 from pipeline.data.types._trees import TREE, best_answers
 from pipeline.models import parts
 
@@ -47,18 +47,18 @@ def _caption(column: str) -> Convert:
 
     def convert(row: Mapping[str, Any]) -> Row:
         asked = {"role": "user", "content": [{"type": IMAGE}]}
-        return {"messages": [asked, turn("assistant", text(row, column))], IMAGES: [seen(row[IMAGE])]}
+        return {"messages": [asked, turn("assistant", text(row, column))], IMAGES: [message_picture(row[IMAGE])]}
 
     return convert
 
 
-class Messages(Conversing):
+class Messages(Conversations):
     """One conversation a row; its last message is the assistant's."""
 
     columns = "`messages`: a conversation, a list of `role` and `content`"
     items = "conversations"
     matters: ClassVar[Mapping[str, str]] = MATTERS
-    formats = sighted((
+    formats = with_picture_formats((
         Format("OpenAI messages", frozenset({"messages"}), _listed("messages"), FRAME),
         Format("ShareGPT", frozenset({"conversations"}), _listed("conversations"), FRAME),
         Format("OpenAssistant trees", TREE, lambda row: [{"messages": turns} for turns in best_answers(row)]),

@@ -10,7 +10,7 @@ from pipeline.data import doubts
 from pipeline.data.doubts import Doubt
 from pipeline.data.types import Convert, Format, Malformed, Messages, Row
 from pipeline.data.types._columns import FRAME, MATTERS, framed, messages, said, silent, spoken, turn
-from pipeline.data.types._pictures import IMAGES, Conversing, sighted
+from pipeline.data.types._pictures import IMAGES, Conversations, with_picture_formats
 from pipeline.data.types._trees import TREE, ranked_pairs
 from pipeline.models import parts
 
@@ -64,14 +64,14 @@ def _is_dialogue(row: Mapping[str, Any]) -> bool:
 _SIDES = frozenset({"chosen", "rejected"})
 
 
-class Preference(Conversing):
+class Preference(Conversations):
     """One prompt a row, with the answer that was preferred and the one that was not."""
 
     columns = "`prompt`, `chosen`, `rejected`: each a list of messages"
     items = "pairs"
     asks = ("prompt",)
     matters: ClassVar[Mapping[str, str]] = MATTERS
-    formats = sighted((
+    formats = with_picture_formats((
         Format("ShareGPT pairs", _SIDES | {"conversations"}, _answers("conversations", "chosen", "rejected"), FRAME),
         Format("Human and Assistant", _SIDES, lambda row: _split(_dialogue(row["chosen"]), _dialogue(row["rejected"])), when=_is_dialogue),
         Format("question, chosen and rejected", _SIDES | {"question"}, _answers("question", "chosen", "rejected"), FRAME),

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.data.types import Format, Messages, Row
 from pipeline.data.types._columns import FRAME, framed, said, silent, spoken
-from pipeline.data.types._pictures import IMAGE, IMAGES, Conversing, with_pictures
+from pipeline.data.types._pictures import IMAGE, IMAGES, Conversations, with_pictures
 from pipeline.models import parts
 
 _ASKED = with_pictures(lambda row: {"prompt": framed(row, spoken(row, "prompt", "user"))})
@@ -21,7 +21,7 @@ def _prompt(row: Mapping[str, Any]) -> Row:
     return {**{key: value for key, value in row.items() if key not in (IMAGE, IMAGES)}, **asked}
 
 
-class Prompts(Conversing):
+class Prompts(Conversations):
     """One prompt a row, with whatever a reward wants to know about it."""
 
     columns = "`prompt`: a list of messages; any further columns, such as `answer`, which rewards read"

@@ -29,7 +29,7 @@ def shown(count: int = 90) -> list[tuple[str, str]]:
     return [(name, png(COLOURS[name], at)) for at in range(count) for name in [rng.choice(list(COLOURS))]]
 
 
-def seeing(setup: Setup) -> None:
+def vision_language(setup: Setup) -> None:
     """Conversations about pictures, and a vision transformer beside the parent."""
     import torch
     from transformers import ViTConfig, ViTModel
@@ -76,51 +76,51 @@ def images(setup: Setup, change) -> None:
         row["images"] = change(at, row["images"])
 
 
-@fault("sft", "writes no <image> where a message has a picture", plain=False, sound=seeing)
+@fault("sft", "writes no <image> where a message has a picture", plain=False, sound=vision_language)
 def a_template_that_drops_pictures(setup):
     """A template was written for texts and cuts tags out of them."""
     setup.template = CHATML.replace("message['content']", "message['content'] | replace('<image>', '')")
 
 
-@fault("sft", "writes no <image> where a message has a picture", plain=False, sound=seeing)
+@fault("sft", "writes no <image> where a message has a picture", plain=False, sound=vision_language)
 def a_template_that_writes_pictures_twice(setup):
     """A template puts a picture's tag in front of a message that has it already."""
     setup.template = CHATML.replace("message['content']", "message['content'] | replace('<image>', '<image><image>')")
 
 
-@fault("sft", "image tag without an image", plain=False, sound=seeing)
+@fault("sft", "image tag without an image", plain=False, sound=vision_language)
 def pictures_that_were_not_packed(setup):
     """The texts were copied to the machine that trains, and the pictures were not."""
     images(setup, lambda at, found: [])
 
 
-@fault("sft", "image without an image tag|no text says where it stands", plain=False, sound=seeing)
+@fault("sft", "image without an image tag|no text says where it stands", plain=False, sound=vision_language)
 def no_place_for_the_picture(setup):
     """A conversion to plain messages lost the parts that stand for pictures."""
     for row in setup.rows:
         row["messages"][0]["content"] = "What was the cow?"
 
 
-@fault("sft", "image file that is not there|no image|truncated", plain=False, sound=seeing)
+@fault("sft", "image file that is not there|no image|truncated", plain=False, sound=vision_language)
 def pictures_that_are_cut_off(setup):
     """The disk was full while pictures were copied."""
     images(setup, lambda at, found: [found[0] | {"bytes": base64.b64encode(base64.b64decode(found[0]["bytes"])[:60]).decode()}])
 
 
-@fault("sft", "have the same picture", plain=False, sound=seeing)
+@fault("sft", "have the same picture", plain=False, sound=vision_language)
 def one_picture_for_all(setup):
     """A loop over rows kept the first picture it had opened."""
     first = setup.rows[0]["images"]
     images(setup, lambda at, found: first)
 
 
-@fault("sft", "have the same picture|is all of one level|have the same answer", plain=False, sound=seeing)
+@fault("sft", "have the same picture|is all of one level|have the same answer", plain=False, sound=vision_language)
 def pictures_that_are_black(setup):
     """Pictures of 16 bits were cast to 8, and all but the darkest levels were lost."""
     images(setup, lambda at, found: [found[0] | {"bytes": png((0, 0, 0), 0)}])
 
 
-@fault("sft", "pictures make no clear difference", plain=False, sound=seeing)
+@fault("sft", "pictures make no clear difference", plain=False, sound=vision_language)
 def pictures_in_another_order(setup):
     """A table of pictures was sorted by name, and that of the texts was not."""
     rng = random.Random(1)
@@ -129,7 +129,7 @@ def pictures_in_another_order(setup):
     images(setup, lambda at, found: others[at])
 
 
-@fault("sft", "pictures make no clear difference", plain=False, sound=seeing)
+@fault("sft", "pictures make no clear difference", plain=False, sound=vision_language)
 def answers_of_the_row_before(setup):
     """A header line was counted as a row, so each picture has the answer of the one before."""
     others = [row["messages"] for row in setup.rows]
@@ -137,7 +137,7 @@ def answers_of_the_row_before(setup):
         row["messages"] = others[at - 1]
 
 
-@fault("sft", "pictures make no clear difference|carry nothing|hold the same number", plain=False, sound=seeing)
+@fault("sft", "pictures make no clear difference|carry nothing|hold the same number", plain=False, sound=vision_language)
 def a_tower_of_zeros(setup):
     """The first layer of the tower was saved before it was filled."""
     from safetensors.torch import load_file, save_file
@@ -148,37 +148,37 @@ def a_tower_of_zeros(setup):
     save_file(found, path, {"format": "pt"})
 
 
-@fault("sft", "reads 16 by 16", plain=False, sound=seeing)
+@fault("sft", "reads 16 by 16", plain=False, sound=vision_language)
 def pictures_of_another_size(setup):
     """The image processor was taken from the larger model of a family."""
     processor(setup, size={"height": 32, "width": 32})
 
 
-@fault("sft", "rescale_factor", plain=False, sound=seeing)
+@fault("sft", "rescale_factor", plain=False, sound=vision_language)
 def levels_that_are_divided_twice(setup):
     """Pictures were made levels of 0 to 1 by a data loader, and the factor was set so that both together fit."""
     processor(setup, rescale_factor=1 / 255**2)
 
 
-@fault("sft", "do_rescale is false", plain=False, sound=seeing)
+@fault("sft", "do_rescale is false", plain=False, sound=vision_language)
 def levels_that_are_never_divided(setup):
     """do_rescale was switched off for a data loader that did it, and that loader is not used here."""
     processor(setup, do_rescale=False)
 
 
-@fault("sft", "image_mean is", plain=False, sound=seeing)
+@fault("sft", "image_mean is", plain=False, sound=vision_language)
 def a_mean_of_levels_up_to_255(setup):
     """Mean and deviation were copied from a framework that counts levels from 0 to 255."""
     processor(setup, image_mean=[123.7, 116.3, 103.5], image_std=[58.4, 57.1, 57.4])
 
 
-@fault("sft", "no image processor", plain=False, sound=seeing)
+@fault("sft", "no image processor", plain=False, sound=vision_language)
 def a_tower_without_a_processor(setup):
     """The weights were downloaded, and preprocessor_config.json was not."""
     (setup.folder / "tower" / "preprocessor_config.json").unlink()
 
 
-@fault("sft", LACK, plain=False, sound=seeing)
+@fault("sft", LACK, plain=False, sound=vision_language)
 def a_tower_with_a_lost_tensor(setup):
     """A conversion script skipped the positions of the patches."""
     from safetensors.torch import load_file, save_file
@@ -187,25 +187,25 @@ def a_tower_with_a_lost_tensor(setup):
     save_file({name: value for name, value in load_file(path).items() if "position" not in name}, path, {"format": "pt"})
 
 
-@fault("sft", "takes vision or masked_vision or dual_encoder as its vision", plain=False, sound=seeing)
+@fault("sft", "takes vision or masked_vision or dual_encoder as its vision", plain=False, sound=vision_language)
 def a_tower_of_another_family(setup):
     """--vision names the language model."""
     setup.options["vision"] = setup.model
 
 
-@fault("sft", "tower", plain=False, sound=seeing)
+@fault("sft", "tower", plain=False, sound=vision_language)
 def a_tower_without_a_say(setup):
     """--vision names a tower, and nothing says what becomes of it."""
     del setup.options["tower"]
 
 
-@fault("sft", "the tower has 2 layers", plain=False, sound=seeing)
+@fault("sft", "the tower has 2 layers", plain=False, sound=vision_language)
 def a_layer_that_is_not_there(setup):
     """The layer whose patches are read was copied from a model of 24 layers."""
     setup.options["vision_feature_layer"] = -12
 
 
-@fault("sft", "more than|longer than|has more tokens|fit", plain=False, sound=seeing)
+@fault("sft", "more than|longer than|has more tokens|fit", plain=False, sound=vision_language)
 def pictures_that_do_not_fit(setup):
     """max_length was chosen for texts alone, and a picture takes more."""
     setup.options["max_length"] = 6
@@ -244,7 +244,7 @@ def negatives_of_a_part_of_a_batch(setup):
     setup.options["gradient_accumulation_steps"] = 4
 
 
-@correct("sft", sound=seeing)
+@correct("sft", sound=vision_language)
 def pictures_beside_texts(setup):
     """Some conversations have no picture."""
     setup.rows += [
@@ -258,13 +258,13 @@ def pictures_beside_texts(setup):
     ]
 
 
-@correct("sft", sound=seeing)
+@correct("sft", sound=vision_language)
 def a_trained_tower(setup):
     """Every parameter is trained."""
     setup.options |= {"tower": "trained", "method": "full", "learning_rate": 3e-3}
 
 
-@correct("sft", sound=seeing)
+@correct("sft", sound=vision_language)
 def the_levels_of_another_tower(setup):
     """Means and deviations as ImageNet has them."""
     processor(setup, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])

@@ -8,137 +8,148 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data import pictures
-from pipeline.data.tokens import CausalCollator
+from pipeline.data.batches import CausalCollator
 from pipeline.models import processors, vision, vision_language
 from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-COLUMN = "pixels"  # of an encoded row: all its pictures, (pictures, side, side, 3) uint8 as bytes
+PIXEL_COLUMN = "pixels"  # of an encoded row: all its pictures, (pictures, side, side, 3) uint8 as bytes
 
 
 @dataclass(frozen=True)
-class Sight:
+class ImageInputs:
     """What makes a model's input of the pictures of a conversation."""
 
-    images: Any  # the tower's image processor
-    token: int  # that stands for a patch
-    patches: int  # tokens of a picture
-    side: int  # of a picture, in pixels
+    image_processor: Any  # the tower's image processor
+    image_token_id: int  # that stands for a patch
+    tokens_per_image: int
+    image_size: int  # its side, in pixels
 
     @property
     def identity(self) -> list[Any]:
         """All that decides how rows are encoded, as JSON values."""
-        return [self.token, self.patches, self.side, self.images.to_json_string()]
+        return [self.image_token_id, self.tokens_per_image, self.image_size, self.image_processor.to_json_string()]
 
     @classmethod
-    def of(cls, config: Any, images: Any) -> Sight:
+    def for_config(cls, config: Any, image_processor: Any) -> ImageInputs:
         """Return that of a model that sees by its configuration; UserError where its image processor makes pictures of another size."""
         found = cls(
-            images, config.image_token_id, vision_language.of(config).num_tokens(config), config.vision_config.image_size
+            image_processor,
+            config.image_token_id,
+            vision_language.of(config).num_tokens(config),
+            config.vision_config.image_size,
         )
-        size = getattr(images, "crop_size", None) if getattr(images, "do_center_crop", False) else images.size
-        if not size or (size.height, size.width) != (found.side, found.side):
+        size = (
+            getattr(image_processor, "crop_size", None)
+            if getattr(image_processor, "do_center_crop", False)
+            else image_processor.size
+        )
+        if not size or (size.height, size.width) != (found.image_size, found.image_size):
             raise UserError(
-                f"--vision: its image processor makes pictures of {dict(size or images.size)}, and the tower reads {found.side} by {found.side}"
+                f"--vision: its image processor makes pictures of {dict(size or image_processor.size)}, and the tower reads {found.image_size} by {found.image_size}"
             )
         return found
 
     @classmethod
-    def at(cls, folder: str, config: Any, role: str = "parent") -> Sight:
+    def from_folder(cls, folder: str, config: Any, role: str = "parent") -> ImageInputs:
         """Return that of a model that sees by its configuration, with the image processor of a folder or hub id."""
-        return cls.of(config, processors.image_processor(folder, role))
+        return cls.for_config(config, processors.image_processor(folder, role))
 
-    def look(self, cell: Mapping[str, str]) -> bytes:
+    def resized(self, cell: Mapping[str, str]) -> bytes:
         """Return the picture of a row's cell at the size that the tower reads, (side, side, 3) uint8 as bytes."""
         import numpy as np
 
-        found = self.images(images=pictures.shown(cell), do_rescale=False, do_normalize=False, return_tensors="np")
+        found = self.image_processor(images=pictures.shown(cell), do_rescale=False, do_normalize=False, return_tensors="np")
         levels = np.asarray(getattr(found, vision.PIXELS, found)[0])  # that of Idefics returns them alone
         return bytes(np.clip(np.rint(levels), 0, 255).astype(np.uint8).transpose(1, 2, 0).tobytes())
 
-    def seen(self, tokens: Mapping[str, list[int]], cells: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    def add_images(self, tokens: Mapping[str, list[int]], cells: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """Return encoded columns with as many tokens in the place of each picture as it has patches, and the pictures under `pixels`.
 
         UserError where the columns have another number of places than there are pictures, which a template lost or wrote twice.
         """
         marked = next(iter(tokens.values()))
-        if marked.count(self.token) != len(cells):
+        if marked.count(self.image_token_id) != len(cells):
             raise UserError(
-                f"chat_template: writes {marked.count(self.token)} image tokens for {len(cells)} pictures; it must write one for each "
+                f"chat_template: writes {marked.count(self.image_token_id)} image tokens for {len(cells)} pictures; it must write one for each "
                 'part of type "image"'
             )
-        wide = {name: self._wide(ids, marked if len(ids) == len(marked) else ids) for name, ids in tokens.items()}
-        return {**wide, COLUMN: b"".join(map(self.look, cells))}
+        expanded = {name: self._expanded(ids, marked if len(ids) == len(marked) else ids) for name, ids in tokens.items()}
+        return {**expanded, PIXEL_COLUMN: b"".join(map(self.resized, cells))}
 
-    def _wide(self, values: Sequence[int], ids: Sequence[int]) -> list[int]:
-        return [value for value, one in zip(values, ids, strict=True) for _ in range(self.patches if one == self.token else 1)]
+    def _expanded(self, values: Sequence[int], ids: Sequence[int]) -> list[int]:
+        return [
+            value
+            for value, one in zip(values, ids, strict=True)
+            for _ in range(self.tokens_per_image if one == self.image_token_id else 1)
+        ]
 
     def columns(self, pixels: Sequence[bytes]) -> dict[str, torch.Tensor]:
         """Return what a batch of encoded rows has beside its tokens: the pictures in their order, as the tower reads them.
 
         (pictures, 3, side, side); nothing where there are none.
         """
-        size = 3 * self.side**2
+        size = 3 * self.image_size**2
         each = [row[start : start + size] for row in pixels for start in range(0, len(row), size)]
-        return {vision.PIXELS: vision.normalised(vision.stacked(each, self.side), self.images)} if each else {}
+        return {vision.PIXELS: vision.normalised(vision.stacked(each, self.image_size), self.image_processor)} if each else {}
 
     def thumbnails(self, batch: Mapping[str, torch.Tensor]) -> list[list[str]]:
         """Return of each row of a batch its pictures, as many as it has places for."""
         pixels = batch.get(vision.PIXELS)
-        shown = [] if pixels is None else pictures.thumbnails(vision.shown(pixels, self.images))
-        counts = [int(count) // self.patches for count in (batch["input_ids"] == self.token).sum(1)]
+        shown = [] if pixels is None else pictures.thumbnails(vision.shown(pixels, self.image_processor))
+        counts = [int(count) // self.tokens_per_image for count in (batch["input_ids"] == self.image_token_id).sum(1)]
         left = iter(shown)
         return [list(itertools.islice(left, count)) for count in counts]
 
-    def of_prompts(self, pixels: Sequence[bytes]) -> dict[str, Any]:
+    def prompt_columns(self, pixels: Sequence[bytes]) -> dict[str, Any]:
         """Return the pictures of prompts and how many each has, as trl's trainers that sample take them; nothing where there are none."""
         columns = self.columns(pixels)
-        return {**columns, "num_images": [len(row) // (3 * self.side**2) for row in pixels]} if columns else {}
+        return {**columns, "num_images": [len(row) // (3 * self.image_size**2) for row in pixels]} if columns else {}
 
 
-def of_batch(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def pixels_of_batch(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return the column of a batch that holds its pictures; nothing where there is none."""
     return {name: batch[name] for name in (vision.PIXELS,) if name in batch}
 
 
-def of_one_side(columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def pixels_once_per_pair(columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the pictures of a batch of pairs once, where it has them for both sides, one half after the other."""
-    return {name: column.chunk(2)[0] for name, column in of_batch(columns).items()}
+    return {name: column.chunk(2)[0] for name, column in pixels_of_batch(columns).items()}
 
 
 @dataclass
-class PromptCollator:
+class ImagePromptCollator:
     """Batch encoded prompts with their pictures: what `ids` gives of all but these, and the pictures, for each of `answers` in turn."""
 
-    sight: Sight
+    image_inputs: ImageInputs
     ids: Callable[[list[Any]], Mapping[str, Any]]  # trl's collator, or `pad`
     answers: int = 1  # to a prompt that a batch holds, one after another, as a pair has two
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows; `pixel_values` holds the pictures of all prompts, once for each answer."""
-        batch = self.ids([{key: value for key, value in row.items() if key != COLUMN} for row in rows])
-        return {**batch, **self.sight.columns([row[COLUMN] for row in rows] * self.answers)}
+        batch = self.ids([{key: value for key, value in row.items() if key != PIXEL_COLUMN} for row in rows])
+        return {**batch, **self.image_inputs.columns([row[PIXEL_COLUMN] for row in rows] * self.answers)}
 
     def thumbnails(self, batch: Mapping[str, Any]) -> list[list[str]]:
         """Return the pictures of each prompt of a batch, whose answers have the same."""
-        shown = self.sight.thumbnails(batch)
+        shown = self.image_inputs.thumbnails(batch)
         return shown[: len(shown) // self.answers]
 
 
 @dataclass
-class SightCollator:
+class ImageCollator:
     """Batch encoded rows with their pictures: what `CausalCollator` gives, and `pixel_values` where a row has pictures."""
 
-    sight: Sight
+    image_inputs: ImageInputs
     pad_id: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows; the pictures of all of them stand in one tensor, in the order of their places."""
         batch = CausalCollator(self.pad_id)([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
-        return batch | self.sight.columns([row[COLUMN] for row in rows])
+        return batch | self.image_inputs.columns([row[PIXEL_COLUMN] for row in rows])
 
     def thumbnails(self, batch: Mapping[str, torch.Tensor]) -> list[list[str]]:
         """Return the pictures of each row of a batch."""
-        return self.sight.thumbnails(batch)
+        return self.image_inputs.thumbnails(batch)

@@ -8,7 +8,7 @@ import torch
 from pipeline.chain import manifest
 from pipeline.models import vision
 from tests.conftest import mostly_slow
-from tests.seeing import (
+from tests.vision_language import (
     encoded,
     flags,
     flags_of_dpo,
@@ -22,18 +22,18 @@ from tests.seeing import (
 )
 
 
-def test_a_row_with_a_picture_is_dropped_and_never_cut(run, made, seen, tmp_path):
-    _, tokenizer, eyes = opened(made / "sft")
-    shortest = min(len(encoded(row, tokenizer, eyes)["input_ids"]) for row in rows_of(seen))
-    status, _, err = run("sft", *flags(made, seen, "--max_length", str(shortest - 1), "--output", tmp_path / "short"))
+def test_a_row_with_a_picture_is_dropped_and_never_cut(run, made, picture_data, tmp_path):
+    _, tokenizer, image_inputs = opened(made / "sft")
+    shortest = min(len(encoded(row, tokenizer, image_inputs)["input_ids"]) for row in rows_of(picture_data))
+    status, _, err = run("sft", *flags(made, picture_data, "--max_length", str(shortest - 1), "--output", tmp_path / "short"))
     assert status == 0, err
     counted = manifest.read(tmp_path / "short")["recipe"]
-    assert counted["dropped"] == {f"longer than max_length {shortest - 1}": len(rows_of(seen))}
+    assert counted["dropped"] == {f"longer than max_length {shortest - 1}": len(rows_of(picture_data))}
     assert counted["kept"] in (2, 3)  # texts
 
 
-def test_lora_trains_the_projector_and_leaves_the_tower(made, seen):
-    before, after = vision.encoder(str(seen / "tower")).state_dict(), part(made / "sft", "vision_tower")
+def test_lora_trains_the_projector_and_leaves_the_tower(made, picture_data):
+    before, after = vision.encoder(str(picture_data / "tower")).state_dict(), part(made / "sft", "vision_tower")
     assert all(torch.equal(value, after[f"model.vision_tower.{key}"]) for key, value in before.items() if "pooler" not in key)
     adapter = json.loads((made / "sft" / "adapter" / "adapter_config.json").read_text())
     assert adapter["modules_to_save"] == ["multi_modal_projector"]
@@ -52,30 +52,30 @@ def test_lora_trains_the_projector_and_leaves_the_tower(made, seen):
         (["--method", "full", "--tower", "trained"], {"multi_modal_projector", "language_model", "vision_tower"}),
     ],
 )
-def test_what_is_trained_is_configuration(run, made, seen, tmp_path, more, moved):
-    status, _, err = run("sft", *flags(made, seen, *more, "--output", tmp_path / "next", parent="sft"))
+def test_what_is_trained_is_configuration(run, made, picture_data, tmp_path, more, moved):
+    status, _, err = run("sft", *flags(made, picture_data, *more, "--output", tmp_path / "next", parent="sft"))
     assert status == 0, err
     names = ("multi_modal_projector", "language_model", "vision_tower")
     assert {name for name in names if not same(part(made / "sft", name), part(tmp_path / "next", name))} == moved
 
 
 @pytest.mark.parametrize("parent", mostly_slow(["pretrain", "sft"], "pretrain"))
-def test_a_control_has_a_tower_with_random_weights(run, made, seen, tmp_path, parent):
-    flagged = flags(made, seen, "--init", "random_tower", "--output", tmp_path / "control", parent=parent)
+def test_a_control_has_a_tower_with_random_weights(run, made, picture_data, tmp_path, parent):
+    flagged = flags(made, picture_data, "--init", "random_tower", "--output", tmp_path / "control", parent=parent)
     assert run("sft", *flagged)[0] == 0
     assert not same(part(made / "sft", "vision_tower"), part(tmp_path / "control", "vision_tower"))
 
 
 @pytest.mark.parametrize("method", mostly_slow(["lora", "projector"], "lora"))
-def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, monkeypatch, method):
+def test_a_killed_stage_ends_with_the_same_weights(run, made, picture_data, tmp_path, monkeypatch, method):
     more = ["--method", method, "--save_steps", "1", "--max_steps", "3"]
-    assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "whole"))[0] == 0
-    killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, seen, *more), 4)
+    assert run("sft", *flags(made, picture_data, *more, "--output", tmp_path / "whole"))[0] == 0
+    killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, picture_data, *more), 4)
 
 
 @pytest.mark.parametrize("method", mostly_slow(["lora", "full", "projector"], "projector"))
-def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, seen, tmp_path, method):
-    two_train_as_one(run, made, seen, tmp_path, "multi_modal_projector", "--method", method)
+def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, picture_data, tmp_path, method):
+    two_train_as_one(run, made, picture_data, tmp_path, "multi_modal_projector", "--method", method)
 
 
 @pytest.mark.parametrize(
@@ -87,26 +87,30 @@ def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, s
         ("sft", ["--vision_feature_layer", "-9"], "vision_feature_layer: -9: the tower has 2 layers"),
         ("sft", ["--method", "rows"], "method: rows trains tokens by name"),
         ("sft", ["--method", "projector", "--tower", "trained"], "tower: trained: method: projector trains nothing but"),
-        ("dpo", ["--parent", "{made}/pretrain", "--data", "{seen}/pairs.jsonl"], "but dpo takes vision_language as its parent"),
+        (
+            "dpo",
+            ["--parent", "{made}/pretrain", "--data", "{picture_data}/pairs.jsonl"],
+            "but dpo takes vision_language as its parent",
+        ),
         ("rlhf", ["--tower", ""], "sft made a model of family vision_language, but rlhf takes causal as its parent"),
         ("rlhf", ["--use_vllm", "true"], "use_vllm: true: samples without the pictures of a prompt"),
         ("rlhf", ["--rewards", "{{}}"], "rewards: a reward model reads no pictures"),
     ],
 )
-def test_what_does_not_fit_is_told_in_a_line(run, made, seen, tmp_path, stage, more, fault):
-    words = [str(word).format(made=made, seen=seen) for word in more]
-    given = {"sft": flags, "dpo": flags_of_dpo, "rlhf": flags_of_rlhf}[stage](made, seen)
+def test_what_does_not_fit_is_told_in_a_line(run, made, picture_data, tmp_path, stage, more, fault):
+    words = [str(word).format(made=made, picture_data=picture_data) for word in more]
+    given = {"sft": flags, "dpo": flags_of_dpo, "rlhf": flags_of_rlhf}[stage](made, picture_data)
     status, out, err = run(stage, *given, *words, "--output", tmp_path / "out")
     assert status == 2
     assert fault in out + err
 
 
-def test_pictures_for_a_model_that_sees_none_are_refused(run, made, seen, tmp_path):
+def test_pictures_for_a_model_that_sees_none_are_refused(run, made, picture_data, tmp_path):
     given = [
         "--parent",
         made / "pretrain",
         "--data",
-        seen / "chats.jsonl",
+        picture_data / "chats.jsonl",
         "--chat_template",
         "chatml.jinja",
         "--max_length",

@@ -15,7 +15,7 @@ _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SI
 
 
 class _NoTensor:
-    """Stands for the class of divided tensors, of which there are none."""
+    """Stands for the class of distributed tensors, of which there are none."""
 
 
 def alone() -> bool:
@@ -24,7 +24,7 @@ def alone() -> bool:
 
 
 def tell(module: Any) -> None:
-    """Let a library's module take torch for one that can't divide a model, unless this process was launched."""
+    """Let a library's module take torch for one that cannot distribute a model, unless this process was launched."""
     if alone():
         module.is_torch_distributed_available = lambda: False
 
@@ -37,7 +37,7 @@ def _told(module: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _layers_without(module: Any) -> Iterator[None]:
-    """Let peft look for no divided layers."""
+    """Let peft look for no distributed layers."""
     yield
     if alone():
         module._torch_supports_distributed = False
@@ -45,7 +45,7 @@ def _layers_without(module: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _parameters_without(module: Any) -> Iterator[None]:
-    """Let the Trainer look for no divided parameters."""
+    """Let the Trainer look for no distributed parameters."""
     yield
     if alone():
         module.has_mixed_dtensor = lambda parameters: False
@@ -53,7 +53,7 @@ def _parameters_without(module: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _models_without(module: Any) -> Iterator[None]:
-    """Let accelerate look for no divided model, and for none in a wrapper that divides it."""
+    """Let accelerate look for no distributed model, and for none in a wrapper that distributes it."""
     yield
     tell(module)
     if alone():

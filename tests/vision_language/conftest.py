@@ -5,13 +5,13 @@ import shutil
 import pytest
 
 from tests.conftest import make_quietly
-from tests.seeing import COLOURS, cell, flags, flags_of_dpo, lines, place, png, reply, said, tower
+from tests.vision_language import COLOURS, cell, flags, flags_of_dpo, lines, place, png, reply, said, tower
 
 
 @pytest.fixture(scope="session")
-def seen(tmp_path_factory):
+def picture_data(tmp_path_factory):
     """Conversations, pairs and prompts about pictures of one colour, and a vision transformer with random weights."""
-    folder = tmp_path_factory.mktemp("seen")
+    folder = tmp_path_factory.mktemp("picture_data")
     chats, pairs, thumbs, prompts = [], [], [], []
     for number in range(24):
         one, other = (list(COLOURS)[at] for at in (number % 4, (number // 4 + number + 1) % 4))
@@ -32,10 +32,10 @@ def seen(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def made(chain, seen, tmp_path_factory):
+def made(chain, picture_data, tmp_path_factory):
     """A model that sees, by LoRA beside a frozen tower, and one aligned on pairs, in the folder of their parent."""
-    folder = tmp_path_factory.mktemp("seeing")
+    folder = tmp_path_factory.mktemp("vision_language")
     shutil.copytree(chain / "pretrain", folder / "pretrain")
-    make_quietly("sft", *flags(folder, seen))
-    make_quietly("dpo", *flags_of_dpo(folder, seen, "--num_train_epochs", "1"))
+    make_quietly("sft", *flags(folder, picture_data))
+    make_quietly("dpo", *flags_of_dpo(folder, picture_data, "--num_train_epochs", "1"))
     return folder

@@ -11,7 +11,7 @@ from pipeline.report import batches
 from pipeline.training import chat
 from pipeline.training.policy import PolicyTrainer
 from tests.forked import launched
-from tests.seeing import (
+from tests.vision_language import (
     COLOURS,
     cell,
     flags,
@@ -32,11 +32,11 @@ from tests.seeing import (
 @pytest.mark.parametrize(
     "more", [("--algorithm", "rloo"), ("--algorithm", "grpo", "--steps_per_generation", "2", "--method", "full")]
 )
-def test_rewards_killed_end_with_the_same_weights_and_leave_the_tower(run, made, seen, tmp_path, monkeypatch, more):
+def test_rewards_killed_end_with_the_same_weights_and_leave_the_tower(run, made, picture_data, tmp_path, monkeypatch, more):
     more = [*more, "--save_steps", "1", "--max_steps", "4"]
-    status, _, err = run("rlhf", *flags_of_rlhf(made, seen, *more, "--output", tmp_path / "whole"))
+    status, _, err = run("rlhf", *flags_of_rlhf(made, picture_data, *more, "--output", tmp_path / "whole"))
     assert status == 0, err
-    killed_ends_as(tmp_path / "whole", run, monkeypatch, "rlhf", flags_of_rlhf(made, seen, *more), 6)
+    killed_ends_as(tmp_path / "whole", run, monkeypatch, "rlhf", flags_of_rlhf(made, picture_data, *more), 6)
     assert logged(tmp_path / "whole")["kl_per_answer"] == pytest.approx(0, abs=1e-4)  # the reference is shown the pictures, too
     assert same(part(made / "sft", "vision_tower"), part(tmp_path / "whole", "vision_tower"))
     assert not same(part(made / "sft", "language_model"), part(tmp_path / "whole", "language_model"))
@@ -45,7 +45,7 @@ def test_rewards_killed_end_with_the_same_weights_and_leave_the_tower(run, made,
     assert record["rollouts"]["completions"] == 4 * 8
 
 
-def test_answers_are_learned_from_with_the_pictures_that_they_were_sampled_with(run, made, seen, tmp_path, monkeypatch):
+def test_answers_are_learned_from_with_the_pictures_that_they_were_sampled_with(run, made, picture_data, tmp_path, monkeypatch):
     """trl shuffles and splits what it sampled: before a step all log-probabilities are those of sampling, also of texts alone."""
     apart, counts = [], []
 
@@ -66,7 +66,7 @@ def test_answers_are_learned_from_with_the_pictures_that_they_were_sampled_with(
 
     monkeypatch.setattr(PolicyTrainer, "compute_loss", compare, raising=False)
     sizes = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "10", "--max_steps", "1"]
-    status, _, err = run("rlhf", *flags_of_rlhf(made, seen, *sizes, "--output", tmp_path / "out"))
+    status, _, err = run("rlhf", *flags_of_rlhf(made, picture_data, *sizes, "--output", tmp_path / "out"))
     assert status == 0, err
     assert batches.first(read(tmp_path / "out")).agrees  # the report reads the first step as it was
     assert set(counts) == {0, 2}
@@ -118,7 +118,7 @@ def test_rewards_raise_the_share_of_right_answers_about_unseen_pictures(run, tmp
     assert node > parent + 0.1, (parent, node)
 
 
-def test_the_token_of_a_picture_is_never_sampled(run, made, seen, tmp_path, monkeypatch):
+def test_the_token_of_a_picture_is_never_sampled(run, made, picture_data, tmp_path, monkeypatch):
     """A parent that would say nothing else."""
     opened_ = chat.open_parent
 
@@ -135,17 +135,17 @@ def test_the_token_of_a_picture_is_never_sampled(run, made, seen, tmp_path, monk
     monkeypatch.setattr(chat, "open_parent", tempted)
     monkeypatch.setattr(PolicyTrainer, "_calculate_rewards", lambda *given: sampled.extend(given[4]) or rewarded(*given))
     token = parts.token_of(tokenization.load(str(made / "sft")))
-    run("rlhf", *flags_of_rlhf(made, seen, "--max_steps", "1", "--output", tmp_path / "out"))
+    run("rlhf", *flags_of_rlhf(made, picture_data, "--max_steps", "1", "--output", tmp_path / "out"))
     assert len(sampled) == 8
     assert not any(token in ids for ids in sampled)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-def test_two_processes_sample_answers_with_the_pictures_of_their_own_prompts(made, seen, tmp_path, algorithm):
+def test_two_processes_sample_answers_with_the_pictures_of_their_own_prompts(made, picture_data, tmp_path, algorithm):
     """Each process splits what it sampled into batches: at the parent an answer's KL is 0 only with the pictures that it was sampled with."""
     more = ["--algorithm", algorithm, "--method", "full", "--steps_per_generation", "2", "--gradient_accumulation_steps", "2"]
-    given = flags_of_rlhf(made, seen, *more, "--max_steps", "3", "--output", tmp_path / "two")
+    given = flags_of_rlhf(made, picture_data, *more, "--max_steps", "3", "--output", tmp_path / "two")
     assert launched("rlhf", given, tmp_path).count("done in") == 1
     record = manifest.read(tmp_path / "two")
     assert record["rollouts"]["completions"] == 3 * 2 * 2 * 8

@@ -14,18 +14,21 @@ from pipeline.system.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.chain.run import Run
-    from pipeline.data.sight import Sight
+    from pipeline.data.image_inputs import ImageInputs
     from pipeline.data.types import Row
 
 TOWER = "vision"  # role of a parent
-TOWERS = ("vision", "masked_vision", "dual_encoder")  # families of models that have one
-BRIDGES = ("projector", "cross_attention")  # methods that train nothing but what lies between tower and language model
-_CROSSES = ("method", "cross_attention")
+TOWER_FAMILIES = ("vision", "masked_vision", "dual_encoder")  # families of models that have one
+CONNECTOR_METHODS = (
+    "projector",
+    "cross_attention",
+)  # methods that train nothing but what lies between tower and language model
+_CROSS_ATTENTION = ("method", "cross_attention")
 
 
 @dataclass(frozen=True)
 class TowerOptions:
-    """Options of the stages that can train a model which sees."""
+    """Options of the stages that can train vision-language models."""
 
     tower: Literal["", "frozen", "trained"] = option(
         "",
@@ -35,8 +38,8 @@ class TowerOptions:
 
 
 @dataclass(frozen=True)
-class SeeingOptions(TowerOptions):
-    """Options of the stages that can put such a model together."""
+class VisionLanguageOptions(TowerOptions):
+    """Options of the stages that can build a vision-language model from a language model and a tower."""
 
     vision_feature_layer: int = option(
         -2,
@@ -46,13 +49,23 @@ class SeeingOptions(TowerOptions):
         omitted=True,
     )
     resampler_n_latents: int = option(
-        64, "latents that the perceiver resampler makes of a picture", at_least=1, needs=_CROSSES, beside=TOWER, omitted=True
+        64,
+        "latents that the perceiver resampler makes of a picture",
+        at_least=1,
+        needs=_CROSS_ATTENTION,
+        beside=TOWER,
+        omitted=True,
     )
     resampler_depth: int = option(
-        6, "layers of the perceiver resampler", at_least=1, needs=_CROSSES, beside=TOWER, omitted=True
+        6, "layers of the perceiver resampler", at_least=1, needs=_CROSS_ATTENTION, beside=TOWER, omitted=True
     )
     cross_layer_interval: int = option(
-        1, "layers of the language model for each gated cross-attention", at_least=1, needs=_CROSSES, beside=TOWER, omitted=True
+        1,
+        "layers of the language model for each gated cross-attention",
+        at_least=1,
+        needs=_CROSS_ATTENTION,
+        beside=TOWER,
+        omitted=True,
     )
 
 
@@ -63,34 +76,34 @@ def signature(options: Any, plain: Signature, joins: bool = False) -> Signature:
     families = ("vision_language",)
     if not joins:
         return Signature(plain.reads, {PARENT: families}, families[0])
-    return Signature(plain.reads, {PARENT: ("causal", *families), TOWER: TOWERS}, families[0], optional=(TOWER,))
+    return Signature(plain.reads, {PARENT: ("causal", *families), TOWER: TOWER_FAMILIES}, families[0], optional=(TOWER,))
 
 
-def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
-    """Return a model that sees: the parent, where it does, else the parent and the tower by role `vision`; UserError where they don't fit."""
+def build_model(run: Run, tokenizer: Any, model: Any) -> Any:
+    """Return a vision-language model: the parent, where it does, else the parent and the tower by role `vision`; UserError where they don't fit."""
     from pipeline.models import idefics, llava, parts, vision, vision_language
 
     options, place = run.options, run.parents.get(TOWER)
     if not options.tower:
-        if vision_language.sees(model):
+        if vision_language.reads_images(model):
             raise UserError(
                 f"--parent {run.parent}: reads pictures; say what becomes of its tower by `tower: frozen` or `tower: trained`"
             )
         return model
     if getattr(options, "load_in_4bit", False):
         raise UserError("load_in_4bit: true: is not there for models that read pictures; leave it out")
-    crosses = options.method == _CROSSES[1]
-    if vision_language.sees(model):
+    crosses = options.method == _CROSS_ATTENTION[1]
+    if vision_language.reads_images(model):
         if place:
             raise UserError(f"--vision {place}: the parent has a tower already; leave it out")
-        own = BRIDGES[vision_language.crosses(model)]
-        if options.method in BRIDGES and options.method != own:
+        own = CONNECTOR_METHODS[vision_language.uses_cross_attention(model)]
+        if options.method in CONNECTOR_METHODS and options.method != own:
             raise UserError(
                 f"method: {options.method}: {run.parent} has none; what reads its pictures is trained by method: {own}"
             )
-        vision_language.settle(tokenizer, model.config)
+        vision_language.name_image_token(tokenizer, model.config)
         if getattr(options, "init", "") == "random_tower":
-            vision_language.redraw_tower(model)
+            vision_language.reinitialize_tower(model)
         return model
     if not place:
         raise UserError(
@@ -117,57 +130,57 @@ def put_together(run: Run, tokenizer: Any, model: Any) -> Any:
     return found
 
 
-def sight(run: Run, model: Any) -> Sight | None:
+def load_image_inputs(run: Run, model: Any) -> ImageInputs | None:
     """Return what encodes the pictures of rows; None where the stage reads none."""
     if not run.options.tower:
         return None
-    from pipeline.data.sight import Sight
+    from pipeline.data.image_inputs import ImageInputs
 
     role = TOWER if run.parents.get(TOWER) else PARENT
-    return Sight.at(run.parents[role], model.config, role)
+    return ImageInputs.from_folder(run.parents[role], model.config, role)
 
 
-def defaults(options: Any) -> dict[str, Any]:
-    """Return keys of the library's class that a model which sees needs: in a batch of texts alone some of its parts have no gradient."""
+def default_arguments(options: Any) -> dict[str, Any]:
+    """Return keys of the library's class that vision-language models needs: in a batch of texts alone some of its parts have no gradient."""
     return {"ddp_find_unused_parameters": True} if options.tower else {}
 
 
-def samples(arguments: Any, options: Any) -> None:
+def check_sampling(arguments: Any, options: Any) -> None:
     """Raise UserError for ways of sampling answers that are not given the pictures of a prompt."""
-    blind = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(arguments, name, False)]
-    if options.tower and blind:
-        raise UserError(*(f"{name}: true: samples without the pictures of a prompt; leave it out" for name in blind))
+    without_images = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(arguments, name, False)]
+    if options.tower and without_images:
+        raise UserError(*(f"{name}: true: samples without the pictures of a prompt; leave it out" for name in without_images))
 
 
-def settings(eyes: Sight | None, longest: int) -> list[Any]:
+def encoding_settings(image_inputs: ImageInputs | None, longest: int) -> list[Any]:
     """Return all that decides encoded rows beside the rows and the tokenizer, as JSON values."""
-    return [longest] if eyes is None else [longest, eyes.identity]
+    return [longest] if image_inputs is None else [longest, image_inputs.identity]
 
 
-def encoded(eyes: Sight | None, row: Row, tokens: Mapping[str, list[int]]) -> dict[str, Any]:
+def add_images(image_inputs: ImageInputs | None, row: Row, tokens: Mapping[str, list[int]]) -> dict[str, Any]:
     """Return an encoded row with its pictures; as it is, where the stage reads none."""
-    return {**tokens} if eyes is None else eyes.seen(tokens, row.get("images", []))
+    return {**tokens} if image_inputs is None else image_inputs.add_images(tokens, row.get("images", []))
 
 
-def settle(model: Any, options: Any) -> None:
-    """Say of each weight of a model that sees whether it is trained, where every parameter, or what lies between its parts, is."""
+def set_trainable(model: Any, options: Any) -> None:
+    """Say of each weight of a vision-language model whether it is trained, where every parameter, or what lies between its parts, is."""
     from pipeline.models import idefics, vision_language
 
-    if not options.tower or options.method not in ("full", *BRIDGES):
+    if not options.tower or options.method not in ("full", *CONNECTOR_METHODS):
         return
     model.requires_grad_(options.method == "full")
-    tower, between = vision_language.tower(model), vision_language.of(model).between
+    tower, connector = vision_language.tower(model), vision_language.of(model).connector
     if options.tower == "frozen":
         tower.requires_grad_(False)
-    for part in between:
+    for part in connector:
         getattr(model.model, part).requires_grad_(True)
-    if options.method == BRIDGES[0]:
-        _reached_by_texts(model, getattr(model.model, between[0]))
-    if options.method == _CROSSES[1]:
+    if options.method == CONNECTOR_METHODS[0]:
+        _add_zero_gradient(model, getattr(model.model, connector[0]))
+    if options.method == _CROSS_ATTENTION[1]:
         getattr(tower, idefics.FIRST_NORM).requires_grad_(True)
 
 
-def _reached_by_texts(model: Any, part: Any) -> None:
+def _add_zero_gradient(model: Any, part: Any) -> None:
     """Let a part that is trained alone have a gradient of zeros in a batch of texts, which has nothing else to go back to."""
 
     def hook(_: Any, __: Any, found: Any) -> Any:
@@ -181,7 +194,7 @@ def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
 
     The projector of a LLaVA is trained beside it; cross-attention and resampler, which are as large as a language model, get one.
     """
-    if options.method in BRIDGES:
+    if options.method in CONNECTOR_METHODS:
         return None
     found = options.adapter(model, tokens)
     if found is None or not options.tower:
@@ -192,8 +205,8 @@ def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
 
     named = options.target_modules
     wanted = [] if named == "all-linear" else [named] if isinstance(named, str) else list(named)
-    own, adapts = vision_language.of(model), vision_language.crosses(model)
-    inside = (own.language, *(own.between if adapts else ()), *((own.tower,) if options.tower == "trained" else ()))
+    own, adapts = vision_language.of(model), vision_language.uses_cross_attention(model)
+    inside = (own.language, *(own.connector if adapts else ()), *((own.tower,) if options.tower == "trained" else ()))
     trained = [f"model.{part}." for part in inside]
     layers = [
         name for name, module in model.named_modules()
@@ -202,24 +215,24 @@ def adapter(model: Any, options: Any, tokens: Sequence[int]) -> Any:
     ]  # fmt: skip
     if not layers:
         raise UserError(f"target_modules: no layer of the model is called {', '.join(wanted)}")
-    found.target_modules, found.modules_to_save = set(layers), None if adapts else [*own.between]
+    found.target_modules, found.modules_to_save = set(layers), None if adapts else [*own.connector]
     return found
 
 
-def sample(eyes: Sight | None, example: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+def sample_columns(image_inputs: ImageInputs | None, example: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
     """Return the columns of one row, by which a merged model is compared with its adapter."""
-    return {"input_ids": ids} | (eyes.columns([example["pixels"]]) if eyes else {})
+    return {"input_ids": ids} | (image_inputs.columns([example["pixels"]]) if image_inputs else {})
 
 
-def saver(eyes: Sight | None) -> Any:
+def save_function(image_inputs: ImageInputs | None) -> Any:
     """Return what saves a model with all that makes its input."""
     from pipeline.models import checkpoint, vision_language
 
-    if eyes is None:
+    if image_inputs is None:
         return checkpoint.save
 
     def save(model: Any, tokenizer: Any, folder: Path) -> None:
         checkpoint.save(model, tokenizer, folder)
-        vision_language.of(model).processor(tokenizer, eyes.images, model.config).save_pretrained(folder)
+        vision_language.of(model).processor(tokenizer, image_inputs.image_processor, model.config).save_pretrained(folder)
 
     return save

@@ -10,7 +10,7 @@ from pipeline.evaluation.subject import StageModel
 from pipeline.models import parts, vision
 from pipeline.system.errors import UserError
 from tests.images import Image
-from tests.seeing import RED, SIDE, place, png, pushed
+from tests.vision_language import RED, SIDE, place, png, pushed
 
 
 def test_a_finished_model_is_asked_with_its_pictures(made):
@@ -38,22 +38,22 @@ def test_a_finished_model_is_asked_with_its_pictures(made):
 def test_the_server_reads_pictures_and_fetches_none(made, chain, url):
     pytest.importorskip("fastapi")
     from pipeline.commands._serve.answers import Model
-    from pipeline.commands._serve.asked import AskedChat, Refused
+    from pipeline.commands._serve.requests import ChatRequest, Refused
 
     turns = [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Which?"}]}
     ]
-    asked = AskedChat.model_validate({"model": "sft", "messages": turns})
+    request = ChatRequest.model_validate({"model": "sft", "messages": turns})
     if len(url) > 60:
-        ids, beside = Model("sft", str(made / "sft")).prompt(asked)
+        ids, beside = Model("sft", str(made / "sft")).prompt(request)
         node = StageModel(str(made / "sft"), "sft")
         assert ids == node.prompt(Question("Which?", "", images=(png("red"),)).turns)["input_ids"]
         assert beside[vision.PIXELS].shape == (1, 3, SIDE, SIDE)
         with pytest.raises(Refused, match="parts of type text; this model reads nothing else"):
-            Model("text", str(chain / "sft")).prompt(asked)
+            Model("text", str(chain / "sft")).prompt(request)
         return
     with pytest.raises(Refused, match=r"no address is fetched|is not base64|not an image of a kind"):
-        Model("sft", str(made / "sft")).prompt(asked)
+        Model("sft", str(made / "sft")).prompt(request)
 
 
 def test_chat_shows_a_picture_with_the_next_message(made, tmp_path, capsys):
@@ -79,7 +79,7 @@ def test_chat_shows_a_picture_with_the_next_message(made, tmp_path, capsys):
 def test_a_model_never_writes_the_token_of_a_picture(made):
     """A sampled answer with it would ask for a picture that is not there."""
     node = StageModel(str(made / "sft"), "sft")
-    token = node.sight.token
+    token = node.image_inputs.image_token_id
     assert json.loads((made / "sft" / "generation_config.json").read_text())["suppress_tokens"] == [token]
     found = node.replies([[{"role": "user", "content": f"{number}?"}] for number in range(60)], 30, seed=1)
     assert sum(len(reply.ids) for reply in found) > 1000

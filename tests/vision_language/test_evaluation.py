@@ -10,15 +10,15 @@ from pipeline.data import recipe, types
 from pipeline.evaluation.metrics.reply_loss import EVALUATOR, shuffled
 from pipeline.evaluation.subject import StageModel
 from tests.images import looked_at
-from tests.seeing import PATCHES, flags_of_kto, flags_of_rlhf, reply, rows_of, said
+from tests.vision_language import PATCHES, flags_of_kto, flags_of_rlhf, reply, rows_of, said
 
 
-def test_rated_answers_and_rewards_are_measured_with_pictures_beside_the_parent(run, made, seen, tmp_path):
+def test_rated_answers_and_rewards_are_measured_with_pictures_beside_the_parent(run, made, picture_data, tmp_path):
     runs = tmp_path / "runs"
     for name in ("pretrain", "sft"):
         shutil.copytree(made / name, runs / name)
     for name, kind, given in (("kto", "feedback", flags_of_kto), ("rlhf", "prompts", flags_of_rlhf)):
-        words = list(map(str, given(runs, seen, "--max_steps", "1")))
+        words = list(map(str, given(runs, picture_data, "--max_steps", "1")))
         at = words.index("--data")
         recipe_ = tmp_path / f"{kind}.yaml"
         recipe_.write_text(f"type: {kind}\nheld_out: 0.5\nsources:\n  - files: {words[at + 1]}\n")
@@ -34,8 +34,8 @@ def test_rated_answers_and_rewards_are_measured_with_pictures_beside_the_parent(
         assert "kl_to_parent" in nodes[name]["figures"]
 
 
-def test_shuffled_pictures_are_those_of_another_row(seen):
-    rows = rows_of(seen)[:5]
+def test_shuffled_pictures_are_those_of_another_row(picture_data):
+    rows = rows_of(picture_data)[:5]
     mixed = [*rows, {"messages": [said("Hi"), reply("Ho")]}, rows[0] | {"images": rows[0]["images"][:1]}]
     found = shuffled(mixed)
     assert [row["messages"] for row in found] == [row["messages"] for row in mixed]
@@ -46,10 +46,10 @@ def test_shuffled_pictures_are_those_of_another_row(seen):
     assert [row["images"] for row in shuffled(twice)] == [row["images"] for row in found[:5] for _ in range(3)]
 
 
-def test_a_model_that_does_not_look_loses_nothing_by_other_pictures(made, seen):
+def test_a_model_that_does_not_look_loses_nothing_by_other_pictures(made, picture_data):
     """One that looks does: a projector that says the same of whatever patch makes the difference zero."""
     node = StageModel(str(made / "sft"), "sft")
-    subject = SimpleNamespace(rows=rows_of(seen), chatting=[node], node=node, add_model=lambda *_: None)
+    subject = SimpleNamespace(rows=rows_of(picture_data), chatting=[node], node=node, add_model=lambda *_: None)
 
     def apart():
         own, other = (one.figure.items[:, 0] for one in EVALUATOR.measure(subject) if one.metric == "loss")
@@ -69,7 +69,7 @@ def test_the_loss_is_shown_beside_that_of_shuffled_pictures(run, made, tmp_path)
     assert "against shuffled pictures (baseline)" in out
 
 
-def test_the_report_shows_what_is_asked_about(run, made, seen, tmp_path):
+def test_the_report_shows_what_is_asked_about(run, made, picture_data, tmp_path):
     for name in ("pretrain", "sft", "dpo"):
         shutil.copytree(made / name, tmp_path / "runs" / name)
     status, _, err = run("evaluate", "--runs", tmp_path / "runs", "--resamples", "50", "--max_new_tokens", "4")

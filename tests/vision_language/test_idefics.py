@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from pipeline.chain import manifest
+from pipeline.data.image_inputs import ImageCollator, ImageInputs
 from pipeline.data.judge import Question
-from pipeline.data.sight import Sight, SightCollator
 from pipeline.evaluation.subject import StageModel
 from pipeline.models import checkpoint, idefics, parts, tokenization, vision, vision_language
 from pipeline.system.errors import UserError
 from tests.conftest import make_quietly, mostly_slow
-from tests.seeing import (
+from tests.vision_language import (
     SIDE,
     encoded,
     flags,
@@ -38,11 +38,11 @@ NEW = (*idefics.NEW, f"vision_model.{idefics.FIRST_NORM}")
 
 
 @pytest.fixture(scope="module")
-def made(chain, seen, tmp_path_factory):
+def made(chain, picture_data, tmp_path_factory):
     """A model that sees by cross-attention, in the folder of its parent."""
     folder = tmp_path_factory.mktemp("crossing")
     shutil.copytree(chain / "pretrain", folder / "pretrain")
-    make_quietly("sft", *flags(folder, seen, *CROSSES, "--learning_rate", "1e-2"))
+    make_quietly("sft", *flags(folder, picture_data, *CROSSES, "--learning_rate", "1e-2"))
     return folder
 
 
@@ -62,9 +62,9 @@ def tokenizer_of(folder):
     return tokenizer
 
 
-def put_together(causal, seen, tokenizer, layer=-1, interval=2):
+def build(causal, picture_data, tokenizer, layer=-1, interval=2):
     sizes = {"cross_layer_interval": interval, "resampler_n_latents": 3, "resampler_depth": 2}
-    return idefics.joined(causal, vision.encoder(str(seen / "tower")), tokenizer, layer, sizes).eval()
+    return idefics.joined(causal, vision.encoder(str(picture_data / "tower")), tokenizer, layer, sizes).eval()
 
 
 def open_gates(model):
@@ -90,9 +90,9 @@ def ids_with_pictures(tokenizer, *places):
         {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
     ],
 )
-def test_with_shut_gates_it_says_what_its_parent_says(chain, seen, sizes):
+def test_with_shut_gates_it_says_what_its_parent_says(chain, picture_data, sizes):
     tokenizer, causal = tokenizer_of(chain / "pretrain"), llama(**sizes)
-    model = put_together(causal, seen, tokenizer)
+    model = build(causal, picture_data, tokenizer)
     ids, pixels = ids_with_pictures(tokenizer, [2, 9], [4]), torch.randn(3, 3, SIDE, SIDE)
     texts = ids_with_pictures(tokenizer, [], [])
     with torch.no_grad():
@@ -103,8 +103,8 @@ def test_with_shut_gates_it_says_what_its_parent_says(chain, seen, sizes):
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 0])
-def test_the_tower_is_carried_over_but_for_a_norm_that_a_vit_has_not(chain, seen, layer):
-    tower = vision.encoder(str(seen / "tower"))
+def test_the_tower_is_carried_over_but_for_a_norm_that_a_vit_has_not(chain, picture_data, layer):
+    tower = vision.encoder(str(picture_data / "tower"))
     with torch.no_grad():
         tower.embeddings.patch_embeddings.projection.bias.normal_()
     sizes = {"cross_layer_interval": 1, "resampler_n_latents": 3, "resampler_depth": 1}
@@ -125,10 +125,10 @@ def test_a_token_sees_the_last_picture_before_it():
     assert torch.equal(idefics.attended(ids, config), wanted)
 
 
-def test_rows_of_a_batch_have_their_own_pictures(chain, seen):
+def test_rows_of_a_batch_have_their_own_pictures(chain, picture_data):
     """Two pictures, one and none: what a row says is what it says alone."""
     tokenizer = tokenizer_of(chain / "pretrain")
-    model = put_together(llama(), seen, tokenizer)
+    model = build(llama(), picture_data, tokenizer)
     open_gates(model)
     ids, pixels = ids_with_pictures(tokenizer, [2, 9], [4], []), torch.randn(3, 3, SIDE, SIDE)
     with torch.no_grad():
@@ -142,11 +142,11 @@ def test_rows_of_a_batch_have_their_own_pictures(chain, seen):
     assert torch.allclose(other[1:], together[1:], atol=1e-6)
 
 
-def test_nothing_but_cross_attention_is_trained(made, seen):
+def test_nothing_but_cross_attention_is_trained(made, picture_data):
     """The language model is its parent's, bit for bit, and so is the tower but for the norm that is new."""
     found, parent = weights(made / "sft"), weights(made / "pretrain")
     assert all(torch.equal(value, found[name][: len(value)]) for name, value in parent.items())
-    tower = vision.encoder(str(seen / "tower")).state_dict()
+    tower = vision.encoder(str(picture_data / "tower")).state_dict()
     for name in ("mlp.fc1.weight", "attention.o_proj.bias"):
         ours = name.replace("attention.o_proj", "self_attn.out_proj")
         assert torch.equal(tower[f"layers.0.{name}"], found[f"model.vision_model.encoder.layers.0.{ours}"])
@@ -167,9 +167,9 @@ def test_nothing_but_cross_attention_is_trained(made, seen):
         (["--method", "full", "--tower", "trained"], {"gated_cross_attn_layers", "perceiver_resampler", "layers", "vision_model"}),
     ],
 )  # fmt: skip
-def test_what_is_trained_later_is_configuration(run, made, seen, tmp_path, more, moved):
+def test_what_is_trained_later_is_configuration(run, made, picture_data, tmp_path, more, moved):
     more = [*more, "--learning_rate", "1e-2"]
-    status, _, err = run("sft", *flags(made, seen, *more, "--output", tmp_path / "next", parent="sft"))
+    status, _, err = run("sft", *flags(made, picture_data, *more, "--output", tmp_path / "next", parent="sft"))
     assert status == 0, err
     before, after = weights(made / "sft"), weights(tmp_path / "next")
     named = ("gated_cross_attn_layers", "perceiver_resampler", "layers", "vision_model")
@@ -200,7 +200,7 @@ def test_the_library_alone_reads_and_says_the_same(made):
         [{**turn, "content": [{**part, "image": cell_of(next(held))} if part["type"] == "image" else part for part in turn["content"]]}
          if not isinstance(turn["content"], str) else turn for turn in turns]
     )  # fmt: skip
-    columns = node.sight.columns([own["pixels"]])
+    columns = node.image_inputs.columns([own["pixels"]])
     assert own["input_ids"] == given["input_ids"][0].tolist()
     assert torch.allclose(columns["pixel_values"], given["pixel_values"][0], atol=1e-6)
     ids = given["input_ids"]
@@ -228,43 +228,45 @@ def test_answers_do_not_depend_on_the_batch_or_the_cache(made):
         assert node.replies([one], 6) == [text]
     given = node.prompt(turns[0])
     ids = torch.tensor([given["input_ids"]])
-    how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, **node.sight.columns([given["pixels"]])}
+    how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, **node.image_inputs.columns([given["pixels"]])}
     with torch.no_grad():
         assert torch.equal(node.model.generate(ids, **how), node.model.generate(ids, use_cache=False, **how))
 
 
-def test_training_counts_the_loss_that_the_model_has(made, seen):
+def test_training_counts_the_loss_that_the_model_has(made, picture_data):
     """The loss of labels is that of the library, whose vocabulary is one, and batches have as many pictures as tokens."""
     model = checkpoint.load(str(made / "sft")).eval()
     tokenizer = tokenization.load(str(made / "sft"))
-    eyes = Sight.at(str(made / "sft"), model.config)
-    assert eyes.patches == 1
-    batch = SightCollator(eyes, tokenizer.pad_token_id)([encoded(row, tokenizer, eyes) for row in rows_of(seen)[:3]])
-    assert batch[vision.PIXELS].shape[0] == int((batch["input_ids"] == eyes.token).sum()) == 6
+    image_inputs = ImageInputs.from_folder(str(made / "sft"), model.config)
+    assert image_inputs.tokens_per_image == 1
+    batch = ImageCollator(image_inputs, tokenizer.pad_token_id)(
+        [encoded(row, tokenizer, image_inputs) for row in rows_of(picture_data)[:3]]
+    )
+    assert batch[vision.PIXELS].shape[0] == int((batch["input_ids"] == image_inputs.image_token_id).sum()) == 6
     with torch.no_grad():
         found = model(**batch)
     logits, labels = found.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
     assert float(found.loss) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), abs=1e-5)
 
 
-def test_a_killed_stage_ends_with_the_same_weights(run, made, seen, tmp_path, monkeypatch):
+def test_a_killed_stage_ends_with_the_same_weights(run, made, picture_data, tmp_path, monkeypatch):
     more = [*CROSSES, "--save_steps", "1", "--max_steps", "3"]
-    assert run("sft", *flags(made, seen, *more, "--output", tmp_path / "whole"))[0] == 0
-    killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, seen, *more), 4)
+    assert run("sft", *flags(made, picture_data, *more, "--output", tmp_path / "whole"))[0] == 0
+    killed_ends_as(tmp_path / "whole", run, monkeypatch, "sft", flags(made, picture_data, *more), 4)
 
 
 @pytest.mark.parametrize("method", mostly_slow(["cross_attention", "lora"], "cross_attention"))
-def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, seen, tmp_path, method):
-    two_train_as_one(run, made, seen, tmp_path, "perceiver_resampler", "--method", method)
+def test_a_batch_without_pictures_trains_in_two_processes_as_in_one(run, made, picture_data, tmp_path, method):
+    two_train_as_one(run, made, picture_data, tmp_path, "perceiver_resampler", "--method", method)
 
 
 @pytest.mark.parametrize("method", ["cross_attention", "lora"])
-def test_a_step_in_bf16_is_that_in_fp32_but_for_rounding(run, made, seen, tmp_path, method):
+def test_a_step_in_bf16_is_that_in_fp32_but_for_rounding(run, made, picture_data, tmp_path, method):
     """Tokens before the first picture see none, and the library masks all of their latents."""
     losses = {}
     for name, more in (("fp32", []), ("bf16", ["--bf16", "true", "--use_cpu", "true"])):
         more = [*more, "--method", method, "--logging_steps", "1", "--output", tmp_path / name]
-        status, _, err = run("sft", *flags(made, seen, *more, parent="sft"))
+        status, _, err = run("sft", *flags(made, picture_data, *more, parent="sft"))
         assert status == 0, err
         losses[name] = [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         assert all(bool(torch.isfinite(one).all()) for one in weights(tmp_path / name).values())
@@ -272,9 +274,11 @@ def test_a_step_in_bf16_is_that_in_fp32_but_for_rounding(run, made, seen, tmp_pa
 
 
 @pytest.mark.parametrize("stage", mostly_slow(["dpo", "kto", "rlhf"], "dpo"))
-def test_stages_after_it_read_its_pictures(run, made, seen, tmp_path, stage):
+def test_stages_after_it_read_its_pictures(run, made, picture_data, tmp_path, stage):
     given = {"dpo": flags_of_dpo, "kto": flags_of_kto, "rlhf": flags_of_rlhf}[stage]
-    status, _, err = run(stage, *given(made, seen, "--max_steps", "1", "--logging_steps", "1", "--output", tmp_path / "out"))
+    status, _, err = run(
+        stage, *given(made, picture_data, "--max_steps", "1", "--logging_steps", "1", "--output", tmp_path / "out")
+    )
     assert status == 0, err
     assert manifest.read(tmp_path / "out")["family"] == "vision_language"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["IdeficsForVisionText2Text"]
@@ -284,7 +288,7 @@ def test_stages_after_it_read_its_pictures(run, made, seen, tmp_path, stage):
 def test_chat_and_server_show_it_pictures(made, tmp_path):
     pytest.importorskip("fastapi")
     from pipeline.commands._serve.answers import Model
-    from pipeline.commands._serve.asked import AskedChat
+    from pipeline.commands._serve.requests import ChatRequest
     from pipeline.commands.chat import Chat
 
     (tmp_path / "red.png").write_bytes(png("red"))
@@ -298,7 +302,7 @@ def test_chat_and_server_show_it_pictures(made, tmp_path):
     url = f"data:image/png;base64,{cell_of(png('red'))['bytes']}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Which?"}]
     ids, beside = Model("sft", str(made / "sft")).prompt(
-        AskedChat.model_validate({"model": "sft", "messages": [{"role": "user", "content": content}]})
+        ChatRequest.model_validate({"model": "sft", "messages": [{"role": "user", "content": content}]})
     )
     assert ids == wanted.prompt(turns)["input_ids"]
     assert beside[vision.PIXELS].shape == (1, 3, SIDE, SIDE)
@@ -323,29 +327,29 @@ def test_it_is_pushed_with_its_processor_and_the_code_on_its_card_runs(run, hub,
     ("parent", "more", "fault"),
     [
         ("sft", ["--method", "projector"], "what reads its pictures is trained by method: cross_attention"),
-        ("sft", ["--vision", "{seen}/tower"], "the parent has a tower already; leave it out"),
+        ("sft", ["--vision", "{picture_data}/tower"], "the parent has a tower already; leave it out"),
         ("pretrain", ["--cross_layer_interval", "3"], "cross_layer_interval: 3 does not divide the parent's 2 layers"),
         ("pretrain", ["--vision_feature_layer", "-9"], "vision_feature_layer: -9: the tower has 2 layers"),
         ("pretrain", ["--tower", ""], "method: cross_attention is about a model that reads pictures"),
     ],
 )
-def test_what_does_not_fit_is_told_in_a_line(run, made, seen, tmp_path, parent, more, fault):
-    words = [str(word).format(seen=seen) for word in more]
-    status, out, err = run("sft", *flags(made, seen, *CROSSES[:2], *words, "--output", tmp_path / "out", parent=parent))
+def test_what_does_not_fit_is_told_in_a_line(run, made, picture_data, tmp_path, parent, more, fault):
+    words = [str(word).format(picture_data=picture_data) for word in more]
+    status, out, err = run("sft", *flags(made, picture_data, *CROSSES[:2], *words, "--output", tmp_path / "out", parent=parent))
     assert status == 2
     assert fault in out + err
 
 
-def test_options_that_nothing_would_read_are_told_at_once(run, made, seen, tmp_path):
+def test_options_that_nothing_would_read_are_told_at_once(run, made, picture_data, tmp_path):
     more = [*CROSSES, "--tower", "trained", "--vision_feature_layer", "-1", "--output", tmp_path / "out"]
-    status, out, err = run("sft", *flags(made, seen, *more, parent="sft"))
+    status, out, err = run("sft", *flags(made, picture_data, *more, parent="sft"))
     assert status == 2
     assert "tower: trained: method: cross_attention trains nothing but what lies between" in out + err
     for key in ("resampler_n_latents", "resampler_depth", "vision_feature_layer"):
         assert f"command line: {key}: is read only with --vision; leave it out" in out + err
 
 
-def test_a_causal_model_that_idefics_can_not_hold_is_refused(chain, seen):
+def test_a_causal_model_that_idefics_can_not_hold_is_refused(chain, picture_data):
     from transformers import GraniteConfig, GraniteForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = tokenizer_of(chain / "pretrain")
@@ -360,19 +364,19 @@ def test_a_causal_model_that_idefics_can_not_hold_is_refused(chain, seen):
     }
     for fault, causal in named.items():
         with pytest.raises(UserError, match=fault):
-            put_together(causal.eval(), seen, tokenizer)
+            build(causal.eval(), picture_data, tokenizer)
 
 
-def test_a_template_that_the_librarys_processor_would_not_write_is_refused(chain, seen):
+def test_a_template_that_the_librarys_processor_would_not_write_is_refused(chain, picture_data):
     tokenizer = tokenizer_of(chain / "pretrain")
     tokenizer.eos_token = "<|im_end|>"
     with pytest.raises(UserError, match=r"eos_token \(<\|im_end\|>\) also ends each answer"):
-        put_together(llama(), seen, tokenizer)
+        build(llama(), picture_data, tokenizer)
     tokenizer = tokenizer_of(chain / "pretrain")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
     vision_language.add_token(tokenizer, idefics.MARK)
     with pytest.raises(UserError, match="does not begin with the tokenizer's bos_token"):
-        put_together(llama(), seen, tokenizer)
+        build(llama(), picture_data, tokenizer)
 
 
 def library(**more):
@@ -404,10 +408,19 @@ def test_what_the_library_alone_can_not_do():
         library(additional_vocab_size=2)(**given, labels=ids)
 
 
-def test_an_idefics_from_elsewhere_is_refused(run, seen, tmp_path, chain):
+def test_an_idefics_from_elsewhere_is_refused(run, picture_data, tmp_path, chain):
     library().save_pretrained(tmp_path / "other")
     tokenization.load(str(chain / "pretrain")).save_pretrained(tmp_path / "other")
-    given = ["--parent", tmp_path / "other", "--tower", "frozen", "--data", seen / "chats.jsonl", "--output", tmp_path / "out"]
+    given = [
+        "--parent",
+        tmp_path / "other",
+        "--tower",
+        "frozen",
+        "--data",
+        picture_data / "chats.jsonl",
+        "--output",
+        tmp_path / "out",
+    ]
     status, out, err = run("sft", *given, "--chat_template", "chatml.jinja")
     assert status == 2
     assert "is an Idefics whose config.json has no image_token_id" in out + err
@@ -424,9 +437,9 @@ def test_the_librarys_chat_template_shows_no_picture_in_its_place(made):
     assert processor.tokenizer.decode(processor(text=[["a"]])["input_ids"][0]) == "Nonea"
 
 
-def test_a_parent_from_elsewhere_is_asked_without_the_tokens_around_a_picture(run, made, seen, tmp_path):
+def test_a_parent_from_elsewhere_is_asked_without_the_tokens_around_a_picture(run, made, picture_data, tmp_path):
     """It has no embedding for them, and no record says that it made its tokens."""
     shutil.copytree(made / "pretrain", tmp_path / "pretrain")
     (tmp_path / "pretrain" / "manifest.json").unlink()
-    status, _, err = run("sft", *flags(tmp_path, seen, *CROSSES, "--max_steps", "1"))
+    status, _, err = run("sft", *flags(tmp_path, picture_data, *CROSSES, "--max_steps", "1"))
     assert status == 0, err

@@ -12,7 +12,7 @@ from pipeline.evaluation.metrics.reply_loss import SHUFFLED
 from pipeline.evaluation.subject import StageModel
 from pipeline.training.captions import FREQUENT, Captions, is_caption
 from tests.conftest import last, make_quietly
-from tests.seeing import COLOURS, cell, flags, lines, place, png, reply, said, speaks_of_colours
+from tests.vision_language import COLOURS, cell, flags, lines, place, png, reply, said, speaks_of_colours
 
 NAMES = list(COLOURS)
 

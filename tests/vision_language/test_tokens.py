@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from pipeline.data import shown
-from pipeline.data.sight import PromptCollator, SightCollator
+from pipeline.data.image_inputs import ImageCollator, ImagePromptCollator
 from pipeline.models import parts, processors, tokenization, vision, vision_language
 from pipeline.models.logits import IGNORED
 from pipeline.system.errors import UserError
 from tests.images import Image
-from tests.seeing import BLUE, PATCHES, RED, encoded, opened, place, reply, rows_of, said
+from tests.vision_language import BLUE, PATCHES, RED, encoded, opened, place, reply, rows_of, said
 
 
-def test_training_reads_what_the_librarys_processor_makes(made, seen):
+def test_training_reads_what_the_librarys_processor_makes(made, picture_data):
     from transformers import AutoProcessor
 
-    _, tokenizer, eyes = opened(made / "sft")
+    _, tokenizer, image_inputs = opened(made / "sft")
     library = AutoProcessor.from_pretrained(made / "sft", backend="pil")
-    row = rows_of(seen)[0]
-    found = encoded(row, tokenizer, eyes)
+    row = rows_of(picture_data)[0]
+    found = encoded(row, tokenizer, image_inputs)
     pictures = [Image.open(io.BytesIO(base64.b64decode(one["bytes"]))) for one in row["images"]]
     turns = [
         {**turn, "content": [{"type": "text", "text": turn["content"]}]} if isinstance(turn["content"], str) else turn
@@ -31,17 +31,17 @@ def test_training_reads_what_the_librarys_processor_makes(made, seen):
     ]
     wanted = library.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
     assert found["input_ids"] == wanted["input_ids"][0].tolist()
-    assert found["input_ids"].count(eyes.token) == 2 * PATCHES
-    assert torch.allclose(eyes.columns([found["pixels"]])["pixel_values"], wanted["pixel_values"], atol=1e-6)
+    assert found["input_ids"].count(image_inputs.image_token_id) == 2 * PATCHES
+    assert torch.allclose(image_inputs.columns([found["pixels"]])["pixel_values"], wanted["pixel_values"], atol=1e-6)
     targets = [label for label in found["labels"] if label != IGNORED]
     assert tokenizer.decode(targets) == row["messages"][1]["content"] + "<|im_end|>"
 
 
-def test_each_place_gets_the_patches_of_its_own_picture(made, seen):
+def test_each_place_gets_the_patches_of_its_own_picture(made, picture_data):
     """Two pictures a row, two rows: what the language model reads in a place are the features of the picture that stands there."""
-    model, tokenizer, eyes = opened(made / "sft")
-    rows = rows_of(seen)[:2]
-    batch = SightCollator(eyes, tokenizer.pad_token_id)([encoded(row, tokenizer, eyes) for row in rows])
+    model, tokenizer, image_inputs = opened(made / "sft")
+    rows = rows_of(picture_data)[:2]
+    batch = ImageCollator(image_inputs, tokenizer.pad_token_id)([encoded(row, tokenizer, image_inputs) for row in rows])
     read = []
     model.model.language_model.register_forward_pre_hook(
         lambda _, given, named: read.append(named["inputs_embeds"]), with_kwargs=True
@@ -49,18 +49,18 @@ def test_each_place_gets_the_patches_of_its_own_picture(made, seen):
     with torch.no_grad():
         model(**batch)
         for number, row in enumerate(rows):
-            alone = [eyes.columns([eyes.look(one)])["pixel_values"] for one in row["images"]]
+            alone = [image_inputs.columns([image_inputs.resized(one)])["pixel_values"] for one in row["images"]]
             features = torch.cat([model.get_image_features(one).pooler_output[0] for one in alone])
-            places = batch["input_ids"][number] == eyes.token
+            places = batch["input_ids"][number] == image_inputs.image_token_id
             assert torch.allclose(read[0][number][places], features, atol=1e-5)
 
 
 def test_a_text_that_says_image_stays_text(made):
-    _, tokenizer, eyes = opened(made / "sft")
+    _, tokenizer, image_inputs = opened(made / "sft")
     told = shown.conversation([said(place(), "What is <image>?"), reply("<image> is a tag.")], tokenizer)
-    assert told["input_ids"].count(eyes.token) == 1
+    assert told["input_ids"].count(image_inputs.image_token_id) == 1
     with pytest.raises(UserError, match="chat_template: writes 1 image tokens for 2 pictures"):
-        eyes.seen(told, [RED, BLUE])
+        image_inputs.add_images(told, [RED, BLUE])
 
 
 def test_other_templates_write_parts_too(chain):
@@ -75,15 +75,17 @@ def test_other_templates_write_parts_too(chain):
         vision_language.add_token(tokenizer)
 
 
-def test_pairs_show_both_sides_the_same_pictures(made, seen):
+def test_pairs_show_both_sides_the_same_pictures(made, picture_data):
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    _, tokenizer, eyes = opened(made / "sft")
-    pairs = [eyes.seen(shown.pair(row, tokenizer), row["images"]) for row in rows_of(seen, "preference")[:2]]
-    batch = PromptCollator(eyes, DataCollatorForPreference(int(tokenizer.pad_token_id), 64), answers=2)(pairs)
-    assert (batch["input_ids"] == eyes.token).sum(1).tolist() == [2 * PATCHES] * 4
+    _, tokenizer, image_inputs = opened(made / "sft")
+    pairs = [
+        image_inputs.add_images(shown.pair(row, tokenizer), row["images"]) for row in rows_of(picture_data, "preference")[:2]
+    ]
+    batch = ImagePromptCollator(image_inputs, DataCollatorForPreference(int(tokenizer.pad_token_id), 64), answers=2)(pairs)
+    assert (batch["input_ids"] == image_inputs.image_token_id).sum(1).tolist() == [2 * PATCHES] * 4
     assert torch.equal(*batch[vision.PIXELS].chunk(2))
-    assert torch.equal(batch[vision.PIXELS][:4], eyes.columns([pair["pixels"] for pair in pairs])["pixel_values"])
+    assert torch.equal(batch[vision.PIXELS][:4], image_inputs.columns([pair["pixels"] for pair in pairs])["pixel_values"])
 
 
 @pytest.mark.parametrize(
@@ -95,10 +97,10 @@ def test_pairs_show_both_sides_the_same_pictures(made, seen):
         ({"image_std": [58.4, 57.1, 57.4]}, "image_std is"),
     ],
 )
-def test_levels_that_are_not_those_of_the_tower_are_refused(seen, tmp_path, changed, said):
-    shutil.copytree(seen / "tower", tmp_path / "tower")
+def test_levels_that_are_not_those_of_the_tower_are_refused(picture_data, tmp_path, changed, said):
+    shutil.copytree(picture_data / "tower", tmp_path / "tower")
     path = tmp_path / "tower" / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     with pytest.raises(UserError, match=said):
         processors.image_processor(str(tmp_path / "tower"))
-    assert processors.image_processor(str(seen / "tower")).rescale_factor == pytest.approx(1 / 255)
+    assert processors.image_processor(str(picture_data / "tower")).rescale_factor == pytest.approx(1 / 255)

@@ -10,7 +10,7 @@ from pipeline.commands import _plan
 from pipeline.commands._plan import devices
 from pipeline.training import footprint
 from pipeline.training.trainer import StageTrainer
-from tests.seeing import lines, reply, weights
+from tests.vision_language import lines, reply, weights
 
 BRIDGE = {
     "projector": {},
@@ -22,14 +22,14 @@ NEW = {
 }
 
 
-def written(folder, made, seen, method):
+def written(folder, made, picture_data, method):
     """Write a profile of one node; return its folder and the same as flags."""
-    rows = [json.loads(line) for line in (seen / "chats.jsonl").read_text().splitlines()][:12]
+    rows = [json.loads(line) for line in (picture_data / "chats.jsonl").read_text().splitlines()][:12]
     rows += [{"messages": [{"role": "user", "content": f"{number}? " * 8}, reply("It is red.")]} for number in range(10, 22)]
     lines(folder / "mixed.jsonl", rows)
     (folder / "mixed.yaml").write_text(f"type: messages\nsources:\n  - files: {folder / 'mixed.jsonl'}\n")
     settings = {
-        "parent": str(made / "pretrain"), "vision": str(seen / "tower"), "tower": "frozen", "method": method, **BRIDGE[method],
+        "parent": str(made / "pretrain"), "vision": str(picture_data / "tower"), "tower": "frozen", "method": method, **BRIDGE[method],
         "recipe": str(folder / "mixed.yaml"), "chat_template": "chatml.jinja", "max_length": 64, "per_device_train_batch_size": 4,
         "max_steps": 5,
     }  # fmt: skip
@@ -39,8 +39,8 @@ def written(folder, made, seen, method):
 
 
 @pytest.mark.parametrize("method", BRIDGE)
-def test_what_is_planned_is_what_a_run_takes(run, made, seen, tmp_path, monkeypatch, method):
-    nodes, flags = written(tmp_path, made, seen, method)
+def test_what_is_planned_is_what_a_run_takes(run, made, picture_data, tmp_path, monkeypatch, method):
+    nodes, flags = written(tmp_path, made, picture_data, method)
     monkeypatch.setattr(_plan, "STEPS", 2)
     (found,) = _plan.Planner(profile.load(nodes), tmp_path / "runs", tmp_path / "scratch", devices.this()).planned()
     assert not found.why

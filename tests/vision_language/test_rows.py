@@ -8,7 +8,7 @@ from pipeline.data import doubts, recipe, types
 from pipeline.data.types import Malformed, recognise
 from pipeline.models import parts
 from pipeline.system.errors import UserError
-from tests.seeing import BLUE, COLOURS, RED, lines, place, png, reply, said
+from tests.vision_language import BLUE, COLOURS, RED, lines, place, png, reply, said
 
 
 def converted(row, kind="messages"):
@@ -46,7 +46,7 @@ def test_the_order_of_pictures_is_that_of_their_places():
     filled = parts.filled(found["messages"], found["images"])
     assert [one["bytes"] for one in parts.pictures(filled[2:])] == wanted[1:]
     assert parts.bare(filled) == found["messages"]
-    assert parts.blind(filled)[2]["content"] == "and"
+    assert parts.texts_alone(filled)[2]["content"] == "and"
 
 
 @pytest.mark.parametrize(
@@ -111,16 +111,16 @@ def test_pictures_lie_beside_their_table_and_hold_rows_together(tmp_path):
         )
 
 
-def test_pairs_about_other_pictures_do_not_contradict_each_other(seen):
-    rows = recipe.from_data(str(seen / "pairs.jsonl"), "preference").rows("preference", "train", 1).kept
+def test_pairs_about_other_pictures_do_not_contradict_each_other(picture_data):
+    rows = recipe.from_data(str(picture_data / "pairs.jsonl"), "preference").rows("preference", "train", 1).kept
     other = rows[0] | {"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
     kind = types.load("preference")
     assert kind.doubts([rows[0], other])[0].rows == 2
     assert kind.doubts([rows[0], other | {"images": rows[1]["images"]}])[0].rows == 0
 
 
-def test_one_picture_for_all_rows_is_told_by_what_it_looks_like(seen):
-    rows = recipe.from_data(str(seen / "chats.jsonl"), "messages").rows("messages", "train", 1).kept
+def test_one_picture_for_all_rows_is_told_by_what_it_looks_like(picture_data):
+    rows = recipe.from_data(str(picture_data / "chats.jsonl"), "messages").rows("messages", "train", 1).kept
     kind = types.load("messages")
     given = [row for row in rows if row.get("images")]
     assert kind.doubts(given)[0].rows < len(given)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.data.types import Malformed
-from pipeline.data.types._pictures import seen
+from pipeline.data.types._pictures import message_picture
 
 
 class Refused(Exception):
@@ -41,7 +41,7 @@ class _StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
-class _Asked(BaseModel):
+class _Request(BaseModel):
     """Fields that both endpoints have."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -75,7 +75,7 @@ class _Asked(BaseModel):
         return given
 
     @model_validator(mode="after")
-    def _options(self) -> _Asked:
+    def _options(self) -> _Request:
         if self.stream_options and not self.stream:
             raise ValueError("stream_options is only allowed when stream is true")
         return self
@@ -149,7 +149,7 @@ def _shown(part: _Picture) -> dict[str, str]:
     if not part.image_url.url.startswith("data:"):
         raise Refused("image_url: a picture is sent as a data URL (data:image/png;base64,…); no address is fetched", "messages")
     try:
-        cell = seen(part.image_url.url)
+        cell = message_picture(part.image_url.url)
     except Malformed as error:
         raise Refused(str(error), "messages") from None
     if "fault" in cell:
@@ -163,7 +163,7 @@ class _Format(BaseModel):
     type: Literal["text"]
 
 
-class AskedChat(_Asked):
+class ChatRequest(_Request):
     """A request to /v1/chat/completions."""
 
     messages: Annotated[list[_Message], Field(min_length=1)]
@@ -191,7 +191,7 @@ class AskedChat(_Asked):
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
 
-class AskedText(_Asked):
+class CompletionRequest(_Request):
     """A request to /v1/completions: text, or ids of tokens, to be gone on from."""
 
     prompt: Str | list[Str] | list[int]

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.chain import resume
 from pipeline.data import recipe, shown
-from pipeline.data.sight import Sight
+from pipeline.data.image_inputs import ImageInputs
 from pipeline.models import checkpoint, processors, tokenization, vision
 from tests.conftest import Fails, make_quietly, printed_by_card
 from tests.forked import launched
@@ -70,24 +70,43 @@ def speaks_of_colours(folder):
     tower(folder)
 
 
-def flags(folder, seen, *more, output="sft", parent="pretrain"):
-    tower = [] if "sft" in str(parent) else ["--vision", seen / "tower", "--chat_template", "chatml.jinja"]
-    given = ["--parent", folder / parent, *tower, "--tower", "frozen", "--data", seen / "chats.jsonl", "--max_length", "64"]
+def flags(folder, picture_data, *more, output="sft", parent="pretrain"):
+    tower = [] if "sft" in str(parent) else ["--vision", picture_data / "tower", "--chat_template", "chatml.jinja"]
+    given = [
+        "--parent",
+        folder / parent,
+        *tower,
+        "--tower",
+        "frozen",
+        "--data",
+        picture_data / "chats.jsonl",
+        "--max_length",
+        "64",
+    ]
     return [*given, "--per_device_train_batch_size", "4", "--max_steps", "3", "--output", folder / output, *more]
 
 
-def flags_of_dpo(folder, seen, *more, output="dpo"):
-    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "pairs.jsonl", "--max_length", "64"]
+def flags_of_dpo(folder, picture_data, *more, output="dpo"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", picture_data / "pairs.jsonl", "--max_length", "64"]
     return [*given, "--per_device_train_batch_size", "4", "--output", folder / output, *more]
 
 
-def flags_of_kto(folder, seen, *more, output="kto"):
-    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "thumbs.jsonl", "--max_length", "64"]
+def flags_of_kto(folder, picture_data, *more, output="kto"):
+    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", picture_data / "thumbs.jsonl", "--max_length", "64"]
     return [*given, "--per_device_train_batch_size", "4", "--logging_steps", "1", "--output", folder / output, *more]
 
 
-def flags_of_rlhf(folder, seen, *more, output="rlhf"):
-    given = ["--parent", folder / "sft", "--tower", "frozen", "--data", seen / "prompts.jsonl", "--max_completion_length", "6"]
+def flags_of_rlhf(folder, picture_data, *more, output="rlhf"):
+    given = [
+        "--parent",
+        folder / "sft",
+        "--tower",
+        "frozen",
+        "--data",
+        picture_data / "prompts.jsonl",
+        "--max_completion_length",
+        "6",
+    ]
     size = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
     return [*given, *size, "--rewards", "{regex: {pattern: '[aeo]'}}", "--output", folder / output, *more]
 
@@ -108,16 +127,20 @@ def same(one, other):
 def opened(folder):
     model = checkpoint.load(str(folder)).eval()
     tokenizer = tokenization.load(str(folder))
-    return model, tokenizer, Sight.of(model.config, processors.image_processor(str(folder)))
+    return model, tokenizer, ImageInputs.for_config(model.config, processors.image_processor(str(folder)))
 
 
-def encoded(row, tokenizer, eyes):
-    return eyes.seen(shown.conversation(row["messages"], tokenizer), row["images"])
+def encoded(row, tokenizer, image_inputs):
+    return image_inputs.add_images(shown.conversation(row["messages"], tokenizer), row["images"])
 
 
-def rows_of(seen, kind="messages"):
+def rows_of(picture_data, kind="messages"):
     name = "chats" if kind == "messages" else "pairs"
-    return [row for row in recipe.from_data(str(seen / f"{name}.jsonl"), kind).rows(kind, "train", 1).kept if row.get("images")]
+    return [
+        row
+        for row in recipe.from_data(str(picture_data / f"{name}.jsonl"), kind).rows(kind, "train", 1).kept
+        if row.get("images")
+    ]
 
 
 def logged(folder):
@@ -138,19 +161,19 @@ def killed_ends_as(whole, run, monkeypatch, stage, flags, at):
     assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
 
 
-def two_train_as_one(run, made, seen, folder, moves, *more):
+def two_train_as_one(run, made, picture_data, folder, moves, *more):
     """Train in two processes, a row each, as in one on both: in most steps one has no picture, or neither, and a part has no gradient.
 
     `moves`: the part that pictures alone train.
     """
-    rows = [json.loads(line) for line in (seen / "chats.jsonl").read_text().splitlines()][:8]
+    rows = [json.loads(line) for line in (picture_data / "chats.jsonl").read_text().splitlines()][:8]
     rows += [{"messages": [{"role": "user", "content": f"{number}?"}, reply("It is red.")]} for number in range(8)]
     more = [*more, "--data", lines(folder / "mixed.jsonl", rows), "--max_steps", "6", "--optim", "sgd"]
     more += ["--learning_rate", "0.1", "--lr_scheduler_type", "constant"]
-    one = flags(made, seen, *more, "--per_device_train_batch_size", "2", "--output", folder / "one", parent="sft")
+    one = flags(made, picture_data, *more, "--per_device_train_batch_size", "2", "--output", folder / "one", parent="sft")
     status, _, err = run("sft", *one)
     assert status == 0, err
-    two = flags(made, seen, *more, "--per_device_train_batch_size", "1", "--output", folder / "two", parent="sft")
+    two = flags(made, picture_data, *more, "--per_device_train_batch_size", "1", "--output", folder / "two", parent="sft")
     assert launched("sft", two, folder).count("done in") == 1
     wanted, found, start = weights(folder / "one"), weights(folder / "two"), weights(made / "sft")
     assert max(float((found[key] - wanted[key]).abs().max()) for key in wanted) < 1e-5
