@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.chain import finished, manifest, stages
-from pipeline.models import checkpoint, tokenization
+from pipeline.models import build, checkpoint, tokenization
 from pipeline.training import distillation
 from pipeline.training.distillation import SoftTargets, divergence
 from tests.conftest import last, make_quietly
@@ -164,6 +165,19 @@ def test_a_new_student_has_the_sizes_and_the_tokenizer_that_were_asked_for(disti
     assert [parent["role"] for parent in record["parents"]] == ["teacher"]
     assert record["starts_from"] == "nothing"
     assert finished.read(tmp_path / "distill").record["family"] == "causal"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_student_with_fewer_heads_than_its_teacher_has_heads_of_equal_parts_of_its_width(architecture):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 50}
+    teacher = AutoConfig.for_model(architecture, **sizes, num_key_value_heads=4, head_dim=8)
+    made = build.resized(teacher, {"hidden_size": 24, "num_attention_heads": 2})
+    assert (made.head_dim, made.num_key_value_heads) == (12, 2)
+    assert AutoModelForCausalLM.from_config(made)(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 50)
+    grouped = build.resized(
+        AutoConfig.for_model(architecture, **sizes, num_key_value_heads=2, head_dim=16), {"hidden_size": 24}
+    )
+    assert (grouped.head_dim, grouped.num_key_value_heads) == (16, 2), "sizes that were chosen stay"
 
 
 def test_a_parent_that_is_the_teacher_has_nothing_to_learn(distill, chain, tmp_path):

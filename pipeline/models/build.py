@@ -98,7 +98,7 @@ def load(auto: str, parent: str, dropout_rate: float | None = None) -> Any:
 def resized(config: Any, changes: Mapping[str, Any]) -> Any:
     """Return a model's configuration with other values for some of its keys; UserError for one that it lacks or refuses.
 
-    What the library works out from other keys, such as the width of a head, is worked out again.
+    What follows from other keys, such as the width of a head, is worked out again.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -106,16 +106,23 @@ def resized(config: Any, changes: Mapping[str, Any]) -> Any:
     values, names = config.to_dict(), {key: config.attribute_map.get(key, key) for key in changes}
     if unknown := [f"{key} is no key of {config.model_type}" for key, name in names.items() if name not in values]:
         raise UserError(f"student: {', '.join(unknown)}; see the teacher's config.json")
-    for key, usual in (
-        ("head_dim", config.hidden_size // config.num_attention_heads),
-        ("num_key_value_heads", config.num_attention_heads),
-    ):
-        if values.get(key) == usual:
-            values.pop(key)
     if changes.get("num_hidden_layers", config.num_hidden_layers) != config.num_hidden_layers:
         values.pop("layer_types", None)
+    before = _heads(values)
     values |= {names[key]: value for key, value in changes.items()}
+    # Not left to the library: without them a Qwen3 has 32 heads of keys, of 128 numbers each, whatever its other sizes are.
+    values |= {key: size for key, size in _heads(values).items() if key not in changes and values.get(key) == before[key]}
     try:
         return AutoConfig.for_model(values.pop("model_type"), **values)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise UserError(f"student: {config.model_type} refuses it ({' '.join(str(error).split())[:200]})") from None
+
+
+def _heads(values: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes of heads that follow from a configuration's other values: equal parts of the width, each with its own keys."""
+    if not {"hidden_size", "num_attention_heads"} <= values.keys():
+        return {}
+    return {
+        "head_dim": values["hidden_size"] // values["num_attention_heads"],
+        "num_key_value_heads": values["num_attention_heads"],
+    }
