@@ -33,9 +33,14 @@ def images(split: str, seed: int) -> Iterator[Row]:
 
 
 def image_text(split: str, seed: int) -> Iterator[Row]:
-    """Yield pictures with their name, in small letters."""
+    """Yield pictures with their name, in small letters; to train on, also with their other names and their subcategory."""
     for entry, group, picture in _drawn(split):
-        yield {"image": picture, "text": (entry["name"] or entry["short_name"].replace("_", " ")).lower(), "group": group}
+        name = (entry["name"] or entry["short_name"].replace("_", " ")).lower()
+        texts = [name]
+        if split == "train":
+            others = (one.replace("_", " ").replace("-", " ") for one in entry["short_names"])
+            texts += [*others, f"{entry['subcategory'].replace('-', ' ')}: {name}"]
+        yield from ({"image": picture, "text": text, "group": group} for text in dict.fromkeys(texts))
 
 
 def _drawn(split: str) -> Iterator[tuple[dict[str, Any], str, dict[str, str]]]:
