@@ -123,6 +123,10 @@ class Finetuning(TaskStage):
             return {}
         return {"validation_data": hashes.streamed(Source.of(options.validation_data, reads).identity())}
 
+    def longest(self, options: Options) -> int:
+        """Return what the task needs of `max_length`."""
+        return options.chosen.longest(options.max_length)
+
     def modules(self, options: Options) -> list[Path]:
         """Return the files of the task and of the augmentation."""
         varied = [Path(str(sys.modules[type(options.varied).__module__].__file__))] if options.varied else []

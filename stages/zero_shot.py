@@ -40,6 +40,10 @@ class ZeroShot(TaskStage):
         refuse_unread(options, task.unread, f"the task {options.task}")
         return Signature(task.reads, self.takes, task.family)
 
+    def longest(self, options: Options) -> int:
+        """Return what the task needs of `max_length`."""
+        return options.chosen.longest(options.max_length)
+
     def judged_by(self, options: Options) -> tuple[Against, ...]:
         """Return the task's own metric, against its baseline."""
         return (Against(options.chosen.primary, options.chosen.baseline_name),)

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from pipeline import rewards
-from pipeline.chain import finished, manifest, profile
+from pipeline.chain import check, finished, manifest, profile
 from pipeline.system.errors import UserError
 
 PROFILES = profile.names()
@@ -241,3 +241,29 @@ def test_rows_from_a_node_and_a_recipe_at_once_are_refused(tmp_path):
     assert profile.load(tmp_path / "p").nodes["x"].parents["data"] == "some/where", (
         "a control may read other rows than its node"
     )
+
+
+def too_long(folder):
+    """Return what the check of a profile says of rows that are longer than their model has positions."""
+    whole = profile.load(folder)
+    options = {name: node.stage.split(node.settings) for name, node in whole.nodes.items()}
+    return [told for name, node in whole.nodes.items() for told in check._length(whole, node, *options[name], options)]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_no_row_of_a_shipped_profile_is_longer_than_its_model_has_positions(name):
+    assert too_long(profile.find(name)) == []
+
+
+def test_pictures_are_not_measured_by_the_positions_of_texts(tmp_path):
+    pretrain = "stage: pretrain\nrecipe: emoji\nobjective: clip\nmax_length: 16"
+    seen = "stage: finetune\nparent: pretrain\nrecipe: emoji\ntask: image_classification"
+    read = "stage: finetune\nparent: pretrain\nrecipe: verses\ntask: classification"
+    assert (
+        too_long(written(tmp_path / "p", pretrain=pretrain, a=seen, b="stage: zero_shot\nparent: pretrain\nrecipe: emoji"))
+        == []
+    )
+    (told,) = too_long(written(tmp_path / "q", pretrain="recipe: verses\nmax_length: 16\nobjective: mlm", a=read))
+    assert "a.yaml: max_length: 256 is more than the 16 positions of pretrain" in told
+    (tmp_path / "q" / "pretrain.yaml").write_text("recipe: emoji\nobjective: clip\nmax_length: 16\ntext_tower: some/where")
+    assert too_long(tmp_path / "q") == [], "positions are those of the parent's texts"

@@ -200,11 +200,11 @@ def _length(
 
     `known`: the nodes whose options are not at fault.
     """
-    longest = arguments.get("max_length", getattr(options, "max_length", None))
+    longest = arguments.get("max_length", node.stage.longest(options))
     before = whole.nodes.get(node.parents.get(PARENT, ""))
     while before is not None and before.name in known and longest:
         positions = before.stage.positions(before.stage.split(before.settings)[0])
-        if PARENT not in before.parents and positions is not None:
+        if not before.parents and positions is not None:  # a parent by another role may bring the tower that reads texts
             told = f"{node.file}: max_length: {longest} is more than the {positions} positions of {before.name} ({before.file}: max_length)"
             return [told] if longest > positions else []
         before = whole.nodes.get(before.parents.get(PARENT, ""))

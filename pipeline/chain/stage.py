@@ -143,6 +143,10 @@ class Stage(ABC):
         """Return how many positions its model has where the options say so; None where it keeps those of its parent."""
         return None
 
+    def longest(self, options: Any) -> int | None:
+        """Return how many tokens the longest row that it reads may have; 0 where rows are no texts, None where a library's key says."""
+        return getattr(options, "max_length", None)
+
     def parameters(self, options: Any) -> int:
         """Return how many parameters a model without a parent has at least; 0 where the options don't say."""
         return 0

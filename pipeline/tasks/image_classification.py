@@ -49,6 +49,10 @@ class ImageClassification(Classification):
             raise UserError(f"{unlabelled:,} of {len(read):,} pictures have no label, which their folder or a table gives them")
         return super().labels(read)
 
+    def longest(self, max_length: int) -> int:
+        """Return 0: pictures are no tokens, and prompts are cut to what their tokenizer says."""
+        return 0
+
     def processor(self, folder: str) -> Any:
         """Return the image processor of a folder or hub id."""
         return processors.image_processor(folder)

@@ -75,10 +75,6 @@ class ZeroShot(ImageClassification):
         how = {"truncation": True, "max_length": tokenizer.model_max_length, "split_special_tokens": True}
         return pad([{IDS: list(tokenizer(text, **how)[IDS])} for text in texts], int(tokenizer.pad_token_id))
 
-    def longest(self, max_length: int) -> int:
-        """Return 0: prompts are cut to what the tokenizer says."""
-        return 0
-
     def examples(self, rows: Rows, tokenizer: Any, max_length: int, labels: list[str]) -> Iterator[Example]:
         """Yield pictures at the size that the model reads, with the number of their label."""
         yield from super().examples(rows, tokenizer.image_processor, max_length, labels)
