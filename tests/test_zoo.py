@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.zoo.__main__ import INTRODUCTION, PAGE, UNDETECTED
 from tests.zoo.runner import EARLY, SILENT, WARNED, Zoo, alarm, cases, ours, verdict
 
 TOLD = {
@@ -41,6 +42,17 @@ def test_the_zoo_is_large_enough_and_every_fault_tells_how_it_happens():
     assert len({case.name for case in faults}) >= 60
     assert len(right) >= 40
     assert all(len(case.story) > 10 and case.says for case in faults)
+
+
+def test_the_page_has_the_text_that_it_is_written_with_and_every_fault():
+    """A run of all faults takes long, so an edited sentence or a renamed fault is edited in the page, too."""
+    text = PAGE.read_text()
+    assert text.startswith(INTRODUCTION)
+    assert [name for name, why in UNDETECTED.items() if f"| {name} | {why} |\n" not in text] == []
+    table = [line.removeprefix("| ").split(" | ") for line in text.splitlines() if line.count(" | ") >= 5]
+    rows = [(name, stage, how) for name, stage, _, how, *_ in table if name != "fault"]
+    assert sorted((name, stage) for name, stage, _ in rows) == sorted((case.name, case.stage) for case in cases()[0])
+    assert {name for name, _, how in rows if how == SILENT} == set(UNDETECTED)
 
 
 @pytest.mark.slow  # for the models of the zoo

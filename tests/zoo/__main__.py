@@ -24,13 +24,21 @@ HEADINGS = {
     "templates": "Chat templates", "stuck": "Nothing can move, or all is wrecked", "rows": "Data",
     "arguments": "Arguments that are ignored or mean something else", "parents": "Parents and resumes", "pictures": "Pictures",
 }  # fmt: skip
+INTRODUCTION = """# Fault injection: which mistakes are detected
 
+This page lists common mistakes in the set-up of a training run, and how many of them tristage detects, compared with plain scripts of the libraries. \
+`make zoo` writes it. Each fault is planted into a small training run with tristage and, if it can occur there, into a plain script that uses \
+`trl` or transformers' `Trainer` in the same versions and with their defaults; `tests/zoo` contains all of them. The faults come first, \
+by kind, then the correct setups, on which a stop or one of these warnings would be a false alarm.
 
-UNTELLABLE = {
-    "heads cut otherwise": "Every tensor has the size that config.json asks for. A node's record would tell, but a folder without one has nothing that says what the model cost before.",
-    "another activation": "The same; the model answers nearly as it did (0.328 nats a token either way).",
-    "a tokenizer of another text": "Rows fall apart into letters, which both tokenizers number alike, so the parent finds them 2.3 nats a token likelier than exchanged ones (5.1 standard deviations). That is how it meets strange text of its own: of the correct setups, questions in capitals have 2.6 nats (4.9), several scripts 2.5, and answers in them cost 8.48 nats, more than the 6.83 here. What the parent writes does not tell either: 0.2% of its neighbouring tokens are cut otherwise by its own tokenizer, and 0.2% by the other. A warning on rows that cost more than guessing was tried: it was raised on 13 of 86 correct setups.",
-    "labels drawn by lot": "Labels that are hard to learn look the same before training. `make evaluate` says that the result is no better than the most frequent label.",
+For tristage, a stop or a warning counts only if the printed line names that fault. The criterion for plain scripts is laxer: \
+every stop counts, and so does every line that the same script does not print without the fault. A fault is *silent* if none of this happens.
+"""
+UNDETECTED = {
+    "another number of heads": "All tensors have the shapes that `config.json` implies. For a finished node the digests in its record show that the file was changed; a folder without a record contains nothing that says which loss the model had before.",
+    "another activation": "As above. The model's predictions also hardly change: the loss is 0.328 nats a token with either activation.",
+    "a tokenizer of another text": "The rows split into single letters, which have the same ids in both tokenizers. So the parent's loss on the rows is 2.3 nats a token (5.1 standard deviations) below its loss on the same rows with their token ids permuted. Unusual text looks the same to a parent with its own tokenizer: among the correct setups, the difference is 2.6 nats (4.9 standard deviations) for questions in capitals and 2.5 nats for several scripts; the answers in several scripts have a loss of 8.48 nats, more than the 6.83 here. Text that the parent generates does not reveal the fault either: its own tokenizer splits 0.2% of the neighbouring tokens differently, and the other one also 0.2%. A warning for rows whose loss is above that of uniform guessing was tried; it was raised on 13 of 86 correct setups.",
+    "shuffled labels": "Before training they can't be told from labels that are hard to learn. After training, `make evaluate` says that the model is no better than the most frequent label.",
 }  # fmt: skip
 
 
@@ -111,12 +119,8 @@ def report(zoo, faults, right, given, started) -> int:
 def page(found, right, alarms, traces) -> str:
     """Return the page of the docs."""
     lines = [
-        "# The zoo: planted faults", "",
-        "`make zoo` writes this page. Each fault is planted into tristage and, where it can be expressed there, into a plain script of "
-        "`trl` or of transformers' `Trainer`, of the same versions and with their defaults; `tests/zoo` holds all of them. With tristage a "
-        "stop or a warning counts only where its line tells that fault. With a plain script every stop counts, and every line that "
-        "the same script does not print without the fault.", "",
-        "| | tristage | tristage, of those that plain scripts can have | plain scripts |", "|---|---|---|---|",
+        *INTRODUCTION.splitlines(), "",
+        "| | tristage | tristage, on faults that plain scripts can have | plain scripts |", "|---|---|---|---|",
     ]  # fmt: skip
     both = [(mine, theirs) for _, mine, theirs, _ in found if theirs != "—"]
     columns = [[mine for _, mine, *_ in found], [mine for mine, _ in both], [theirs for _, theirs in both]]
@@ -126,12 +130,12 @@ def page(found, right, alarms, traces) -> str:
     lines.append("| **stopped or warned** | " + " | ".join(_share(column, (EARLY, LATE, WARNED)) for column in columns) + " |")
     lines += [f"| ended in a traceback | {traces['ours']} | | {traces['plain']} |", ""]
     lines += [
-        f"False alarms: {len(alarms)} of {len(right)} correct setups. Rows that are counted as left out are no warning.",
+        f"False alarms: {len(alarms)} of {len(right)} correct setups. A line that counts dropped rows is not a warning.",
         "",
     ]
     lines += [f"- {case.stage}: {case.name}: {said}" for case, said in alarms] + [""] * bool(alarms)
-    lines += ["## What no input tells", "", "| fault | why |", "|---|---|"]
-    lines += [f"| {name} | {why} |" for name, why in UNTELLABLE.items()] + [""]
+    lines += ["## Faults that are not detected", "", "| fault | why it is not detected |", "|---|---|"]
+    lines += [f"| {name} | {why} |" for name, why in UNDETECTED.items()] + [""]
     for kind, heading in HEADINGS.items():
         lines += [
             f"## {heading}",

@@ -160,7 +160,7 @@ def the_same_row_many_times(setup):
 
 
 @fault("finetune", "chance|no better|not better")
-def labels_drawn_by_lot(setup):
+def shuffled_labels(setup):
     """The label column was sorted apart from the texts."""
     rng = random.Random(0)
     labels = [row["label"] for row in setup.rows]

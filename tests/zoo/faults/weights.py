@@ -207,7 +207,7 @@ add(
 add(
     "sft dpo",
     "first rows no likelier|guessing",
-    "heads cut otherwise",
+    "another number of heads",
     "config.json has another number of heads, which no tensor's size tells.",
     lambda s: s.settings(num_attention_heads=4, num_key_value_heads=4, head_dim=8),
 )
