@@ -19,7 +19,7 @@ from pipeline import augmentation, tasks
 from pipeline.augmentation import Augmentation
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, Against, Signature
+from pipeline.chain.stage import PARENT, Signature
 from pipeline.data import types
 from pipeline.data.batches import Batches
 from pipeline.data.recipe import Rows
@@ -105,10 +105,6 @@ class Finetuning(TaskStage):
         """Return what any task takes."""
         return tuple({family: None for name in tasks.known() for family in tasks.declared(name).accepts})
 
-    def judged_by(self, options: Options) -> tuple[Against, ...]:
-        """Return the task's own metric, against its baseline."""
-        return (Against(options.chosen.primary, options.chosen.baseline_name),)
-
     def sources(self, options: Options) -> list[Path]:
         """Return the files of validation."""
         if not options.validation_data:
@@ -122,10 +118,6 @@ class Finetuning(TaskStage):
         if not options.validation_data or not types.load(reads).beside:
             return {}
         return {"validation_data": hashes.streamed(Source.of(options.validation_data, reads).identity())}
-
-    def longest(self, options: Options) -> int:
-        """Return what the task needs of `max_length`."""
-        return options.chosen.longest(options.max_length)
 
     def modules(self, options: Options) -> list[Path]:
         """Return the files of the task and of the augmentation."""

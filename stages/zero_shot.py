@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from pipeline.chain.life import run_stage
 from pipeline.chain.run import Run
-from pipeline.chain.stage import PARENT, Against, Signature
+from pipeline.chain.stage import PARENT, Signature
 from pipeline.system.config import option, refuse_unread
 from pipeline.training.task_stage import TaskOptions, TaskStage
 
@@ -39,14 +39,6 @@ class ZeroShot(TaskStage):
         task = options.chosen
         refuse_unread(options, task.unread, f"the task {options.task}")
         return Signature(task.reads, self.takes, task.family)
-
-    def longest(self, options: Options) -> int:
-        """Return what the task needs of `max_length`."""
-        return options.chosen.longest(options.max_length)
-
-    def judged_by(self, options: Options) -> tuple[Against, ...]:
-        """Return the task's own metric, against its baseline."""
-        return (Against(options.chosen.primary, options.chosen.baseline_name),)
 
     def train(self, run: Run) -> None:
         """Hand on the parent with the classes, then predict every held-out row with the model as anybody would load it."""

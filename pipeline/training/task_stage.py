@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import tasks
-from pipeline.chain.stage import Predictor, Stage
+from pipeline.chain.stage import Against, Predictor, Stage
 from pipeline.system.config import library_class, option
 from pipeline.tasks import Task
 
@@ -33,6 +33,14 @@ class TaskOptions:
 
 class TaskStage(Stage):
     """A stage whose model is asked by its task."""
+
+    def judged_by(self, options: Any) -> tuple[Against, ...]:
+        """Return the task's own metric, against its baseline."""
+        return (Against(options.chosen.primary, options.chosen.baseline_name),)
+
+    def longest(self, options: Any) -> int:
+        """Return what the task needs of `max_length`."""
+        return int(options.chosen.longest(options.max_length))
 
     def evaluators(self, options: Any) -> Sequence[Any]:
         """Return what reads the predictions that the stage wrote down."""
