@@ -7,7 +7,6 @@ directly, or a finished node that hands on rows. Either way they come out as `Ro
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from pipeline.data.rows import SPLITS, Rows
 from pipeline.data.source_recipe import Source, SourceRecipe
 from pipeline.data.split import HELD_OUT
 from pipeline.system.errors import UserError
+from pipeline.system.words import meant
 
 __all__ = ["EMPTY", "FOLDER", "SPLITS", "Recipe", "Rows", "from_data", "listing", "load", "of"]
 
@@ -37,9 +37,10 @@ def load(name: str) -> Recipe:
         if path.suffix == ".yaml" and path.is_file():
             return yaml_recipe.from_yaml(path, subset)
     known = sorted(item.stem for item in FOLDER.glob("*") if item.suffix in (".py", ".yaml") and item.stem != "__init__")
-    close = difflib.get_close_matches(name, known, n=1)
-    remedy = f"did you mean {close[0]}? Known are" if close else "known are"
-    raise UserError(f"recipe: {whole}: no such recipe; {remedy} {', '.join(known)}, or give a path")
+    near = meant(name, known, "")
+    raise UserError(
+        f"recipe: {whole}: no such recipe; {f'{near} Known' if near else 'known'} are {', '.join(known)}, or give a path"
+    )
 
 
 def from_data(data: str, type: str) -> Recipe:

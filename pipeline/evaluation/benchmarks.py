@@ -7,7 +7,6 @@ figures get intervals and paired differences like all others, in table, report a
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import io
 import logging
@@ -23,6 +22,7 @@ from pipeline.evaluation.intervals import share
 from pipeline.evaluation.metrics import Evaluator, Measurement, Metric
 from pipeline.system import hashes
 from pipeline.system.errors import UserError
+from pipeline.system.words import meant
 
 if TYPE_CHECKING:
     from pipeline.chain.finished import Finished
@@ -92,10 +92,10 @@ def _tasks(tasks: tuple[str, ...], include: Path | None) -> Any:
         return own
     every = TaskManager(include_path=folders)
     unknown = [task for task in tasks if not every.match_tasks([task])]
-    close = {task: difflib.get_close_matches(task, every.all_tasks, n=1) for task in unknown}
+    near = {task: meant(task, every.all_tasks, "") for task in unknown}
     if unknown:
         raise UserError(*(
-            f"TASKS: {task}: no task of this name{f'; did you mean {close[task][0]}?' if close[task] else ''}; the harness's "
+            f"TASKS: {task}: no task of this name{f'; {near[task]}' if near[task] else ''}; the harness's "
             f"own are known, and here {', '.join(sorted(own.all_tasks))}"
             for task in unknown
         ))  # fmt: skip
