@@ -76,13 +76,18 @@ def test_pairs_are_what_they_say(tokenizers, name):
         assert strangers > 0.5 * sum(labels)  # the documents share sentences, so not all of them
 
 
+def documents(count):
+    """Return documents of twelve sentences of many lengths."""
+    rng = np.random.default_rng(0)
+    return [
+        {"text": " ".join("The " + " ".join(rng.choice(WORDS, rng.integers(2, 14))) + "." for _ in range(12))}
+        for _ in range(count)
+    ]
+
+
 def test_the_length_of_a_pair_does_not_tell_its_label(tokenizers):
     """Over documents of sentences of many lengths: no threshold on the length is right much more often than chance."""
-    rng = np.random.default_rng(0)
-    rows = [
-        {"text": " ".join("The " + " ".join(rng.choice(WORDS, rng.integers(2, 14))) + "." for _ in range(12))}
-        for _ in range(150)
-    ]
+    rows = documents(150)
     found = list(objectives.load("mlm_nsp").examples(text_of(tokenizers["wordpiece"], rows, max_length=64)))
     lengths, labels = (
         np.array([len(example["input_ids"]) for example in found]),
@@ -97,11 +102,7 @@ def test_the_length_of_a_pair_does_not_tell_its_label(tokenizers):
 
 def test_the_lengths_of_two_segments_do_not_tell_their_order(tokenizers):
     """A window ends before the sentence that does not fit, so its last sentence is short; swapped, that would come first."""
-    rng = np.random.default_rng(0)
-    rows = [
-        {"text": " ".join("The " + " ".join(rng.choice(WORDS, rng.integers(2, 14))) + "." for _ in range(12))}
-        for _ in range(400)
-    ]
+    rows = documents(400)
     found = list(objectives.load("mlm_sop").examples(text_of(tokenizers["wordpiece"], rows, max_length=64)))
     second = np.array([sum(example["token_type_ids"]) - 1 for example in found])
     longer = len_of(found) - second - second

@@ -34,18 +34,15 @@ class ImageInputs:
 
     @classmethod
     def for_config(cls, config: Any, image_processor: Any) -> ImageInputs:
-        """Return that of a model that sees by its configuration; UserError where its image processor makes pictures of another size."""
+        """Return those of a vision-language model by its configuration; UserError where its image processor makes pictures of another size."""
         found = cls(
             image_processor,
             config.image_token_id,
             vision_language.of(config).num_tokens(config),
             config.vision_config.image_size,
         )
-        size = (
-            getattr(image_processor, "crop_size", None)
-            if getattr(image_processor, "do_center_crop", False)
-            else image_processor.size
-        )
+        crops = getattr(image_processor, "do_center_crop", False)
+        size = getattr(image_processor, "crop_size", None) if crops else image_processor.size
         if not size or (size.height, size.width) != (found.image_size, found.image_size):
             raise UserError(
                 f"--vision: its image processor makes pictures of {dict(size or image_processor.size)}, and the tower reads {found.image_size} by {found.image_size}"
@@ -54,7 +51,7 @@ class ImageInputs:
 
     @classmethod
     def from_folder(cls, folder: str, config: Any, role: str = "parent") -> ImageInputs:
-        """Return that of a model that sees by its configuration, with the image processor of a folder or hub id."""
+        """Return those of a vision-language model by its configuration, with the image processor of a folder or hub id."""
         return cls.for_config(config, processors.image_processor(folder, role))
 
     def resized(self, cell: Mapping[str, str]) -> bytes:

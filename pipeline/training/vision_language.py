@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 TOWER = "vision"  # role of a parent
 TOWER_FAMILIES = ("vision", "masked_vision", "dual_encoder")  # families of models that have one
-CONNECTOR_METHODS = (
-    "projector",
-    "cross_attention",
-)  # methods that train nothing but what lies between tower and language model
-_CROSS_ATTENTION = ("method", "cross_attention")
+PROJECTOR, CROSS_ATTENTION = "projector", "cross_attention"
+CONNECTOR_METHODS = (PROJECTOR, CROSS_ATTENTION)  # that train nothing but what lies between tower and language model
+_IF_CROSS_ATTENTION = ("method", CROSS_ATTENTION)
 
 
 @dataclass(frozen=True)
@@ -52,18 +50,18 @@ class VisionLanguageOptions(TowerOptions):
         64,
         "latents that the perceiver resampler makes of a picture",
         at_least=1,
-        needs=_CROSS_ATTENTION,
+        needs=_IF_CROSS_ATTENTION,
         beside=TOWER,
         omitted=True,
     )
     resampler_depth: int = option(
-        6, "layers of the perceiver resampler", at_least=1, needs=_CROSS_ATTENTION, beside=TOWER, omitted=True
+        6, "layers of the perceiver resampler", at_least=1, needs=_IF_CROSS_ATTENTION, beside=TOWER, omitted=True
     )
     cross_layer_interval: int = option(
         1,
         "layers of the language model for each gated cross-attention",
         at_least=1,
-        needs=_CROSS_ATTENTION,
+        needs=_IF_CROSS_ATTENTION,
         beside=TOWER,
         omitted=True,
     )
@@ -80,7 +78,7 @@ def signature(options: Any, plain: Signature, joins: bool = False) -> Signature:
 
 
 def build_model(run: Run, tokenizer: Any, model: Any) -> Any:
-    """Return a vision-language model: the parent, where it does, else the parent and the tower by role `vision`; UserError where they don't fit."""
+    """Return the parent, if it is a vision-language model, else one made of the parent and of the tower by role `vision`; UserError where they don't fit."""
     from pipeline.models import idefics, llava, parts, vision, vision_language
 
     options, place = run.options, run.parents.get(TOWER)
@@ -92,11 +90,11 @@ def build_model(run: Run, tokenizer: Any, model: Any) -> Any:
         return model
     if getattr(options, "load_in_4bit", False):
         raise UserError("load_in_4bit: true: is not there for models that read pictures; leave it out")
-    crosses = options.method == _CROSS_ATTENTION[1]
+    crosses = options.method == CROSS_ATTENTION
     if vision_language.reads_images(model):
         if place:
             raise UserError(f"--vision {place}: the parent has a tower already; leave it out")
-        own = CONNECTOR_METHODS[vision_language.uses_cross_attention(model)]
+        own = CROSS_ATTENTION if vision_language.uses_cross_attention(model) else PROJECTOR
         if options.method in CONNECTOR_METHODS and options.method != own:
             raise UserError(
                 f"method: {options.method}: {run.parent} has none; what reads its pictures is trained by method: {own}"
@@ -141,7 +139,7 @@ def load_image_inputs(run: Run, model: Any) -> ImageInputs | None:
 
 
 def default_arguments(options: Any) -> dict[str, Any]:
-    """Return keys of the library's class that vision-language models needs: in a batch of texts alone some of its parts have no gradient."""
+    """Return keys of the library's class that a vision-language model needs: in a batch of texts alone some of its parts have no gradient."""
     return {"ddp_find_unused_parameters": True} if options.tower else {}
 
 
@@ -174,9 +172,9 @@ def set_trainable(model: Any, options: Any) -> None:
         tower.requires_grad_(False)
     for part in connector:
         getattr(model.model, part).requires_grad_(True)
-    if options.method == CONNECTOR_METHODS[0]:
+    if options.method == PROJECTOR:
         _add_zero_gradient(model, getattr(model.model, connector[0]))
-    if options.method == _CROSS_ATTENTION[1]:
+    if options.method == CROSS_ATTENTION:
         getattr(tower, idefics.FIRST_NORM).requires_grad_(True)
 
 
